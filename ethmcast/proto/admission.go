@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package proto
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// SendProbe asks for a PROBE datagram of Size bytes to the peer's port.
+type SendProbe struct {
+	Nonce [wire.NonceSize]byte
+	Size  int
+	Port  uint16
+}
+
+// Admit asks for the session in the datapath. Admitted or Refuse answers.
+// Datagrams from the peer carry ReceiveKey, datagrams to it Join.Session and SendKey.
+type Admit struct {
+	Join                Join
+	SendKey, ReceiveKey auth.Key
+}
+
+// Refresh says that the peer announced itself.
+type Refresh struct{ Counters []Counter }
+
+// KeysInstalled says that the peer installed the Rekey with this ID.
+type KeysInstalled struct{ ID uint32 }
+
+// Remove says that the session ended and must leave the datapath if it is there.
+type Remove struct{ Err error }
+
+func (SendProbe) action()     {}
+func (Admit) action()         {}
+func (Refresh) action()       {}
+func (KeysInstalled) action() {}
+func (Remove) action()        {}
+
+// AdmissionState is the state of an Admission (SPEC 8.2).
+type AdmissionState uint8
+
+// States of an Admission.
+const (
+	AdmissionConnected AdmissionState = iota // no Status yet
+	AdmissionIdle                            // no session
+	AdmissionProbing                         // Join taken, endpoint unproven
+	AdmissionAdmitting                       // endpoint proven, Welcome not sent
+	AdmissionActive                          // Welcome sent
+	AdmissionBarred                          // never admitted on this connection
+)
+
+func (s AdmissionState) String() string {
+	return [...]string{"connected", "idle", "probing", "admitting", "active", "barred"}[s]
+}
+
+// AdmissionConfig is what an RP offers.
+type AdmissionConfig struct {
+	Self, Remote [32]byte // devp2p node ids
+	Status       Status   // the RP's own
+	Groups       []uint32 // served
+	Lease        time.Duration
+	Rate, Burst  uint32 // datagrams per second, and at once, that a peer may publish
+	Rand         io.Reader
+}
+
+// Admission is the RP's side of one connection to a peer: it proves the
+// endpoint, admits, and keeps the lease. At most MaxProbes datagrams go to an
+// endpoint before it is proven.
+//
+// A violation by the peer ends the session: Handle returns it for the log, the
+// actions hold the Leave and the Remove.
+type Admission struct {
+	cfg     AdmissionConfig
+	state   AdmissionState
+	join    Join
+	share   auth.Share
+	nonce   [wire.NonceSize]byte
+	probes  int
+	actions []Action
+
+	deadline time.Time // of the state, or the lease
+	probe    time.Time // next PROBE
+}
+
+// probeIntervals are the pauses after each PROBE.
+var probeIntervals = [MaxProbes]time.Duration{250 * time.Millisecond, 750 * time.Millisecond, ProbeTimeout}
+
+// NewAdmission returns an Admission for a connection that was just made.
+func NewAdmission(cfg AdmissionConfig) *Admission {
+	a := &Admission{cfg: cfg}
+	status := cfg.Status
+	a.send(&status)
+	return a
+}
+
+// State returns the state.
+func (a *Admission) State() AdmissionState { return a.state }
+
+// Actions returns what is to be done since the last call.
+func (a *Admission) Actions() []Action {
+	actions := a.actions
+	a.actions = nil
+	return actions
+}
+
+// Handle takes a message of the peer.
+func (a *Admission) Handle(now time.Time, m Message) error {
+	if a.state == AdmissionBarred {
+		return nil
+	}
+	if err := a.handle(now, m); err != nil {
+		a.Fail(err)
+		return err
+	}
+	return nil
+}
+
+func (a *Admission) handle(now time.Time, m Message) error {
+	if status, ok := m.(*Status); ok {
+		return a.status(status)
+	}
+	if a.state == AdmissionConnected {
+		return unexpected("message 0x%02x before status", m.Code())
+	}
+	switch m := m.(type) {
+	case *Join:
+		return a.joined(now, m)
+	case *Echo:
+		return a.echo(now, m)
+	case *Announce:
+		if a.state == AdmissionActive {
+			a.deadline = now.Add(a.cfg.Lease)
+			a.act(Refresh{m.Counters})
+		}
+	case *RekeyAck:
+		if a.state == AdmissionActive {
+			a.act(KeysInstalled{m.ID})
+		}
+	case *Leave:
+		a.end(fmt.Errorf("left: %v", m.Reason))
+	default:
+		return unexpected("message 0x%02x from a peer", m.Code())
+	}
+	return nil
+}
+
+func (a *Admission) status(status *Status) error {
+	switch {
+	case a.state != AdmissionConnected:
+		return unexpected("second status")
+	case status.Role != RolePeer:
+		return &Error{ReasonRole, fmt.Sprintf("status of an %v where a peer was expected", status.Role)}
+	case status.NetworkID != a.cfg.Status.NetworkID || status.Genesis != a.cfg.Status.Genesis:
+		return &Error{ReasonChain, fmt.Sprintf("peer of network %d with genesis %x", status.NetworkID, status.Genesis[:4])}
+	}
+	a.state = AdmissionIdle
+	return nil
+}
+
+func (a *Admission) joined(now time.Time, m *Join) error {
+	if a.state != AdmissionIdle {
+		return unexpected("join in state %v", a.state)
+	}
+	groups := slices.DeleteFunc(slices.Clone(m.Groups), func(g uint32) bool { return !slices.Contains(a.cfg.Groups, g) })
+	slices.Sort(groups)
+	groups = slices.Compact(groups)
+	switch {
+	case len(groups) == 0:
+		return &Error{ReasonGroup, fmt.Sprintf("none of %d groups is served", len(m.Groups))}
+	case m.Mode != ModeUnicast:
+		return &Error{ReasonMode, fmt.Sprintf("delivery mode %d", m.Mode)}
+	}
+	var random [wire.NonceSize + auth.ShareSize]byte
+	if _, err := io.ReadFull(a.cfg.Rand, random[:]); err != nil {
+		return fmt.Errorf("no random bytes: %w", err)
+	}
+	a.join, a.nonce, a.share = *m, [wire.NonceSize]byte(random[:]), auth.Share(random[wire.NonceSize:])
+	a.join.Groups = groups
+	a.state, a.probes, a.deadline = AdmissionProbing, 0, now.Add(ProbeTimeout)
+	a.sendProbe(now)
+	return nil
+}
+
+func (a *Admission) sendProbe(now time.Time) {
+	a.act(SendProbe{Nonce: a.nonce, Size: int(a.join.MaxDatagram), Port: a.join.Port})
+	a.probe = now.Add(probeIntervals[a.probes])
+	a.probes++
+}
+
+func (a *Admission) echo(now time.Time, m *Echo) error {
+	switch {
+	case a.state == AdmissionIdle || m.Nonce != a.nonce:
+		return unexpected("echo of a nonce that was not sent")
+	case m.Size != a.join.MaxDatagram:
+		return &Error{ReasonUnreachable, fmt.Sprintf("probe of %d bytes arrived with %d", a.join.MaxDatagram, m.Size)}
+	case a.state != AdmissionProbing:
+		return nil // echo of a second probe
+	}
+	send, receive := auth.HopKeys(a.cfg.Self, a.cfg.Remote, a.share, a.join.Share)
+	a.state = AdmissionAdmitting
+	a.act(Admit{Join: a.join, SendKey: send, ReceiveKey: receive})
+	return nil
+}
+
+// Admitted sends the Welcome. The datapath must already replicate to the peer;
+// session is the index that it gave, marks are the sequences from then on.
+func (a *Admission) Admitted(now time.Time, session uint32, keys []GroupKey, marks []Mark) {
+	if a.state != AdmissionAdmitting {
+		return
+	}
+	a.send(&Welcome{
+		Session: session,
+		Share:   a.share,
+		Lease:   uint32(a.cfg.Lease / time.Second),
+		Rate:    a.cfg.Rate,
+		Burst:   a.cfg.Burst,
+		Keys:    keys,
+		Marks:   marks,
+	})
+	a.state, a.deadline = AdmissionActive, now.Add(a.cfg.Lease)
+}
+
+// Rekey sends group keys to a member and reports whether an acknowledgement is
+// due; a peer that is not a member gets the keys with its Welcome.
+func (a *Admission) Rekey(m *Rekey) bool {
+	if a.state != AdmissionActive {
+		return false
+	}
+	a.send(m)
+	return true
+}
+
+// Fail ends the session because of what the peer did, or because of a limit.
+func (a *Admission) Fail(err error) {
+	connected := a.state == AdmissionConnected
+	a.send(&Leave{ReasonOf(err)})
+	a.end(err)
+	if connected {
+		a.state = AdmissionBarred
+	}
+}
+
+// end goes back to Idle.
+func (a *Admission) end(err error) {
+	switch a.state {
+	case AdmissionProbing, AdmissionAdmitting, AdmissionActive:
+		a.act(Remove{err})
+	}
+	a.state = AdmissionIdle
+}
+
+// Tick does what is due.
+func (a *Admission) Tick(now time.Time) {
+	switch a.state {
+	case AdmissionProbing:
+		switch {
+		case !now.Before(a.deadline):
+			a.Fail(&Error{ReasonUnreachable, fmt.Sprintf("no echo of %d probes", a.probes)})
+		case !now.Before(a.probe) && a.probes < MaxProbes:
+			a.sendProbe(now)
+		}
+	case AdmissionActive:
+		if !now.Before(a.deadline) {
+			a.Fail(&Error{ReasonExpired, fmt.Sprintf("no announce for %v", a.cfg.Lease)})
+		}
+	}
+}
+
+// Deadline returns when Tick is due next, zero for never.
+func (a *Admission) Deadline() time.Time {
+	switch a.state {
+	case AdmissionProbing:
+		if a.probes < MaxProbes && a.probe.Before(a.deadline) {
+			return a.probe
+		}
+		return a.deadline
+	case AdmissionActive:
+		return a.deadline
+	}
+	return time.Time{}
+}
+
+func (a *Admission) send(m Message) { a.act(Send{m}) }
+
+func (a *Admission) act(x Action) { a.actions = append(a.actions, x) }

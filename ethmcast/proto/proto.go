@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package proto is the RP-Peer protocol, devp2p capability mdcs/1 (SPEC section
+// 7): its messages with their limits, and the state machines of both sides,
+// Joiner for a peer and Admission for a replication point. The machines do no
+// I/O: they take the time and what arrived, and return what to do.
+package proto
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/rlp"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// The devp2p capability.
+const (
+	Name    = "mdcs"
+	Version = 1
+	Length  = 16 // message codes reserved
+)
+
+// Message codes (SPEC 7.1).
+const (
+	StatusMsg   = 0x00
+	JoinMsg     = 0x01
+	EchoMsg     = 0x02
+	WelcomeMsg  = 0x03
+	AnnounceMsg = 0x04
+	RekeyMsg    = 0x05
+	RekeyAckMsg = 0x06
+	LeaveMsg    = 0x07
+	HaveMsg     = 0x08
+)
+
+// Limits on received messages (SPEC section 11).
+const (
+	MaxMessage  = 128 << 10 // bytes of one message's RLP
+	MaxGroups   = 16        // groups in a Join
+	MaxKeys     = 2048      // group keys in a Welcome or a Rekey
+	MaxMarks    = 2048      // marks in a Welcome, Announce or Have
+	MaxMissing  = 64        // missing sequences in a mark of Have
+	MaxLease    = 10 * time.Minute
+	MinLease    = 5 * time.Second
+	MinDatagram = 256 // bytes; a peer that takes less cannot join
+)
+
+// Times of the protocol (SPEC section 11).
+const (
+	Lease             = 45 * time.Second // granted by an RP unless configured
+	AnnounceInterval  = 15 * time.Second // with up to AnnounceJitter less
+	AnnounceJitter    = 3 * time.Second
+	JoinTimeout       = 5 * time.Second // Join to Welcome
+	HeartbeatInterval = 500 * time.Millisecond
+	HeartbeatTimeout  = 1500 * time.Millisecond // silence after which an RP is lost
+	ProbeTimeout      = 3 * time.Second         // Join to Echo, at the RP
+	MaxProbes         = 3                       // datagrams sent to an unproven endpoint
+	MinBackoff        = 500 * time.Millisecond  // between attempts to join
+	MaxBackoff        = 30 * time.Second
+)
+
+// TopicTxs is the topic of transactions: an object is one transaction in its
+// canonical encoding (EIP-2718), so the object id begins its hash.
+const TopicTxs = "txs"
+
+// GroupID returns the group of a topic on a chain: the first 4 bytes of
+// keccak256("mdcs/1 group" || network id (8 bytes) || genesis hash || topic).
+func GroupID(networkID uint64, genesis [32]byte, topic string) uint32 {
+	id := binary.BigEndian.AppendUint64([]byte("mdcs/1 group"), networkID)
+	return binary.BigEndian.Uint32(crypto.Keccak256(id, genesis[:], []byte(topic)))
+}
+
+// Role says what a node is on this connection.
+type Role uint8
+
+// Roles of SPEC 7.2.
+const (
+	RolePeer Role = 1
+	RoleRP   Role = 2
+)
+
+func (r Role) String() string {
+	switch r {
+	case RolePeer:
+		return "peer"
+	case RoleRP:
+		return "rp"
+	}
+	return fmt.Sprintf("role-%d", uint8(r))
+}
+
+// DeliveryMode is how copies reach a peer.
+type DeliveryMode uint8
+
+// ModeUnicast is one copy for each subscriber.
+const ModeUnicast DeliveryMode = 0
+
+// Reason says why a session ended (SPEC 7.8).
+type Reason uint8
+
+// Reasons of Leave.
+const (
+	ReasonQuit        Reason = 0 // the sender stops or needs the session no more
+	ReasonMalformed   Reason = 1 // a message could not be decoded or breaks a limit
+	ReasonUnexpected  Reason = 2 // a message is not allowed in this state
+	ReasonChain       Reason = 3 // other network id or genesis
+	ReasonRole        Reason = 4 // the roles do not fit
+	ReasonGroup       Reason = 5 // none of the groups is served
+	ReasonFull        Reason = 6 // a limit of the RP is reached
+	ReasonUnreachable Reason = 7 // no Echo came back
+	ReasonExpired     Reason = 8 // the lease ran out
+	ReasonMode        Reason = 9 // delivery mode not offered
+)
+
+var reasonNames = [...]string{"quit", "malformed message", "unexpected message", "other chain", "role does not fit",
+	"group not served", "full", "endpoint unreachable", "lease expired", "delivery mode not offered"}
+
+func (r Reason) String() string {
+	if int(r) < len(reasonNames) {
+		return reasonNames[r]
+	}
+	return fmt.Sprintf("reason-%d", uint8(r))
+}
+
+// Error is a violation of the protocol by the other side. It ends the mdcs
+// session, never the devp2p connection.
+type Error struct {
+	Reason Reason
+	Detail string
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("%v: %s", e.Reason, e.Detail) }
+
+// ReasonOf returns the reason to send in a Leave for err.
+func ReasonOf(err error) Reason {
+	var violation *Error
+	if errors.As(err, &violation) {
+		return violation.Reason
+	}
+	return ReasonQuit
+}
+
+func malformed(format string, args ...any) error {
+	return &Error{ReasonMalformed, fmt.Sprintf(format, args...)}
+}
+
+func unexpected(format string, args ...any) error {
+	return &Error{ReasonUnexpected, fmt.Sprintf(format, args...)}
+}
+
+// Message is one message of the capability.
+type Message interface {
+	Code() uint64
+	check() error
+}
+
+// Status is the first message, sent by both sides.
+type Status struct {
+	Role        Role
+	NetworkID   uint64
+	Genesis     [32]byte
+	Incarnation uint32 // of an RP, 0 for a peer
+	DataPort    uint16 // UDP port of an RP, 0 for a peer
+}
+
+// Join asks an RP for membership. The endpoint is the address of the RLPx
+// connection and Port.
+type Join struct {
+	Groups      []uint32
+	Publish     bool
+	Mode        DeliveryMode
+	Port        uint16
+	MaxDatagram uint16     // largest datagram that the peer takes, bytes
+	MaxRate     uint64     // bytes per second that the peer takes, 0: no limit
+	Session     uint32     // index that datagrams to the peer must carry
+	Share       auth.Share // the peer's part of the hop keys
+}
+
+// Echo returns the nonce of a PROBE and the length of the datagram it came in.
+type Echo struct {
+	Nonce [wire.NonceSize]byte
+	Size  uint16
+}
+
+// GroupKey is a payload key of (ingress RP, group, epoch).
+type GroupKey struct {
+	Ingress uint32
+	Group   uint32
+	Epoch   uint8
+	Active  bool // the epoch in which to publish by that ingress RP
+	Key     auth.Key
+}
+
+// Mark is a sequence of (ingress RP, group): what comes after it is delivered.
+type Mark struct {
+	Ingress  uint32
+	Group    uint32
+	Sequence uint64
+}
+
+// Welcome admits a peer. It is sent after the RP began to replicate to it.
+type Welcome struct {
+	Session uint32     // index that datagrams to the RP must carry
+	Share   auth.Share // the RP's part of the hop keys
+	Lease   uint32     // seconds
+	Rate    uint32     // datagrams per second that the peer may publish
+	Burst   uint32     // datagrams that it may publish at once
+	Keys    []GroupKey
+	Marks   []Mark
+}
+
+// Counter is what a peer counted of (ingress RP, group) since it joined.
+type Counter struct {
+	Ingress    uint32
+	Group      uint32
+	Received   uint64
+	Lost       uint64
+	Duplicates uint64
+}
+
+// Announce refreshes the lease.
+type Announce struct {
+	Counters []Counter
+}
+
+// Rekey installs group keys and retires ingress RPs. It is acknowledged.
+type Rekey struct {
+	ID      uint32
+	Keys    []GroupKey
+	Retired []uint32 // ingress RPs that are gone
+}
+
+// RekeyAck says that the Rekey with this ID is installed.
+type RekeyAck struct {
+	ID uint32
+}
+
+// Leave ends the session; the connection may start another.
+type Leave struct {
+	Reason Reason
+}
+
+// HaveMark says which sequences of (ingress RP, group) the sender has delivered:
+// all from First up to but without Next, except those in Missing.
+type HaveMark struct {
+	Ingress uint32
+	Group   uint32
+	First   uint64
+	Next    uint64
+	Missing []uint64 // ascending, First <= each < Next
+}
+
+// Covers reports whether the sender has delivered seq.
+func (m *HaveMark) Covers(seq uint64) bool {
+	if seq < m.First || seq >= m.Next {
+		return false
+	}
+	for _, missing := range m.Missing {
+		if missing == seq {
+			return false
+		}
+	}
+	return true
+}
+
+// Have is exchanged between two peers. Covered is false when the sender has no
+// RP at present, which withdraws its earlier marks.
+type Have struct {
+	Covered bool
+	Marks   []HaveMark
+}
+
+// Code returns the message's code.
+func (*Status) Code() uint64   { return StatusMsg }
+func (*Join) Code() uint64     { return JoinMsg }
+func (*Echo) Code() uint64     { return EchoMsg }
+func (*Welcome) Code() uint64  { return WelcomeMsg }
+func (*Announce) Code() uint64 { return AnnounceMsg }
+func (*Rekey) Code() uint64    { return RekeyMsg }
+func (*RekeyAck) Code() uint64 { return RekeyAckMsg }
+func (*Leave) Code() uint64    { return LeaveMsg }
+func (*Have) Code() uint64     { return HaveMsg }
+
+func (m *Status) check() error {
+	switch m.Role {
+	case RolePeer:
+		return nil
+	case RoleRP:
+		if m.Incarnation == 0 || m.DataPort == 0 {
+			return malformed("status: rp without incarnation or data port")
+		}
+		return nil
+	}
+	return malformed("status: unknown role %d", m.Role)
+}
+
+func (m *Join) check() error {
+	switch {
+	case len(m.Groups) == 0 || len(m.Groups) > MaxGroups:
+		return malformed("join: %d groups", len(m.Groups))
+	case m.Port == 0:
+		return malformed("join: port 0")
+	case m.Session == 0:
+		return malformed("join: session 0")
+	case m.MaxDatagram < MinDatagram || m.MaxDatagram > wire.MaxDatagram:
+		return malformed("join: datagram size %d", m.MaxDatagram)
+	}
+	return nil
+}
+
+func (m *Echo) check() error { return nil }
+
+func (m *Welcome) check() error {
+	lease := time.Duration(m.Lease) * time.Second
+	switch {
+	case m.Session == 0:
+		return malformed("welcome: session 0")
+	case lease < MinLease || lease > MaxLease:
+		return malformed("welcome: lease of %v", lease)
+	case len(m.Keys) > MaxKeys || len(m.Marks) > MaxMarks:
+		return malformed("welcome: %d keys, %d marks", len(m.Keys), len(m.Marks))
+	case m.Rate == 0 || m.Burst == 0:
+		return malformed("welcome: rate %d, burst %d", m.Rate, m.Burst)
+	}
+	return nil
+}
+
+func (m *Announce) check() error {
+	if len(m.Counters) > MaxMarks {
+		return malformed("announce: %d counters", len(m.Counters))
+	}
+	return nil
+}
+
+func (m *Rekey) check() error {
+	if len(m.Keys) > MaxKeys || len(m.Retired) > MaxKeys {
+		return malformed("rekey: %d keys, %d retired", len(m.Keys), len(m.Retired))
+	}
+	return nil
+}
+
+func (m *RekeyAck) check() error { return nil }
+
+func (m *Leave) check() error { return nil }
+
+func (m *Have) check() error {
+	if len(m.Marks) > MaxMarks {
+		return malformed("have: %d marks", len(m.Marks))
+	}
+	for i := range m.Marks {
+		if err := m.Marks[i].check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *HaveMark) check() error {
+	if m.First > m.Next || len(m.Missing) > MaxMissing {
+		return malformed("have: mark from %d to %d, %d missing", m.First, m.Next, len(m.Missing))
+	}
+	for i, seq := range m.Missing {
+		if seq < m.First || seq >= m.Next || (i > 0 && seq <= m.Missing[i-1]) {
+			return malformed("have: missing sequence %d out of place", seq)
+		}
+	}
+	return nil
+}
+
+// Encode returns the message's RLP.
+func Encode(m Message) ([]byte, error) { return rlp.EncodeToBytes(m) }
+
+// Decode decodes a message and checks it against the limits of SPEC section 11.
+// Every error is an *Error.
+func Decode(code uint64, payload []byte) (Message, error) {
+	if len(payload) > MaxMessage {
+		return nil, malformed("message 0x%02x of %d bytes", code, len(payload))
+	}
+	var m Message
+	switch code {
+	case StatusMsg:
+		m = new(Status)
+	case JoinMsg:
+		m = new(Join)
+	case EchoMsg:
+		m = new(Echo)
+	case WelcomeMsg:
+		m = new(Welcome)
+	case AnnounceMsg:
+		m = new(Announce)
+	case RekeyMsg:
+		m = new(Rekey)
+	case RekeyAckMsg:
+		m = new(RekeyAck)
+	case LeaveMsg:
+		m = new(Leave)
+	case HaveMsg:
+		m = new(Have)
+	default:
+		return nil, malformed("unknown message code 0x%02x", code)
+	}
+	if err := rlp.DecodeBytes(payload, m); err != nil {
+		return nil, malformed("message 0x%02x: %v", code, err)
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}

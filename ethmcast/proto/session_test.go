@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package proto
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// pair is a Joiner and an Admission with a connection between them that the test
+// can cut, and a datapath that is ready at once.
+type pair struct {
+	t         *testing.T
+	now       time.Time
+	joiner    *Joiner
+	admission *Admission
+	log       []string // what happened, for assertions
+	deaf      bool     // PROBEs do not arrive
+	short     bool     // PROBEs arrive cut
+	silent    bool     // no heart-beats
+	joined    *Joined
+	admit     *Admit
+}
+
+const testGroup = 0x1234
+
+func newPair(t *testing.T, change func(*JoinerConfig, *AdmissionConfig)) *pair {
+	rng := rand.NewChaCha8([32]byte{1})
+	jc := JoinerConfig{
+		Self: [32]byte{1}, Remote: [32]byte{2}, NetworkID: 5, Genesis: [32]byte{6},
+		Groups: []uint32{testGroup}, Publish: true, Port: 30400, Rand: rng,
+	}
+	ac := AdmissionConfig{
+		Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: Lease, Rate: 100, Burst: 10, Rand: rng,
+		Status: Status{Role: RoleRP, NetworkID: 5, Genesis: [32]byte{6}, Incarnation: 77, DataPort: 30501},
+	}
+	if change != nil {
+		change(&jc, &ac)
+	}
+	p := &pair{t: t, now: time.Unix(1000, 0), joiner: NewJoiner(jc), admission: NewAdmission(ac)}
+	p.flush()
+	return p
+}
+
+// flush carries out actions until none is left.
+func (p *pair) flush() {
+	for range 100 {
+		a, b := p.joiner.Actions(), p.admission.Actions()
+		if len(a)+len(b) == 0 {
+			return
+		}
+		for _, x := range a {
+			p.peerDoes(x)
+		}
+		for _, x := range b {
+			p.rpDoes(x)
+		}
+	}
+	p.t.Fatal("the two sides never settle")
+}
+
+// carry encodes and decodes, as a connection does.
+func (p *pair) carry(m Message) Message {
+	b, err := Encode(m)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	got, err := Decode(m.Code(), b)
+	if err != nil {
+		p.t.Fatalf("%T: %v", m, err)
+	}
+	return got
+}
+
+func (p *pair) note(format string, args ...any) { p.log = append(p.log, fmt.Sprintf(format, args...)) }
+
+func (p *pair) peerDoes(x Action) {
+	switch x := x.(type) {
+	case Send:
+		p.note("peer sends %s", strings.TrimPrefix(fmt.Sprintf("%T", x.Message), "*proto."))
+		_ = p.admission.Handle(p.now, p.carry(x.Message)) // tests look at the states
+	case Joined:
+		p.joined = &x
+		p.note("peer joined")
+	case Left:
+		p.note("peer left")
+	case AnnounceDue:
+		_ = p.admission.Handle(p.now, &Announce{})
+	}
+}
+
+func (p *pair) rpDoes(x Action) {
+	switch x := x.(type) {
+	case Send:
+		p.note("rp sends %s", strings.TrimPrefix(fmt.Sprintf("%T", x.Message), "*proto."))
+		_ = p.joiner.Handle(p.now, p.carry(x.Message))
+	case SendProbe:
+		p.note("probe")
+		size := x.Size
+		if p.short {
+			size--
+		}
+		if !p.deaf {
+			p.joiner.Probe(x.Nonce, size)
+		}
+	case Admit:
+		p.admit = &x
+		p.admission.Admitted(p.now, 99, nil, []Mark{{77, testGroup, 41}})
+	case Remove:
+		p.note("removed")
+	}
+}
+
+// run lets time pass in steps of 50 ms, with a heart-beat each.
+func (p *pair) run(d time.Duration) {
+	for end := p.now.Add(d); p.now.Before(end); {
+		p.now = p.now.Add(50 * time.Millisecond)
+		if !p.silent {
+			p.joiner.Heard(p.now)
+		}
+		p.joiner.Tick(p.now)
+		p.admission.Tick(p.now)
+		p.flush()
+	}
+}
+
+func (p *pair) expect(j JoinerState, a AdmissionState) {
+	p.t.Helper()
+	if p.joiner.State() != j || p.admission.State() != a {
+		p.t.Fatalf("states %v and %v, want %v and %v; log:\n%s", p.joiner.State(), p.admission.State(), j, a, strings.Join(p.log, "\n"))
+	}
+}
+
+func (p *pair) count(entry string) (n int) {
+	for _, e := range p.log {
+		if e == entry {
+			n++
+		}
+	}
+	return n
+}
+
+func TestJoin(t *testing.T) {
+	p := newPair(t, nil)
+	p.expect(JoinerIdle, AdmissionIdle)
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.expect(JoinerActive, AdmissionActive)
+	if p.joined.SendKey != p.admit.ReceiveKey || p.joined.ReceiveKey != p.admit.SendKey || p.joined.SendKey == p.joined.ReceiveKey {
+		t.Error("the two sides derived different hop keys")
+	}
+	if p.joined.SendSession != 99 || p.joined.ReceiveSession != p.admit.Join.Session || p.joined.ReceiveSession == 0 {
+		t.Errorf("sessions %+v", p.joined)
+	}
+	if p.count("probe") != 1 {
+		t.Errorf("%d probes", p.count("probe"))
+	}
+	p.run(5 * time.Minute) // announces keep the lease
+	p.expect(JoinerActive, AdmissionActive)
+	p.joiner.Want(p.now, false)
+	p.flush()
+	p.expect(JoinerIdle, AdmissionIdle)
+	if p.count("removed") != 1 {
+		t.Error("the session was not removed")
+	}
+}
+
+// An endpoint that never answers gets three PROBEs and nothing else.
+func TestUnprovenEndpoint(t *testing.T) {
+	p := newPair(t, nil)
+	p.deaf = true
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.run(ProbeTimeout)
+	p.expect(JoinerBackoff, AdmissionIdle)
+	if n := p.count("probe"); n != MaxProbes {
+		t.Errorf("%d probes, want %d", n, MaxProbes)
+	}
+	if p.count("peer joined")+p.count("rp sends Welcome") != 0 {
+		t.Error("an unproven endpoint was admitted")
+	}
+	p.deaf = false
+	p.run(2 * time.Second)
+	p.expect(JoinerActive, AdmissionActive)
+}
+
+// A path that cuts the largest datagram is not proven.
+func TestProbeSize(t *testing.T) {
+	p := newPair(t, nil)
+	p.short = true
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.expect(JoinerBackoff, AdmissionIdle)
+	if p.count("peer joined") != 0 {
+		t.Error("admitted")
+	}
+}
+
+func TestProbeNotAsked(t *testing.T) {
+	p := newPair(t, nil)
+	p.joiner.Probe([wire.NonceSize]byte{1}, 1232)
+	p.flush()
+	if n := p.count("peer sends Echo"); n != 0 {
+		t.Errorf("%d echoes while idle", n)
+	}
+}
+
+func TestWrongNonce(t *testing.T) {
+	p := newPair(t, nil)
+	p.deaf = true
+	p.joiner.Want(p.now, true)
+	p.flush()
+	if err := p.admission.Handle(p.now, &Echo{Nonce: [16]byte{1, 2, 3}, Size: 1232}); ReasonOf(err) != ReasonUnexpected {
+		t.Errorf("guessed nonce: %v", err)
+	}
+	p.flush()
+	p.expect(JoinerBackoff, AdmissionIdle)
+}
+
+func TestLeaseExpires(t *testing.T) {
+	p := newPair(t, nil)
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.joiner = NewJoiner(p.joiner.cfg) // a peer that forgot
+	p.joiner.Actions()
+	p.now = p.now.Add(Lease - time.Millisecond)
+	p.admission.Tick(p.now)
+	p.expect(JoinerConnected, AdmissionActive)
+	p.now = p.now.Add(time.Millisecond)
+	p.admission.Tick(p.now)
+	p.flush()
+	if p.admission.State() != AdmissionIdle || p.count("removed") != 1 {
+		t.Errorf("state %v, log %v", p.admission.State(), p.log)
+	}
+}
+
+// A silent RP is left within HeartbeatTimeout and tried again.
+func TestSilentRP(t *testing.T) {
+	p := newPair(t, nil)
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.run(time.Second)
+	p.silent = true
+	p.run(HeartbeatTimeout + 100*time.Millisecond)
+	p.expect(JoinerBackoff, AdmissionIdle)
+	p.silent = false
+	p.run(time.Second)
+	p.expect(JoinerActive, AdmissionActive)
+}
+
+// Time in which the peer did not run is not the RP's silence.
+func TestStalledPeer(t *testing.T) {
+	p := newPair(t, nil)
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.now = p.now.Add(10 * time.Second)
+	p.joiner.Tick(p.now)
+	p.expect(JoinerActive, AdmissionActive)
+}
+
+func TestBackoffDoubles(t *testing.T) {
+	p := newPair(t, func(j *JoinerConfig, _ *AdmissionConfig) { j.Groups = []uint32{1} })
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.run(time.Minute)
+	// 0.5 + 1 + 2 + 4 + 8 + 16 = 31.5 s for the first seven.
+	if n := p.count("peer sends Join"); n < 7 || n > 8 {
+		t.Errorf("%d joins in a minute", n)
+	}
+	if p.count("probe") != 0 {
+		t.Error("probed for a group that is not served")
+	}
+}
+
+func TestWrongStatus(t *testing.T) {
+	for name, change := range map[string]func(*JoinerConfig, *AdmissionConfig){
+		"network": func(j *JoinerConfig, _ *AdmissionConfig) { j.NetworkID++ },
+		"genesis": func(j *JoinerConfig, _ *AdmissionConfig) { j.Genesis[0]++ },
+		"role":    func(_ *JoinerConfig, a *AdmissionConfig) { a.Status.Role = RolePeer },
+	} {
+		p := newPair(t, change)
+		p.joiner.Want(p.now, true)
+		p.flush()
+		p.run(10 * time.Second)
+		if p.joiner.State() != JoinerBarred || p.count("peer sends Join") != 0 {
+			t.Errorf("%s: state %v, log %v", name, p.joiner.State(), p.log)
+		}
+	}
+}
+
+// Messages that the state does not allow end the session and nothing else: the
+// next Join is admitted.
+func TestViolations(t *testing.T) {
+	for _, m := range []Message{&Have{}, &Welcome{Session: 1}, &Status{Role: RolePeer}, &Join{Groups: []uint32{testGroup}}, &Echo{}} {
+		p := newPair(t, nil)
+		p.joiner.Want(p.now, true)
+		p.flush()
+		if err := p.admission.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
+			t.Errorf("%T to an RP: %v", m, err)
+		}
+		p.flush()
+		p.expect(JoinerBackoff, AdmissionIdle)
+		p.run(time.Second)
+		p.expect(JoinerActive, AdmissionActive)
+	}
+	for _, m := range []Message{&Have{}, &Join{}, &Status{Role: RoleRP}, &Announce{}, &RekeyAck{}} {
+		p := newPair(t, nil)
+		p.joiner.Want(p.now, true)
+		p.flush()
+		if err := p.joiner.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
+			t.Errorf("%T to a peer: %v", m, err)
+		}
+		p.flush()
+		p.run(time.Second)
+		p.expect(JoinerActive, AdmissionActive)
+	}
+}
+
+func TestRekeyInstalledBeforeAck(t *testing.T) {
+	p := newPair(t, nil)
+	p.joiner.Want(p.now, true)
+	p.flush()
+	if err := p.joiner.Handle(p.now, &Rekey{ID: 7, Keys: []GroupKey{{Ingress: 1}}, Retired: []uint32{2}}); err != nil {
+		t.Fatal(err)
+	}
+	actions := p.joiner.Actions()
+	install := slices.IndexFunc(actions, func(a Action) bool { _, ok := a.(Install); return ok })
+	ack := slices.IndexFunc(actions, func(a Action) bool { s, ok := a.(Send); return ok && s.Message.Code() == RekeyAckMsg })
+	if install < 0 || ack < install {
+		t.Errorf("actions %v", actions)
+	}
+}
+
+// Whatever comes in whatever order, neither machine panics or sends to an
+// unproven endpoint more than it may.
+func FuzzAdmission(f *testing.F) {
+	f.Add([]byte{0, 1, 2, 4, 20, 7, 1, 20, 20})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		a := NewAdmission(AdmissionConfig{
+			Groups: []uint32{1}, Lease: Lease, Rate: 1, Burst: 1, Rand: rand.NewChaCha8([32]byte{}),
+			Status: Status{Role: RoleRP, Incarnation: 1, DataPort: 1},
+		})
+		now := time.Unix(0, 0)
+		probes, proven := 0, false
+		for _, op := range script {
+			if int(op) < len(samples()) {
+				m := samples()[op]
+				switch m := m.(type) {
+				case *Status:
+					*m = Status{Role: RolePeer}
+				case *Join:
+					probes, proven = 0, false
+				case *Echo:
+					if op%2 == 0 {
+						m.Nonce, proven = a.nonce, true
+					}
+				}
+				_ = a.Handle(now, m)
+			} else {
+				now = now.Add(time.Duration(op) * 10 * time.Millisecond)
+				a.Tick(now)
+			}
+			for _, x := range a.Actions() {
+				switch x.(type) {
+				case SendProbe:
+					probes++
+				case Admit:
+					if !proven {
+						t.Fatal("admitted without an echo")
+					}
+					a.Admitted(now, 1, nil, nil)
+				}
+			}
+			if probes > MaxProbes {
+				t.Fatalf("%d probes for one join", probes)
+			}
+		}
+	})
+}
