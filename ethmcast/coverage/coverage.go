@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package coverage decides which gossip a peer may leave out (SPEC section 10).
+//
+// Two peers that both speak mdcs/1 tell each other by HAVE marks what multicast
+// has delivered to them. A transaction that travels by multicast is not
+// gossiped to a covered neighbour; it is held until the neighbour's marks pass
+// its sequence, and announced if they have not within Confirm, or at once when
+// the neighbour withdraws. So a transaction that an RP loses, that cannot cross
+// a partition or that an RP drops on purpose still arrives by gossip.
+//
+// Invariants: a held transaction leaves only by confirmation, by announcement or
+// with its neighbour; what is skipped for a neighbour is held for it. Guards, a
+// few neighbours that change over time, are announced everything after
+// GuardDelay, whatever their marks say: an RP that gives different datagrams
+// the same sequence cannot hide a transaction from all.
+//
+// The package does no I/O; all methods that need the time take it.
+package coverage
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// Times of SPEC section 11.
+const (
+	Confirm       = 1500 * time.Millisecond // hold to announcement
+	Fresh         = 4 * time.Second         // age at which marks no longer cover
+	HaveInterval  = time.Second             // between HAVEs while marks change
+	HaveKeepAlive = 3 * time.Second         // between HAVEs otherwise
+	GuardDelay    = 3 * time.Second         // hold to announcement for a guard
+	GuardInterval = time.Minute             // between choices of guards
+	sweep         = 250 * time.Millisecond  // announcements of one sweep share a message
+)
+
+// Guards is the number of neighbours that are always announced everything.
+const Guards = 2
+
+// maxHeld bounds what is held for one neighbour; beyond it gossip is not left out.
+const maxHeld = 1 << 16
+
+// Announcement is a list of transactions to announce to a neighbour by eth.
+type Announcement[ID, Hash comparable] struct {
+	Peer   ID
+	Hashes []Hash
+}
+
+// Ref says where a transaction is in multicast. Sequence is 0 while it is being
+// published and the ingress RP has not acknowledged it.
+type Ref struct {
+	Stream
+	Sequence  uint64
+	abandoned bool
+}
+
+// Coverage holds the neighbours and what was not gossiped to them. ID names a
+// neighbour, Hash a transaction.
+type Coverage[ID, Hash comparable] struct {
+	rng        *rand.Rand
+	neighbours map[ID]*neighbour[Hash]
+	order      []ID // of arrival, so that choices depend on the seed alone
+	pending    map[Hash]*Ref
+	chooseAt   time.Time
+	sweepAt    time.Time
+}
+
+type neighbour[Hash comparable] struct {
+	covered   bool
+	guard     bool
+	at        time.Time // of the last HAVE
+	marks     map[Stream]proto.HaveMark
+	suspended map[Stream]uint64 // not covered until the mark's Next is beyond it
+	held      []held[Hash]      // by time
+}
+
+type held[Hash comparable] struct {
+	hash Hash
+	ref  *Ref
+	at   time.Time
+}
+
+// New returns a Coverage without neighbours; rng chooses the guards.
+func New[ID, Hash comparable](rng *rand.Rand) *Coverage[ID, Hash] {
+	return &Coverage[ID, Hash]{
+		rng:        rng,
+		neighbours: make(map[ID]*neighbour[Hash]),
+		pending:    make(map[Hash]*Ref),
+	}
+}
+
+// Add adds a neighbour, which is not covered before its first HAVE.
+func (c *Coverage[ID, Hash]) Add(id ID) {
+	if c.neighbours[id] == nil {
+		c.neighbours[id] = &neighbour[Hash]{suspended: make(map[Stream]uint64)}
+		c.order = append(c.order, id)
+		c.chooseAt = time.Time{}
+	}
+}
+
+// Remove forgets a neighbour whose connection ended.
+func (c *Coverage[ID, Hash]) Remove(id ID) {
+	delete(c.neighbours, id)
+	c.order = slices.DeleteFunc(c.order, func(x ID) bool { return x == id })
+	c.chooseAt = time.Time{}
+}
+
+// Have takes a neighbour's HAVE. The announcements are what a withdrawal uncovers.
+func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Announcement[ID, Hash] {
+	n := c.neighbours[id]
+	if n == nil {
+		return nil
+	}
+	n.covered, n.at = have.Covered, now
+	n.marks = make(map[Stream]proto.HaveMark, len(have.Marks))
+	if !have.Covered {
+		return announce(n, id, func(held[Hash]) bool { return true })
+	}
+	for _, mark := range have.Marks {
+		s := Stream{mark.Ingress, mark.Group}
+		n.marks[s] = mark
+		if seq, ok := n.suspended[s]; ok && mark.Next > seq {
+			delete(n.suspended, s)
+		}
+	}
+	if !n.guard {
+		n.held = slices.DeleteFunc(n.held, func(h held[Hash]) bool { return n.confirmed(h.ref) })
+	}
+	return nil
+}
+
+func (n *neighbour[Hash]) confirmed(ref *Ref) bool {
+	mark, ok := n.marks[ref.Stream]
+	return ok && ref.Sequence != 0 && mark.Covers(ref.Sequence)
+}
+
+// covers reports whether the neighbour is expected to deliver what comes on s.
+func (n *neighbour[Hash]) covers(now time.Time, s Stream) bool {
+	if !n.fresh(now) || len(n.held) >= maxHeld {
+		return false
+	}
+	if _, ok := n.suspended[s]; ok {
+		return false
+	}
+	_, ok := n.marks[s]
+	return ok
+}
+
+// Covers reports whether a neighbour has an RP, by its fresh marks.
+func (c *Coverage[ID, Hash]) Covers(now time.Time, id ID) bool {
+	n := c.neighbours[id]
+	return n != nil && n.fresh(now)
+}
+
+func (n *neighbour[Hash]) fresh(now time.Time) bool {
+	return n.covered && now.Sub(n.at) < Fresh
+}
+
+// Publish begins a transaction that is sent to the RP of s. Numbered or Abandon
+// ends what Publish began.
+func (c *Coverage[ID, Hash]) Publish(hash Hash, s Stream) *Ref {
+	ref := &Ref{Stream: s}
+	c.pending[hash] = ref
+	return ref
+}
+
+// Skip reports whether gossip of a transaction to a neighbour may be left out,
+// and if so holds it. All neighbours of one transaction share its ref.
+func (c *Coverage[ID, Hash]) Skip(now time.Time, id ID, hash Hash, ref *Ref) bool {
+	n := c.neighbours[id]
+	if n == nil || ref.abandoned || !n.covers(now, ref.Stream) {
+		return false
+	}
+	if !n.guard && n.confirmed(ref) {
+		return true // the marks passed it already
+	}
+	n.held = append(n.held, held[Hash]{hash, ref, now})
+	return true
+}
+
+// Numbered gives a transaction that is being published its place.
+func (c *Coverage[ID, Hash]) Numbered(hash Hash, s Stream, seq uint64) {
+	if ref := c.pending[hash]; ref != nil {
+		ref.Stream, ref.Sequence = s, seq
+		delete(c.pending, hash)
+	}
+}
+
+// Abandon announces a transaction that could not be published.
+func (c *Coverage[ID, Hash]) Abandon(hash Hash) []Announcement[ID, Hash] {
+	ref := c.pending[hash]
+	if ref == nil {
+		return nil
+	}
+	delete(c.pending, hash)
+	ref.abandoned = true
+	var all []Announcement[ID, Hash]
+	for _, id := range c.order {
+		all = append(all, announce(c.neighbours[id], id, func(h held[Hash]) bool { return h.ref == ref })...)
+	}
+	return all
+}
+
+// Tick announces what was held too long and chooses guards.
+func (c *Coverage[ID, Hash]) Tick(now time.Time) []Announcement[ID, Hash] {
+	if !now.Before(c.chooseAt) {
+		c.chooseGuards(now)
+	}
+	if now.Before(c.sweepAt) {
+		return nil
+	}
+	c.sweepAt = now.Add(sweep)
+	var all []Announcement[ID, Hash]
+	for _, id := range c.order {
+		n := c.neighbours[id]
+		all = append(all, announce(n, id, func(h held[Hash]) bool {
+			switch age := now.Sub(h.at); {
+			case age < Confirm:
+				return false
+			case !n.confirmed(h.ref):
+				if h.ref.Sequence != 0 {
+					n.suspended[h.ref.Stream] = max(n.suspended[h.ref.Stream], h.ref.Sequence)
+				}
+				return true
+			default: // held for a guard only
+				return age >= GuardDelay
+			}
+		})...)
+	}
+	return all
+}
+
+// announce takes the held transactions that match out of the list.
+func announce[ID, Hash comparable](n *neighbour[Hash], id ID, match func(held[Hash]) bool) []Announcement[ID, Hash] {
+	var hashes []Hash
+	n.held = slices.DeleteFunc(n.held, func(h held[Hash]) bool {
+		due := match(h)
+		if due {
+			hashes = append(hashes, h.hash)
+		}
+		return due
+	})
+	if len(hashes) == 0 {
+		return nil
+	}
+	return []Announcement[ID, Hash]{{id, hashes}}
+}
+
+// chooseGuards chooses Guards neighbours at random.
+func (c *Coverage[ID, Hash]) chooseGuards(now time.Time) {
+	c.chooseAt = now.Add(GuardInterval)
+	for i, k := range c.rng.Perm(len(c.order)) {
+		c.neighbours[c.order[k]].guard = i < Guards
+	}
+}
+
+// Deadline returns when Tick is due next.
+func (c *Coverage[ID, Hash]) Deadline() time.Time {
+	next := c.chooseAt
+	for _, n := range c.neighbours {
+		if len(n.held) == 0 {
+			continue
+		}
+		due := n.held[0].at.Add(Confirm)
+		if due.Before(c.sweepAt) {
+			due = c.sweepAt
+		}
+		if due.Before(next) {
+			next = due
+		}
+	}
+	return next
+}
+
+// Covered returns how many neighbours there are, and how many have fresh marks.
+func (c *Coverage[ID, Hash]) Covered(now time.Time) (neighbours, covered int) {
+	for _, n := range c.neighbours {
+		if n.fresh(now) {
+			covered++
+		}
+	}
+	return len(c.neighbours), covered
+}
+
+// Held returns how many transactions are held, over all neighbours.
+func (c *Coverage[ID, Hash]) Held() (held int) {
+	for _, n := range c.neighbours {
+		held += len(n.held)
+	}
+	return held
+}

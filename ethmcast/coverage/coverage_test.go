@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package coverage
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+var testStream = Stream{Ingress: 7, Group: 1}
+
+type announcements map[string][]string
+
+func collect(into announcements, list []Announcement[string, string]) {
+	for _, a := range list {
+		into[a.Peer] = append(into[a.Peer], a.Hashes...)
+	}
+}
+
+// covered returns a Have that has delivered all before next, but for missing.
+func covered(next uint64, missing ...uint64) *proto.Have {
+	return &proto.Have{Covered: true, Marks: []proto.HaveMark{
+		{Ingress: testStream.Ingress, Group: testStream.Group, First: 1, Next: next, Missing: missing},
+	}}
+}
+
+// newCoverage returns one without guards among the neighbours that a test names:
+// the first two that are added are the guards.
+func newCoverage(now time.Time, names ...string) *Coverage[string, string] {
+	c := New[string, string](rand.New(rand.NewPCG(1, 1)))
+	for _, name := range append([]string{"guard1", "guard2"}, names...) {
+		c.Add(name)
+		c.Have(now, name, covered(1))
+	}
+	c.chooseAt = now.Add(time.Hour)
+	c.neighbours["guard1"].guard, c.neighbours["guard2"].guard = true, true
+	return c
+}
+
+func at(seq uint64) *Ref { return &Ref{Stream: testStream, Sequence: seq} }
+
+func TestSkipConfirmed(t *testing.T) {
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b")
+	if !c.Skip(now, "b", "tx", at(5)) {
+		t.Fatal("gossip to a covered neighbour was not left out")
+	}
+	if c.Held() != 1 {
+		t.Fatal("what was left out is not held")
+	}
+	c.Have(now.Add(time.Second), "b", covered(6))
+	if c.Held() != 0 {
+		t.Error("held after the marks passed it")
+	}
+	if a := c.Tick(now.Add(2 * time.Second)); len(a) != 0 {
+		t.Errorf("announced %v", a)
+	}
+}
+
+func TestUnconfirmedIsAnnounced(t *testing.T) {
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b")
+	c.Skip(now, "b", "lost", at(5))
+	c.Skip(now, "b", "arrived", at(6))
+	c.Have(now.Add(time.Second), "b", covered(7, 5))
+	if a := c.Tick(now.Add(Confirm - time.Millisecond)); len(a) != 0 {
+		t.Errorf("announced early: %v", a)
+	}
+	got := make(announcements)
+	collect(got, c.Tick(now.Add(Confirm+sweep)))
+	if !slices.Equal(got["b"], []string{"lost"}) || len(got) != 1 {
+		t.Errorf("announced %v", got)
+	}
+	// Suspended until its next is beyond 5, which the next Have says.
+	later := now.Add(Confirm + sweep)
+	if c.Skip(later, "b", "next", at(8)) {
+		t.Error("left out for a neighbour that just missed one")
+	}
+	c.Have(later, "b", covered(8, 5))
+	if !c.Skip(later, "b", "next", at(8)) {
+		t.Error("still suspended")
+	}
+}
+
+func TestNotCovered(t *testing.T) {
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b")
+	c.Add("silent")
+	for name, skipped := range map[string]bool{
+		"unknown": c.Skip(now, "unknown", "tx", at(5)),
+		"silent":  c.Skip(now, "silent", "tx", at(5)),
+		"stale":   c.Skip(now.Add(Fresh), "b", "tx", at(5)),
+		"stream":  c.Skip(now, "b", "tx", &Ref{Stream: Stream{Ingress: 8, Group: 1}, Sequence: 5}),
+	} {
+		if skipped {
+			t.Errorf("%s: gossip left out", name)
+		}
+	}
+	if c.Held() != 0 {
+		t.Error("held for a neighbour that is gossiped to")
+	}
+}
+
+func TestWithdrawalAnnouncesAll(t *testing.T) {
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b", "c")
+	for i := range 3 {
+		for _, name := range []string{"b", "c"} {
+			c.Skip(now, name, fmt.Sprint(i), at(uint64(5+i)))
+		}
+	}
+	got := make(announcements)
+	collect(got, c.Have(now, "b", &proto.Have{}))
+	if !slices.Equal(got["b"], []string{"0", "1", "2"}) || len(got) != 1 {
+		t.Errorf("announced %v", got)
+	}
+	if c.Skip(now, "b", "3", at(9)) {
+		t.Error("left out for a neighbour that withdrew")
+	}
+}
+
+func TestPublishing(t *testing.T) {
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b")
+	ref := c.Publish("tx", testStream)
+	c.Skip(now, "b", "tx", ref)
+	c.Have(now, "b", covered(100)) // says nothing about a sequence not known yet
+	if c.Held() != 1 {
+		t.Fatal("released before it has a sequence")
+	}
+	c.Numbered("tx", testStream, 42)
+	c.Have(now, "b", covered(100))
+	if c.Held() != 0 {
+		t.Error("not released")
+	}
+
+	ref = c.Publish("failed", testStream)
+	c.Skip(now, "b", "failed", ref)
+	got := make(announcements)
+	collect(got, c.Abandon("failed"))
+	if !slices.Equal(got["b"], []string{"failed"}) {
+		t.Errorf("announced %v", got)
+	}
+	if c.Skip(now, "b", "failed", ref) {
+		t.Error("left out after publishing failed")
+	}
+}
+
+func TestGuardsGetEverything(t *testing.T) {
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b")
+	for _, name := range []string{"guard1", "guard2", "b"} {
+		c.Skip(now, name, "tx", at(5))
+		c.Have(now, name, covered(6))
+	}
+	got := make(announcements)
+	for d := time.Duration(0); d < 2*GuardDelay; d += sweep {
+		for _, name := range []string{"guard1", "guard2", "b"} {
+			c.Have(now.Add(d), name, covered(6))
+		}
+		collect(got, c.Tick(now.Add(d)))
+		if d < GuardDelay && len(got) != 0 {
+			t.Fatalf("announced %v after %v", got, d)
+		}
+	}
+	if len(got["guard1"]) != 1 || len(got["guard2"]) != 1 || len(got["b"]) != 0 {
+		t.Errorf("announced %v", got)
+	}
+	c.chooseGuards(now)
+	guards := 0
+	for _, n := range c.neighbours {
+		if n.guard {
+			guards++
+		}
+	}
+	if guards != Guards {
+		t.Errorf("%d guards", guards)
+	}
+}
+
+// Whatever happens, a transaction that was left out for a neighbour is later
+// confirmed by its marks, announced to it, or its connection ended.
+func TestNothingIsForgotten(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		now := time.Unix(100, 0)
+		c := New[string, string](rand.New(rand.NewPCG(1, 1)))
+		names := []string{"a", "b", "c", "d"}
+		skipped := make(map[string]map[string]*Ref)
+		announced := make(announcements)
+		confirmed := make(map[string]map[string]bool) // by marks, at any time while skipped
+		next := uint64(1)
+		for _, name := range names {
+			c.Add(name)
+			skipped[name] = make(map[string]*Ref)
+			confirmed[name] = make(map[string]bool)
+			c.Have(now, name, covered(1))
+		}
+		var publishing []string
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 600).Draw(t, "ms")) * time.Millisecond)
+			collect(announced, c.Tick(now))
+			name := rapid.SampledFrom(names).Draw(t, "neighbour")
+			switch rapid.IntRange(0, 4).Draw(t, "event") {
+			case 0, 1:
+				hash := fmt.Sprint(next)
+				ref := at(next)
+				if rapid.Bool().Draw(t, "publishing") {
+					ref = c.Publish(hash, testStream)
+					publishing = append(publishing, hash)
+				}
+				for _, n := range names {
+					if c.Skip(now, n, hash, ref) {
+						skipped[n][hash] = ref
+					}
+				}
+				next++
+			case 2:
+				mark := rapid.Uint64Range(1, next).Draw(t, "mark")
+				collect(announced, c.Have(now, name, covered(mark)))
+				for hash, ref := range skipped[name] {
+					if ref.Sequence != 0 && ref.Sequence < mark {
+						confirmed[name][hash] = true
+					}
+				}
+			case 3:
+				collect(announced, c.Have(now, name, &proto.Have{}))
+			case 4:
+				for _, hash := range publishing {
+					if rapid.Bool().Draw(t, "acknowledged") {
+						c.Numbered(hash, testStream, next)
+						next++
+					} else {
+						collect(announced, c.Abandon(hash))
+					}
+				}
+				publishing = nil
+			}
+		}
+		for range 40 {
+			now = now.Add(sweep)
+			collect(announced, c.Tick(now))
+		}
+		for name, txs := range skipped {
+			for hash := range txs {
+				if !slices.Contains(announced[name], hash) && !confirmed[name][hash] {
+					t.Fatalf("%s never got %s", name, hash)
+				}
+			}
+		}
+		if c.Held() != 0 {
+			t.Fatalf("%d still held long after the last event", c.Held())
+		}
+	})
+}
+
+func TestMarks(t *testing.T) {
+	now := time.Unix(100, 0)
+	var m Marks
+	m.Start(testStream, 10)
+	expect := func(first, next uint64, missing ...uint64) {
+		t.Helper()
+		have := m.Have()
+		if len(have) != 1 || have[0].First != first || have[0].Next != next || !slices.Equal(have[0].Missing, missing) {
+			t.Errorf("marks %+v, want %d to %d without %v", have, first, next, missing)
+		}
+	}
+	expect(11, 11)
+	m.Delivered(now, testStream, 9) // before the start
+	expect(11, 11)
+	m.Delivered(now, testStream, 11)
+	expect(11, 12)
+	m.Delivered(now, testStream, 15)
+	expect(11, 16, 12, 13, 14)
+	m.Delivered(now, testStream, 13)
+	m.Delivered(now, testStream, 13)
+	expect(11, 16, 12, 14)
+	m.Expire(now.Add(MissingFor - 1))
+	expect(11, 16, 12, 14)
+	m.Expire(now.Add(MissingFor))
+	expect(15, 16)
+	if c := m.Counters()[0]; c.Lost != 2 {
+		t.Errorf("counters %+v", c)
+	}
+	m.Delivered(now, testStream, 1000) // too far to list what is missing
+	expect(1000, 1001)
+	m.Retire(testStream.Ingress)
+	if len(m.Have()) != 0 {
+		t.Error("marks of a retired RP")
+	}
+	m.Delivered(now, testStream, 5) // begins by itself
+	expect(5, 6)
+}
+
+// Have never claims what was not delivered, and its messages keep the limits.
+func TestMarksProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		now := time.Unix(100, 0)
+		var m Marks
+		start := rapid.Uint64Range(0, 100).Draw(t, "start")
+		m.Start(testStream, start)
+		delivered := make(map[uint64]bool)
+		top := start
+		for range rapid.IntRange(0, 300).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 1000).Draw(t, "ms")) * time.Millisecond)
+			seq := max(top, 50) - 50 + rapid.Uint64Range(1, 150).Draw(t, "seq")
+			m.Delivered(now, testStream, seq)
+			m.Expire(now)
+			delivered[seq] = true
+			top = max(top, seq)
+		}
+		have := &proto.Have{Covered: true, Marks: m.Have()}
+		b, err := proto.Encode(have)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := proto.Decode(proto.HaveMsg, b); err != nil {
+			t.Fatalf("own message breaks a limit: %v", err)
+		}
+		for seq := uint64(0); seq < top+10; seq++ {
+			if have.Marks[0].Covers(seq) && !delivered[seq] {
+				t.Fatalf("claims %d, which was not delivered: %+v", seq, have.Marks[0])
+			}
+		}
+	})
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package coverage
+
+import (
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// MissingFor is how long an undelivered sequence is reported as missing. A
+// neighbour asks about a sequence only within Confirm, so this is generous.
+const MissingFor = 10 * time.Second
+
+// Stream names a sequence space.
+type Stream struct {
+	Ingress, Group uint32
+}
+
+// Marks keeps what this peer has delivered of each stream, for the HAVE marks
+// that it sends and the counters that it announces. The zero Marks is empty.
+type Marks struct {
+	streams map[Stream]*stream
+	version uint64
+}
+
+type stream struct {
+	first, next uint64 // delivered: first <= seq < next, except missing
+	missing     []gap  // ascending
+	counter     proto.Counter
+}
+
+type gap struct {
+	seq   uint64
+	since time.Time
+}
+
+// Start begins a stream: what comes after seq is due.
+func (m *Marks) Start(s Stream, seq uint64) {
+	if m.streams == nil {
+		m.streams = make(map[Stream]*stream)
+	}
+	m.version++
+	m.streams[s] = &stream{first: seq + 1, next: seq + 1, counter: proto.Counter{Ingress: s.Ingress, Group: s.Group}}
+}
+
+// Retire forgets all streams of an ingress RP.
+func (m *Marks) Retire(ingress uint32) {
+	m.version++
+	for s := range m.streams {
+		if s.Ingress == ingress {
+			delete(m.streams, s)
+		}
+	}
+}
+
+// Reset forgets all streams.
+func (m *Marks) Reset() { *m = Marks{version: m.version + 1} }
+
+// Delivered marks a sequence as delivered. A stream that was not started begins
+// with its first delivered sequence.
+func (m *Marks) Delivered(now time.Time, s Stream, seq uint64) {
+	st := m.streams[s]
+	if st == nil {
+		m.Start(s, seq-1)
+		st = m.streams[s]
+	}
+	m.version++
+	st.counter.Received++
+	switch {
+	case seq >= st.next:
+		if seq-st.next > proto.MaxMissing {
+			st.lost(len(st.missing))
+			st.counter.Lost += seq - st.next
+			st.first = seq
+		} else {
+			for gone := st.next; gone < seq; gone++ {
+				st.missing = append(st.missing, gap{gone, now})
+			}
+			if over := len(st.missing) - proto.MaxMissing; over > 0 {
+				st.giveUp(over)
+			}
+		}
+		st.next = seq + 1
+	case seq >= st.first:
+		st.missing = slices.DeleteFunc(st.missing, func(g gap) bool { return g.seq == seq })
+	}
+}
+
+// Duplicate counts a datagram whose object was delivered before.
+func (m *Marks) Duplicate(s Stream) {
+	if st := m.streams[s]; st != nil {
+		st.counter.Duplicates++
+	}
+}
+
+// Expire gives up what has been missing for MissingFor.
+func (m *Marks) Expire(now time.Time) {
+	for _, st := range m.streams {
+		n := 0
+		for n < len(st.missing) && now.Sub(st.missing[n].since) >= MissingFor {
+			n++
+		}
+		if n > 0 {
+			m.version++
+			st.giveUp(n)
+		}
+	}
+}
+
+// giveUp moves first beyond the n oldest missing sequences.
+func (st *stream) giveUp(n int) {
+	st.first = st.missing[n-1].seq + 1
+	st.lost(n)
+}
+
+func (st *stream) lost(n int) {
+	st.counter.Lost += uint64(n)
+	st.missing = slices.Delete(st.missing, 0, n)
+}
+
+// Version changes whenever what Have returns may have changed.
+func (m *Marks) Version() uint64 { return m.version }
+
+// Have returns the marks, ordered by stream.
+func (m *Marks) Have() []proto.HaveMark {
+	marks := make([]proto.HaveMark, 0, len(m.streams))
+	for _, s := range m.sorted() {
+		st := m.streams[s]
+		mark := proto.HaveMark{Ingress: s.Ingress, Group: s.Group, First: st.first, Next: st.next}
+		for _, g := range st.missing {
+			mark.Missing = append(mark.Missing, g.seq)
+		}
+		marks = append(marks, mark)
+	}
+	return marks
+}
+
+// Counters returns the counters, ordered by stream. Lost includes what is missing now.
+func (m *Marks) Counters() []proto.Counter {
+	counters := make([]proto.Counter, 0, len(m.streams))
+	for _, s := range m.sorted() {
+		c := m.streams[s].counter
+		c.Lost += uint64(len(m.streams[s].missing))
+		counters = append(counters, c)
+	}
+	return counters
+}
+
+func (m *Marks) sorted() []Stream {
+	all := make([]Stream, 0, len(m.streams))
+	for s := range m.streams {
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Stream) int {
+		if a.Ingress != b.Ingress {
+			return int(int64(a.Ingress) - int64(b.Ingress))
+		}
+		return int(int64(a.Group) - int64(b.Group))
+	})
+	if len(all) > proto.MaxMarks {
+		all = all[:proto.MaxMarks]
+	}
+	return all
+}

@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package outbox publishes objects to one RP (SPEC section 9.1).
+//
+// An object is cut into symbols of wire.MaxPayload bytes, each sent in a datagram
+// until the RP's ECHO of it came back, at most MaxAttempts times. An object whose
+// symbols are all acknowledged is published; one that is not, or that finds no
+// RP within MaxWait, has failed and goes by gossip. A change of RP sends what is
+// not acknowledged to the new one, marked as republished.
+//
+// The package does no I/O; actions come out of Actions, in order.
+package outbox
+
+import (
+	"container/heap"
+	"encoding/binary"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// Parameters of SPEC section 11.
+const (
+	MaxAttempts = 3                      // per symbol and RP
+	InitialRTO  = 100 * time.Millisecond // before the first ECHO
+	MinRTO      = 20 * time.Millisecond
+	MaxRTO      = 200 * time.Millisecond
+	MaxWait     = time.Second // of an object without an RP
+	MaxObjects  = 1 << 14     // waiting; more are refused
+)
+
+// Path is the session on which to publish.
+type Path struct {
+	RP      uint32 // incarnation
+	Session uint32
+	Group   uint32
+	Key     auth.Key // of the hop
+	Epoch   uint8
+	Payload auth.Key // group key of (RP, group, epoch)
+	Rate    uint32   // datagrams per second
+	Burst   uint32   // datagrams at once
+}
+
+// Action is a Datagram, a Published or a Failed.
+type Action interface{ action() }
+
+// Datagram is to be sent to the RP.
+type Datagram struct{ Bytes []byte }
+
+// Published says that the RP took the whole object; Sequence is the one of its
+// last acknowledged symbol, in (RP, group) of the path.
+type Published struct {
+	Hash     [32]byte
+	RP       uint32
+	Sequence uint64
+	Took     time.Duration // from when it was due to the last ECHO
+}
+
+// Failed says that the object was not published.
+type Failed struct{ Hash [32]byte }
+
+func (Datagram) action()  {}
+func (Published) action() {}
+func (Failed) action()    {}
+
+// Outbox holds the objects that wait for their ECHOs.
+type Outbox struct {
+	path     *Path
+	sequence uint64 // publisher's own, of the path
+	objects  map[uint64]*object
+	timers   timers
+	ready    []symbolRef // to send when tokens allow
+	actions  []Action
+
+	srtt   time.Duration
+	tokens float64
+	filled time.Time
+}
+
+type object struct {
+	id      uint64
+	hash    [32]byte
+	data    []byte
+	symbols []symbol
+	left    int // symbols without ECHO
+	flags   uint8
+	sent    bool      // a datagram of it left
+	began   time.Time // when it was first due
+	expires time.Time // while it waits for an RP
+	due     time.Time // when Tick has to look at it
+	index   int       // in timers
+}
+
+type symbol struct {
+	attempts int
+	sent     time.Time
+	queued   bool
+	acked    bool
+}
+
+type symbolRef struct {
+	object *object
+	esi    int
+}
+
+// New returns an empty outbox without a path.
+func New() *Outbox { return &Outbox{objects: make(map[uint64]*object)} }
+
+// Actions returns what is to be done since the last call.
+func (o *Outbox) Actions() []Action {
+	a := o.actions
+	o.actions = nil
+	return a
+}
+
+// Ready reports whether there is an RP to publish to.
+func (o *Outbox) Ready() bool { return o.path != nil }
+
+// Len returns the number of objects that wait.
+func (o *Outbox) Len() int { return len(o.objects) }
+
+// SRTT returns the smoothed round-trip time to the RP, zero before the first ECHO.
+func (o *Outbox) SRTT() time.Duration { return o.srtt }
+
+// Publish takes an object with its keccak256 hash, to be sent after delay unless
+// cancelled before. It reports false when the outbox is full or holds it already.
+func (o *Outbox) Publish(now time.Time, hash [32]byte, data []byte, delay time.Duration) bool {
+	id := binary.BigEndian.Uint64(hash[:])
+	if len(o.objects) >= MaxObjects || o.objects[id] != nil || len(data) == 0 {
+		return false
+	}
+	k := wire.SourceSymbols(len(data))
+	x := &object{id: id, hash: hash, data: data, symbols: make([]symbol, k), left: k, due: now.Add(delay)}
+	o.objects[id] = x
+	heap.Push(&o.timers, x)
+	o.Tick(now)
+	return true
+}
+
+// Cancel drops an object that was not sent yet and reports whether there was one.
+func (o *Outbox) Cancel(hash [32]byte) bool {
+	x := o.objects[binary.BigEndian.Uint64(hash[:])]
+	if x == nil || x.sent {
+		return false
+	}
+	o.remove(x)
+	return true
+}
+
+// SetPath changes the RP, nil for none. What the former RP did not acknowledge
+// starts again on the new path.
+func (o *Outbox) SetPath(now time.Time, p *Path) {
+	o.ready = nil
+	o.path, o.sequence, o.srtt = p, 0, 0
+	if p != nil {
+		o.tokens, o.filled = float64(p.Burst), now
+	}
+	for _, x := range o.objects {
+		clear(x.symbols)
+		x.left, x.expires = len(x.symbols), time.Time{}
+		if x.sent {
+			x.flags |= wire.FlagRepublished
+		}
+		if !x.began.IsZero() {
+			x.due = now
+		}
+	}
+	heap.Init(&o.timers)
+	o.Tick(now)
+}
+
+// SetGroupKey changes the epoch in which to publish.
+func (o *Outbox) SetGroupKey(epoch uint8, key auth.Key) {
+	if o.path != nil {
+		o.path.Epoch, o.path.Payload = epoch, key
+	}
+}
+
+// Echo takes the RP's acknowledgement of a symbol.
+func (o *Outbox) Echo(now time.Time, h *wire.Header) {
+	x := o.objects[h.ObjectID]
+	if x == nil || o.path == nil || h.Ingress != o.path.RP || int(h.ESI) >= len(x.symbols) {
+		return
+	}
+	s := &x.symbols[h.ESI]
+	if s.acked || s.attempts == 0 {
+		return
+	}
+	s.acked = true
+	if s.attempts == 1 {
+		o.sample(now.Sub(s.sent))
+	}
+	if x.left--; x.left == 0 {
+		o.remove(x)
+		o.act(Published{Hash: x.hash, RP: h.Ingress, Sequence: h.Sequence, Took: now.Sub(x.began)})
+	}
+}
+
+// sample smooths the round-trip time (RFC 6298 section 2, gain 1/8).
+func (o *Outbox) sample(rtt time.Duration) {
+	if o.srtt == 0 {
+		o.srtt = rtt
+	}
+	o.srtt += (rtt - o.srtt) / 8
+}
+
+// rto returns the time to wait for the ECHO of an attempt, counted from 1.
+func (o *Outbox) rto(attempt int) time.Duration {
+	rto := InitialRTO
+	if o.srtt != 0 {
+		rto = min(max(4*o.srtt, MinRTO), MaxRTO)
+	}
+	return rto << (attempt - 1)
+}
+
+// Tick sends and gives up what is due.
+func (o *Outbox) Tick(now time.Time) {
+	for len(o.timers) > 0 && !o.timers[0].due.After(now) {
+		x := o.timers[0]
+		if o.path == nil {
+			o.withoutPath(now, x)
+			continue
+		}
+		if !o.queue(now, x) {
+			o.remove(x)
+			o.act(Failed{x.hash})
+			continue
+		}
+		heap.Fix(&o.timers, x.index)
+	}
+	o.send(now)
+}
+
+// withoutPath lets an object wait for an RP until MaxWait.
+func (o *Outbox) withoutPath(now time.Time, x *object) {
+	if !x.expires.IsZero() {
+		o.remove(x)
+		o.act(Failed{x.hash})
+		return
+	}
+	x.begin(now)
+	x.expires = now.Add(MaxWait)
+	x.due = x.expires
+	heap.Fix(&o.timers, x.index)
+}
+
+func (x *object) begin(now time.Time) {
+	if x.began.IsZero() {
+		x.began = now
+	}
+}
+
+// queue puts the symbols of x that are due into the send queue and sets the next
+// due time. It reports false when a symbol has no attempt left.
+func (o *Outbox) queue(now time.Time, x *object) bool {
+	next := now.Add(o.rto(MaxAttempts))
+	for i := range x.symbols {
+		s := &x.symbols[i]
+		if s.acked {
+			continue
+		}
+		if s.queued {
+			next = earlier(next, now.Add(MinRTO))
+			continue
+		}
+		if s.attempts > 0 {
+			if due := s.sent.Add(o.rto(s.attempts)); due.After(now) {
+				next = earlier(next, due)
+				continue
+			}
+		}
+		if s.attempts == MaxAttempts {
+			return false
+		}
+		s.queued = true
+		o.ready = append(o.ready, symbolRef{x, i})
+		next = earlier(next, now.Add(o.rto(s.attempts+1)))
+	}
+	x.begin(now)
+	x.due = next
+	return true
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// send sends from the queue as far as the granted rate allows.
+func (o *Outbox) send(now time.Time) {
+	if o.path == nil || len(o.ready) == 0 {
+		return
+	}
+	o.tokens = min(o.tokens+now.Sub(o.filled).Seconds()*float64(o.path.Rate), float64(o.path.Burst))
+	o.filled = now
+	n := 0
+	for ; n < len(o.ready) && o.tokens >= 1; n++ {
+		ref := o.ready[n]
+		s := &ref.object.symbols[ref.esi]
+		s.queued = false
+		if s.acked || o.objects[ref.object.id] != ref.object {
+			continue
+		}
+		s.attempts++
+		s.sent, ref.object.sent = now, true
+		o.tokens--
+		o.act(Datagram{o.encode(ref.object, ref.esi)})
+	}
+	if o.ready = o.ready[n:]; len(o.ready) == 0 {
+		o.ready = nil
+	}
+}
+
+func (o *Outbox) encode(x *object, esi int) []byte {
+	payload := x.data[esi*wire.MaxPayload : min((esi+1)*wire.MaxPayload, len(x.data))]
+	o.sequence++
+	h := wire.Header{
+		Type:       wire.Data,
+		Flags:      x.flags,
+		Epoch:      o.path.Epoch,
+		Session:    o.path.Session,
+		Group:      o.path.Group,
+		Sequence:   o.sequence,
+		ESI:        uint16(esi),
+		K:          uint16(len(x.symbols)),
+		N:          uint16(len(x.symbols)),
+		PayloadLen: uint16(len(payload)),
+		ObjectLen:  uint32(len(x.data)),
+		ObjectID:   x.id,
+	}
+	b := append(h.Append(make([]byte, 0, wire.HeaderSize+len(payload))), payload...)
+	wire.SetPayloadTag(b, o.path.Payload.PayloadTag(b))
+	wire.SetHopTag(b, o.path.Key.HopTag(b))
+	return b
+}
+
+// KeepAlive returns a HEARTBEAT for the RP, which keeps the address state of
+// firewalls on the way, or nil without a path.
+func (o *Outbox) KeepAlive() []byte {
+	if o.path == nil {
+		return nil
+	}
+	h := wire.Header{Type: wire.Heartbeat, Session: o.path.Session, Group: o.path.Group}
+	b := h.Append(nil)
+	wire.SetHopTag(b, o.path.Key.HopTag(b))
+	return b
+}
+
+// Deadline returns when Tick is due next, zero for never.
+func (o *Outbox) Deadline() (next time.Time) {
+	if len(o.timers) > 0 {
+		next = o.timers[0].due
+	}
+	if len(o.ready) > 0 && o.path != nil {
+		wait := time.Duration((1 - o.tokens) / float64(o.path.Rate) * float64(time.Second))
+		if refill := o.filled.Add(max(wait, time.Millisecond)); next.IsZero() || refill.Before(next) {
+			next = refill
+		}
+	}
+	return next
+}
+
+func (o *Outbox) remove(x *object) {
+	delete(o.objects, x.id)
+	heap.Remove(&o.timers, x.index)
+}
+
+func (o *Outbox) act(a Action) { o.actions = append(o.actions, a) }
+
+// timers is a heap of objects by due time.
+type timers []*object
+
+func (t timers) Len() int           { return len(t) }
+func (t timers) Less(i, k int) bool { return t[i].due.Before(t[k].due) }
+func (t timers) Swap(i, k int) {
+	t[i], t[k] = t[k], t[i]
+	t[i].index, t[k].index = i, k
+}
+func (t *timers) Push(x any) {
+	o := x.(*object)
+	o.index = len(*t)
+	*t = append(*t, o)
+}
+func (t *timers) Pop() any {
+	old := *t
+	x := old[len(old)-1]
+	old[len(old)-1] = nil
+	*t = old[:len(old)-1]
+	return x
+}

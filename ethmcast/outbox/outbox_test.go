@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package outbox
+
+import (
+	"crypto/sha256"
+	"testing"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// rp is an RP that acknowledges what it gets after rtt, or not at all.
+type rp struct {
+	t         *testing.T
+	o         *Outbox
+	path      Path
+	now       time.Time
+	rtt       time.Duration
+	dead      bool
+	loseEcho  int // of the next datagrams
+	sequence  uint64
+	got       []wire.Header
+	data      map[uint16][]byte
+	echoes    []echo
+	published []Published
+	failed    [][32]byte
+}
+
+type echo struct {
+	at time.Time
+	h  wire.Header
+}
+
+func newRP(t *testing.T) *rp {
+	r := &rp{
+		t: t, o: New(), now: time.Unix(100, 0), rtt: 2 * time.Millisecond, data: make(map[uint16][]byte),
+		path: Path{RP: 7, Session: 8, Group: 9, Key: auth.Key{1}, Epoch: 3, Payload: auth.Key{2}, Rate: 1000, Burst: 50},
+	}
+	r.connect()
+	return r
+}
+
+func (r *rp) connect() {
+	p := r.path
+	r.o.SetPath(r.now, &p)
+	r.flush()
+}
+
+func (r *rp) flush() {
+	for _, a := range r.o.Actions() {
+		switch a := a.(type) {
+		case Datagram:
+			r.datagram(a.Bytes)
+		case Published:
+			r.published = append(r.published, a)
+		case Failed:
+			r.failed = append(r.failed, a.Hash)
+		}
+	}
+}
+
+func (r *rp) datagram(b []byte) {
+	h, payload, v := wire.Parse(b)
+	if v != wire.Pass || h.Session != r.path.Session || !r.path.Key.CheckHopTag(b, h.HopTag) || !r.path.Payload.CheckPayloadTag(b, h.PayloadTag) {
+		r.t.Fatalf("datagram that no RP takes: %v, %v", &h, v)
+	}
+	if n := len(r.got); n > 0 && r.got[n-1].Sequence >= h.Sequence && h.Sequence != 1 {
+		r.t.Fatalf("sequence %d after %d", h.Sequence, r.got[n-1].Sequence)
+	}
+	r.got = append(r.got, h)
+	r.data[h.ESI] = append([]byte(nil), payload...)
+	if r.dead {
+		return
+	}
+	r.sequence++
+	if r.loseEcho > 0 {
+		r.loseEcho--
+		return
+	}
+	h.Type, h.Ingress, h.Sequence = wire.Echo, r.path.RP, r.sequence
+	r.echoes = append(r.echoes, echo{r.now.Add(r.rtt), h})
+}
+
+// run lets time pass by deadlines.
+func (r *rp) run(d time.Duration) {
+	for end := r.now.Add(d); ; {
+		next := end
+		if t := r.o.Deadline(); !t.IsZero() && t.Before(next) {
+			next = t
+		}
+		if len(r.echoes) > 0 && r.echoes[0].at.Before(next) {
+			next = r.echoes[0].at
+		}
+		if next.After(r.now) {
+			r.now = next
+		}
+		for len(r.echoes) > 0 && !r.echoes[0].at.After(r.now) {
+			r.o.Echo(r.now, &r.echoes[0].h)
+			r.echoes = r.echoes[1:]
+		}
+		r.o.Tick(r.now)
+		r.flush()
+		if !r.now.Before(end) {
+			return
+		}
+	}
+}
+
+func (r *rp) publish(size int, seed byte, delay time.Duration) [32]byte {
+	data := make([]byte, size)
+	data[0] = seed
+	hash := sha256.Sum256(data)
+	if !r.o.Publish(r.now, hash, data, delay) {
+		r.t.Fatal("refused")
+	}
+	r.flush()
+	return hash
+}
+
+func TestPublish(t *testing.T) {
+	r := newRP(t)
+	hash := r.publish(200, 1, 0)
+	if len(r.got) != 1 {
+		t.Fatalf("%d datagrams", len(r.got))
+	}
+	if h := r.got[0]; h.Epoch != 3 || h.Group != 9 || h.Ingress != 0 || h.Flags != 0 || h.K != 1 || h.ObjectLen != 200 {
+		t.Errorf("header %+v", h)
+	}
+	r.run(time.Second)
+	if len(r.got) != 1 || len(r.published) != 1 || r.o.Len() != 0 {
+		t.Fatalf("%d datagrams, published %v, %d wait", len(r.got), r.published, r.o.Len())
+	}
+	if p := r.published[0]; p.Hash != hash || p.RP != 7 || p.Sequence != 1 || p.Took != r.rtt {
+		t.Errorf("published %+v", p)
+	}
+	if r.o.SRTT() != r.rtt {
+		t.Errorf("round-trip time %v", r.o.SRTT())
+	}
+}
+
+func TestSymbols(t *testing.T) {
+	r := newRP(t)
+	r.publish(128<<10, 1, 0) // 113 symbols, above the burst of 50
+	if len(r.got) != 50 {
+		t.Errorf("%d datagrams at once, burst is 50", len(r.got))
+	}
+	r.run(time.Second)
+	total := 0
+	for _, b := range r.data {
+		total += len(b)
+	}
+	if len(r.got) != 113 || total != 128<<10 || len(r.published) != 1 {
+		t.Errorf("%d datagrams with %d bytes, published %v", len(r.got), total, r.published)
+	}
+	began := r.got[0]
+	if began.K != 113 || began.N != 113 {
+		t.Errorf("header %+v", began)
+	}
+}
+
+func TestRate(t *testing.T) {
+	r := newRP(t)
+	for i := range 200 {
+		r.publish(100, byte(i), 0)
+	}
+	r.run(50 * time.Millisecond) // burst 50 and 1000 a second
+	if n := len(r.got); n < 95 || n > 101 {
+		t.Errorf("%d datagrams in 50 ms", n)
+	}
+	r.run(time.Second)
+	if len(r.published) != 200 || len(r.failed) != 0 {
+		t.Errorf("%d published, %d failed", len(r.published), len(r.failed))
+	}
+}
+
+func TestResend(t *testing.T) {
+	r := newRP(t)
+	r.loseEcho = 2
+	r.publish(100, 1, 0)
+	r.run(time.Second)
+	if len(r.got) != 3 || len(r.published) != 1 || r.published[0].Sequence != 3 {
+		t.Errorf("%d datagrams, published %+v", len(r.got), r.published)
+	}
+	if r.o.SRTT() != 0 {
+		t.Error("round-trip time taken from a resent datagram")
+	}
+}
+
+func TestDeadRP(t *testing.T) {
+	r := newRP(t)
+	r.dead = true
+	hash := r.publish(100, 1, 0)
+	r.run(2 * time.Second)
+	if len(r.got) != MaxAttempts || len(r.failed) != 1 || r.failed[0] != hash || r.o.Len() != 0 {
+		t.Errorf("%d datagrams, failed %v", len(r.got), r.failed)
+	}
+}
+
+// What the former RP did not acknowledge goes to the next one, flagged.
+func TestChangeOfRP(t *testing.T) {
+	r := newRP(t)
+	r.dead = true
+	r.publish(100, 1, 0)
+	r.o.SetPath(r.now, nil)
+	r.flush()
+	r.run(500 * time.Millisecond)
+	if len(r.failed) != 0 {
+		t.Fatal("gave up while it may find another RP")
+	}
+	r.dead = false
+	r.path.RP, r.path.Session = 17, 18
+	r.connect()
+	r.run(time.Second)
+	last := r.got[len(r.got)-1]
+	if len(r.published) != 1 || r.published[0].RP != 17 || last.Flags != wire.FlagRepublished || last.Sequence != 1 {
+		t.Errorf("published %+v by %+v", r.published, last)
+	}
+}
+
+func TestWithoutRP(t *testing.T) {
+	r := newRP(t)
+	r.o.SetPath(r.now, nil)
+	hash := r.publish(100, 1, 0)
+	r.run(MaxWait + time.Millisecond)
+	if len(r.failed) != 1 || r.failed[0] != hash || len(r.got) != 0 {
+		t.Errorf("failed %v, %d datagrams", r.failed, len(r.got))
+	}
+}
+
+func TestCancel(t *testing.T) {
+	r := newRP(t)
+	hash := r.publish(100, 1, 30*time.Millisecond)
+	r.run(20 * time.Millisecond)
+	if len(r.got) != 0 || !r.o.Cancel(hash) {
+		t.Fatal("not cancelled")
+	}
+	r.run(time.Second)
+	if len(r.got) != 0 || r.o.Len() != 0 {
+		t.Error("sent after it was cancelled")
+	}
+	hash = r.publish(100, 2, 30*time.Millisecond)
+	r.run(31 * time.Millisecond)
+	if len(r.got) != 1 || r.o.Cancel(hash) {
+		t.Error("sent late, or cancelled after it was sent")
+	}
+}
+
+func TestForeignEcho(t *testing.T) {
+	r := newRP(t)
+	r.dead = true
+	r.publish(100, 1, 0)
+	for _, change := range []func(*wire.Header){
+		func(h *wire.Header) { h.Ingress++ },
+		func(h *wire.Header) { h.ObjectID++ },
+		func(h *wire.Header) { h.ESI = 1 },
+	} {
+		h := r.got[0]
+		h.Type, h.Ingress = wire.Echo, r.path.RP
+		change(&h)
+		r.o.Echo(r.now, &h)
+	}
+	if r.flush(); len(r.published) != 0 || r.o.Len() != 1 {
+		t.Error("taken for an acknowledgement")
+	}
+}
+
+func TestFull(t *testing.T) {
+	r := newRP(t)
+	r.dead = true
+	hash := r.publish(100, 1, 0)
+	if r.o.Publish(r.now, hash, make([]byte, 100), 0) {
+		t.Error("taken twice")
+	}
+	for i := r.o.Len(); i < MaxObjects; i++ {
+		r.o.Publish(r.now, sha256.Sum256([]byte{byte(i), byte(i >> 8)}), []byte{1}, time.Hour)
+	}
+	if r.o.Publish(r.now, [32]byte{1}, []byte{1}, 0) || r.o.Len() != MaxObjects {
+		t.Error("no bound")
+	}
+}
