@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package ethmcast
+
+import (
+	"time"
+
+	"github.com/ethereum/go-ethereum/metrics"
+
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// Metrics in geth's registry. Counts that mdcs_status shows are real even when
+// geth runs without --metrics, as meters count in any case.
+var (
+	verdictMeters      = newVerdictMeters()
+	receivedBytesMeter = metrics.NewRegisteredMeter("mdcs/rx/bytes", nil) // UDP payload
+	duplicateMeter     = metrics.NewRegisteredMeter("mdcs/rx/duplicates", nil)
+	badObjectMeter     = metrics.NewRegisteredMeter("mdcs/rx/badobjects", nil)
+	deliveredMeter     = metrics.NewRegisteredMeter("mdcs/deliver/txs", nil)
+	refusedMeter       = metrics.NewRegisteredMeter("mdcs/deliver/refused", nil)
+	overflowMeter      = metrics.NewRegisteredMeter("mdcs/deliver/overflow", nil)
+
+	sentMeter      = metrics.NewRegisteredMeter("mdcs/tx/datagrams", nil)
+	sentBytesMeter = metrics.NewRegisteredMeter("mdcs/tx/bytes", nil) // UDP payload
+	sendErrorMeter = metrics.NewRegisteredMeter("mdcs/tx/errors", nil)
+	publishedMeter = metrics.NewRegisteredMeter("mdcs/publish/acked", nil)
+	failedMeter    = metrics.NewRegisteredMeter("mdcs/publish/failed", nil)
+	ackTimer       = metrics.NewRegisteredTimer("mdcs/publish/ack", nil)
+
+	skippedMeter    = metrics.NewRegisteredMeter("mdcs/coverage/skipped", nil)
+	announcedMeter  = metrics.NewRegisteredMeter("mdcs/coverage/announced", nil)
+	heldGauge       = metrics.NewRegisteredGauge("mdcs/coverage/held", nil)
+	neighboursGauge = metrics.NewRegisteredGauge("mdcs/coverage/neighbours", nil)
+	coveredGauge    = metrics.NewRegisteredGauge("mdcs/coverage/covered", nil)
+	joinedGauge     = metrics.NewRegisteredGauge("mdcs/joined", nil)
+
+	droppedMeter   = metrics.NewRegisteredMeter("mdcs/control/dropped", nil)
+	violationMeter = metrics.NewRegisteredMeter("mdcs/control/violations", nil)
+)
+
+func newVerdictMeters() []*metrics.Meter {
+	var meters []*metrics.Meter
+	for _, v := range wire.Verdicts() {
+		meters = append(meters, metrics.NewRegisteredMeter("mdcs/rx/verdict/"+v.String(), nil))
+	}
+	return meters
+}
+
+func (s *Service) updateGauges(now time.Time) {
+	neighbours, covered := s.coverage.Covered(now)
+	neighboursGauge.Update(int64(neighbours))
+	coveredGauge.Update(int64(covered))
+	heldGauge.Update(int64(s.coverage.Held()))
+	joined := int64(0)
+	if s.joined {
+		joined = 1
+	}
+	joinedGauge.Update(joined)
+}

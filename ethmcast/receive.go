@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package ethmcast
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/crypto"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/reassembly"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// socketBuffer is the UDP receive buffer in bytes: a block's worth of datagrams
+// from several RPs at once.
+const socketBuffer = 4 << 20
+
+// receiver checks the datagrams of the RP (SPEC 9.2). It does no I/O.
+type receiver struct {
+	session  uint32 // 0: none
+	source   netip.AddrPort
+	key      auth.Key
+	keys     map[coverage.Stream]map[uint8]auth.Key // by epoch
+	windows  map[coverage.Stream]*auth.Window
+	beats    map[coverage.Stream]uint64 // newest heart-beat
+	buffer   *reassembly.Buffer
+	counters wire.Counters
+}
+
+func newReceiver() *receiver {
+	return &receiver{buffer: reassembly.New(func(b []byte) [32]byte { return crypto.Keccak256Hash(b) })}
+}
+
+// join begins to accept datagrams of a session.
+func (r *receiver) join(session uint32, source netip.AddrPort, key auth.Key) {
+	r.session, r.source, r.key = session, source, key
+	r.keys = make(map[coverage.Stream]map[uint8]auth.Key)
+	r.windows = make(map[coverage.Stream]*auth.Window)
+	r.beats = make(map[coverage.Stream]uint64)
+}
+
+func (r *receiver) leave() { r.session = 0 }
+
+// install adds a group key; the epochs before the previous one end.
+func (r *receiver) install(k proto.GroupKey) {
+	s := coverage.Stream{Ingress: k.Ingress, Group: k.Group}
+	if r.keys[s] == nil {
+		r.keys[s] = make(map[uint8]auth.Key)
+		r.windows[s] = new(auth.Window)
+	}
+	r.keys[s][k.Epoch] = k.Key
+	for epoch := range r.keys[s] {
+		if epoch != k.Epoch && epoch != k.Epoch-1 && epoch != k.Epoch+1 {
+			delete(r.keys[s], epoch)
+		}
+	}
+}
+
+// retire forgets an ingress RP.
+func (r *receiver) retire(ingress uint32) {
+	for s := range r.keys {
+		if s.Ingress == ingress {
+			delete(r.keys, s)
+			delete(r.windows, s)
+			delete(r.beats, s)
+		}
+	}
+}
+
+// check gives the verdict on a datagram. Only wire.Pass changes any state; PROBE
+// passes unauthenticated, as its nonce is checked by who sent it.
+func (r *receiver) check(src netip.AddrPort, b []byte) (wire.Header, []byte, wire.Verdict) {
+	h, payload, v := wire.Parse(b)
+	switch {
+	case v != wire.Pass:
+		return h, nil, v
+	case h.Type == wire.Probe:
+		return h, payload, wire.Pass
+	case r.session == 0 || h.Session != r.session:
+		return h, nil, wire.NoSession
+	case src != r.source:
+		return h, nil, wire.BadSource
+	case !r.key.CheckHopTag(b, h.HopTag):
+		return h, nil, wire.BadHopTag
+	}
+	s := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
+	window := r.windows[s]
+	if window == nil {
+		return h, nil, wire.NoKey
+	}
+	switch h.Type {
+	case wire.Heartbeat:
+		if h.ObjectID <= r.beats[s] {
+			return h, nil, wire.Replayed
+		}
+		r.beats[s] = h.ObjectID
+	case wire.Data:
+		key, ok := r.keys[s][h.Epoch]
+		if !ok {
+			return h, nil, wire.NoKey
+		}
+		if v := window.Check(h.Sequence); v != wire.Pass {
+			return h, nil, v
+		}
+		if !key.CheckPayloadTag(b, h.PayloadTag) {
+			return h, nil, wire.BadPayloadTag
+		}
+		return h, payload, window.Take(h.Sequence)
+	case wire.Echo:
+		return h, nil, window.Take(h.Sequence)
+	}
+	return h, payload, wire.Pass
+}
+
+// receiveLoop reads datagrams until the socket is closed.
+func (s *Service) receiveLoop() {
+	defer s.wg.Done()
+	buf := make([]byte, wire.MaxDatagram+1) // one more shows an oversized datagram
+	for {
+		n, src, err := s.socket.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			s.log.Debug("Receiving a datagram failed", "err", err)
+			continue
+		}
+		s.mu.Lock()
+		s.receive(time.Now(), netip.AddrPortFrom(src.Addr().Unmap().WithZone(""), src.Port()), buf[:n])
+		s.mu.Unlock()
+	}
+}
+
+// receive takes one datagram.
+func (s *Service) receive(now time.Time, src netip.AddrPort, b []byte) {
+	h, payload, v := s.receiver.check(src, b)
+	s.receiver.counters[v]++
+	verdictMeters[v].Mark(1)
+	if v != wire.Pass {
+		return
+	}
+	receivedBytesMeter.Mark(int64(len(b)))
+	if h.Type == wire.Probe {
+		s.probe(now, src, payload, len(b))
+		return
+	}
+	s.active.joiner.Heard(now)
+	stream := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
+	switch h.Type {
+	case wire.Echo:
+		s.marks.Delivered(now, stream, h.Sequence)
+		s.outbox.Echo(now, &h)
+		s.drainOutbox(now)
+	case wire.Data:
+		s.data(now, stream, &h, payload)
+	}
+}
+
+// probe answers the PROBE of an RP that we joined.
+func (s *Service) probe(now time.Time, src netip.AddrPort, payload []byte, size int) {
+	for _, rp := range s.rps {
+		if rp.dataAddr() == src {
+			rp.joiner.Probe([wire.NonceSize]byte(payload), size)
+			s.drain(now, rp)
+			return
+		}
+	}
+}
+
+// data takes a symbol that passed all checks.
+func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, payload []byte) {
+	if _, ok := s.seen.Get(h.ObjectID); ok {
+		s.marks.Delivered(now, stream, h.Sequence)
+		s.marks.Duplicate(stream)
+		duplicateMeter.Mark(1)
+		return
+	}
+	object := s.receiver.buffer.Add(now, h, payload)
+	switch {
+	case object.Bad:
+		badObjectMeter.Mark(1)
+		return
+	case object.Object == nil:
+		return
+	}
+	tx := new(types.Transaction)
+	if err := tx.UnmarshalBinary(object.Object); err != nil || tx.Type() == types.BlobTxType {
+		badObjectMeter.Mark(1) // nobody can deliver it: no reason to ask for it again
+	} else if !s.deliver.offer(tx) {
+		return // no room: the marks must not say that it arrived
+	}
+	for _, seq := range object.Sequences {
+		s.marks.Delivered(now, stream, seq)
+	}
+	s.seen.Add(h.ObjectID, seenTx{object.Hash, &coverage.Ref{Stream: stream, Sequence: h.Sequence}})
+	s.outbox.Cancel(object.Hash)
+	s.coverage.Numbered(object.Hash, stream, h.Sequence)
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package ethmcast
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/core"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/eth"
+	"github.com/ethereum/go-ethereum/eth/fetcher"
+	ethproto "github.com/ethereum/go-ethereum/eth/protocols/eth"
+	"github.com/ethereum/go-ethereum/event"
+	"github.com/ethereum/go-ethereum/node"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/urfave/cli/v2"
+)
+
+const flagCategory = "MULTICAST DIFFUSION"
+
+// Flags of geth.
+var (
+	EnabledFlag = &cli.BoolFlag{
+		Name:     "mdcs",
+		Usage:    "Send and receive transactions by multicast through replication points",
+		Category: flagCategory,
+	}
+	RPFlag = &cli.StringSliceFlag{
+		Name:     "mdcs.rp",
+		Usage:    "enode URL of a replication point; give more in order of preference",
+		Category: flagCategory,
+	}
+	PortFlag = &cli.IntFlag{
+		Name:     "mdcs.port",
+		Usage:    "UDP port for datagrams of the replication point (0 = any)",
+		Value:    30400,
+		Category: flagCategory,
+	}
+	PublishFlag = &cli.StringFlag{
+		Name:     "mdcs.publish",
+		Usage:    `Transactions to publish by multicast: "all", "bridged" (not those of the own RPC) or "none"`,
+		Value:    string(PublishAll),
+		Category: flagCategory,
+	}
+	Flags = []cli.Flag{EnabledFlag, RPFlag, PortFlag, PublishFlag}
+)
+
+// Register adds multicast diffusion to a geth node that does not run yet.
+func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
+	cfg := Config{
+		Publish:   PublishMode(ctx.String(PublishFlag.Name)),
+		NetworkID: backend.BlockChain().Config().ChainID.Uint64(),
+		Genesis:   backend.BlockChain().Genesis().Hash(),
+	}
+	if ctx.IsSet("networkid") {
+		cfg.NetworkID = ctx.Uint64("networkid")
+	}
+	port := ctx.Int(PortFlag.Name)
+	if port < 0 || port > 65535 {
+		return fmt.Errorf("--%s: %d is not a port", PortFlag.Name, port)
+	}
+	cfg.Port = uint16(port)
+	for _, url := range ctx.StringSlice(RPFlag.Name) {
+		rp, err := enode.ParseV4(url)
+		if err != nil {
+			return fmt.Errorf("--%s %s: %w", RPFlag.Name, url, err)
+		}
+		cfg.RPs = append(cfg.RPs, rp)
+	}
+	hooks, ok := any(backend).(patched)
+	if !ok {
+		return errors.New("this geth was built without the mDCS patches")
+	}
+	server := stack.Server()
+	service, err := New(cfg, &gethBackend{backend, hooks}, func(rp *enode.Node) {
+		server.AddTrustedPeer(rp) // beyond the peer limit, and never dropped
+		server.AddPeer(rp)
+	})
+	if err != nil {
+		return err
+	}
+	hooks.SetTxRouter(service.RouteTx)
+	stack.RegisterProtocols(service.Protocols())
+	stack.RegisterAPIs(service.APIs())
+	stack.RegisterLifecycle(&lifecycle{service, stack})
+	return nil
+}
+
+// lifecycle starts the service when the node's identity is known.
+type lifecycle struct {
+	*Service
+	stack *node.Node
+}
+
+func (l *lifecycle) Start() error { return l.Service.Start(l.stack.Server().Self().ID()) }
+
+// patched is what patches/ adds to eth.Ethereum. As an interface it lets this
+// package build, and be checked, against a geth without the patches too.
+type patched interface {
+	SetTxRouter(router func(tx *types.Transaction, known []enode.ID) (skip func(peer enode.ID) bool))
+	TxFetcher() *fetcher.TxFetcher
+	AnnounceTxs(id enode.ID, hashes []common.Hash)
+}
+
+type gethBackend struct {
+	eth   *eth.Ethereum
+	hooks patched
+}
+
+func (b *gethBackend) Synced() bool { return b.eth.Synced() }
+
+func (b *gethBackend) Enqueue(txs []*types.Transaction) error {
+	return b.hooks.TxFetcher().Enqueue("mdcs", ethproto.ETH72, txs, false)
+}
+
+func (b *gethBackend) HasTx(hash common.Hash) bool { return b.eth.TxPool().Has(hash) }
+
+func (b *gethBackend) AnnounceTxs(peer enode.ID, hashes []common.Hash) {
+	b.hooks.AnnounceTxs(peer, hashes)
+}
+
+func (b *gethBackend) SubscribeHeads(f func()) event.Subscription {
+	heads := make(chan core.ChainHeadEvent, 16)
+	sub := b.eth.BlockChain().SubscribeChainHeadEvent(heads)
+	return event.NewSubscription(func(quit <-chan struct{}) error {
+		defer sub.Unsubscribe()
+		for {
+			select {
+			case <-heads:
+				f()
+			case err := <-sub.Err():
+				return err
+			case <-quit:
+				return nil
+			}
+		}
+	})
+}

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package ethmcast is multicast diffusion inside geth: it joins a replication
+// point (RP), publishes the transactions of this node to it, delivers to the pool
+// what arrives by multicast, and leaves out the gossip that multicast makes
+// superfluous (SPEC sections 7 to 10).
+//
+//	RouteTx -> publish -> outbox ----------> RP          (publish.go)
+//	RP ------> receive -> reassembly -> deliver -> pool  (receive.go, deliver.go)
+//	neighbours <--------- HAVE marks ----------> coverage (peer.go)
+//
+// The protocol decisions are in the packages below, which do no I/O: proto,
+// outbox, reassembly, coverage. This package holds the sockets, the devp2p
+// connections, the clock, and one lock around all of them.
+package ethmcast
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	mrand "math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/common/lru"
+	"github.com/ethereum/go-ethereum/core/types"
+	"github.com/ethereum/go-ethereum/event"
+	"github.com/ethereum/go-ethereum/log"
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/ethereum/go-ethereum/rpc"
+
+	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/outbox"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// PublishMode says which transactions a node publishes.
+type PublishMode string
+
+// Modes of --mdcs.publish. The RP sees which node publishes a transaction, so an
+// operator may keep its own out of it.
+const (
+	PublishAll     PublishMode = "all"     // own ones and those of uncovered neighbours
+	PublishBridged PublishMode = "bridged" // those of uncovered neighbours
+	PublishNone    PublishMode = "none"
+)
+
+// Config is what the node's operator decides.
+type Config struct {
+	RPs       []*enode.Node // in order of preference
+	Port      uint16        // UDP port for datagrams, 0 for any
+	Publish   PublishMode
+	NetworkID uint64
+	Genesis   common.Hash
+}
+
+func (c *Config) check() error {
+	if len(c.RPs) == 0 {
+		return errors.New("no replication point given (--mdcs.rp)")
+	}
+	switch c.Publish {
+	case PublishAll, PublishBridged, PublishNone:
+		return nil
+	}
+	return fmt.Errorf("unknown publish mode %q, want all, bridged or none", c.Publish)
+}
+
+// Backend is what the service needs of geth.
+type Backend interface {
+	// Synced reports whether the node accepts transactions.
+	Synced() bool
+	// Enqueue offers transactions to the pool as if a peer had sent them, and
+	// ends the announcements that wait for them. It may sleep when many are refused.
+	Enqueue(txs []*types.Transaction) error
+	// HasTx reports whether the pool holds a transaction.
+	HasTx(hash common.Hash) bool
+	// AnnounceTxs announces by eth those of the transactions that the peer does
+	// not know. It may block on the peer's queue.
+	AnnounceTxs(peer enode.ID, hashes []common.Hash)
+	// SubscribeHeads calls f after each change of the chain's head.
+	SubscribeHeads(f func()) event.Subscription
+}
+
+// preferFirst is the time after the start in which only the first RP is joined:
+// connections come up in any order.
+const preferFirst = 2 * time.Second
+
+// seenTxs is how many delivered transactions are remembered.
+const seenTxs = 1 << 15
+
+// seenTx is a transaction that multicast brought or took.
+type seenTx struct {
+	hash common.Hash
+	ref  *coverage.Ref
+}
+
+// Service is mDCS in one node. It is a node.Lifecycle.
+type Service struct {
+	cfg     Config
+	self    enode.ID
+	group   uint32
+	backend Backend
+	dial    func(*enode.Node) // keeps a connection to an RP
+	log     log.Logger
+
+	socket  *net.UDPConn
+	deliver *deliverer
+	heads   event.Subscription
+	wake    chan struct{}
+	quit    chan struct{}
+	wg      sync.WaitGroup
+
+	preferUntil time.Time
+
+	mu        sync.Mutex
+	enabled   bool
+	rps       map[enode.ID]*rpConn
+	peers     map[enode.ID]*peerConn
+	active    *rpConn // the RP that is wanted, nil for none
+	joined    bool    // active has admitted us
+	receiver  *receiver
+	outbox    *outbox.Outbox
+	marks     coverage.Marks
+	coverage  *coverage.Coverage[enode.ID, common.Hash]
+	seen      lru.BasicLRU[uint64, seenTx] // by object id
+	announces []coverage.Announcement[enode.ID, common.Hash]
+	haveAt    time.Time // of the last HAVE
+	haveOf    uint64    // version of the marks in it
+	jitter    *mrand.Rand
+}
+
+// New returns a service. Connections to RPs are asked for by dial, which must
+// keep them up.
+func New(cfg Config, backend Backend, dial func(*enode.Node)) (*Service, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	var seed [16]byte
+	if _, err := rand.Read(seed[:]); err != nil {
+		return nil, fmt.Errorf("seed: %w", err)
+	}
+	rng := mrand.New(mrand.NewPCG(binary.BigEndian.Uint64(seed[:]), binary.BigEndian.Uint64(seed[8:])))
+	s := &Service{
+		cfg:      cfg,
+		group:    proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs),
+		backend:  backend,
+		dial:     dial,
+		log:      log.New("service", "mdcs"),
+		wake:     make(chan struct{}, 1),
+		quit:     make(chan struct{}),
+		enabled:  true,
+		rps:      make(map[enode.ID]*rpConn),
+		peers:    make(map[enode.ID]*peerConn),
+		receiver: newReceiver(),
+		outbox:   outbox.New(),
+		coverage: coverage.New[enode.ID, common.Hash](rng),
+		seen:     lru.NewBasicLRU[uint64, seenTx](seenTxs),
+		jitter:   rng,
+	}
+	s.deliver = newDeliverer(backend, s.log)
+	return s, nil
+}
+
+// Start opens the UDP socket and asks for the RPs' connections. self is the
+// node's own id.
+func (s *Service) Start(self enode.ID) error {
+	socket, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6unspecified, Port: int(s.cfg.Port)})
+	if err != nil {
+		return fmt.Errorf("mdcs data port: %w", err)
+	}
+	_ = socket.SetReadBuffer(socketBuffer) // the kernel caps it; a smaller one only loses bursts
+	s.self, s.socket, s.preferUntil = self, socket, time.Now().Add(preferFirst)
+	s.deliver.start()
+	s.heads = s.backend.SubscribeHeads(s.deliver.newHead)
+	s.wg.Add(2)
+	go s.receiveLoop()
+	go s.loop()
+	for _, rp := range s.cfg.RPs {
+		s.dial(rp)
+	}
+	s.log.Info("Multicast diffusion started", "rps", len(s.cfg.RPs), "port", s.port(), "publish", s.cfg.Publish)
+	return nil
+}
+
+// Stop leaves the RP and ends all goroutines.
+func (s *Service) Stop() error {
+	s.mu.Lock()
+	s.enabled = false
+	s.choose(time.Now())
+	s.mu.Unlock()
+	close(s.quit)
+	err := s.socket.Close()
+	s.heads.Unsubscribe()
+	s.wg.Wait()
+	s.deliver.stop()
+	return err
+}
+
+func (s *Service) port() uint16 {
+	return uint16(s.socket.LocalAddr().(*net.UDPAddr).Port)
+}
+
+// Protocols returns the devp2p capability.
+func (s *Service) Protocols() []p2p.Protocol {
+	return []p2p.Protocol{{
+		Name:     proto.Name,
+		Version:  proto.Version,
+		Length:   proto.Length,
+		Run:      s.run,
+		PeerInfo: func(id enode.ID) any { return s.peerInfo(id) },
+	}}
+}
+
+// APIs returns the RPC namespace mdcs.
+func (s *Service) APIs() []rpc.API {
+	return []rpc.API{{Namespace: "mdcs", Service: &API{s}}}
+}
+
+// loop does what is due in time, and the announcements, which may block.
+func (s *Service) loop() {
+	defer s.wg.Done()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-s.wake:
+		case <-s.quit:
+			return
+		}
+		now := time.Now()
+		s.mu.Lock()
+		s.tick(now)
+		announces := s.announces
+		s.announces = nil
+		next := s.deadline(now)
+		s.mu.Unlock()
+		for _, a := range announces {
+			announcedMeter.Mark(int64(len(a.Hashes)))
+			s.backend.AnnounceTxs(a.Peer, a.Hashes)
+		}
+		timer.Reset(time.Until(next))
+	}
+}
+
+// poke makes the loop look again.
+func (s *Service) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// maxTick bounds the time between two looks at Synced, which has no event.
+const maxTick = 500 * time.Millisecond
+
+func (s *Service) deadline(now time.Time) time.Time {
+	next := now.Add(maxTick)
+	earliest := func(t time.Time) {
+		if !t.IsZero() && t.Before(next) {
+			next = t
+		}
+	}
+	for _, rp := range s.rps {
+		earliest(rp.joiner.Deadline())
+	}
+	earliest(s.outbox.Deadline())
+	earliest(s.coverage.Deadline())
+	return next
+}
+
+// tick advances all state machines. The caller holds the lock, as for all below.
+func (s *Service) tick(now time.Time) {
+	for _, rp := range s.rps {
+		rp.joiner.Tick(now)
+		s.drain(now, rp)
+	}
+	s.choose(now)
+	s.outbox.Tick(now)
+	s.drainOutbox(now)
+	s.marks.Expire(now)
+	s.announce(s.coverage.Tick(now))
+	s.sendHave(now, false)
+	s.updateGauges(now)
+}
+
+func (s *Service) announce(a []coverage.Announcement[enode.ID, common.Hash]) {
+	if len(a) > 0 {
+		s.announces = append(s.announces, a...)
+		s.poke()
+	}
+}
+
+// choose keeps the RP that serves, or else wants the first one that can.
+func (s *Service) choose(now time.Time) {
+	var want *rpConn
+	if s.enabled && s.backend.Synced() {
+		want = s.active
+		if want == nil || !want.usable() {
+			want = nil
+			for _, node := range s.cfg.RPs {
+				if rp := s.rps[node.ID()]; rp != nil && rp.usable() {
+					want = rp
+					break
+				}
+				if now.Before(s.preferUntil) {
+					break
+				}
+			}
+			if want == nil {
+				want = s.active // keep trying
+			}
+		}
+	}
+	if want == s.active {
+		return
+	}
+	old := s.active
+	s.active = want
+	if old != nil && s.rps[old.id] == old {
+		old.joiner.Want(now, false)
+		s.drain(now, old)
+	}
+	if want != nil {
+		want.joiner.Want(now, true)
+		s.drain(now, want)
+	}
+}
+
+// sendHave tells all neighbours what was delivered: at once when the membership
+// changed, else after HaveInterval or HaveKeepAlive.
+func (s *Service) sendHave(now time.Time, changed bool) {
+	interval := coverage.HaveKeepAlive
+	if s.marks.Version() != s.haveOf {
+		interval = coverage.HaveInterval
+	}
+	if !changed && now.Sub(s.haveAt) < interval {
+		return
+	}
+	s.haveAt, s.haveOf = now, s.marks.Version()
+	have := s.have()
+	for _, p := range s.peers {
+		if p.ready {
+			p.send(have)
+		}
+	}
+}
+
+func (s *Service) have() *proto.Have {
+	if !s.joined {
+		return &proto.Have{}
+	}
+	return &proto.Have{Covered: true, Marks: s.marks.Have()}
+}
+
+// dataAddr returns the RP's UDP endpoint: the address of the RLPx connection and
+// the port of its Status.
+func (rp *rpConn) dataAddr() netip.AddrPort {
+	return netip.AddrPortFrom(rp.addr, rp.joiner.RP().DataPort)
+}
