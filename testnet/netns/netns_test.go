@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package netns
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// newRun starts a run that ends with the test.
+func newRun(t *testing.T) *Run {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	r, err := NewRun(t.TempDir())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	return r
+}
+
+func newNamespace(t *testing.T, r *Run, name string) *Namespace {
+	t.Helper()
+	ns, err := r.Namespace(name)
+	require.NoError(t, err)
+	return ns
+}
+
+// TestNetnsForwarding sends a datagram through a router with a bridge:
+//
+//	a (eth0) --- (p0) br0 [router] w0 --- (eth0) b
+//
+// and looks for it in the counters of both hosts.
+func TestNetnsForwarding(t *testing.T) {
+	r := newRun(t)
+	a, b, router := newNamespace(t, r, "a"), newNamespace(t, r, "b"), newNamespace(t, r, "router")
+
+	require.NoError(t, router.Router())
+	require.NoError(t, router.Bridge("br0"))
+	require.NoError(t, a.Veth("eth0", router, "p0"))
+	require.NoError(t, b.Veth("eth0", router, "w0"))
+	require.NoError(t, router.Attach("br0", "p0"))
+	for _, x := range []struct {
+		ns   *Namespace
+		name string
+		addr string
+	}{
+		{router, "br0", "2001:db8:1:1::1/64"},
+		{router, "w0", "2001:db8:2:1::1/64"},
+		{a, "eth0", "2001:db8:1:1::a/64"},
+		{b, "eth0", "2001:db8:2:1::b/64"},
+	} {
+		require.NoError(t, x.ns.AddAddress(x.name, netip.MustParsePrefix(x.addr)))
+		require.NoError(t, x.ns.SetUp(x.name, true))
+	}
+	all := netip.MustParsePrefix("::/0")
+	require.NoError(t, a.SetRoute(all, netip.MustParseAddr("2001:db8:1:1::1")))
+	require.NoError(t, b.SetRoute(all, netip.MustParseAddr("2001:db8:2:1::1")))
+
+	var in net.PacketConn
+	require.NoError(t, b.Do(func() (err error) {
+		in, err = net.ListenPacket("udp6", "[2001:db8:2:1::b]:7000")
+		return err
+	}))
+	defer in.Close()
+	out, err := a.Dial(t.Context(), "udp6", "[2001:db8:2:1::b]:7000")
+	require.NoError(t, err)
+	defer out.Close()
+
+	before, err := b.Counters("eth0")
+	require.NoError(t, err)
+	payload := make([]byte, 1000)
+	_, err = out.Write(payload)
+	require.NoError(t, err)
+	require.NoError(t, in.SetReadDeadline(time.Now().Add(5*time.Second)))
+	n, from, err := in.ReadFrom(make([]byte, 2000))
+	require.NoError(t, err)
+	require.Equal(t, len(payload), n)
+	require.Equal(t, "2001:db8:1:1::a", from.(*net.UDPAddr).IP.String())
+
+	after, err := b.Counters("eth0")
+	require.NoError(t, err)
+	const frame = 14 + 40 + 8 + 1000 // Ethernet, IPv6, UDP
+	require.GreaterOrEqual(t, after.RxBytes-before.RxBytes, uint64(frame))
+	require.Less(t, after.RxBytes-before.RxBytes, uint64(2*frame), "counted twice")
+}
+
+// TestNetnsProcess starts a child and checks where it runs and that it ends with
+// the run.
+func TestNetnsProcess(t *testing.T) {
+	r := newRun(t)
+	ns := newNamespace(t, r, "child")
+	p, err := r.Start(ns, "sleep", exec.Command("sleep", "600"))
+	require.NoError(t, err)
+	require.True(t, p.Running())
+
+	want, err := os.Stat(filepath.Join(namedDir, ns.Name()))
+	require.NoError(t, err)
+	have, err := os.Stat(filepath.Join("/proc", strconv.Itoa(p.Pid()), "ns/net"))
+	require.NoError(t, err)
+	require.True(t, os.SameFile(want, have), "child is in another namespace")
+
+	require.NoError(t, r.Close())
+	require.False(t, p.Running())
+	require.NoFileExists(t, filepath.Join(namedDir, ns.Name()))
+	require.NoDirExists(t, r.Dir())
+}
+
+// TestNetnsCleanStale pretends that the owner of a run died.
+func TestNetnsCleanStale(t *testing.T) {
+	r := newRun(t)
+	ns := newNamespace(t, r, "left")
+	p, err := r.Start(ns, "sleep", exec.Command("sleep", "600"))
+	require.NoError(t, err)
+	dir := filepath.Dir(r.path)
+
+	cleaned, err := CleanStale(dir)
+	require.NoError(t, err)
+	require.Empty(t, cleaned, "touched a run whose owner lives")
+
+	dead := r.state
+	dead.Owner.Start++ // another process with the same pid
+	require.NoError(t, dead.write(r.path))
+	cleaned, err = CleanStale(dir)
+	require.NoError(t, err)
+	require.Equal(t, []string{r.Prefix()}, cleaned)
+	require.NoFileExists(t, filepath.Join(namedDir, ns.Name()))
+	require.NoDirExists(t, r.Dir())
+	require.NoFileExists(t, r.path)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		t.Fatal("process still runs")
+	}
+	require.NoError(t, dead.write(r.path)) // Close expects its state file
+}
+
+func TestStateFileCannotPointElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "mdcs-00ff.json")
+	text, err := json.Marshal(State{Prefix: "x", Dir: "/etc"})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+	state, err := readState(file)
+	require.NoError(t, err)
+	require.Equal(t, "mdcs-00ff-", state.Prefix)
+	require.Empty(t, state.Dir)
+}
+
+func TestDestroyRefusesForeignPrefix(t *testing.T) {
+	for _, prefix := range []string{"", "mdcs-", "mdcs-00ff", "cni-", "mdcs-00FF-"} {
+		_, err := Destroy(prefix)
+		require.Error(t, err, prefix)
+	}
+}
+
+func TestStartTime(t *testing.T) {
+	require.NotZero(t, startTime(os.Getpid()))
+	require.Zero(t, startTime(1<<30))
+	require.True(t, identify(os.Getpid()).alive())
+	require.False(t, ProcessID{Pid: os.Getpid(), Start: 1}.alive())
+	require.False(t, ProcessID{Pid: 1 << 30}.alive())
+}

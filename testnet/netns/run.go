@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package netns
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"time"
+)
+
+// StateDir holds one file per run, see [State].
+const StateDir = "/run/mdcs"
+
+// stopGrace is how long a process may take to end at the close of a run.
+const stopGrace = 3 * time.Second
+
+var prefixPattern = regexp.MustCompile(`^mdcs-[0-9a-f]{4}-$`)
+
+func validPrefix(prefix string) bool { return prefixPattern.MatchString(prefix) }
+
+// Run owns namespaces, processes and a scratch directory, and removes them all
+// in Close. It is safe for concurrent use.
+type Run struct {
+	prefix string
+	path   string // of the state file
+
+	mu     sync.Mutex
+	state  State
+	spaces []*Namespace
+	procs  []*Process
+	closed bool
+}
+
+// NewRun picks an unused prefix, claims its state file in dir (normally
+// [StateDir]) and makes a scratch directory, in memory where possible.
+func NewRun(dir string) (*Run, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("start run: %w", err)
+	}
+	for {
+		var id [2]byte
+		rand.Read(id[:])
+		name := "mdcs-" + hex.EncodeToString(id[:])
+		r := &Run{prefix: name + "-"}
+		r.path = statePath(dir, r.prefix)
+		r.state = State{
+			Prefix: r.prefix,
+			Owner:  identify(os.Getpid()),
+			Dir:    filepath.Join(scratchRoot(), name),
+		}
+		err := r.state.claim(r.path)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("start run: %w", err)
+		}
+		if err := os.Mkdir(r.state.Dir, 0o700); err != nil {
+			os.Remove(r.path)
+			return nil, fmt.Errorf("start run: %w", err)
+		}
+		return r, nil
+	}
+}
+
+// scratchRoot is a directory in memory if the machine has one: the databases of
+// many nodes on one disk would wait for each other.
+func scratchRoot() string {
+	const shm = "/dev/shm"
+	if fi, err := os.Stat(shm); err == nil && fi.IsDir() {
+		return shm
+	}
+	return os.TempDir()
+}
+
+// Prefix starts the names of all namespaces of the run.
+func (r *Run) Prefix() string { return r.prefix }
+
+// Dir is the scratch directory, removed by Close.
+func (r *Run) Dir() string { return r.state.Dir }
+
+// Namespace makes a namespace called prefix + name.
+func (r *Run) Namespace(name string) (*Namespace, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, fmt.Errorf("create namespace %s: run is closed", name)
+	}
+	ns, err := create(r.prefix + name)
+	if err != nil {
+		return nil, err
+	}
+	r.spaces = append(r.spaces, ns)
+	r.state.Namespaces = append(r.state.Namespaces, ns.name)
+	return ns, r.state.write(r.path)
+}
+
+// Start starts cmd inside ns as a process of the run. name is for messages.
+func (r *Run) Start(ns *Namespace, name string, cmd *exec.Cmd) (*Process, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, fmt.Errorf("start %s: run is closed", name)
+	}
+	p, err := start(ns, name, cmd)
+	if err != nil {
+		return nil, err
+	}
+	r.procs = append(r.procs, p)
+	r.state.Processes = append(r.state.Processes, identify(p.pid))
+	return p, r.state.write(r.path)
+}
+
+// Close ends the processes and removes namespaces, scratch directory and state
+// file. It may be called more than once.
+func (r *Run) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	errs := []error{stopAll(r.procs, stopGrace)}
+	for _, ns := range r.spaces {
+		ns.remove()
+	}
+	_, err := Destroy(r.prefix)
+	errs = append(errs, err, os.RemoveAll(r.state.Dir), os.Remove(r.path))
+	return errors.Join(errs...)
+}

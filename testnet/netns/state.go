@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package netns
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// State is what a run has on the machine, kept in <dir>/<prefix>.json so that
+// it can be removed when the run itself could not.
+type State struct {
+	Prefix     string      `json:"prefix"`
+	Owner      ProcessID   `json:"owner"`
+	Dir        string      `json:"dir"`
+	Namespaces []string    `json:"namespaces"`
+	Processes  []ProcessID `json:"processes"`
+}
+
+// ProcessID names a process for good: a pid alone may be taken by another one.
+type ProcessID struct {
+	Pid   int    `json:"pid"`
+	Start uint64 `json:"start"` // clock ticks since boot
+}
+
+func identify(pid int) ProcessID { return ProcessID{Pid: pid, Start: startTime(pid)} }
+
+func (id ProcessID) alive() bool {
+	now := startTime(id.Pid)
+	return now != 0 && now == id.Start
+}
+
+func statePath(dir, prefix string) string {
+	return filepath.Join(dir, strings.TrimSuffix(prefix, "-")+".json")
+}
+
+// write replaces the file at path in one step.
+func (s *State) write(path string) error {
+	text, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// claim creates the file at path with its contents, and fails if it exists.
+func (s *State) claim(path string) error {
+	tmp := fmt.Sprintf("%s.%d", path, s.Owner.Pid)
+	if err := s.write(tmp); err != nil {
+		return err
+	}
+	defer os.Remove(tmp)
+	return os.Link(tmp, path)
+}
+
+// CleanStale removes what runs whose owner is dead left behind, as listed by
+// their state files in dir, and returns the prefixes of those runs. Runs with a
+// living owner are not touched.
+func CleanStale(dir string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "mdcs-*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var cleaned []string
+	for _, file := range files {
+		state, err := readState(file)
+		if os.IsNotExist(err) {
+			continue // its run ended meanwhile
+		} else if err != nil {
+			return cleaned, err
+		}
+		if state.Owner.alive() {
+			continue
+		}
+		if err := state.remove(); err != nil {
+			return cleaned, fmt.Errorf("clean up after run %s: %w", state.Prefix, err)
+		}
+		if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
+			return cleaned, err
+		}
+		cleaned = append(cleaned, state.Prefix)
+	}
+	return cleaned, nil
+}
+
+// readState reads a state file. The prefix and the directory follow from the
+// name of the file alone, so that a damaged file cannot point elsewhere.
+func readState(file string) (*State, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	base := strings.TrimSuffix(filepath.Base(file), ".json")
+	state := new(State)
+	if err := json.Unmarshal(text, state); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	state.Prefix = base + "-"
+	if !validPrefix(state.Prefix) {
+		return nil, fmt.Errorf("read %s: name holds no run prefix", file)
+	}
+	if filepath.Base(state.Dir) != base {
+		state.Dir = ""
+	}
+	return state, nil
+}
+
+func (s *State) remove() error {
+	for _, id := range s.Processes {
+		if id.alive() {
+			if err := syscall.Kill(id.Pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+				return fmt.Errorf("kill pid %d: %w", id.Pid, err)
+			}
+		}
+	}
+	if _, err := Destroy(s.Prefix); err != nil {
+		return err
+	}
+	if s.Dir == "" {
+		return nil
+	}
+	return os.RemoveAll(s.Dir)
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package node
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/ethmcast/mdcs/testnet/netns"
+)
+
+// Ports of a replication point.
+const (
+	rpControlPort = 30500 // RLPx, TCP
+	rpDataPort    = 30501 // UDP
+	rpAdminPort   = 9300  // HTTP on loopback
+)
+
+// Time limits on a replication point.
+const (
+	rpStartTimeout = 10 * time.Second
+	rpStopGrace    = 5 * time.Second
+)
+
+// RPConfig describes a replication point.
+type RPConfig struct {
+	Name      string
+	Binary    string
+	Key       *ecdsa.PrivateKey
+	Addr      netip.Addr
+	NetworkID uint64
+	Genesis   common.Hash
+	Dir       string        // for its files; must exist
+	Log       string        // path of the log file
+	Peers     []*enode.Node // the other replication points
+	Engine    string        // datapath: socket or xdp
+}
+
+// RP is a replication point. Start, Stop and Kill must not run at the same
+// time; all else is safe for concurrent use.
+type RP struct {
+	*daemon
+	cfg RPConfig
+}
+
+// rpFile is the configuration file of rpd.
+type rpFile struct {
+	Node struct {
+		KeyFile     string `toml:"key_file"`
+		Address     string `toml:"address"`
+		ControlPort int    `toml:"control_port"`
+		DataPort    int    `toml:"data_port"`
+	} `toml:"node"`
+	Chain struct {
+		NetworkID uint64 `toml:"network_id"`
+		Genesis   string `toml:"genesis"`
+	} `toml:"chain"`
+	Mesh struct {
+		Peers []string `toml:"peers"`
+	} `toml:"mesh"`
+	Datapath struct {
+		Engine string `toml:"engine"`
+	} `toml:"datapath"`
+	Admin struct {
+		Listen string `toml:"listen"`
+	} `toml:"admin"`
+	Log struct {
+		Level string `toml:"level"`
+	} `toml:"log"`
+}
+
+// NewRP writes the files of a replication point into its directory.
+func NewRP(run *netns.Run, ns *netns.Namespace, cfg RPConfig) (*RP, error) {
+	r := &RP{
+		daemon: newDaemon(run, ns, cfg.Name, cfg.Binary, cfg.Dir, cfg.Log),
+		cfg:    cfg,
+	}
+	if err := crypto.SaveECDSA(r.keyFile(), cfg.Key); err != nil {
+		return nil, fmt.Errorf("make %s: %w", cfg.Name, err)
+	}
+	text, err := toml.Marshal(r.file())
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", cfg.Name, err)
+	}
+	if err := os.WriteFile(r.configFile(), text, 0o600); err != nil {
+		return nil, fmt.Errorf("make %s: %w", cfg.Name, err)
+	}
+	return r, nil
+}
+
+func (r *RP) file() rpFile {
+	var f rpFile
+	f.Node.KeyFile = r.keyFile()
+	f.Node.Address = r.cfg.Addr.String()
+	f.Node.ControlPort = rpControlPort
+	f.Node.DataPort = rpDataPort
+	f.Chain.NetworkID = r.cfg.NetworkID
+	f.Chain.Genesis = r.cfg.Genesis.Hex()
+	f.Mesh.Peers = urls(r.cfg.Peers)
+	f.Datapath.Engine = r.cfg.Engine
+	f.Admin.Listen = fmt.Sprintf("[::1]:%d", rpAdminPort)
+	f.Log.Level = "info"
+	return f
+}
+
+func (r *RP) keyFile() string    { return filepath.Join(r.cfg.Dir, "nodekey") }
+func (r *RP) configFile() string { return filepath.Join(r.cfg.Dir, "rpd.toml") }
+
+// RPURL is the address of a replication point with a key at addr.
+func RPURL(key *ecdsa.PrivateKey, addr netip.Addr) *enode.Node {
+	return enode.NewV4(&key.PublicKey, addr.AsSlice(), rpControlPort, 0)
+}
+
+// Start starts the daemon and returns when it is healthy. Its mesh links may
+// come up later; see [RP.WaitReady].
+func (r *RP) Start(ctx context.Context) error {
+	if err := r.launch("--config", r.configFile()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, rpStartTimeout)
+	defer cancel()
+	return r.wait(ctx, "/-/healthy")
+}
+
+// WaitReady waits until the daemon serves and its mesh links are up.
+func (r *RP) WaitReady(ctx context.Context) error { return r.wait(ctx, "/-/ready") }
+
+func (r *RP) wait(ctx context.Context, path string) error {
+	ctx, cancel := r.untilExit(ctx)
+	defer cancel()
+	return Wait(ctx, path+" of "+r.name, func(ctx context.Context) error {
+		_, err := r.get(ctx, rpAdminPort, path)
+		return err
+	})
+}
+
+// Stop ends the daemon properly.
+func (r *RP) Stop() error { return r.stop(rpStopGrace) }
+
+// Kill ends the daemon as a crash would.
+func (r *RP) Kill() error { return r.kill() }
+
+// Metrics fetches the daemon's counters.
+func (r *RP) Metrics(ctx context.Context) (Metrics, error) {
+	text, err := r.get(ctx, rpAdminPort, "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	return parseMetrics(text)
+}

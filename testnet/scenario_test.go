@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package testnet
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/testnet/beacon"
+	"github.com/ethmcast/mdcs/testnet/measure"
+	"github.com/ethmcast/mdcs/testnet/node"
+	"github.com/ethmcast/mdcs/testnet/topology"
+	"github.com/ethmcast/mdcs/testnet/workload"
+)
+
+// scenario is a net with a workload whose arrivals are recorded. The picture is
+// that of [topology.TwoAS].
+type scenario struct {
+	*Net
+	t        *testing.T
+	ctx      context.Context
+	txs      []workload.Tx
+	sent     int
+	sendings []measure.Sending
+	arrivals *measure.Arrivals
+}
+
+// play starts a net for a scenario of at most txs transactions.
+func play(t *testing.T, txs int, patched func(string) bool, change func(*topology.Topology)) *scenario {
+	t.Helper()
+	cfg := Config{
+		Topology:  topology.TwoAS(),
+		Geth:      programPath(t, "geth"),
+		GethStock: programPath(t, "geth-stock"),
+		RPD:       programPath(t, "rpd"),
+		Patched:   patched,
+		Seed:      3,
+		Log:       testLog(t),
+	}
+	if change != nil {
+		change(cfg.Topology)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	t.Cleanup(cancel)
+	n, err := Start(ctx, cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, n.Close())
+		requireNothingLeft(t, n.run.Prefix())
+	})
+	s := &scenario{Net: n, t: t, ctx: ctx}
+	s.txs, err = workload.Plan(workload.Params{ChainID: beacon.ChainID, Seed: 3, Txs: txs, Rate: 20, Nodes: len(n.Geths)})
+	require.NoError(t, err)
+	hashes := make([]common.Hash, txs)
+	for i, tx := range s.txs {
+		hashes[i] = tx.Hash
+	}
+	sources := make([]measure.Source, len(n.Geths))
+	for i, g := range n.Geths {
+		sources[i] = g
+	}
+	s.arrivals, err = measure.Subscribe(ctx, sources, hashes)
+	require.NoError(t, err)
+	t.Cleanup(s.arrivals.Close)
+	return s
+}
+
+// send sends the next transactions of the workload at 20 per second.
+func (s *scenario) send(count int) {
+	s.t.Helper()
+	next := s.txs[s.sent : s.sent+count]
+	for _, tx := range next {
+		s.sendings = append(s.sendings, measure.Sending{Origin: tx.Node, At: time.Now()})
+		require.NoError(s.t, s.Geths[tx.Node].SendTx(s.ctx, tx.Raw))
+		require.NoError(s.t, wait(s.ctx, time.Now().Add(50*time.Millisecond)))
+	}
+	s.sent += count
+}
+
+// stopChain ends the making of blocks, so that a transaction that multicast lost
+// can reach a node by gossip alone.
+func (s *scenario) stopChain() {
+	s.stop()
+	s.driver.Wait()
+}
+
+// everywhere requires that what was sent reaches every node, and returns the
+// longest that one took.
+func (s *scenario) everywhere() time.Duration {
+	s.t.Helper()
+	require.Equal(s.t, len(s.txs), s.sent, "the scenario sends its whole workload first")
+	missing, err := s.arrivals.Wait(s.ctx, time.Now().Add(20*time.Second))
+	require.NoError(s.t, err)
+	require.Zero(s.t, missing, "transactions that did not arrive")
+	d := measure.Summarize(measure.Pairs(s.sendings, s.arrivals.Times()))
+	s.t.Logf("%d transactions everywhere: p50 %.0f ms, p99 %.0f ms, max %.0f ms", s.sent, d.P50, d.P99, d.Max)
+	return time.Duration(d.Max * float64(time.Millisecond))
+}
+
+// learnStreams makes every node publish something, so that the marks of all
+// know both ingress RPs and all gossip is left out from then on.
+func (s *scenario) learnStreams() {
+	s.t.Helper()
+	s.send(2 * len(s.Geths))
+	require.NoError(s.t, wait(s.ctx, time.Now().Add(3*time.Second)))
+}
+
+// firewall loads nftables rules into the namespace of a node's host.
+func (s *scenario) firewall(ns interface{ Do(func() error) error }, rules string) {
+	s.t.Helper()
+	nft, err := exec.LookPath("nft")
+	require.NoError(s.t, err, "nftables is not installed: run make deps")
+	require.NoError(s.t, ns.Do(func() error {
+		out, err := exec.Command(nft, rules).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("nft %s: %w: %s", rules, err, out)
+		}
+		return nil
+	}))
+}
+
+// total adds up a figure of the status of all nodes that speak mDCS.
+func (s *scenario) total(figure func(node.Status) uint64) (sum uint64) {
+	s.t.Helper()
+	for _, g := range s.Geths {
+		if g.Multicast() {
+			st, err := g.Status(s.ctx)
+			require.NoError(s.t, err)
+			sum += figure(st)
+		}
+	}
+	return sum
+}
+
+// Patched nodes, stock nodes, and a patched node whose only peer is a stock one.
+func TestNetnsMixed(t *testing.T) {
+	stock := map[string]bool{"as1-g3": true, "as2-g2": true}
+	s := play(t, 30, func(host string) bool { return !stock[host] }, func(top *topology.Topology) {
+		top.Peerings = [][2]string{
+			{"as1-g1", "as1-g2"}, {"as1-g1", "as1-g3"}, {"as1-g2", "as1-g3"}, {"as1-g1", "as2-g1"},
+			{"as1-g3", "as2-g2"}, {"as2-g1", "as2-g2"}, {"as2-g2", "as2-g3"},
+		}
+	})
+	s.send(30)
+	s.everywhere()
+	head, err := s.Geth("as1-g1").Head(s.ctx)
+	require.NoError(t, err)
+	require.NoError(t, s.WaitHead(s.ctx, uint64(head.Number)+2))
+	require.Positive(t, s.total(func(st node.Status) uint64 { return st.Received }), "nothing came by multicast")
+}
+
+// An RP that acknowledges everything and drops one of five datagrams to its
+// peers: the marks show it, and the neighbours announce what is missing.
+func TestNetnsRPDropsSilently(t *testing.T) {
+	s := play(t, 72, All, nil)
+	s.learnStreams()
+	s.stopChain()
+	rp := s.RP("as1-rp").Namespace()
+	s.firewall(rp, `add table ip6 lossy; `+
+		`add chain ip6 lossy out { type filter hook output priority 0; }; `+
+		`add rule ip6 lossy out udp dport 30400 udp length > 72 numgen inc mod 5 == 0 counter drop`)
+	s.send(60)
+	s.everywhere()
+	require.Positive(t, s.total(func(st node.Status) uint64 { return st.Announced }), "nothing was announced")
+	require.Zero(t, s.total(func(st node.Status) uint64 { return st.Failed }), "an acknowledgement was lost too")
+}
+
+// Two RPs that suddenly cannot reach each other.
+func TestNetnsMeshPartition(t *testing.T) {
+	s := play(t, 72, All, nil)
+	s.learnStreams()
+	s.stopChain()
+	other := s.cfg.Topology.HostsOf(topology.RP)[1].Addr
+	s.firewall(s.RP("as1-rp").Namespace(), fmt.Sprintf(`add table ip6 cut; `+
+		`add chain ip6 cut in { type filter hook input priority 0; }; add rule ip6 cut in ip6 saddr %s drop; `+
+		`add chain ip6 cut out { type filter hook output priority 0; }; add rule ip6 cut out ip6 daddr %s drop`, other, other))
+	s.send(60)
+	s.everywhere()
+	require.Zero(t, s.total(func(st node.Status) uint64 { return st.Failed }))
+}
+
+// The RP of AS 1 dies while transactions flow: gossip takes over, nothing is
+// lost, and its nodes move to the other RP.
+func TestNetnsRPDies(t *testing.T) {
+	for name, kill := range map[string]func(*scenario){
+		"process": func(s *scenario) { require.NoError(t, s.RP("as1-rp").Kill()) },
+		"host": func(s *scenario) {
+			s.firewall(s.RP("as1-rp").Namespace(), `add table ip6 dead; `+
+				`add chain ip6 dead in { type filter hook input priority 0; policy drop; }; `+
+				`add chain ip6 dead out { type filter hook output priority 0; policy drop; }`)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := play(t, 72, All, nil)
+			s.learnStreams()
+			s.send(20)
+			dead := s.rpOf("as1-g1")
+			kill(s)
+			died := time.Now()
+			left := make(chan time.Duration, 1)
+			go func() {
+				for s.rpOf("as1-g1") == dead && s.ctx.Err() == nil {
+					time.Sleep(10 * time.Millisecond)
+				}
+				left <- time.Since(died)
+			}()
+			s.send(40)
+			s.everywhere()
+			t.Logf("as1-g1 left its RP after %v", <-left)
+			for _, host := range []string{"as1-g1", "as1-g2", "as1-g3"} {
+				require.NoError(t, node.Wait(s.ctx, host+" at the second RP", func(ctx context.Context) error {
+					st, err := s.Geth(host).Status(ctx)
+					if err == nil && (st.State != node.StateActive || st.RP == dead) {
+						err = fmt.Errorf("state %s", st.State)
+					}
+					return err
+				}))
+			}
+		})
+	}
+}
+
+// rpOf is the RP that a node is a member of, empty if none.
+func (s *scenario) rpOf(host string) string {
+	st, err := s.Geth(host).Status(s.ctx)
+	if err != nil || st.State != node.StateActive {
+		return ""
+	}
+	return st.RP
+}
