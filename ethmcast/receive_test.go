@@ -3,9 +3,13 @@
 package ethmcast
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
@@ -160,4 +164,41 @@ func FuzzReceiver(f *testing.F) {
 			t.Fatalf("verdict %v changed the state", v)
 		}
 	})
+}
+
+// A PROBE from anywhere but the data endpoint of an RP that is being joined gets
+// no Echo.
+func TestForeignProbe(t *testing.T) {
+	s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(100, 0)
+	rp := &rpConn{conn: conn{out: make(chan proto.Message, sendQueue)}, addr: testRP.Addr()}
+	rp.joiner = proto.NewJoiner(proto.JoinerConfig{Groups: []uint32{1}, Port: 1, Rand: rand.Reader})
+	s.rps[enode.ID{1}] = rp
+	rp.joiner.Want(now, true)
+	if err := rp.joiner.Handle(now, &proto.Status{Role: proto.RoleRP, Incarnation: 1, DataPort: testRP.Port()}); err != nil {
+		t.Fatal(err)
+	}
+	probe := func(src netip.AddrPort) (echoes int) {
+		h := wire.Header{Type: wire.Probe}
+		s.receive(now, src, append(h.Append(nil), make([]byte, wire.MaxPayload)...))
+		s.drain(now, rp)
+		for len(rp.out) > 0 {
+			if m := <-rp.out; m.Code() == proto.EchoMsg {
+				echoes++
+			}
+		}
+		return echoes
+	}
+	if n := probe(netip.MustParseAddrPort("[2001:db8::53]:1")); n != 0 {
+		t.Errorf("%d echoes for a PROBE from another port", n)
+	}
+	if n := probe(netip.MustParseAddrPort("[2001:db8::54]:30501")); n != 0 {
+		t.Errorf("%d echoes for a PROBE from another address", n)
+	}
+	if n := probe(testRP); n != 1 {
+		t.Errorf("%d echoes for the RP's own PROBE", n)
+	}
 }
