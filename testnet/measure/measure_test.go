@@ -95,12 +95,15 @@ func TestArrivalsBroken(t *testing.T) {
 }
 
 func TestProtocolBytes(t *testing.T) {
-	require.Equal(t, map[string]uint64{"eth/69": 35, "mdcs/1": 7}, protocolBytes(node.Metrics{
+	require.Equal(t, map[string]uint64{"eth/69": 35, "mdcs/1": 7, "mdcs datagrams": 8}, protocolBytes(node.Metrics{
 		"p2p_ingress_eth_69_0x02":         10,
 		"p2p_egress_eth_69_0x02":          20,
 		"p2p_egress_eth_69_0x08":          5,
 		"p2p_egress_eth_69_0x08_packets":  1000,
 		"p2p_ingress_mdcs_1_0x00":         7,
+		"mdcs_rx_bytes":                   5,
+		"mdcs_tx_bytes":                   3,
+		"mdcs_rx_duplicates":              1000,
 		"p2p_ingress":                     1000,
 		"p2p_peers":                       1000,
 		"eth_fetcher_transaction_waiting": 1000,

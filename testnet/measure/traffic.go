@@ -20,7 +20,7 @@ type Host interface {
 // Traffic is the state of the counters of some hosts at one moment, by host.
 type Traffic struct {
 	bytes     map[string]uint64            // both directions of the interface
-	protocols map[string]map[string]uint64 // devp2p bytes by protocol; geth only
+	protocols map[string]map[string]uint64 // bytes by protocol; geth only
 }
 
 // Count reads the counters. The nodes are asked over their loopback interfaces,
@@ -51,12 +51,20 @@ func Count(ctx context.Context, hosts []Host) (Traffic, error) {
 	return t, nil
 }
 
+// datagrams is the name of the UDP traffic with the RP among the protocols.
+const datagrams = "mdcs datagrams"
+
 // protocolBytes sums geth's meters p2p_{ingress,egress}_<name>_<version>_<code>
 // over messages and directions, by "name/version". They count the payload of
 // devp2p messages after compression. Meters with another ending count packets.
+// The UDP payload of mDCS has meters of its own.
 func protocolBytes(m node.Metrics) map[string]uint64 {
 	sums := make(map[string]uint64)
 	for name, value := range m {
+		if name == "mdcs_rx_bytes" || name == "mdcs_tx_bytes" {
+			sums[datagrams] += uint64(value)
+			continue
+		}
 		rest, ok := strings.CutPrefix(name, "p2p_ingress_")
 		if !ok {
 			if rest, ok = strings.CutPrefix(name, "p2p_egress_"); !ok {
@@ -81,8 +89,8 @@ func Bytes(before, after Traffic) map[string]uint64 {
 	return diff
 }
 
-// ProtocolBytes is the devp2p traffic by protocol between two moments, summed
-// over the hosts. Each message between two of them counts at both.
+// ProtocolBytes is the traffic by protocol between two moments, by geth's own
+// metrics, summed over the hosts. Each message between two of them counts at both.
 func ProtocolBytes(before, after Traffic) (map[string]uint64, error) {
 	diff := make(map[string]uint64)
 	for host, protocols := range after.protocols {

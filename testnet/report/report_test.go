@@ -28,7 +28,7 @@ func sample() *Summary {
 		},
 		Runs: map[string]Run{
 			"gossip": {Window: 18, CPUPressure: 0.2, Wire: &delayline.Summary{Scheduling: "fifo-50", P50: 40, P99: 150, Max: 900}},
-			"mdcs":   {Window: 18, CPUPressure: 0.1},
+			"mdcs":   {Window: 18, CPUPressure: 0.1, ProtocolBytes: map[string]uint64{"mdcs/1": 60, "eth/72": 120}},
 		},
 	}
 }
@@ -44,6 +44,8 @@ func TestTable(t *testing.T) {
   gossip   300        1.0    25.0   505.2   530.0   541.0  12.50 %      700000         -      4200000
     mdcs   300     0.9999    21.4    22.0    30.5     inf   0.00 %       65536    123456       516672
 
+gossip: payload bytes/node by geth's metrics:
+mdcs: payload bytes/node by geth's metrics:  eth/72 20  mdcs/1 10
 gossip: window 18.0 s, CPU pressure 20 %, wire fifo-50 late p50 40 us, p99 150 us, max 900 us, > 1 ms 0.00 %
 mdcs: window 18.0 s, CPU pressure 10 %
 `

@@ -54,6 +54,14 @@ func (s *Summary) Table(out io.Writer) error {
 
 	fmt.Fprintln(out)
 	for _, mode := range s.modes() {
+		fmt.Fprintf(out, "%s: payload bytes/node by geth's metrics:", mode)
+		bytes := s.Runs[mode].ProtocolBytes
+		for _, protocol := range slices.Sorted(maps.Keys(bytes)) {
+			fmt.Fprintf(out, "  %s %d", protocol, bytes[protocol]/uint64(max(s.Topology.Nodes, 1)))
+		}
+		fmt.Fprintln(out)
+	}
+	for _, mode := range s.modes() {
 		r := s.Runs[mode]
 		fmt.Fprintf(out, "%s: window %.1f s, CPU pressure %.0f %%", mode, r.Window, r.CPUPressure*100)
 		if l := r.Wire; l != nil {
