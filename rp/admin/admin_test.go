@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package admin
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+func TestServer(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	log := slog.New(slog.DiscardHandler)
+	registry := prometheus.NewRegistry()
+	counter := prometheus.NewCounter(prometheus.CounterOpts{Name: "things_total", Help: "Things."})
+	registry.MustRegister(counter)
+	counter.Inc()
+	var ready error
+	s, err := Start("[::1]:0", Handler(registry, func() error { return ready }), log)
+	require.NoError(t, err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(path string) (int, string) {
+		t.Helper()
+		resp, err := client.Get("http://" + s.Addr() + path)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		return resp.StatusCode, string(body)
+	}
+	code, body := get("/-/healthy")
+	require.Equal(t, 200, code, body)
+	code, body = get("/-/ready")
+	require.Equal(t, 200, code, body)
+	require.Equal(t, "ready\n", body)
+	ready = errors.New("mesh links down: ab")
+	code, body = get("/-/ready")
+	require.Equal(t, 503, code)
+	require.Equal(t, "not ready: mesh links down: ab\n", body)
+	code, body = get("/metrics")
+	require.Equal(t, 200, code)
+	require.Contains(t, body, "things_total 1\n")
+	code, _ = get("/elsewhere")
+	require.Equal(t, 404, code)
+	resp, err := client.Post("http://"+s.Addr()+"/metrics", "text/plain", nil)
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, 405, resp.StatusCode)
+
+	_, err = Start(s.Addr(), nil, log)
+	require.ErrorContains(t, err, "admin: ")
+	s.Stop()
+	_, err = client.Get("http://" + s.Addr() + "/-/healthy")
+	require.Error(t, err)
+}

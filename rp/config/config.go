@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package config is the configuration file of a replication point, in TOML. Keys
+// that it does not know are errors, as are values that cannot work: both name the
+// key.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// Config is the file.
+type Config struct {
+	Node     Node     `toml:"node"`
+	Chain    Chain    `toml:"chain"`
+	Mesh     Mesh     `toml:"mesh"`
+	Datapath Datapath `toml:"datapath"`
+	Limits   Limits   `toml:"limits"`
+	Admin    Admin    `toml:"admin"`
+	Log      Log      `toml:"log"`
+}
+
+// Node says who and where the RP is.
+type Node struct {
+	KeyFile     string     `toml:"key_file"`     // secp256k1 key in hex, made when missing
+	Address     netip.Addr `toml:"address"`      // IPv6
+	ControlPort uint16     `toml:"control_port"` // TCP
+	DataPort    uint16     `toml:"data_port"`    // UDP
+}
+
+// Chain says what the RP serves.
+type Chain struct {
+	NetworkID uint64      `toml:"network_id"`
+	Genesis   common.Hash `toml:"genesis"`
+}
+
+// Mesh lists the other RPs.
+type Mesh struct {
+	Peers         []string `toml:"peers"` // enode URLs
+	RekeyInterval Duration `toml:"rekey_interval"`
+}
+
+// Datapath chooses the engine.
+type Datapath struct {
+	Engine string `toml:"engine"` // "auto" or "socket"
+}
+
+// Limits bound what peers can take; 0 is no limit, but not for a rate.
+type Limits struct {
+	MaxPeers     int      `toml:"max_peers"`
+	MaxPer64     int      `toml:"max_per_64"`
+	MaxPer48     int      `toml:"max_per_48"`
+	Lease        Duration `toml:"lease"`
+	PublishRate  uint32   `toml:"publish_rate"`  // datagrams per second and publisher
+	PublishBurst uint32   `toml:"publish_burst"` // datagrams at once
+}
+
+// Admin is the HTTP listener for metrics and health.
+type Admin struct {
+	Listen string `toml:"listen"` // host:port, "" for none
+}
+
+// Log says what is logged.
+type Log struct {
+	Level slog.Level `toml:"level"`
+}
+
+// Duration is a time.Duration written as "1h30m".
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = Duration(v)
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default returns the values of keys that a file leaves out. The address and the
+// chain have none.
+func Default() Config {
+	return Config{
+		Node:     Node{KeyFile: "/var/lib/rpd/nodekey", ControlPort: 30500, DataPort: 30501},
+		Mesh:     Mesh{RekeyInterval: Duration(time.Hour)},
+		Datapath: Datapath{Engine: "auto"},
+		Limits: Limits{
+			MaxPeers:     10_000,
+			MaxPer64:     16,
+			MaxPer48:     256,
+			Lease:        Duration(proto.Lease),
+			PublishRate:  2000,
+			PublishBurst: 512,
+		},
+		Admin: Admin{Listen: "[::1]:9300"},
+	}
+}
+
+// Load reads and checks a file.
+func Load(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// Parse reads and checks the text of a file. All that is wrong with its values is
+// in the error, one line for each key.
+func Parse(text []byte) (*Config, error) {
+	c := Default()
+	dec := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil {
+		return nil, explain(err)
+	}
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+// explain names the line and the key of a decoding error.
+func explain(err error) error {
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		errs := make([]error, len(strict.Errors))
+		for i := range strict.Errors {
+			row, _ := strict.Errors[i].Position()
+			errs[i] = fmt.Errorf("line %d: unknown key %s", row, strings.Join(strict.Errors[i].Key(), "."))
+		}
+		return errors.Join(errs...)
+	}
+	if decode, ok := errors.AsType[*toml.DecodeError](err); ok {
+		row, _ := decode.Position()
+		detail := strings.TrimPrefix(decode.Error(), "toml: ")
+		if key := strings.Join(decode.Key(), "."); key != "" {
+			return fmt.Errorf("line %d: %s: %s", row, key, detail)
+		}
+		return fmt.Errorf("line %d: %s", row, detail)
+	}
+	return err
+}
+
+func (c *Config) check() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf(key+": "+format, args...))
+	}
+	if c.Node.KeyFile == "" {
+		bad("node.key_file", "missing")
+	}
+	switch a := c.Node.Address; {
+	case !a.IsValid():
+		bad("node.address", "missing")
+	case !a.Is6() || a.Is4In6():
+		bad("node.address", "%v is not IPv6", a)
+	case a.IsUnspecified() || a.IsMulticast() || a.Zone() != "":
+		bad("node.address", "%v is not the address of one host that others reach", a)
+	}
+	if c.Node.ControlPort == 0 {
+		bad("node.control_port", "0 is not a port")
+	}
+	if c.Node.DataPort == 0 {
+		bad("node.data_port", "0 is not a port")
+	}
+	if c.Chain.NetworkID == 0 {
+		bad("chain.network_id", "missing")
+	}
+	if c.Chain.Genesis == (common.Hash{}) {
+		bad("chain.genesis", "missing")
+	}
+	for i, url := range c.Mesh.Peers {
+		if _, err := neighbour(url); err != nil {
+			bad(fmt.Sprintf("mesh.peers[%d]", i), "%v", err)
+		}
+	}
+	if d := time.Duration(c.Mesh.RekeyInterval); d < time.Minute {
+		bad("mesh.rekey_interval", "%v is less than 1m", d)
+	}
+	if e := c.Datapath.Engine; e != "auto" && e != "socket" {
+		bad("datapath.engine", "%q is none of auto, socket", e)
+	}
+	for _, limit := range []struct {
+		key string
+		n   int
+	}{
+		{"limits.max_peers", c.Limits.MaxPeers},
+		{"limits.max_per_64", c.Limits.MaxPer64},
+		{"limits.max_per_48", c.Limits.MaxPer48},
+	} {
+		if limit.n < 0 {
+			bad(limit.key, "%d is negative", limit.n)
+		}
+	}
+	if d := time.Duration(c.Limits.Lease); d < proto.MinLease || d > proto.MaxLease || d%time.Second != 0 {
+		bad("limits.lease", "%v: want whole seconds from %v to %v", d, proto.MinLease, proto.MaxLease)
+	}
+	if c.Limits.PublishRate == 0 {
+		bad("limits.publish_rate", "0 lets nobody publish")
+	}
+	if c.Limits.PublishBurst == 0 {
+		bad("limits.publish_burst", "0 lets nobody publish")
+	}
+	if l := c.Admin.Listen; l != "" {
+		if _, _, err := net.SplitHostPort(l); err != nil {
+			bad("admin.listen", "%v", err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Neighbours returns the nodes of [mesh] peers.
+func (c *Config) Neighbours() ([]*enode.Node, error) {
+	nodes := make([]*enode.Node, len(c.Mesh.Peers))
+	for i, url := range c.Mesh.Peers {
+		n, err := neighbour(url)
+		if err != nil {
+			return nil, fmt.Errorf("mesh.peers[%d]: %w", i, err)
+		}
+		nodes[i] = n
+	}
+	return nodes, nil
+}
+
+func neighbour(url string) (*enode.Node, error) {
+	n, err := enode.Parse(enode.ValidSchemes, url)
+	if err != nil {
+		return nil, err
+	}
+	if a := n.IPAddr(); !a.Is6() || a.Is4In6() {
+		return nil, fmt.Errorf("%s: no IPv6 address", url)
+	}
+	if n.TCP() == 0 {
+		return nil, fmt.Errorf("%s: no TCP port", url)
+	}
+	return n, nil
+}

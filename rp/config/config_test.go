@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package config
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/stretchr/testify/require"
+)
+
+const minimal = `
+[node]
+address = "2001:db8::1"
+[chain]
+network_id = 7
+genesis = "0x0100000000000000000000000000000000000000000000000000000000000000"
+`
+
+func TestMinimal(t *testing.T) {
+	c, err := Parse([]byte(minimal))
+	require.NoError(t, err)
+	want := Default()
+	want.Node.Address = netip.MustParseAddr("2001:db8::1")
+	want.Chain = Chain{NetworkID: 7, Genesis: common.Hash{1}}
+	require.Equal(t, want, *c)
+	nodes, err := c.Neighbours()
+	require.NoError(t, err)
+	require.Empty(t, nodes)
+}
+
+func TestAllKeys(t *testing.T) {
+	peer := nodeURL(t)
+	c, err := Parse([]byte(`
+[node]
+key_file = "k"
+address = "fd00::1"
+control_port = 1
+data_port = 2
+[chain]
+network_id = 3
+genesis = "0x0200000000000000000000000000000000000000000000000000000000000000"
+[mesh]
+peers = ["` + peer + `"]
+rekey_interval = "90s"
+[datapath]
+engine = "socket"
+[limits]
+max_peers = 0
+max_per_64 = 4
+max_per_48 = 5
+lease = "10s"
+publish_rate = 6
+publish_burst = 7
+[admin]
+listen = ""
+[log]
+level = "debug"
+`))
+	require.NoError(t, err)
+	require.Equal(t, Config{
+		Node:     Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2},
+		Chain:    Chain{NetworkID: 3, Genesis: common.Hash{2}},
+		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second)},
+		Datapath: Datapath{Engine: "socket"},
+		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7},
+		Log:      Log{Level: slog.LevelDebug},
+	}, *c)
+	nodes, err := c.Neighbours()
+	require.NoError(t, err)
+	require.Equal(t, netip.MustParseAddr("2001:db8::2"), nodes[0].IPAddr())
+}
+
+func nodeURL(t *testing.T) string {
+	t.Helper()
+	return testNode(t, "2001:db8::2").URLv4()
+}
+
+// Every error names the key, and the line where there is one.
+func TestErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		text string
+		want []string
+	}{
+		"empty":          {"", []string{"node.address: missing", "chain.network_id: missing", "chain.genesis: missing"}},
+		"unknown key":    {minimal + "[limits]\nmax_peer = 1\n", []string{"line 8: unknown key limits.max_peer"}},
+		"unknown table":  {minimal + "[limit]\nmax_peers = 1\n", []string{"line 7: unknown key limit"}},
+		"two unknown":    {minimal + "[log]\na = 1\nb = 1\n", []string{"line 8: unknown key log.a", "line 9: unknown key log.b"}},
+		"no toml":        {"[node]\naddress = \n", []string{"line 2: "}},
+		"wrong type":     {minimal + "[limits]\nmax_peers = \"many\"\n", []string{"line 8: limits.max_peers: "}},
+		"out of range":   {minimal + "[limits]\npublish_rate = -1\n", []string{"line 8: limits.publish_rate: "}},
+		"no duration":    {minimal + "[limits]\nlease = \"soon\"\n", []string{"line 8: limits.lease: ", "invalid duration"}},
+		"no level":       {minimal + "[log]\nlevel = \"loud\"\n", []string{"line 8: log.level: "}},
+		"table in table": {minimal + "[node.x]\n", []string{"line 7: unknown key node.x"}},
+	} {
+		t.Run(name, func(t *testing.T) { requireErrors(t, c.text, c.want) })
+	}
+	for old, c := range map[string]struct{ new, want string }{
+		`"2001:db8::1"`: {`"192.0.2.1"`, "node.address: 192.0.2.1 is not IPv6"},
+		`2001:db8::1`:   {`::`, "node.address: :: is not the address of one host"},
+		`:db8::1"`:      {`:db8::1%eth0"`, "node.address: 2001:db8::1%eth0 is not the address of one host"},
+		`2001:db8::1"`:  {`::ffff:192.0.2.1"`, "node.address: ::ffff:192.0.2.1 is not IPv6"},
+		`"2001:`:        {`"xyz:`, "line 3: node.address: "},
+		"7":             {"0", "chain.network_id: missing"},
+		`"0x01`:         {`"01`, "line 6: chain.genesis: "},
+	} {
+		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
+	}
+	for line, want := range map[string]string{
+		"[mesh]\npeers = [\"http://x\"]":       "mesh.peers[0]: ",
+		"[mesh]\nrekey_interval = \"30s\"":     "mesh.rekey_interval: 30s is less than 1m",
+		"[datapath]\nengine = \"dpdk\"":        `datapath.engine: "dpdk" is none of auto, socket`,
+		"[limits]\nmax_peers = -1":             "limits.max_peers: -1 is negative",
+		"[limits]\nmax_per_64 = -1":            "limits.max_per_64: -1 is negative",
+		"[limits]\nmax_per_48 = -1":            "limits.max_per_48: -1 is negative",
+		"[limits]\nlease = \"1s\"":             "limits.lease: 1s: want whole seconds from 5s to 10m0s",
+		"[limits]\nlease = \"5500ms\"":         "limits.lease: 5.5s: want whole seconds",
+		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
+		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
+		"[admin]\nlisten = \"here\"":           "admin.listen: ",
+		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
+		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
+	} {
+		t.Run(line, func(t *testing.T) { requireErrors(t, minimal+line, []string{want}) })
+	}
+	for _, key := range []string{"key_file = \"\"", "control_port = 0", "data_port = 0"} {
+		text := strings.Replace(minimal, "[node]\n", "[node]\n"+key+"\n", 1)
+		t.Run(key, func(t *testing.T) { requireErrors(t, text, []string{"node." + strings.Fields(key)[0] + ": "}) })
+	}
+}
+
+func requireErrors(t *testing.T, text string, want []string) {
+	t.Helper()
+	_, err := Parse([]byte(text))
+	for _, w := range want {
+		require.ErrorContains(t, err, w)
+	}
+	require.Len(t, strings.Split(err.Error(), "\n"), len(want)-strings.Count(strings.Join(want, "\n"), "invalid duration"))
+}
+
+func TestLoad(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "rpd.toml")
+	_, err := Load(path)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.NoError(t, os.WriteFile(path, []byte("x"), 0o600))
+	_, err = Load(path)
+	require.ErrorContains(t, err, path+": line 1: ")
+	require.NoError(t, os.WriteFile(path, []byte(minimal), 0o600))
+	_, err = Load(path)
+	require.NoError(t, err)
+}

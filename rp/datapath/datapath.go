@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package datapath is the seam between a replication point's control plane and
+// the engine that moves its datagrams (SPEC section 6). The control plane says
+// what is wanted by changes, the engine verifies, stamps and replicates.
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+// MaxAhead is how far the sequence of DATA from the mesh may be beyond the newest
+// one known of its stream, by DATA or by HEARTBEAT (SPEC section 11).
+const MaxAhead = 65536
+
+// EpochsKept is the number of group keys kept for each (ingress RP, group): the
+// newest installed and the one before it.
+const EpochsKept = 2
+
+// ErrClosed is returned by every method of an Engine after Close.
+var ErrClosed = errors.New("datapath: engine closed")
+
+// Role says what is at the other end of a session.
+type Role uint8
+
+// Roles of a session.
+const (
+	Peer Role = 1 // a geth: publishes and subscribes
+	Mesh Role = 2 // a neighbouring RP
+)
+
+func (r Role) String() string {
+	switch r {
+	case Peer:
+		return "peer"
+	case Mesh:
+		return "mesh"
+	}
+	return fmt.Sprintf("role-%d", uint8(r))
+}
+
+// Session is one hop, to a peer or to a neighbouring RP. Datagrams that arrive
+// with Index from Addr and a hop tag of ReceiveKey belong to it; copies go to Addr
+// with SendSession and a hop tag of SendKey.
+type Session struct {
+	Index       uint32 // handed out by this RP, not 0, unique among its sessions
+	Role        Role
+	Addr        netip.AddrPort // IPv6; the only accepted source, and the destination
+	SendSession uint32         // index that the other end handed out
+	SendKey     auth.Key
+	ReceiveKey  auth.Key
+
+	// Groups are those replicated to the session. A neighbouring RP without
+	// groups is accepted from, but gets no copies.
+	Groups []uint32
+
+	// Publish lets a peer publish to its Groups, Rate datagrams per second and
+	// Burst at once. Both are positive then.
+	Publish     bool
+	Rate, Burst uint32
+
+	// Ingress is a neighbouring RP's incarnation, the only ingress RP whose
+	// datagrams are accepted on the session. It is 0 for a peer.
+	Ingress uint32
+}
+
+// Check returns an error when the session contradicts its contract.
+func (s *Session) Check() error {
+	addr := s.Addr.Addr()
+	switch {
+	case s.Index == 0:
+		return errors.New("session 0")
+	case s.Role != Peer && s.Role != Mesh:
+		return fmt.Errorf("session %08x: unknown role %d", s.Index, s.Role)
+	case !addr.Is6() || addr.Is4In6() || addr.IsUnspecified() || addr.IsMulticast() || s.Addr.Port() == 0:
+		return fmt.Errorf("session %08x: address %v is not a unicast IPv6 endpoint", s.Index, s.Addr)
+	case s.Publish && (s.Rate == 0 || s.Burst == 0):
+		return fmt.Errorf("session %08x: publisher with rate %d and burst %d", s.Index, s.Rate, s.Burst)
+	case (s.Role == Mesh) != (s.Ingress != 0):
+		return fmt.Errorf("session %08x: %v session with ingress %08x", s.Index, s.Role, s.Ingress)
+	case s.Role == Mesh && s.Publish:
+		return fmt.Errorf("session %08x: mesh session that publishes", s.Index)
+	}
+	return nil
+}
+
+// Change is a step from one desired state to the next. Its parts take effect in
+// the order of its fields.
+type Change struct {
+	// Remove ends sessions by index; an unknown index is no error.
+	Remove []uint32
+
+	// Retire forgets ingress RPs that are gone: keys, windows, sequences.
+	Retire []uint32
+
+	// Keys installs group keys. The newest EpochsKept epochs of each (ingress RP,
+	// group) are accepted, in order of installation; installing an epoch again
+	// replaces its key.
+	Keys []proto.GroupKey
+
+	// Add starts sessions. An index that is there already is replaced; with the
+	// same ReceiveKey it keeps its window, its rate and its counters.
+	Add []Session
+}
+
+// Merge appends what follows to c.
+func (c *Change) Merge(next Change) {
+	c.Remove = append(c.Remove, next.Remove...)
+	c.Retire = append(c.Retire, next.Retire...)
+	c.Keys = append(c.Keys, next.Keys...)
+	c.Add = append(c.Add, next.Add...)
+}
+
+// SessionStats counts what one session did since it was added.
+type SessionStats struct {
+	Index    uint32
+	Role     Role
+	Addr     netip.AddrPort
+	Received uint64    // datagrams accepted
+	Copies   uint64    // datagrams sent
+	Heard    time.Time // last accepted datagram, zero when there was none
+}
+
+// Stats counts since the engine was made. Bytes are bytes of UDP payload.
+type Stats struct {
+	Verdicts      wire.Counters // datagrams received, by verdict
+	Copies        uint64        // DATA sent to peers and RPs
+	CopyBytes     uint64        // of those
+	Echoes        uint64        // ECHO sent to publishers
+	Heartbeats    uint64        // HEARTBEAT sent, own and relayed
+	Probes        uint64        // PROBE sent
+	SendErrors    uint64        // datagrams that the host refused to send
+	ReceiveErrors uint64        // reads that failed
+	ReceiveDrops  uint64        // datagrams that came faster than the engine took them
+	Sessions      []SessionStats
+}
+
+// Config is what every engine is made from.
+type Config struct {
+	Addr        netip.AddrPort // own IPv6 address and UDP port, port 0 for any
+	Incarnation uint32         // stamped as ingress RP, not 0
+	HandleKey   auth.Key       // secret of the publisher handles
+}
+
+// Engine verifies, stamps and replicates datagrams. Its methods may be called
+// concurrently.
+//
+// Order between changes is the caller's: two concurrent Apply calls must not be
+// about the same session or the same ingress RP.
+type Engine interface {
+	// Apply makes the change, wholly or, with an error, not at all. When it
+	// returns, every datagram stamped or accepted from then on is replicated to
+	// the added sessions and to none of the removed.
+	Apply(Change) error
+
+	// Marks returns the newest sequence known of each (ingress RP, group). Taken
+	// after Apply it is the mark of the sessions added by it: what comes after
+	// is sent to them. An ingress RP of which nothing was heard has no mark.
+	Marks() []proto.Mark
+
+	// Probe sends one PROBE of size bytes of UDP payload, which holds at least
+	// the header and the nonce, to an endpoint without a session. The caller
+	// limits how many an unproven endpoint gets.
+	Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error
+
+	// Heartbeat sends the newest own sequence of each own group to all sessions
+	// that the group is replicated to.
+	Heartbeat() error
+
+	// Stats returns the counters. It may be called once per second.
+	Stats() Stats
+
+	// Addr returns the address and port that datagrams are sent from.
+	Addr() netip.AddrPort
+
+	// Close stops the engine and releases its port. When it returns no
+	// goroutine of the engine is left. Further calls do nothing.
+	Close() error
+}

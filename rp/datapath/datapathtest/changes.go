@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package datapathtest
+
+import (
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// drop receives a packet that must be dropped.
+func (w *world) drop(p *packet, want wire.Verdict) {
+	w.t.Helper()
+	v, out := w.subject.Receive(p.src, p.bytes())
+	if v != want || len(out) != 0 {
+		w.t.Fatalf("%v: verdict %v with %d outputs, want %v", &p.header, v, len(out), want)
+	}
+}
+
+func testChanges(t *testing.T, new New) {
+	t.Run("a session that was removed", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.apply(datapath.Change{Remove: []uint32{w.sessions[subscriber].Index, w.sessions[rp].Index, 0x9999}})
+		p := w.packet(publisher)
+		compare(t, w.published(p, publisher, 1, reader), w.pass(p))
+		w.drop(w.packet(subscriber), wire.NoSession)
+		w.drop(w.packet(rp), wire.NoSession)
+	})
+	t.Run("a session that comes back has a new window", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.pass(w.packet(publisher))
+		w.apply(datapath.Change{Remove: []uint32{w.sessions[publisher].Index}})
+		w.apply(datapath.Change{Add: w.sessions[publisher : publisher+1]})
+		p := w.packet(publisher)
+		compare(t, w.published(p, publisher, 2, rp, subscriber, reader), w.pass(p))
+	})
+	t.Run("a session that is replaced keeps its window", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.pass(w.packet(publisher))
+		w.sessions[publisher].SendSession = 0x7777
+		w.sessions[publisher].SendKey = auth.Key{'n'}
+		w.apply(datapath.Change{Add: w.sessions[publisher : publisher+1]})
+		w.drop(w.packet(publisher), wire.Replayed)
+		p := w.packet(publisher).seq(2)
+		compare(t, w.published(p, publisher, 2, rp, subscriber, reader), w.pass(p))
+	})
+	t.Run("a session that is replaced keeps its rate", func(t *testing.T) {
+		w := newWorld(t, new)
+		publisherSent(burst)(w)
+		w.apply(datapath.Change{Add: w.sessions[publisher : publisher+1]})
+		w.drop(w.packet(publisher).seq(burst+1), wire.OverRate)
+	})
+	t.Run("a session with another key is another", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.pass(w.packet(publisher))
+		w.sessions[publisher].ReceiveKey = auth.Key{'n'}
+		w.apply(datapath.Change{Add: w.sessions[publisher : publisher+1]})
+		p := w.packet(publisher)
+		compare(t, w.published(p, publisher, 2, rp, subscriber, reader), w.pass(p))
+	})
+	t.Run("a neighbour gets copies when it has the group", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.sessions[silent].Groups = []uint32{group}
+		w.apply(datapath.Change{Add: w.sessions[silent : silent+1]})
+		p := w.packet(publisher)
+		compare(t, w.published(p, publisher, 1, rp, silent, subscriber, reader), w.pass(p))
+	})
+	t.Run("a group that stands twice counts once", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.sessions[reader].Groups = []uint32{group, group}
+		w.apply(datapath.Change{Add: w.sessions[reader : reader+1]})
+		p := w.packet(publisher)
+		compare(t, w.published(p, publisher, 1, rp, subscriber, reader), w.pass(p))
+	})
+	t.Run("the newest two epochs are valid", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.apply(datapath.Change{Keys: []proto.GroupKey{w.key(incarnation, group, 0)}}) // follows 255
+		for i, e := range []uint8{epoch, 0} {
+			p := w.packet(publisher).seq(uint64(i) + 1)
+			p.header.Epoch, p.payloadKey = e, w.keys[keyID{incarnation, group, e}]
+			w.pass(p)
+		}
+		p := w.packet(publisher).seq(3)
+		p.header.Epoch, p.payloadKey = epoch-1, w.keys[keyID{incarnation, group, epoch - 1}]
+		w.drop(p, wire.NoKey)
+	})
+	t.Run("an epoch that is installed again has the new key", func(t *testing.T) {
+		w := newWorld(t, new)
+		k := w.key(incarnation, group, epoch)
+		k.Key = auth.Key{'n'}
+		w.apply(datapath.Change{Keys: []proto.GroupKey{k}})
+		w.drop(w.packet(publisher), wire.BadPayloadTag)
+		p := w.packet(publisher)
+		p.payloadKey = k.Key
+		w.pass(p)
+		before := w.packet(publisher).seq(2)
+		before.header.Epoch, before.payloadKey = epoch-1, w.keys[keyID{incarnation, group, epoch - 1}]
+		w.pass(before)
+	})
+	t.Run("a retired ingress is unknown, and new when it comes back", func(t *testing.T) {
+		w := newWorld(t, new)
+		ingress := w.sessions[rp].Ingress
+		w.pass(w.packet(rp))
+		w.apply(datapath.Change{Retire: []uint32{ingress}})
+		w.drop(w.packet(rp).seq(2), wire.NoKey)
+		w.drop(w.heartbeat(rp, 1, 2), wire.NoKey)
+		w.apply(datapath.Change{Keys: []proto.GroupKey{w.key(ingress, group, epoch)}})
+		p := w.packet(rp)
+		compare(t, w.relayed(p, publisher, subscriber, reader), w.pass(p))
+	})
+	t.Run("retire comes before keys in one change", func(t *testing.T) {
+		w := newWorld(t, new)
+		ingress := w.sessions[rp].Ingress
+		w.apply(datapath.Change{Retire: []uint32{ingress}, Keys: []proto.GroupKey{w.key(ingress, group, epoch)}})
+		w.pass(w.packet(rp))
+	})
+}
+
+func testRefused(t *testing.T, new New) {
+	w := newWorld(t, new)
+	good := w.sessions[publisher]
+	good.Index, good.Addr = 0x5555, w.subject.Endpoint(nobody)
+	mesh := w.sessions[rp]
+	mesh.Index = 0x6666
+	bad := map[string]datapath.Change{}
+	session := func(name string, s datapath.Session, edit func(*datapath.Session)) {
+		edit(&s)
+		bad[name] = datapath.Change{Add: []datapath.Session{s}}
+	}
+	session("index 0", good, func(s *datapath.Session) { s.Index = 0 })
+	session("no role", good, func(s *datapath.Session) { s.Role = 0 })
+	session("publisher without rate", good, func(s *datapath.Session) { s.Rate = 0 })
+	session("publisher without burst", good, func(s *datapath.Session) { s.Burst = 0 })
+	session("peer with ingress", good, func(s *datapath.Session) { s.Ingress = 7 })
+	session("mesh without ingress", mesh, func(s *datapath.Session) { s.Ingress = 0 })
+	session("mesh with the own ingress", mesh, func(s *datapath.Session) { s.Ingress = incarnation })
+	session("mesh that publishes", mesh, func(s *datapath.Session) { s.Publish, s.Rate, s.Burst = true, 1, 1 })
+	for _, addr := range unusable {
+		session("address "+addr.String(), good, func(s *datapath.Session) { s.Addr = addr })
+	}
+	bad["key without ingress"] = datapath.Change{Keys: []proto.GroupKey{{Group: group}}}
+	bad["own incarnation retired"] = datapath.Change{Retire: []uint32{incarnation}}
+
+	for name, c := range bad {
+		t.Run(name, func(t *testing.T) {
+			before := w.snapshot()
+			// What is right in a change that is refused must not happen either.
+			c.Remove = []uint32{w.sessions[reader].Index}
+			c.Retire = append(c.Retire, w.sessions[rp].Ingress)
+			if err := w.subject.Apply(c); err == nil {
+				t.Fatal("applied")
+			}
+			if diff := gocmp.Diff(before, w.snapshot(), allow); diff != "" {
+				t.Fatalf("changed (-before +after):\n%s", diff)
+			}
+		})
+	}
+	w.next.check(t)
+}
+
+func testHeartbeat(t *testing.T, new New) {
+	w := newWorld(t, new)
+	publisherSent(2)(w)
+	beat := func(group uint32, beat, seq uint64, to ...int) (out []Output) {
+		h := wire.Header{
+			Type:     wire.Heartbeat,
+			HopLimit: wire.InitialHopLimit,
+			Group:    group,
+			Ingress:  incarnation,
+			Sequence: seq,
+			ObjectID: beat,
+		}
+		for _, i := range to {
+			out = append(out, copyTo(&w.sessions[i], h, nil))
+		}
+		return out
+	}
+	for n := uint64(1); n <= 3; n++ {
+		want := append(beat(group, n, 2, rp, publisher, subscriber, reader), beat(otherGroup, n, 0, stranger)...)
+		compare(t, want, w.subject.Heartbeat())
+	}
+}
+
+func testMarks(t *testing.T, new New) {
+	w := newWorld(t, new)
+	mark := func(ingress, group uint32, seq uint64) proto.Mark {
+		return proto.Mark{Ingress: ingress, Group: group, Sequence: seq}
+	}
+	check := func(want ...proto.Mark) {
+		t.Helper()
+		if diff := gocmp.Diff(want, w.subject.Marks()); diff != "" {
+			t.Fatalf("marks (-want +got):\n%s", diff)
+		}
+	}
+	a, b := w.sessions[rp].Ingress, w.sessions[silent].Ingress
+	check(mark(incarnation, group, 0), mark(incarnation, otherGroup, 0)) // nothing was heard of the others
+	publisherSent(2)(w)
+	w.pass(w.heartbeat(rp, 1, 0))
+	own, other := mark(incarnation, group, 2), mark(incarnation, otherGroup, 0)
+	check(mark(a, group, 0), own, other)
+	w.pass(w.packet(rp).seq(7))
+	w.pass(w.packet(rp).seq(6))
+	check(mark(a, group, 7), own, other)
+	w.pass(w.heartbeat(rp, 2, 5))
+	w.pass(w.heartbeat(silent, 1, 90))
+	check(mark(a, group, 7), mark(b, group, 90), own, other)
+	w.apply(datapath.Change{Retire: []uint32{a}})
+	check(mark(b, group, 90), own, other)
+}
+
+func testCounters(t *testing.T, new New) {
+	w := newWorld(t, new)
+	full := w.packet(publisher)
+	w.pass(full)
+	w.pass(w.packet(rp))
+	w.pass(w.heartbeat(reader, 0, 0))
+	w.drop(w.packet(publisher), wire.Replayed)
+
+	st := w.subject.Stats()
+	size := uint64(len(full.bytes()))
+	if st.Copies != 6 || st.CopyBytes != 6*size || st.Echoes != 1 || st.SendErrors != 0 {
+		t.Errorf("copies %d, bytes %d, echoes %d, send errors %d; want 6, %d, 1, 0",
+			st.Copies, st.CopyBytes, st.Echoes, st.SendErrors, 6*size)
+	}
+	if st.Verdicts[wire.Pass] != 3 || st.Verdicts[wire.Replayed] != 1 {
+		t.Errorf("verdicts %v", st.Verdicts)
+	}
+	if len(st.Sessions) != len(w.sessions) {
+		t.Fatalf("%d sessions, want %d", len(st.Sessions), len(w.sessions))
+	}
+	for i, s := range st.Sessions { // ordered by index, as the world's are
+		want := w.sessions[i]
+		received := map[int]uint64{publisher: 1, rp: 1, reader: 1}[i]
+		if s.Index != want.Index || s.Role != want.Role || s.Addr != want.Addr || s.Received != received {
+			t.Errorf("session %+v, want index %08x, %v, received %d", s, want.Index, want.Role, received)
+		}
+		if s.Heard.IsZero() != (received == 0) {
+			t.Errorf("session %08x: last heard %v after %d datagrams", s.Index, s.Heard, received)
+		}
+	}
+}

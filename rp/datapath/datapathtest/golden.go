@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package datapathtest
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// Golden runs the golden vectors on an engine whose Subject takes datagrams from
+// any address. The copies to peers may come in any order (SPEC 6.4).
+func Golden(t *testing.T, new New) {
+	f, err := wiretest.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range f.Vectors {
+		t.Run(v.Name, func(t *testing.T) {
+			s := new(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
+			if err := s.Apply(goldenState(f)); err != nil {
+				t.Fatal(err)
+			}
+			for _, before := range f.History(v) {
+				if got, _ := s.Receive(before.Source, before.Datagram); got != before.Verdict {
+					t.Fatalf("%s, received before: %v, want %v", before.Name, got, before.Verdict)
+				}
+			}
+			got, outputs := s.Receive(v.Source, v.Datagram)
+			if got != v.Verdict {
+				t.Fatalf("verdict %v, want %v", got, v.Verdict)
+			}
+			if len(outputs) != len(v.Copies) {
+				t.Fatalf("%d datagrams leave, want %d", len(outputs), len(v.Copies))
+			}
+			for i, c := range v.Copies {
+				to, _ := f.Session(c.Session)
+				k := slices.IndexFunc(outputs, func(o Output) bool { return o.Dst == to.Addr })
+				switch {
+				case k < 0:
+					t.Errorf("nothing leaves for %s", c.Session)
+				case !bytes.Equal(outputs[k].Data, c.Datagram):
+					t.Errorf("to %s leaves\n%x, want\n%x", c.Session, outputs[k].Data, c.Datagram)
+				case k != i && (to.Mesh || outputs[k].Data[0]&15 == byte(wire.Echo)):
+					t.Errorf("datagram %d goes to %s, want %d", k, c.Session, i)
+				}
+			}
+		})
+	}
+}
+
+// goldenState is the state that the vectors start from.
+func goldenState(f *wiretest.File) (c datapath.Change) {
+	for _, k := range f.Keys {
+		c.Keys = append(c.Keys, proto.GroupKey{Ingress: k.Ingress, Group: k.Group, Epoch: k.Epoch, Key: k.Key})
+	}
+	for _, s := range f.Sessions {
+		session := datapath.Session{
+			Index:       s.Index,
+			Role:        datapath.Peer,
+			Addr:        s.Addr,
+			SendSession: s.SendIndex,
+			SendKey:     s.Send,
+			ReceiveKey:  s.Receive,
+			Groups:      []uint32{f.Group},
+			Publish:     s.Publish,
+			Rate:        1000,
+			Burst:       1000,
+			Ingress:     s.Ingress,
+		}
+		if s.Mesh {
+			session.Role = datapath.Mesh
+		}
+		c.Add = append(c.Add, session)
+	}
+	return c
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package datapathtest
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// The world around the engine:
+//
+//	publisher ---+                          +--- rp        (has the group)
+//	subscriber --+--- engine (incarnation) -+
+//	reader ------+    group, other          +--- silent rp (accepted from only)
+//	stranger (other group only)
+const (
+	publisher  = iota // publishes to the group
+	subscriber        // publishes to the group
+	reader            // only subscribes
+	stranger          // publishes to the other group
+	rp                // neighbour that the group is replicated to
+	silent            // neighbour that nothing is replicated to yet
+	nobody            // endpoint without a session
+)
+
+const (
+	incarnation = 0x0a0a0a0a
+	group       = 0x67726f75
+	otherGroup  = 0x6f746865
+	epoch       = 255 // the next one is 0
+	burst       = 3   // of the publishers, at one datagram per second
+)
+
+var handleKey = auth.Key{0xaa, 1, 2, 3}
+
+type world struct {
+	t        *testing.T
+	subject  Subject
+	sessions [nobody]datapath.Session
+	keys     map[keyID]auth.Key
+	next     *next
+}
+
+type keyID struct {
+	ingress, group uint32
+	epoch          uint8
+}
+
+func newWorld(t *testing.T, new New) *world {
+	w := &world{
+		t:       t,
+		subject: new(t, datapath.Config{Incarnation: incarnation, HandleKey: handleKey}),
+		keys:    make(map[keyID]auth.Key),
+	}
+	for i := range w.sessions {
+		n := byte(i + 1)
+		s := datapath.Session{
+			Index:       0x1000 + uint32(n),
+			Role:        datapath.Peer,
+			Addr:        w.subject.Endpoint(i),
+			SendSession: 0x2000 + uint32(n),
+			SendKey:     auth.Key{'s', n},
+			ReceiveKey:  auth.Key{'r', n},
+			Groups:      []uint32{group},
+		}
+		switch i {
+		case publisher, subscriber:
+			s.Publish, s.Rate, s.Burst = true, 1, burst
+		case stranger:
+			s.Publish, s.Rate, s.Burst = true, 1, burst
+			s.Groups = []uint32{otherGroup}
+		case rp, silent:
+			s.Role, s.Ingress = datapath.Mesh, 0xb0+uint32(n)
+		}
+		if i == silent {
+			s.Groups = nil
+		}
+		w.sessions[i] = s
+	}
+	w.apply(datapath.Change{
+		Keys: []proto.GroupKey{
+			w.key(incarnation, group, epoch-1),
+			w.key(incarnation, group, epoch),
+			w.key(incarnation, otherGroup, epoch),
+			w.key(w.sessions[rp].Ingress, group, epoch),
+			w.key(w.sessions[silent].Ingress, group, epoch),
+		},
+		Add: w.sessions[:],
+	})
+	w.next = &next{w: w}
+	return w
+}
+
+// key returns the key of (ingress, group, epoch).
+func (w *world) key(ingress, group uint32, epoch uint8) proto.GroupKey {
+	k := auth.Key{'g', byte(ingress), byte(group), epoch}
+	w.keys[keyID{ingress, group, epoch}] = k
+	return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Key: k}
+}
+
+func (w *world) apply(c datapath.Change) {
+	w.t.Helper()
+	if err := w.subject.Apply(c); err != nil {
+		w.t.Fatalf("apply: %v", err)
+	}
+}
+
+// pass receives a packet that must be accepted.
+func (w *world) pass(p *packet) []Output {
+	w.t.Helper()
+	v, out := w.subject.Receive(p.src, p.bytes())
+	if v != wire.Pass {
+		w.t.Fatalf("%v: verdict %v", &p.header, v)
+	}
+	return out
+}
+
+// packet is a datagram to the engine: right as it comes from world.packet, wrong
+// as a case edits it. Tags are computed last.
+type packet struct {
+	src        netip.AddrPort
+	header     wire.Header
+	payload    []byte
+	payloadKey auth.Key
+	hopKey     auth.Key
+	raw        func(b []byte) []byte // last change to the bytes
+}
+
+// packet returns a DATA of one symbol from a node, its first one.
+func (w *world) packet(from int) *packet {
+	s := &w.sessions[from]
+	p := &packet{
+		src:     s.Addr,
+		payload: []byte("one symbol of an object"),
+		hopKey:  s.ReceiveKey,
+		header: wire.Header{
+			Type:     wire.Data,
+			Epoch:    epoch,
+			Session:  s.Index,
+			Group:    group,
+			Sequence: 1,
+			K:        1,
+			N:        1,
+			ObjectID: 0x0102030405060708,
+		},
+	}
+	ingress := uint32(incarnation)
+	switch {
+	case from == stranger:
+		p.header.Group = otherGroup
+	case s.Role == datapath.Mesh:
+		ingress = s.Ingress
+		p.header.Ingress = s.Ingress
+		p.header.Handle = 0xfeed
+		p.header.HopLimit = wire.InitialHopLimit
+	}
+	p.payloadKey = w.keys[keyID{ingress, p.header.Group, epoch}]
+	return p
+}
+
+// heartbeat returns a HEARTBEAT from a node.
+func (w *world) heartbeat(from int, beat, seq uint64) *packet {
+	p := w.packet(from)
+	p.toHeartbeat(beat, seq)
+	return p
+}
+
+func (p *packet) toHeartbeat(beat, seq uint64) {
+	h := &p.header
+	p.payload = nil
+	*h = wire.Header{
+		Type:     wire.Heartbeat,
+		HopLimit: h.HopLimit,
+		Session:  h.Session,
+		Group:    h.Group,
+		Ingress:  h.Ingress,
+		Sequence: seq,
+		ObjectID: beat,
+	}
+}
+
+// seq returns p with another sequence.
+func (p *packet) seq(seq uint64) *packet {
+	p.header.Sequence = seq
+	return p
+}
+
+// bytes encodes the packet.
+func (p *packet) bytes() []byte {
+	h := p.header
+	if h.Type == wire.Data {
+		h.PayloadLen = uint16(len(p.payload))
+		h.ObjectLen = uint32(len(p.payload))
+	}
+	b := append(h.Append(nil), p.payload...)
+	if h.Type == wire.Data {
+		wire.SetPayloadTag(b, p.payloadKey.PayloadTag(b))
+	}
+	wire.SetHopTag(b, p.hopKey.HopTag(b))
+	if p.raw != nil {
+		b = p.raw(b)
+	}
+	return b
+}
+
+// copyTo returns the datagram that a session gets: header and payload, with its
+// index and its hop tag.
+func copyTo(s *datapath.Session, h wire.Header, payload []byte) Output {
+	h.Session = s.SendSession
+	b := append(h.Append(nil), payload...)
+	wire.SetHopTag(b, s.SendKey.HopTag(b))
+	return Output{Dst: s.Addr, Data: b}
+}
+
+// parsed returns the header of the packet as it was sent.
+func (p *packet) parsed() wire.Header {
+	h, _, _ := wire.Parse(p.bytes())
+	return h
+}
+
+// published returns what must become of a publisher's packet: an ECHO for itself,
+// and copies with the stamp to all others of the group.
+func (w *world) published(p *packet, from int, seq uint64, to ...int) []Output {
+	h := p.parsed()
+	h.HopLimit = wire.InitialHopLimit
+	h.Ingress = incarnation
+	h.Sequence = seq
+	h.Handle = handleKeyOf(w.sessions[from].Index, h.ObjectID)
+	echo := h
+	echo.Type = wire.Echo
+	out := []Output{copyTo(&w.sessions[from], echo, nil)}
+	for _, i := range to {
+		out = append(out, copyTo(&w.sessions[i], h, p.payload))
+	}
+	return out
+}
+
+// relayed returns what must become of a neighbour's packet.
+func (w *world) relayed(p *packet, to ...int) []Output {
+	h := p.parsed()
+	h.HopLimit--
+	var out []Output
+	for _, i := range to {
+		out = append(out, copyTo(&w.sessions[i], h, p.payload))
+	}
+	return out
+}
+
+func handleKeyOf(session uint32, object uint64) uint32 {
+	k := handleKey
+	return k.Handle(session, object)
+}
+
+// next is what datagrams must still find after one that was dropped: a publisher
+// that may send, own sequences without a gap, a neighbour's next sequence.
+type next struct {
+	w         *world
+	published uint64 // accepted of the publisher before
+	assigned  uint64 // own sequences in the group before
+	relayed   uint64 // newest sequence of the neighbour before
+	skip      bool   // the case left nothing to send
+}
+
+func (n *next) check(t *testing.T) {
+	t.Helper()
+	if n.skip {
+		return
+	}
+	w := n.w
+	p := w.packet(publisher).seq(n.published + 1)
+	compare(t, w.published(p, publisher, n.assigned+1, rp, subscriber, reader), w.pass(p))
+	p = w.packet(rp).seq(n.relayed + 1)
+	compare(t, w.relayed(p, publisher, subscriber, reader), w.pass(p))
+}

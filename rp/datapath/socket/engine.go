@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package socket is the datapath engine on an ordinary UDP socket (SPEC section
+// 6). It needs no privilege, runs wherever Go does IPv6, and defines by its table
+// tests what every other engine must do.
+//
+// One goroutine reads, decides and sends: sequences leave in the order in which
+// they were assigned. While it sends, datagrams wait in the socket's buffer.
+package socket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/ipv6"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// receivePause is the pause after a read that failed, so that an error that stays
+// does not take a whole CPU.
+const receivePause = 10 * time.Millisecond
+
+// Engine implements datapath.Engine.
+type Engine struct {
+	table *table
+	conn  *net.UDPConn
+	batch *ipv6.PacketConn
+	addr  netip.AddrPort
+	start time.Time
+
+	// sending orders what leaves: a sequence is assigned and its copies are sent,
+	// or a heart-beat with the newest sequence is, but not one within the other.
+	sending sync.Mutex
+	sender  *sender
+
+	probes, receiveErrors, receiveDrops atomic.Uint64
+
+	closed atomic.Bool
+	done   chan struct{} // closed when the reader has returned
+}
+
+var _ datapath.Engine = (*Engine)(nil)
+
+// Listen opens the socket and starts the engine.
+func Listen(cfg datapath.Config) (*Engine, error) {
+	addr := cfg.Addr.Addr()
+	switch {
+	case cfg.Incarnation == 0:
+		return nil, errors.New("listen: incarnation 0")
+	case !addr.Is6() || addr.Is4In6() || addr.IsUnspecified():
+		return nil, fmt.Errorf("listen: %v is not one IPv6 address", addr)
+	}
+	lc := net.ListenConfig{Control: setOptions}
+	conn, err := lc.ListenPacket(context.Background(), "udp6", cfg.Addr.String())
+	if err != nil {
+		return nil, err
+	}
+	udp := conn.(*net.UDPConn)
+	e := &Engine{
+		table: newTable(cfg),
+		conn:  udp,
+		batch: ipv6.NewPacketConn(udp),
+		addr:  udp.LocalAddr().(*net.UDPAddr).AddrPort(),
+		start: time.Now(),
+		done:  make(chan struct{}),
+	}
+	e.sender = newSender(e.batch)
+	go e.run()
+	return e, nil
+}
+
+// run receives until the socket is closed.
+func (e *Engine) run() {
+	defer close(e.done)
+	batch := make([]ipv6.Message, batchSize)
+	for i := range batch {
+		// One byte more than a datagram may have shows that it was longer.
+		batch[i].Buffers = [][]byte{make([]byte, wire.MaxDatagram+1)}
+		batch[i].OOB = make([]byte, dropsSize)
+	}
+	var f fanout
+	for {
+		n, err := e.batch.ReadBatch(batch, 0)
+		if err != nil {
+			if e.closed.Load() || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			e.receiveErrors.Add(1)
+			time.Sleep(receivePause)
+			continue
+		}
+		if last := &batch[n-1]; last.NN > 0 {
+			e.countDrops(last.OOB[:last.NN])
+		}
+		e.handle(batch[:n], &f)
+	}
+}
+
+// countDrops follows the host's counter, which has 32 bits.
+func (e *Engine) countDrops(control []byte) {
+	if n, ok := dropped(control); ok {
+		known := e.receiveDrops.Load()
+		e.receiveDrops.Add(uint64(n - uint32(known)))
+	}
+}
+
+// handle decides on received datagrams and sends what follows from them. f is
+// scratch.
+func (e *Engine) handle(batch []ipv6.Message, f *fanout) {
+	now := time.Since(e.start)
+	e.sending.Lock()
+	defer e.sending.Unlock()
+	for i := range batch {
+		m := &batch[i]
+		if e.table.process(now, udpAddr(m.Addr), m.Buffers[0][:m.N], f) == wire.Pass {
+			e.sender.send(f)
+		}
+	}
+}
+
+// Apply implements datapath.Engine.
+func (e *Engine) Apply(c datapath.Change) error {
+	if e.closed.Load() {
+		return datapath.ErrClosed
+	}
+	return e.table.apply(c)
+}
+
+// Marks implements datapath.Engine.
+func (e *Engine) Marks() []proto.Mark { return e.table.marks() }
+
+// Probe implements datapath.Engine.
+func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error {
+	if e.closed.Load() {
+		return datapath.ErrClosed
+	}
+	if size < wire.HeaderSize+wire.NonceSize || size > wire.MaxDatagram {
+		return fmt.Errorf("probe of %d bytes", size)
+	}
+	h := wire.Header{Type: wire.Probe}
+	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)
+	if _, err := e.conn.WriteToUDPAddrPort(b[:size], dst); err != nil {
+		e.sender.sent.errors.Add(1)
+		return fmt.Errorf("probe: %w", err)
+	}
+	e.probes.Add(1)
+	return nil
+}
+
+// Heartbeat implements datapath.Engine.
+func (e *Engine) Heartbeat() error {
+	if e.closed.Load() {
+		return datapath.ErrClosed
+	}
+	e.sending.Lock()
+	defer e.sending.Unlock()
+	for _, f := range e.table.heartbeats() {
+		e.sender.send(&f)
+	}
+	return nil
+}
+
+// Stats implements datapath.Engine.
+func (e *Engine) Stats() datapath.Stats {
+	sent := &e.sender.sent
+	st := datapath.Stats{
+		Copies:        sent.copies.Load(),
+		CopyBytes:     sent.copyBytes.Load(),
+		Echoes:        sent.echoes.Load(),
+		Heartbeats:    sent.heartbeats.Load(),
+		Probes:        e.probes.Load(),
+		SendErrors:    sent.errors.Load(),
+		ReceiveErrors: e.receiveErrors.Load(),
+		ReceiveDrops:  e.receiveDrops.Load(),
+	}
+	st.Verdicts, st.Sessions = e.table.stats(e.start)
+	return st
+}
+
+// Addr implements datapath.Engine.
+func (e *Engine) Addr() netip.AddrPort { return e.addr }
+
+// Close implements datapath.Engine.
+func (e *Engine) Close() error {
+	if e.closed.Swap(true) {
+		<-e.done
+		return nil
+	}
+	err := e.conn.Close()
+	<-e.done
+	return err
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package socket
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestTable runs the engines' tests on the core and the sender, without a socket.
+func TestTable(t *testing.T) {
+	datapathtest.Run(t, func(_ *testing.T, cfg datapath.Config) datapathtest.Subject {
+		return newTableSubject(cfg)
+	})
+}
+
+// TestSocketEngine runs them over real UDP sockets on the loopback interface.
+func TestSocketEngine(t *testing.T) { datapathtest.Run(t, newEngineSubject) }
+
+// tableSubject is the engine without socket and clock.
+type tableSubject struct {
+	*table
+	sender *sender
+	wire   *recorder
+	now    time.Duration
+}
+
+func newTableSubject(cfg datapath.Config) *tableSubject {
+	r := new(recorder)
+	return &tableSubject{table: newTable(cfg), sender: newSender(r), wire: r, now: time.Second}
+}
+
+func (s *tableSubject) Endpoint(i int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(40000+i))
+}
+
+func (s *tableSubject) Apply(c datapath.Change) error { return s.apply(c) }
+
+func (s *tableSubject) Marks() []proto.Mark { return s.marks() }
+
+func (s *tableSubject) Stats() datapath.Stats {
+	st := datapath.Stats{
+		Copies:     s.sender.sent.copies.Load(),
+		CopyBytes:  s.sender.sent.copyBytes.Load(),
+		Echoes:     s.sender.sent.echoes.Load(),
+		SendErrors: s.sender.sent.errors.Load(),
+	}
+	st.Verdicts, st.Sessions = s.stats(time.Unix(0, 0))
+	return st
+}
+
+func (s *tableSubject) Receive(src netip.AddrPort, b []byte) (wire.Verdict, []datapathtest.Output) {
+	var f fanout
+	v := s.process(s.now, src, b, &f)
+	s.sender.send(&f)
+	return v, s.wire.take()
+}
+
+func (s *tableSubject) Heartbeat() []datapathtest.Output {
+	for _, f := range s.heartbeats() {
+		s.sender.send(&f)
+	}
+	return s.wire.take()
+}
+
+// recorder is a batchWriter that keeps what is written, a few datagrams at a time.
+type recorder struct {
+	out    []datapathtest.Output
+	refuse func(dst netip.AddrPort) bool
+}
+
+func (r *recorder) WriteBatch(ms []ipv6.Message, _ int) (n int, err error) {
+	for _, m := range ms[:min(len(ms), 3)] {
+		dst := m.Addr.(*net.UDPAddr).AddrPort()
+		if r.refuse != nil && r.refuse(dst) {
+			if n == 0 {
+				return 0, errors.New("no route")
+			}
+			return n, nil
+		}
+		r.out = append(r.out, datapathtest.Output{Dst: dst, Data: slices.Concat(m.Buffers...)})
+		n++
+	}
+	return n, nil
+}
+
+func (r *recorder) take() []datapathtest.Output {
+	out := r.out
+	r.out = nil
+	return out
+}
+
+// engineSubject is the engine with a socket for each node around it.
+type engineSubject struct {
+	*Engine
+	t     *testing.T
+	nodes []*net.UDPConn
+}
+
+func newEngineSubject(t *testing.T, cfg datapath.Config) datapathtest.Subject {
+	cfg.Addr = netip.MustParseAddrPort("[::1]:0")
+	e, err := Listen(cfg)
+	require.NoError(t, err)
+	s := &engineSubject{Engine: e, t: t}
+	for range datapathtest.Endpoints {
+		c, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(cfg.Addr))
+		require.NoError(t, err)
+		s.nodes = append(s.nodes, c)
+	}
+	t.Cleanup(func() {
+		for _, c := range s.nodes {
+			c.Close()
+		}
+		require.NoError(t, e.Close())
+	})
+	return s
+}
+
+func (s *engineSubject) Endpoint(i int) netip.AddrPort { return localAddr(s.nodes[i]) }
+
+func localAddr(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+func (s *engineSubject) Receive(src netip.AddrPort, b []byte) (wire.Verdict, []datapathtest.Output) {
+	s.t.Helper()
+	before := s.Stats().Verdicts
+	i := slices.IndexFunc(s.nodes, func(c *net.UDPConn) bool { return localAddr(c) == src })
+	_, err := s.nodes[i].WriteToUDPAddrPort(b, s.Addr())
+	require.NoError(s.t, err)
+	var verdict wire.Verdict
+	require.Eventually(s.t, func() bool {
+		after := s.Stats().Verdicts
+		for v := range after {
+			if after[v] != before[v] {
+				verdict = wire.Verdict(v)
+				return true
+			}
+		}
+		return false
+	}, 10*time.Second, time.Millisecond, "no verdict")
+	// The lock is free when all copies were sent, and the loopback interface
+	// delivers before a send returns.
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	return verdict, s.received()
+}
+
+func (s *engineSubject) Heartbeat() []datapathtest.Output {
+	require.NoError(s.t, s.Engine.Heartbeat())
+	return s.received()
+}
+
+// received returns what waits at the nodes.
+func (s *engineSubject) received() (out []datapathtest.Output) {
+	for _, c := range s.nodes {
+		m := []ipv6.Message{{Buffers: [][]byte{make([]byte, 2048)}}}
+		for {
+			_, err := ipv6.NewPacketConn(c).ReadBatch(m, unix.MSG_DONTWAIT)
+			if errors.Is(err, unix.EAGAIN) {
+				break
+			}
+			require.NoError(s.t, err)
+			require.Equal(s.t, s.Addr(), m[0].Addr.(*net.UDPAddr).AddrPort())
+			out = append(out, datapathtest.Output{Dst: localAddr(c), Data: slices.Clone(m[0].Buffers[0][:m[0].N])})
+		}
+	}
+	return out
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package socket
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// table is the state of the engine and its pipeline, without I/O and without a
+// clock of its own: now is the time since the engine was made.
+//
+// Its mutex is held for one datagram or one change at a time. What a datagram is
+// replicated to is a slice that is never changed below its length, so copies are
+// sent without the mutex while the next change is already made.
+type table struct {
+	own    uint32   // incarnation
+	handle auth.Key // secret of the publisher handles
+
+	mu       sync.Mutex
+	sessions map[uint32]*session
+	streams  map[streamID]*stream
+	groups   map[uint32]*receivers
+	verdicts wire.Counters
+}
+
+// streamID names the datagrams that one RP stamped in one group.
+type streamID struct{ ingress, group uint32 }
+
+// stream is the state of one (ingress RP, group). It exists from the first key
+// installed until the ingress RP is retired.
+type stream struct {
+	keys   []epochKey  // oldest first, at most EpochsKept
+	window auth.Window // sequences taken from the mesh; unused for the own
+	newest uint64      // assigned, for the own; else known by data or heart-beat
+	known  bool        // something was heard of it; always, for the own
+	beat   uint64      // newest heart-beat
+}
+
+type epochKey struct {
+	epoch uint8
+	key   auth.Key
+}
+
+// receivers is where the datagrams of a group go.
+type receivers struct {
+	mesh  []*session
+	peers []*session
+}
+
+func newTable(cfg datapath.Config) *table {
+	return &table{
+		own:      cfg.Incarnation,
+		handle:   cfg.HandleKey,
+		sessions: make(map[uint32]*session),
+		streams:  make(map[streamID]*stream),
+		groups:   make(map[uint32]*receivers),
+	}
+}
+
+// apply makes a change, see datapath.Engine.
+func (t *table) apply(c datapath.Change) error {
+	if err := t.check(c); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.remove(c.Remove)
+	for _, ingress := range c.Retire {
+		maps.DeleteFunc(t.streams, func(id streamID, _ *stream) bool { return id.ingress == ingress })
+	}
+	for i := range c.Keys {
+		t.install(&c.Keys[i])
+	}
+	for _, s := range c.Add {
+		t.add(s)
+	}
+	return nil
+}
+
+func (t *table) check(c datapath.Change) error {
+	for i := range c.Add {
+		if err := c.Add[i].Check(); err != nil {
+			return fmt.Errorf("apply: %w", err)
+		}
+		if c.Add[i].Ingress == t.own {
+			return fmt.Errorf("apply: session %08x: own incarnation %08x as ingress", c.Add[i].Index, t.own)
+		}
+	}
+	for _, k := range c.Keys {
+		if k.Ingress == 0 {
+			return fmt.Errorf("apply: key of group %08x without ingress", k.Group)
+		}
+	}
+	if slices.Contains(c.Retire, t.own) {
+		return fmt.Errorf("apply: own incarnation %08x cannot retire", t.own)
+	}
+	return nil
+}
+
+func (t *table) add(s datapath.Session) {
+	old := t.sessions[s.Index]
+	if old != nil {
+		t.remove([]uint32{s.Index})
+	}
+	next := newSession(s, old)
+	t.sessions[s.Index] = next
+	for i, group := range next.Groups {
+		if slices.Contains(next.Groups[:i], group) {
+			continue
+		}
+		r := t.groups[group]
+		if r == nil {
+			r = new(receivers)
+			t.groups[group] = r
+		}
+		// Appending writes only beyond the length of the slices in use.
+		if next.Role == datapath.Mesh {
+			r.mesh = append(r.mesh, next)
+		} else {
+			r.peers = append(r.peers, next)
+		}
+	}
+}
+
+// remove takes sessions out of the table and, in one pass, out of their groups.
+func (t *table) remove(indexes []uint32) {
+	touched := make(map[uint32]bool)
+	for _, index := range indexes {
+		s := t.sessions[index]
+		if s == nil {
+			continue
+		}
+		delete(t.sessions, index)
+		s.removed = true
+		for _, group := range s.Groups {
+			touched[group] = true
+		}
+	}
+	for group := range touched {
+		r := t.groups[group]
+		r.mesh, r.peers = remaining(r.mesh), remaining(r.peers)
+		if len(r.mesh)+len(r.peers) == 0 {
+			delete(t.groups, group)
+		}
+	}
+}
+
+// remaining returns the sessions that are not removed, in a new slice: the old one
+// may be in use.
+func remaining(all []*session) []*session {
+	rest := make([]*session, 0, len(all))
+	for _, s := range all {
+		if !s.removed {
+			rest = append(rest, s)
+		}
+	}
+	return rest
+}
+
+func (t *table) install(k *proto.GroupKey) {
+	id := streamID{k.Ingress, k.Group}
+	s := t.streams[id]
+	if s == nil {
+		s = &stream{known: k.Ingress == t.own}
+		t.streams[id] = s
+	}
+	for i := range s.keys {
+		if s.keys[i].epoch == k.Epoch {
+			s.keys[i].key = k.Key
+			return
+		}
+	}
+	s.keys = append(s.keys, epochKey{k.Epoch, k.Key})
+	if len(s.keys) > datapath.EpochsKept {
+		s.keys = s.keys[1:]
+	}
+}
+
+// key returns the stream's key of an epoch, nil when it is not installed.
+func (s *stream) key(epoch uint8) *auth.Key {
+	for i := range s.keys {
+		if s.keys[i].epoch == epoch {
+			return &s.keys[i].key
+		}
+	}
+	return nil
+}
+
+// marks returns the newest sequence of each stream, ordered by ingress and group.
+func (t *table) marks() []proto.Mark {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var marks []proto.Mark
+	for id, s := range t.streams {
+		if s.known {
+			marks = append(marks, proto.Mark{Ingress: id.ingress, Group: id.group, Sequence: s.newest})
+		}
+	}
+	slices.SortFunc(marks, func(a, b proto.Mark) int {
+		return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
+	})
+	return marks
+}
+
+// stats returns the verdicts and the sessions' counters, ordered by index. start
+// is the time at which the table's clock was zero.
+func (t *table) stats(start time.Time) (wire.Counters, []datapath.SessionStats) {
+	t.mu.Lock()
+	verdicts := t.verdicts
+	sessions := make([]datapath.SessionStats, 0, len(t.sessions))
+	for _, s := range t.sessions {
+		st := datapath.SessionStats{
+			Index:    s.Index,
+			Role:     s.Role,
+			Addr:     s.Addr,
+			Received: s.state.received,
+			Copies:   s.state.copies.Load(),
+		}
+		if s.state.received > 0 {
+			st.Heard = start.Add(s.state.heard)
+		}
+		sessions = append(sessions, st)
+	}
+	t.mu.Unlock()
+	slices.SortFunc(sessions, func(a, b datapath.SessionStats) int { return cmp.Compare(a.Index, b.Index) })
+	return verdicts, sessions
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package keyring holds the group keys that a replication point gives to its
+// members (SPEC 5.6): its own and those of its neighbours.
+package keyring
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// Ring holds the newest datapath.EpochsKept epochs of each (ingress RP, group). At
+// most one of them is active. It is safe for concurrent use.
+type Ring struct {
+	mu   sync.Mutex
+	keys map[id][]proto.GroupKey // oldest first
+}
+
+type id struct{ ingress, group uint32 }
+
+// New returns an empty ring.
+func New() *Ring { return &Ring{keys: make(map[id][]proto.GroupKey)} }
+
+// Install adds keys. An epoch that is there already is replaced; an active key
+// makes the others of its (ingress RP, group) inactive.
+func (r *Ring) Install(keys []proto.GroupKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range keys {
+		r.install(k)
+	}
+}
+
+func (r *Ring) install(k proto.GroupKey) {
+	at := id{k.Ingress, k.Group}
+	all := r.keys[at]
+	if k.Active {
+		for i := range all {
+			all[i].Active = false
+		}
+	}
+	if i := slices.IndexFunc(all, func(o proto.GroupKey) bool { return o.Epoch == k.Epoch }); i >= 0 {
+		all[i] = k
+		return
+	}
+	all = append(all, k)
+	if len(all) > datapath.EpochsKept {
+		all = slices.Delete(all, 0, 1)
+	}
+	r.keys[at] = all
+}
+
+// Retire forgets the keys of ingress RPs that are gone.
+func (r *Ring) Retire(ingress []uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for at := range r.keys {
+		if slices.Contains(ingress, at.ingress) {
+			delete(r.keys, at)
+		}
+	}
+}
+
+// Groups returns the keys of groups, ordered by ingress RP and group, and oldest
+// first among those.
+func (r *Ring) Groups(groups []uint32) []proto.GroupKey {
+	return r.filter(func(at id) bool { return slices.Contains(groups, at.group) })
+}
+
+// Of returns the keys of one ingress RP in the same order.
+func (r *Ring) Of(ingress uint32) []proto.GroupKey {
+	return r.filter(func(at id) bool { return at.ingress == ingress })
+}
+
+func (r *Ring) filter(want func(id) bool) []proto.GroupKey {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var found []proto.GroupKey
+	for at, keys := range r.keys {
+		if want(at) {
+			found = append(found, keys...)
+		}
+	}
+	slices.SortStableFunc(found, func(a, b proto.GroupKey) int {
+		return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
+	})
+	return found
+}
+
+// Next returns an inactive key of the epoch that follows the newest one of
+// (ingress RP, group), drawn from rand. It is not installed.
+func (r *Ring) Next(ingress, group uint32, rand io.Reader) (proto.GroupKey, error) {
+	k := proto.GroupKey{Ingress: ingress, Group: group}
+	if _, err := io.ReadFull(rand, k.Key[:]); err != nil {
+		return k, fmt.Errorf("no random group key: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if keys := r.keys[id{ingress, group}]; len(keys) > 0 {
+		k.Epoch = keys[len(keys)-1].Epoch + 1
+	}
+	return k, nil
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package keyring
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+func key(ingress, group uint32, epoch uint8, active bool) proto.GroupKey {
+	return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Active: active, Key: auth.Key{byte(ingress), byte(group), epoch}}
+}
+
+func TestEpochs(t *testing.T) {
+	r := New()
+	r.Install([]proto.GroupKey{key(1, 5, 254, true)})
+	r.Install([]proto.GroupKey{key(1, 5, 255, false)})
+	require.Equal(t, []proto.GroupKey{key(1, 5, 254, true), key(1, 5, 255, false)}, r.Of(1))
+
+	// The active one makes the other inactive, and stays in its place.
+	r.Install([]proto.GroupKey{key(1, 5, 255, true)})
+	require.Equal(t, []proto.GroupKey{key(1, 5, 254, false), key(1, 5, 255, true)}, r.Of(1))
+
+	// The third epoch, after 255, drops the first.
+	next, err := r.Next(1, 5, bytes.NewReader(make([]byte, auth.KeySize)))
+	require.NoError(t, err)
+	require.Equal(t, proto.GroupKey{Ingress: 1, Group: 5, Epoch: 0}, next)
+	r.Install([]proto.GroupKey{next})
+	require.Equal(t, []proto.GroupKey{key(1, 5, 255, true), next}, r.Of(1))
+
+	_, err = r.Next(1, 5, bytes.NewReader(nil))
+	require.ErrorContains(t, err, "no random group key")
+	first, err := r.Next(9, 9, bytes.NewReader(make([]byte, auth.KeySize)))
+	require.NoError(t, err)
+	require.Zero(t, first.Epoch)
+}
+
+func TestSelection(t *testing.T) {
+	r := New()
+	r.Install([]proto.GroupKey{key(2, 5, 0, true), key(1, 6, 0, true), key(1, 5, 0, true)})
+	require.Equal(t, []proto.GroupKey{key(1, 5, 0, true), key(2, 5, 0, true)}, r.Groups([]uint32{5, 7}))
+	require.Equal(t, []proto.GroupKey{key(1, 5, 0, true), key(1, 6, 0, true)}, r.Of(1))
+	r.Retire([]uint32{1, 3})
+	require.Empty(t, r.Of(1))
+	require.Equal(t, []proto.GroupKey{key(2, 5, 0, true)}, r.Groups([]uint32{5, 6}))
+}
+
+// What was returned does not change later.
+func TestCopies(t *testing.T) {
+	r := New()
+	r.Install([]proto.GroupKey{key(1, 5, 0, true)})
+	before := r.Of(1)
+	r.Install([]proto.GroupKey{key(1, 5, 1, true)})
+	require.Equal(t, []proto.GroupKey{key(1, 5, 0, true)}, before)
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package membership is who may have a session at this replication point and who
+// is member of which group (SPEC section 14). It hands out session indexes and
+// bounds what one site can take: an RP answers one datagram with many, so it
+// must not be easy to aim.
+package membership
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// Limits bound the sessions of peers. A limit of 0 is none. Sessions count from
+// the first PROBE on, because an unproven endpoint costs as well.
+type Limits struct {
+	Sessions int // in all
+	Per64    int // of one /64: a host or a LAN
+	Per48    int // of one /48: a site
+
+	// Probes is the number of PROBE datagrams to one /64 within ProbeWindow.
+	Probes      int
+	ProbeWindow time.Duration
+}
+
+// Table is the set of sessions. It is safe for concurrent use.
+//
+// A session is reserved for an endpoint that is to be proven, admitted when it is
+// a member of groups, and released; a link to a neighbouring RP only takes an
+// index. Refusals are *proto.Error with ReasonFull.
+type Table struct {
+	limits Limits
+	rand   io.Reader
+
+	mu       sync.Mutex
+	sessions map[uint32]*session
+	peers    int // sessions that are not links
+	per64    map[netip.Prefix]int
+	per48    map[netip.Prefix]int
+	members  map[uint32]int // admitted sessions by group
+	probes   map[netip.Prefix]*probeCount
+	sweep    time.Time // when old probe counts are dropped next
+}
+
+type session struct {
+	addr   netip.Addr // zero for a link
+	groups []uint32   // nil until admitted
+}
+
+// probeCount counts the PROBEs to a prefix since the window began.
+type probeCount struct {
+	since time.Time
+	n     int
+}
+
+// New returns an empty table that draws indexes from rand.
+func New(limits Limits, rand io.Reader) *Table {
+	return &Table{
+		limits:   limits,
+		rand:     rand,
+		sessions: make(map[uint32]*session),
+		per64:    make(map[netip.Prefix]int),
+		per48:    make(map[netip.Prefix]int),
+		members:  make(map[uint32]int),
+		probes:   make(map[netip.Prefix]*probeCount),
+	}
+}
+
+// Reserve returns the index of a new session for a peer at addr, which is IPv6.
+func (t *Table) Reserve(addr netip.Addr) (uint32, error) {
+	p64, p48 := prefixes(addr)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case over(t.peers, t.limits.Sessions):
+		return 0, full("%d sessions", t.peers)
+	case over(t.per64[p64], t.limits.Per64):
+		return 0, full("%d sessions of %v", t.per64[p64], p64)
+	case over(t.per48[p48], t.limits.Per48):
+		return 0, full("%d sessions of %v", t.per48[p48], p48)
+	}
+	index, err := t.index()
+	if err != nil {
+		return 0, err
+	}
+	t.sessions[index] = &session{addr: addr}
+	t.peers++
+	t.per64[p64]++
+	t.per48[p48]++
+	return index, nil
+}
+
+// Link returns the index of a new session with a neighbouring RP, which counts
+// for no limit.
+func (t *Table) Link() (uint32, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	index, err := t.index()
+	if err != nil {
+		return 0, err
+	}
+	t.sessions[index] = &session{}
+	return index, nil
+}
+
+// index draws an index that is not in use. It is random so that nobody off the
+// path knows it.
+func (t *Table) index() (uint32, error) {
+	var b [4]byte
+	for {
+		if _, err := io.ReadFull(t.rand, b[:]); err != nil {
+			return 0, fmt.Errorf("no random session index: %w", err)
+		}
+		index := binary.BigEndian.Uint32(b[:])
+		if index != 0 && t.sessions[index] == nil {
+			return index, nil
+		}
+	}
+}
+
+// Admit makes a reserved session a member of groups. It does nothing for a
+// session that is unknown or a member already.
+func (t *Table) Admit(index uint32, groups []uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.sessions[index]
+	if s == nil || s.groups != nil {
+		return
+	}
+	s.groups = slices.Clone(groups)
+	for _, g := range s.groups {
+		t.members[g]++
+	}
+}
+
+// Release ends a session; an unknown index is no error.
+func (t *Table) Release(index uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.sessions[index]
+	if s == nil {
+		return
+	}
+	delete(t.sessions, index)
+	for _, g := range s.groups {
+		decrement(t.members, g)
+	}
+	if s.addr.IsValid() {
+		t.peers--
+		p64, p48 := prefixes(s.addr)
+		decrement(t.per64, p64)
+		decrement(t.per48, p48)
+	}
+}
+
+// Probe accounts for one PROBE to addr, or refuses it.
+func (t *Table) Probe(now time.Time, addr netip.Addr) error {
+	if t.limits.Probes == 0 {
+		return nil
+	}
+	p64, _ := prefixes(addr)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !now.Before(t.sweep) {
+		for p, c := range t.probes {
+			if now.Sub(c.since) >= t.limits.ProbeWindow {
+				delete(t.probes, p)
+			}
+		}
+		t.sweep = now.Add(t.limits.ProbeWindow)
+	}
+	c := t.probes[p64]
+	if c == nil || now.Sub(c.since) >= t.limits.ProbeWindow {
+		c = &probeCount{since: now}
+		t.probes[p64] = c
+	}
+	if c.n >= t.limits.Probes {
+		return full("%d probes to %v within %v", c.n, p64, t.limits.ProbeWindow)
+	}
+	c.n++
+	return nil
+}
+
+// Sessions returns the number of peers' sessions, admitted or not.
+func (t *Table) Sessions() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.peers
+}
+
+// Members returns the number of members of each group that has any.
+func (t *Table) Members() map[uint32]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	members := make(map[uint32]int, len(t.members))
+	for g, n := range t.members {
+		members[g] = n
+	}
+	return members
+}
+
+func over(n, limit int) bool { return limit != 0 && n >= limit }
+
+func full(format string, args ...any) error {
+	return &proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf(format, args...)}
+}
+
+func prefixes(addr netip.Addr) (p64, p48 netip.Prefix) {
+	addr = addr.WithZone("")
+	return netip.PrefixFrom(addr, 64).Masked(), netip.PrefixFrom(addr, 48).Masked()
+}
+
+func decrement[K comparable](m map[K]int, k K) {
+	if m[k]--; m[k] == 0 {
+		delete(m, k)
+	}
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package membership
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+var t0 = time.Unix(1_000_000, 0)
+
+func seeded() *rand.ChaCha8 { return rand.NewChaCha8([32]byte{7}) }
+
+func TestIndexesAreFresh(t *testing.T) {
+	// 0 is no index, and the second 1 is in use already.
+	table := New(Limits{}, bytes.NewReader([]byte{0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2}))
+	addr := netip.MustParseAddr("2001:db8::1")
+	first, err := table.Reserve(addr)
+	require.NoError(t, err)
+	second, err := table.Link()
+	require.NoError(t, err)
+	require.Equal(t, []uint32{1, 2}, []uint32{first, second})
+	_, err = table.Reserve(addr)
+	require.ErrorContains(t, err, "no random session index")
+}
+
+func TestRefusalsNameTheLimit(t *testing.T) {
+	table := New(Limits{Sessions: 5, Per64: 2, Per48: 3}, seeded())
+	reserve := func(addr string) error {
+		_, err := table.Reserve(netip.MustParseAddr(addr))
+		return err
+	}
+	require.NoError(t, reserve("2001:db8:1:1::1"))
+	require.NoError(t, reserve("2001:db8:1:1::2"))
+	require.EqualError(t, reserve("2001:db8:1:1::3"), "full: 2 sessions of 2001:db8:1:1::/64")
+	require.NoError(t, reserve("2001:db8:1:2::1"))
+	require.EqualError(t, reserve("2001:db8:1:3::1"), "full: 3 sessions of 2001:db8:1::/48")
+	require.NoError(t, reserve("2001:db8:2::1"))
+	require.NoError(t, reserve("fe80::1%eth0"))
+	require.EqualError(t, reserve("2001:db8:3::1"), "full: 5 sessions")
+	_, err := table.Link() // counts for no limit
+	require.NoError(t, err)
+}
+
+func TestProbesAreLimitedPerWindow(t *testing.T) {
+	table := New(Limits{Probes: 3, ProbeWindow: 10 * time.Second}, seeded())
+	a, b, other := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8:0:1::1")
+	for _, step := range []struct {
+		after time.Duration
+		addr  netip.Addr
+		ok    bool
+	}{
+		{0, a, true},
+		{time.Second, b, true},
+		{2 * time.Second, a, true},
+		{3 * time.Second, b, false},
+		{3 * time.Second, other, true},
+		{9 * time.Second, a, false},
+		{10 * time.Second, a, true}, // a new window
+	} {
+		err := table.Probe(t0.Add(step.after), step.addr)
+		if step.ok {
+			require.NoError(t, err, "%v", step)
+		} else {
+			require.EqualError(t, err, "full: 3 probes to 2001:db8::/64 within 10s", "%v", step)
+		}
+	}
+	require.NoError(t, table.Probe(t0.Add(time.Hour), a))
+	require.Len(t, table.probes, 1, "old counts are forgotten")
+	require.NoError(t, New(Limits{}, seeded()).Probe(t0, a))
+}
+
+// TestAnyOrder does anything in any order beside a plain model, and compares all
+// counts after each step.
+func TestAnyOrder(t *testing.T) {
+	type entry struct {
+		addr   netip.Addr // zero: a link
+		groups map[uint32]bool
+		member bool
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		limits := Limits{
+			Sessions: rapid.IntRange(0, 8).Draw(t, "sessions"),
+			Per64:    rapid.IntRange(0, 3).Draw(t, "per 64"),
+			Per48:    rapid.IntRange(0, 5).Draw(t, "per 48"),
+		}
+		table := New(limits, seeded())
+		model := make(map[uint32]*entry)
+		addr := rapid.Custom(func(t *rapid.T) netip.Addr {
+			return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d:%d::%d",
+				rapid.IntRange(1, 3).Draw(t, "site"), rapid.IntRange(1, 3).Draw(t, "lan"), rapid.IntRange(1, 3).Draw(t, "host")))
+		})
+		count := func(in netip.Prefix) (n int) {
+			for _, e := range model {
+				if e.addr.IsValid() && in.Contains(e.addr) {
+					n++
+				}
+			}
+			return n
+		}
+		anyIndex := func(t *rapid.T) uint32 {
+			indexes := []uint32{0x1234} // unknown
+			for index := range model {
+				indexes = append(indexes, index)
+			}
+			return rapid.SampledFrom(indexes).Draw(t, "index")
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"reserve": func(t *rapid.T) {
+				a := addr.Draw(t, "addr")
+				p64, p48 := netip.PrefixFrom(a, 64).Masked(), netip.PrefixFrom(a, 48).Masked()
+				all := netip.MustParsePrefix("::/0")
+				fits := (limits.Sessions == 0 || count(all) < limits.Sessions) &&
+					(limits.Per64 == 0 || count(p64) < limits.Per64) && (limits.Per48 == 0 || count(p48) < limits.Per48)
+				index, err := table.Reserve(a)
+				if fits != (err == nil) {
+					t.Fatalf("reserve %v: %v, want fits %v", a, err, fits)
+				}
+				if err != nil {
+					violation, ok := errors.AsType[*proto.Error](err)
+					if !ok || violation.Reason != proto.ReasonFull {
+						t.Fatalf("refused by %v", err)
+					}
+					return
+				}
+				if index == 0 || model[index] != nil {
+					t.Fatalf("index %08x is not fresh", index)
+				}
+				model[index] = &entry{addr: a}
+			},
+			"link": func(t *rapid.T) {
+				index, err := table.Link()
+				if err != nil || index == 0 || model[index] != nil {
+					t.Fatalf("link %08x: %v", index, err)
+				}
+				model[index] = &entry{}
+			},
+			"admit": func(t *rapid.T) {
+				index := anyIndex(t)
+				groups := rapid.SliceOfNDistinct(rapid.Uint32Range(1, 3), 1, 3, rapid.ID).Draw(t, "groups")
+				table.Admit(index, groups)
+				if e := model[index]; e != nil && !e.member {
+					e.member, e.groups = true, make(map[uint32]bool)
+					for _, g := range groups {
+						e.groups[g] = true
+					}
+				}
+			},
+			"release": func(t *rapid.T) {
+				index := anyIndex(t)
+				table.Release(index)
+				delete(model, index)
+			},
+			"": func(t *rapid.T) {
+				if got, want := table.Sessions(), count(netip.MustParsePrefix("::/0")); got != want {
+					t.Fatalf("%d sessions, want %d", got, want)
+				}
+				members := make(map[uint32]int)
+				for _, e := range model {
+					for g := range e.groups {
+						members[g]++
+					}
+				}
+				got := table.Members()
+				for g := range uint32(4) {
+					if got[g] != members[g] {
+						t.Fatalf("members %v, want %v", got, members)
+					}
+				}
+				if len(table.sessions) != len(model) || len(got) != len(members) {
+					t.Fatalf("%d sessions and %d groups kept, want %d and %d", len(table.sessions), len(got), len(model), len(members))
+				}
+				for p, n := range table.per64 {
+					if n != count(p) || n == 0 {
+						t.Fatalf("%d sessions of %v, want %d", n, p, count(p))
+					}
+				}
+				for p, n := range table.per48 {
+					if n != count(p) || n == 0 {
+						t.Fatalf("%d sessions of %v, want %d", n, p, count(p))
+					}
+				}
+			},
+		})
+	})
+}

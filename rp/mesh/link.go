@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package mesh
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// Times of the protocol (SPEC section 11).
+const (
+	HelloTimeout   = 5 * time.Second  // connection to Hello
+	InstallTimeout = 2 * time.Second  // the receiver of Keys waits for its members
+	AckTimeout     = 10 * time.Second // Keys to KeysAck
+)
+
+// Action is something that a Link wants done. Actions are done in order.
+type Action interface{ action() }
+
+// Send asks for a message to the neighbour.
+type Send struct{ Message Message }
+
+// Up says that the neighbour is known. Its datagrams are to be accepted from now
+// on: they carry the own Session and ReceiveKey, those to it Hello.Session and
+// SendKey. Nothing is replicated to it yet. The own keys are to be offered.
+type Up struct {
+	Hello               Hello
+	SendKey, ReceiveKey auth.Key
+}
+
+// Install asks to install the neighbour's group keys in the datapath and at the
+// members. Installed answers.
+type Install struct {
+	ID   uint32
+	Keys []proto.GroupKey
+}
+
+// Replicate says that the neighbour's members have keys of this RP: datagrams are
+// to be replicated to it from now on.
+type Replicate struct{}
+
+// Acked says that the neighbour's members have the keys of an offer.
+type Acked struct{ ID uint32 }
+
+// Down says that the link ended. It is the last action; when Up came before it,
+// the session must leave the datapath.
+type Down struct{ Err error }
+
+func (Send) action()      {}
+func (Up) action()        {}
+func (Install) action()   {}
+func (Replicate) action() {}
+func (Acked) action()     {}
+func (Down) action()      {}
+
+// State is the state of a Link (SPEC section 12).
+type State uint8
+
+// States of a Link.
+const (
+	Connected   State = iota // no Hello yet
+	Accepting                // Hello received; own keys not yet acknowledged
+	Replicating              // datagrams flow in both directions, as far as this side knows
+	Ended                    // for good; the connection is to be closed
+)
+
+func (s State) String() string {
+	return [...]string{"connected", "accepting", "replicating", "ended"}[s]
+}
+
+// Config is one RP's side of a link.
+type Config struct {
+	Self, Remote [32]byte // devp2p node ids
+	Hello        Hello    // the own
+	Groups       []uint32 // served; keys of other groups are ignored
+}
+
+// Link is the state of one connection to a neighbouring RP. Both sides do the
+// same: Hello, then Keys, then replication when KeysAck came. Offers of later
+// keys are acknowledged in the same way.
+//
+// A violation by the neighbour ends the link: Handle returns it for the log, the
+// actions hold the Bye and the Down.
+type Link struct {
+	cfg     Config
+	state   State
+	hello   Hello // the neighbour's
+	actions []Action
+
+	hellodue time.Time // end of state Connected
+	offers   []offer   // own, not acknowledged, oldest first
+	lastID   uint32    // of an own offer
+	pending  []uint32  // the neighbour's offers that are not installed yet
+}
+
+type offer struct {
+	id  uint32
+	due time.Time
+}
+
+// NewLink returns the Link of a connection that was just made.
+func NewLink(now time.Time, cfg Config) *Link {
+	l := &Link{cfg: cfg, hellodue: now.Add(HelloTimeout)}
+	hello := cfg.Hello
+	l.send(&hello)
+	return l
+}
+
+// State returns the state.
+func (l *Link) State() State { return l.state }
+
+// Actions returns what is to be done since the last call.
+func (l *Link) Actions() []Action {
+	actions := l.actions
+	l.actions = nil
+	return actions
+}
+
+// Handle takes a message of the neighbour.
+func (l *Link) Handle(m Message) error {
+	if l.state == Ended {
+		return nil
+	}
+	if err := l.handle(m); err != nil {
+		l.Fail(err)
+		return err
+	}
+	return nil
+}
+
+func (l *Link) handle(m Message) error {
+	switch m := m.(type) {
+	case *Hello:
+		return l.opened(m)
+	case *Bye:
+		l.end(fmt.Errorf("ended by the neighbour: %v", m.Reason))
+		return nil
+	}
+	if l.state == Connected {
+		return unexpected("message 0x%02x before hello", m.Code())
+	}
+	switch m := m.(type) {
+	case *Keys:
+		return l.offered(m)
+	case *KeysAck:
+		return l.acked(m.ID)
+	}
+	return unexpected("message 0x%02x", m.Code())
+}
+
+func (l *Link) opened(m *Hello) error {
+	switch {
+	case l.state != Connected:
+		return unexpected("second hello")
+	case m.NetworkID != l.cfg.Hello.NetworkID || m.Genesis != l.cfg.Hello.Genesis:
+		return &proto.Error{
+			Reason: proto.ReasonChain,
+			Detail: fmt.Sprintf("rp of network %d with genesis %x", m.NetworkID, m.Genesis[:4]),
+		}
+	case m.Incarnation == l.cfg.Hello.Incarnation:
+		return unexpected("incarnation %08x is our own", m.Incarnation)
+	}
+	l.hello, l.state = *m, Accepting
+	send, receive := auth.HopKeys(l.cfg.Self, l.cfg.Remote, l.cfg.Hello.Share, m.Share)
+	l.act(Up{Hello: *m, SendKey: send, ReceiveKey: receive})
+	return nil
+}
+
+func (l *Link) offered(m *Keys) error {
+	if len(l.pending) >= MaxOffers {
+		return unexpected("%d offers of keys at once", len(l.pending)+1)
+	}
+	if slices.Contains(l.pending, m.ID) {
+		return unexpected("second offer %d of keys", m.ID)
+	}
+	for i := range m.Keys {
+		if m.Keys[i].Ingress != l.hello.Incarnation {
+			return unexpected("key of ingress %08x from incarnation %08x", m.Keys[i].Ingress, l.hello.Incarnation)
+		}
+	}
+	keys := slices.DeleteFunc(slices.Clone(m.Keys), func(k proto.GroupKey) bool {
+		return !slices.Contains(l.cfg.Groups, k.Group)
+	})
+	l.pending = append(l.pending, m.ID)
+	l.act(Install{ID: m.ID, Keys: keys})
+	return nil
+}
+
+// Installed says that the keys of an Install are in the datapath and at the
+// members, or that the time for it is over.
+func (l *Link) Installed(id uint32) {
+	i := slices.Index(l.pending, id)
+	if l.state == Ended || i < 0 {
+		return
+	}
+	l.pending = slices.Delete(l.pending, i, i+1)
+	l.send(&KeysAck{id})
+}
+
+// Offer sends own keys and returns the offer's ID for Acked. It returns false when
+// the neighbour is not known yet, which gets the keys after Up, or when it does not
+// acknowledge.
+func (l *Link) Offer(now time.Time, keys []proto.GroupKey) (id uint32, ok bool) {
+	if (l.state != Accepting && l.state != Replicating) || len(l.offers) >= MaxOffers {
+		return 0, false
+	}
+	l.lastID++
+	l.offers = append(l.offers, offer{l.lastID, now.Add(AckTimeout)})
+	l.send(&Keys{ID: l.lastID, Keys: keys})
+	return l.lastID, true
+}
+
+func (l *Link) acked(id uint32) error {
+	i := slices.IndexFunc(l.offers, func(o offer) bool { return o.id == id })
+	if i < 0 {
+		return unexpected("acknowledgement of keys %d", id)
+	}
+	l.offers = slices.Delete(l.offers, i, i+1)
+	if l.state == Accepting {
+		l.state = Replicating
+		l.act(Replicate{})
+	}
+	l.act(Acked{id})
+	return nil
+}
+
+// Fail ends the link because of what the neighbour did, or with any other error
+// because this RP wants no more.
+func (l *Link) Fail(err error) {
+	if l.state == Ended {
+		return
+	}
+	l.send(&Bye{proto.ReasonOf(err)})
+	l.end(err)
+}
+
+func (l *Link) end(err error) {
+	l.state = Ended
+	l.act(Down{err})
+}
+
+// Tick does what is due.
+func (l *Link) Tick(now time.Time) {
+	due := l.Deadline()
+	if due.IsZero() || now.Before(due) {
+		return
+	}
+	waited := fmt.Sprintf("no hello within %v", HelloTimeout)
+	if l.state != Connected {
+		waited = fmt.Sprintf("keys %d not acknowledged within %v", l.offers[0].id, AckTimeout)
+	}
+	l.Fail(&proto.Error{Reason: proto.ReasonUnreachable, Detail: waited})
+}
+
+// Deadline returns when Tick is due next, zero for never.
+func (l *Link) Deadline() time.Time {
+	switch {
+	case l.state == Connected:
+		return l.hellodue
+	case l.state != Ended && len(l.offers) > 0:
+		return l.offers[0].due
+	}
+	return time.Time{}
+}
+
+func (l *Link) send(m Message) { l.act(Send{m}) }
+
+func (l *Link) act(a Action) { l.actions = append(l.actions, a) }

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package mesh is the RP-RP protocol, devp2p capability mdcsmesh/1 (SPEC section
+// 12): its messages with their limits, and the state machine of one link. It does
+// no I/O.
+//
+// Every RP has a link to every other (full mesh), so a datagram crosses at most
+// one. Messages are RLP lists of the fields in order:
+//
+//	code  message  fields                                                limits
+//	0x00  Hello    NetworkID, Genesis, Incarnation, DataPort, Session,   first message of both sides, once;
+//	               Share                                                 Incarnation, DataPort, Session not 0
+//	0x01  Keys     ID, [[Ingress, Group, Epoch, Active, Key], ...]       after Hello; at most 32 keys, each of the
+//	                                                                     sender's incarnation; 4 unacknowledged
+//	0x02  KeysAck  ID                                                    of Keys that was sent, once
+//	0x03  Bye      Reason                                                reasons as in mdcs/1; the last message
+//
+// Eight codes are reserved. A message has at most 16 KiB. Whatever breaks a limit
+// ends the link with Bye.
+package mesh
+
+import (
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/rlp"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// The devp2p capability.
+const (
+	Name    = "mdcsmesh"
+	Version = 1
+	Length  = 8 // message codes reserved
+)
+
+// Message codes.
+const (
+	HelloMsg   = 0x00
+	KeysMsg    = 0x01
+	KeysAckMsg = 0x02
+	ByeMsg     = 0x03
+)
+
+// Limits on received messages (SPEC section 11).
+const (
+	MaxMessage = 16 << 10            // bytes of one message's RLP
+	MaxKeys    = 2 * proto.MaxGroups // keys in a Keys: two epochs of each group
+	MaxOffers  = 4                   // Keys of one side without KeysAck
+)
+
+// Message is one message of the capability.
+type Message interface {
+	Code() uint64
+	check() error
+}
+
+// Hello opens the link. The data endpoint is the configured address of the
+// sender and DataPort.
+type Hello struct {
+	NetworkID   uint64
+	Genesis     [32]byte
+	Incarnation uint32
+	DataPort    uint16
+	Session     uint32     // index that datagrams to the sender must carry
+	Share       auth.Share // the sender's part of the hop keys
+}
+
+// Keys offers the sender's group keys. The receiver accepts datagrams by them at
+// once, gives them to its members, and acknowledges.
+type Keys struct {
+	ID   uint32
+	Keys []proto.GroupKey
+}
+
+// KeysAck says that the members have the keys of the Keys with this ID.
+type KeysAck struct {
+	ID uint32
+}
+
+// Bye ends the link.
+type Bye struct {
+	Reason proto.Reason
+}
+
+// Code returns the message's code.
+func (*Hello) Code() uint64   { return HelloMsg }
+func (*Keys) Code() uint64    { return KeysMsg }
+func (*KeysAck) Code() uint64 { return KeysAckMsg }
+func (*Bye) Code() uint64     { return ByeMsg }
+
+func (m *Hello) check() error {
+	if m.Incarnation == 0 || m.DataPort == 0 || m.Session == 0 {
+		return malformed("hello: incarnation %08x, data port %d, session %08x", m.Incarnation, m.DataPort, m.Session)
+	}
+	return nil
+}
+
+func (m *Keys) check() error {
+	if len(m.Keys) > MaxKeys {
+		return malformed("keys: %d keys", len(m.Keys))
+	}
+	return nil
+}
+
+func (m *KeysAck) check() error { return nil }
+
+func (m *Bye) check() error { return nil }
+
+// Encode returns the message's RLP.
+func Encode(m Message) ([]byte, error) { return rlp.EncodeToBytes(m) }
+
+// Decode decodes a message and checks it against its limits. Every error is a
+// *proto.Error.
+func Decode(code uint64, payload []byte) (Message, error) {
+	if len(payload) > MaxMessage {
+		return nil, malformed("message 0x%02x of %d bytes", code, len(payload))
+	}
+	var m Message
+	switch code {
+	case HelloMsg:
+		m = new(Hello)
+	case KeysMsg:
+		m = new(Keys)
+	case KeysAckMsg:
+		m = new(KeysAck)
+	case ByeMsg:
+		m = new(Bye)
+	default:
+		return nil, malformed("unknown message code 0x%02x", code)
+	}
+	if err := rlp.DecodeBytes(payload, m); err != nil {
+		return nil, malformed("message 0x%02x: %v", code, err)
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func malformed(format string, args ...any) error {
+	return &proto.Error{Reason: proto.ReasonMalformed, Detail: fmt.Sprintf(format, args...)}
+}
+
+func unexpected(format string, args ...any) error {
+	return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf(format, args...)}
+}

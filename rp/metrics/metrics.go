@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package metrics shows what a replication point counts to Prometheus. All names
+// begin with mdcs_rp_.
+package metrics
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+const namespace = "mdcs_rp"
+
+var (
+	datagrams = desc("datagrams_total", "Datagrams received, by verdict (pass: accepted).", "verdict")
+
+	copies        = desc("copies_total", "DATA datagrams sent to peers and neighbouring RPs.")
+	copyBytes     = desc("copy_bytes_total", "UDP payload of the DATA datagrams sent, bytes.")
+	echoes        = desc("echoes_total", "ECHO datagrams sent to publishers.")
+	heartbeats    = desc("heartbeats_total", "HEARTBEAT datagrams sent, own and relayed.")
+	probes        = desc("probes_total", "PROBE datagrams sent.")
+	sendErrors    = desc("send_errors_total", "Datagrams that the host refused to send.")
+	receiveErrors = desc("receive_errors_total", "Reads from the data port that failed.")
+	receiveDrops  = desc("receive_drops_total", "Datagrams that came faster than the engine took them.")
+
+	connections = desc("peer_connections", "Control connections of peers.")
+	sessions    = desc("sessions", "Sessions of peers, admitted or being proven.")
+	members     = desc("members", "Admitted peers, by group.", "group")
+	admitted    = desc("admissions_total", "Peers admitted.")
+	violations  = desc("violations_total", "Connections ended because the other side broke the protocol.", "role")
+	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
+
+	reportedReceived   = desc("reported_received_total", "Datagrams received, as members report it.")
+	reportedLost       = desc("reported_lost_total", "Datagrams lost, as members report it.")
+	reportedDuplicates = desc("reported_duplicates_total", "Datagrams received twice, as members report it.")
+
+	linkUp        = desc("mesh_link_up", "1 when datagrams are replicated to the neighbouring RP.", "rp")
+	linksLost     = desc("mesh_links_lost_total", "Links to neighbouring RPs that ended.")
+	linkReceived  = desc("mesh_received_total", "Datagrams accepted from the neighbouring RP since the link began.", "rp")
+	linkCopies    = desc("mesh_sent_total", "Datagrams sent to the neighbouring RP since the link began.", "rp")
+	linkLastHeard = desc("mesh_last_heard_seconds", "Time of the last datagram accepted from the neighbouring RP, Unix.", "rp")
+
+	ready = desc("ready", "1 when the RP serves and all its links are up.")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(namespace+"_"+name, help, labels, nil)
+}
+
+// Source is what a collector reads.
+type Source interface{ Status() rp.Status }
+
+type collector struct{ source Source }
+
+// NewCollector returns the collector of a started RP.
+func NewCollector(source Source) prometheus.Collector { return collector{source} }
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	st := c.source.Status()
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, v := range wire.Verdicts() {
+		counter(datagrams, st.Datapath.Verdicts[v], v.String())
+	}
+	counter(copies, st.Datapath.Copies)
+	counter(copyBytes, st.Datapath.CopyBytes)
+	counter(echoes, st.Datapath.Echoes)
+	counter(heartbeats, st.Datapath.Heartbeats)
+	counter(probes, st.Datapath.Probes)
+	counter(sendErrors, st.Datapath.SendErrors)
+	counter(receiveErrors, st.Datapath.ReceiveErrors)
+	counter(receiveDrops, st.Datapath.ReceiveDrops)
+
+	gauge(connections, float64(st.Peers.Connections))
+	gauge(sessions, float64(st.Sessions))
+	for group, n := range st.Members {
+		gauge(members, float64(n), fmt.Sprintf("%08x", group))
+	}
+	counter(admitted, st.Peers.Admitted)
+	counter(violations, st.Peers.Violations, datapath.Peer.String())
+	counter(violations, st.Mesh.Violations, datapath.Mesh.String())
+	counter(missingAcks, st.Peers.MissingAcks)
+	counter(reportedReceived, st.Peers.Received)
+	counter(reportedLost, st.Peers.Lost)
+	counter(reportedDuplicates, st.Peers.Duplicates)
+
+	counter(linksLost, st.Mesh.LinksLost)
+	bySession := make(map[uint32]datapath.SessionStats, len(st.Datapath.Sessions))
+	for _, s := range st.Datapath.Sessions {
+		bySession[s.Index] = s
+	}
+	for _, n := range st.Mesh.Neighbours {
+		id := n.ID.TerminalString()
+		gauge(linkUp, oneIf(n.Up()), id)
+		s, ok := bySession[n.Session]
+		if !ok {
+			continue
+		}
+		counter(linkReceived, s.Received, id)
+		counter(linkCopies, s.Copies, id)
+		if !s.Heard.IsZero() {
+			gauge(linkLastHeard, float64(s.Heard.UnixMilli())/1e3, id)
+		}
+	}
+	gauge(ready, oneIf(st.Ready))
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

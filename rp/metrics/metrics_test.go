@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package metrics
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/mesh"
+	"github.com/ethmcast/mdcs/rp/meshside"
+	"github.com/ethmcast/mdcs/rp/peerside"
+)
+
+type status rp.Status
+
+func (s status) Status() rp.Status { return rp.Status(s) }
+
+// scrape returns the samples as a scraper sees them.
+func scrape(t *testing.T, s status) []string {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry() // checks names, labels and help
+	require.NoError(t, registry.Register(NewCollector(s)))
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	require.Equal(t, 200, w.Code, w.Body)
+	var samples []string
+	for line := range strings.Lines(w.Body.String()) {
+		if !strings.HasPrefix(line, "#") {
+			samples = append(samples, strings.TrimSpace(line))
+		}
+	}
+	return samples
+}
+
+func TestCollector(t *testing.T) {
+	s := status{
+		Datapath: datapath.Stats{
+			Copies: 1, CopyBytes: 2, Echoes: 3, Heartbeats: 4, Probes: 5, SendErrors: 6, ReceiveErrors: 7, ReceiveDrops: 19,
+			Sessions: []datapath.SessionStats{
+				{Index: 1, Role: datapath.Mesh, Received: 21, Copies: 22, Heard: time.UnixMilli(1500)},
+				{Index: 2, Role: datapath.Mesh},
+				{Index: 3, Role: datapath.Peer, Received: 99},
+			},
+		},
+		Peers: peerside.Stats{
+			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
+		},
+		Mesh: meshside.Stats{
+			Violations: 15, LinksLost: 16,
+			Neighbours: []meshside.Neighbour{
+				{ID: enode.ID{1}, Connected: true, State: mesh.Replicating, Session: 1},
+				{ID: enode.ID{2}, Connected: true, State: mesh.Accepting, Session: 2},
+				{ID: enode.ID{3}},
+			},
+		},
+		Sessions: 17,
+		Members:  map[uint32]int{0xabcd: 18},
+		Ready:    true,
+	}
+	for _, v := range wire.Verdicts() {
+		s.Datapath.Verdicts[v] = 100 + uint64(v)
+	}
+	want := []string{
+		"mdcs_rp_copies_total 1",
+		"mdcs_rp_copy_bytes_total 2",
+		"mdcs_rp_echoes_total 3",
+		"mdcs_rp_heartbeats_total 4",
+		"mdcs_rp_probes_total 5",
+		"mdcs_rp_send_errors_total 6",
+		"mdcs_rp_receive_errors_total 7",
+		"mdcs_rp_receive_drops_total 19",
+		"mdcs_rp_peer_connections 8",
+		"mdcs_rp_admissions_total 9",
+		`mdcs_rp_violations_total{role="peer"} 10`,
+		"mdcs_rp_rekey_missing_total 11",
+		"mdcs_rp_reported_received_total 12",
+		"mdcs_rp_reported_lost_total 13",
+		"mdcs_rp_reported_duplicates_total 14",
+		`mdcs_rp_violations_total{role="mesh"} 15`,
+		"mdcs_rp_mesh_links_lost_total 16",
+		"mdcs_rp_sessions 17",
+		`mdcs_rp_members{group="0000abcd"} 18`,
+		`mdcs_rp_mesh_link_up{rp="0100000000000000"} 1`,
+		`mdcs_rp_mesh_link_up{rp="0200000000000000"} 0`,
+		`mdcs_rp_mesh_link_up{rp="0300000000000000"} 0`,
+		`mdcs_rp_mesh_received_total{rp="0100000000000000"} 21`,
+		`mdcs_rp_mesh_received_total{rp="0200000000000000"} 0`,
+		`mdcs_rp_mesh_sent_total{rp="0100000000000000"} 22`,
+		`mdcs_rp_mesh_sent_total{rp="0200000000000000"} 0`,
+		`mdcs_rp_mesh_last_heard_seconds{rp="0100000000000000"} 1.5`,
+		"mdcs_rp_ready 1",
+	}
+	for _, v := range wire.Verdicts() {
+		want = append(want, `mdcs_rp_datagrams_total{verdict="`+v.String()+`"} 1`+twoDigits(int(v)))
+	}
+	require.ElementsMatch(t, want, scrape(t, s))
+}
+
+func twoDigits(n int) string { return string([]byte{'0' + byte(n/10), '0' + byte(n%10)}) }
+
+func TestCollectorOfNothing(t *testing.T) {
+	require.Contains(t, scrape(t, status{}), "mdcs_rp_ready 0")
+}

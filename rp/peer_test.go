@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package rp_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp"
+)
+
+// lightPeer is a peer without a geth: devp2p, the joiner, a UDP socket, and a book
+// of what arrived.
+type lightPeer struct {
+	t      *testing.T
+	opt    peerOptions
+	key    *ecdsa.PrivateKey
+	udp    *net.UDPConn
+	server *p2p.Server
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	joiner  *proto.Joiner // nil without a connection
+	send    func(proto.Message)
+	member  *proto.Joined // nil when not a member
+	keys    map[keyID]proto.GroupKey
+	retired []uint32
+	seq     uint64
+	book
+}
+
+type keyID struct {
+	ingress, group uint32
+	epoch          uint8
+}
+
+// book is what arrived, in order.
+type book struct {
+	data       []wire.Header // DATA with right session and tags
+	payloads   []string
+	echoes     []wire.Header
+	heartbeats map[uint32]uint64 // newest sequence by ingress RP
+	probes     int
+	bad        []string // datagrams that should not have come
+	left       []error
+}
+
+// peerOptions are the ways in which a peer differs from a good one.
+type peerOptions struct {
+	deaf   bool // does not answer PROBEs
+	silent bool // does not announce itself
+	chain  byte // another genesis, when not 0
+}
+
+// newPeer starts a peer that joins an RP and stays connected to it.
+func newPeer(t *testing.T, point *rp.RP, opt peerOptions) *lightPeer {
+	t.Helper()
+	key, err := crypto.GenerateKey()
+	require.NoError(t, err)
+	udp, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(loopback))
+	require.NoError(t, err)
+	p := &lightPeer{t: t, opt: opt, key: key, udp: udp, keys: make(map[keyID]proto.GroupKey)}
+	p.heartbeats = make(map[uint32]uint64)
+	p.server = startServer(t, key, point.Self(), p.run)
+	p.wg.Go(p.receive)
+	t.Cleanup(func() {
+		p.server.Stop()
+		p.udp.Close()
+		p.wg.Wait()
+	})
+	return p
+}
+
+// startServer starts devp2p with mdcs/1 alone and dials one node.
+func startServer(t *testing.T, key *ecdsa.PrivateKey, node *enode.Node, run func(*p2p.Peer, p2p.MsgReadWriter) error) *p2p.Server {
+	t.Helper()
+	server := &p2p.Server{Config: p2p.Config{
+		PrivateKey:  key,
+		Name:        "light-peer",
+		MaxPeers:    10,
+		DialRatio:   1,
+		NoDiscovery: true,
+		StaticNodes: []*enode.Node{node},
+		Protocols:   []p2p.Protocol{{Name: proto.Name, Version: proto.Version, Length: proto.Length, Run: run}},
+	}}
+	require.NoError(t, server.Start())
+	return server
+}
+
+// run is the peer's side of mdcs/1 on one connection.
+func (p *lightPeer) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
+	messages, done := make(chan proto.Message), make(chan struct{})
+	defer close(done)
+	go func() {
+		defer close(messages)
+		for {
+			m, err := readMessage(rw)
+			if err != nil {
+				return
+			}
+			select {
+			case messages <- m:
+			case <-done:
+				return
+			}
+		}
+	}()
+	genesis := testGenesis
+	genesis[31] ^= p.opt.chain
+	p.mu.Lock()
+	p.send = func(m proto.Message) { _ = p2p.Send(rw, m.Code(), m) }
+	p.joiner = proto.NewJoiner(proto.JoinerConfig{
+		Self:      enode.PubkeyToIDV4(&p.key.PublicKey),
+		Remote:    peer.ID(),
+		NetworkID: testNetwork,
+		Genesis:   genesis,
+		Groups:    []uint32{testGroup},
+		Publish:   true,
+		Port:      p.addr().Port(),
+		Rand:      rand.Reader,
+	})
+	p.joiner.Want(time.Now(), true)
+	p.perform()
+	p.mu.Unlock()
+
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case m, ok := <-messages:
+			p.mu.Lock()
+			if !ok {
+				p.joiner.Fail(time.Now(), errors.New("connection lost"))
+				p.perform()
+				p.joiner = nil
+				p.mu.Unlock()
+				return io.EOF
+			}
+			if err := p.joiner.Handle(time.Now(), m); err != nil {
+				p.t.Logf("peer: %v", err)
+			}
+			p.perform()
+			p.mu.Unlock()
+		case now := <-tick.C:
+			p.mu.Lock()
+			p.joiner.Tick(now)
+			p.perform()
+			p.mu.Unlock()
+		}
+	}
+}
+
+func readMessage(rw p2p.MsgReader) (proto.Message, error) {
+	msg, err := rw.ReadMsg()
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(msg.Payload)
+	if err != nil {
+		return nil, err
+	}
+	return proto.Decode(msg.Code, b)
+}
+
+// perform does what the joiner wants. p.mu is held.
+func (p *lightPeer) perform() {
+	for _, a := range p.joiner.Actions() {
+		switch a := a.(type) {
+		case proto.Send:
+			if _, echo := a.Message.(*proto.Echo); echo && p.opt.deaf {
+				continue
+			}
+			p.send(a.Message)
+		case proto.Joined:
+			p.member, p.seq = &a, 0
+			p.install(a.Keys, nil)
+		case proto.Install:
+			p.install(a.Keys, a.Retired)
+		case proto.AnnounceDue:
+			if !p.opt.silent {
+				p.send(&proto.Announce{})
+			}
+		case proto.Left:
+			p.member = nil
+			p.left = append(p.left, a.Err)
+		}
+	}
+}
+
+func (p *lightPeer) install(keys []proto.GroupKey, retired []uint32) {
+	for _, k := range keys {
+		if k.Active {
+			for id, old := range p.keys {
+				if id.ingress == k.Ingress && id.group == k.Group {
+					old.Active = false
+					p.keys[id] = old
+				}
+			}
+		}
+		p.keys[keyID{k.Ingress, k.Group, k.Epoch}] = k
+	}
+	p.retired = append(p.retired, retired...)
+}
+
+// receive books datagrams until the socket closes.
+func (p *lightPeer) receive() {
+	b := make([]byte, 2048)
+	for {
+		n, src, err := p.udp.ReadFromUDPAddrPort(b)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		p.datagram(src, slices.Clone(b[:n]))
+		p.mu.Unlock()
+	}
+}
+
+func (p *lightPeer) datagram(_ netip.AddrPort, b []byte) {
+	h, payload, v := wire.Parse(b)
+	if v != wire.Pass {
+		p.bad = append(p.bad, "form: "+v.String())
+		return
+	}
+	if h.Type == wire.Probe {
+		p.probes++
+		if p.joiner != nil {
+			p.joiner.Probe([wire.NonceSize]byte(payload), len(b))
+			p.perform()
+		}
+		return
+	}
+	switch {
+	case p.member == nil:
+		p.bad = append(p.bad, "not a member: "+h.String())
+		return
+	case h.Session != p.member.ReceiveSession || !p.member.ReceiveKey.CheckHopTag(b, h.HopTag):
+		p.bad = append(p.bad, "hop: "+h.String())
+		return
+	}
+	p.joiner.Heard(time.Now())
+	switch h.Type {
+	case wire.Data:
+		k, ok := p.keys[keyID{h.Ingress, h.Group, h.Epoch}]
+		if !ok || !k.Key.CheckPayloadTag(b, h.PayloadTag) {
+			p.bad = append(p.bad, "payload: "+h.String())
+			return
+		}
+		p.data = append(p.data, h)
+		p.payloads = append(p.payloads, string(payload))
+	case wire.Echo:
+		p.echoes = append(p.echoes, h)
+	case wire.Heartbeat:
+		p.heartbeats[h.Ingress] = h.Sequence
+	}
+}
+
+func (p *lightPeer) addr() netip.AddrPort { return p.udp.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+// publish sends one DATA of one symbol. The peer must be a member.
+func (p *lightPeer) publish(payload string) {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	require.NotNil(p.t, p.member, "not a member")
+	var active *proto.GroupKey
+	for _, k := range p.keys {
+		if k.Ingress == p.member.RP.Incarnation && k.Active {
+			active = &k
+		}
+	}
+	require.NotNil(p.t, active, "no active key")
+	p.seq++
+	h := wire.Header{
+		Type:       wire.Data,
+		Epoch:      active.Epoch,
+		Session:    p.member.SendSession,
+		Group:      testGroup,
+		Sequence:   p.seq,
+		K:          1,
+		N:          1,
+		PayloadLen: uint16(len(payload)),
+		ObjectLen:  uint32(len(payload)),
+		ObjectID:   p.seq,
+	}
+	b := append(h.Append(nil), payload...)
+	wire.SetPayloadTag(b, active.Key.PayloadTag(b))
+	wire.SetHopTag(b, p.member.SendKey.HopTag(b))
+	to := netip.AddrPortFrom(loopback.Addr(), p.member.RP.DataPort)
+	_, err := p.udp.WriteToUDPAddrPort(b, to)
+	require.NoError(p.t, err)
+}
+
+// leave makes the peer leave for good.
+func (p *lightPeer) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.joiner.Want(time.Now(), false)
+	p.perform()
+}
+
+// see returns what f sees of the peer.
+func see[T any](p *lightPeer, f func(p *lightPeer) T) T {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return f(p)
+}
+
+func (p *lightPeer) isMember() bool {
+	return see(p, func(p *lightPeer) bool { return p.member != nil })
+}
+
+func (p *lightPeer) got() []string {
+	return see(p, func(p *lightPeer) []string { return slices.Clone(p.payloads) })
+}
+
+func (p *lightPeer) badDatagrams() []string {
+	return see(p, func(p *lightPeer) []string { return slices.Clone(p.bad) })
+}
+
+// rawPeer is a devp2p connection to an RP on which the test says everything.
+type rawPeer struct {
+	t       *testing.T
+	rw      p2p.MsgReadWriter
+	replies chan proto.Message // closed with the connection
+}
+
+// connect opens a connection and returns it when it stands.
+func connect(t *testing.T, point *rp.RP) *rawPeer {
+	t.Helper()
+	key, err := crypto.GenerateKey()
+	require.NoError(t, err)
+	conns := make(chan *rawPeer, 1)
+	server := startServer(t, key, point.Self(), func(_ *p2p.Peer, rw p2p.MsgReadWriter) error {
+		r := &rawPeer{t: t, rw: rw, replies: make(chan proto.Message, 100)}
+		defer close(r.replies)
+		conns <- r
+		for {
+			m, err := readMessage(rw)
+			if err != nil {
+				return err
+			}
+			r.replies <- m
+		}
+	})
+	t.Cleanup(server.Stop)
+	select {
+	case r := <-conns:
+		return r
+	case <-time.After(patience):
+		t.Fatal("no connection")
+		return nil
+	}
+}
+
+func (r *rawPeer) send(m proto.Message) {
+	r.t.Helper()
+	require.NoError(r.t, p2p.Send(r.rw, m.Code(), m))
+}
+
+// sendRaw sends bytes under a code.
+func (r *rawPeer) sendRaw(code uint64, b []byte) {
+	r.t.Helper()
+	require.NoError(r.t, r.rw.WriteMsg(p2p.Msg{Code: code, Size: uint32(len(b)), Payload: newReader(b)}))
+}
+
+// expect returns the next message, which must be an M.
+func expect[M proto.Message](r *rawPeer) (m M) {
+	r.t.Helper()
+	select {
+	case got, ok := <-r.replies:
+		require.True(r.t, ok, "connection closed where %T was expected", m)
+		require.IsType(r.t, m, got)
+		return got.(M)
+	case <-time.After(patience):
+		r.t.Fatalf("no %T", m)
+		return m
+	}
+}
+
+// closed waits for the end of the connection.
+func (r *rawPeer) closed() {
+	r.t.Helper()
+	select {
+	case m, ok := <-r.replies:
+		require.False(r.t, ok, "message %T where the end was expected", m)
+	case <-time.After(patience):
+		r.t.Fatal("the connection stays open")
+	}
+}
+
+func goodStatus() *proto.Status {
+	return &proto.Status{Role: proto.RolePeer, NetworkID: testNetwork, Genesis: testGenesis}
+}
+
+func goodJoin(port uint16) *proto.Join {
+	return &proto.Join{
+		Groups:      []uint32{testGroup},
+		Publish:     true,
+		Port:        port,
+		MaxDatagram: wire.MaxDatagram,
+		Session:     77,
+		Share:       auth.Share{1},
+	}
+}

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package peerside
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/msgio"
+	"github.com/ethmcast/mdcs/rp/round"
+)
+
+const (
+	// statusTimeout ends a connection on which no Status came.
+	statusTimeout = 10 * time.Second
+
+	// outboxSize is the number of messages that may wait for a peer. One that
+	// reads more slowly is disconnected.
+	outboxSize = 32
+
+	// flushTimeout is how long the last messages of a connection may take.
+	flushTimeout = time.Second
+)
+
+var (
+	errStopping = errors.New("rp stops")
+	errLost     = errors.New("connection lost")
+	errSlow     = errors.New("peer reads too slowly")
+)
+
+// conn is one peer's connection. All its state belongs to the goroutine of run.
+type conn struct {
+	srv    *Server
+	addr   netip.Addr // of the connection, and of the endpoint
+	log    *slog.Logger
+	rekeys chan *rekey
+	done   chan struct{} // closed when run returns
+
+	adm     *proto.Admission
+	out     *msgio.Outbox
+	groups  []uint32
+	index   uint32            // of the session, 0 without one
+	live    bool              // the datapath has the session
+	waiting map[uint32]*rekey // by ID, not acknowledged
+	reports proto.Counter     // sums of the peer's last announce
+	fatal   error             // ends the connection
+}
+
+// rekey is a Rekey to all members. Each connection that takes it answers.
+type rekey struct {
+	proto.Rekey
+	round.Round[*conn]
+}
+
+func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
+	return &conn{
+		srv:     s,
+		addr:    addr,
+		log:     s.cfg.Log.With("peer", id.TerminalString(), "addr", addr),
+		rekeys:  make(chan *rekey),
+		done:    make(chan struct{}),
+		waiting: make(map[uint32]*rekey),
+		adm: proto.NewAdmission(proto.AdmissionConfig{
+			Self:   s.cfg.Self,
+			Remote: id,
+			Status: s.cfg.Status,
+			Groups: s.cfg.Groups,
+			Lease:  s.cfg.Lease,
+			Rate:   s.cfg.Rate,
+			Burst:  s.cfg.Burst,
+			Rand:   s.cfg.Rand,
+		}),
+	}
+}
+
+// run serves the connection until it ends, and returns why.
+func (c *conn) run(rw p2p.MsgReadWriter) error {
+	defer close(c.done)
+	in := msgio.Receive(rw, proto.MaxMessage, proto.Decode, c.done)
+	c.out = msgio.NewOutbox(rw, outboxSize)
+	defer c.out.Close(flushTimeout)
+
+	if !c.addr.Is6() || c.addr.Is4In6() {
+		c.violation(&proto.Error{Reason: proto.ReasonUnreachable, Detail: "the connection is not over ipv6"})
+		return c.fatal
+	}
+	opened := time.Now()
+	timer := time.NewTimer(statusTimeout)
+	defer timer.Stop()
+	c.perform(opened)
+	for c.fatal == nil {
+		timer.Reset(c.untilTick(opened))
+		select {
+		case r := <-in:
+			c.handle(r)
+		case r := <-c.rekeys:
+			c.rekey(r)
+		case <-timer.C:
+			c.tick(opened)
+		case <-c.srv.quit:
+			c.end(errStopping, p2p.DiscQuitting)
+		}
+	}
+	return c.fatal
+}
+
+func (c *conn) handle(r msgio.Received[proto.Message]) {
+	now := time.Now()
+	if _, violation := errors.AsType[*proto.Error](r.Err); violation {
+		c.violation(r.Err)
+		return
+	} else if r.Err != nil {
+		c.end(errLost, r.Err)
+		return
+	}
+	if err := c.adm.Handle(now, r.Message); err != nil {
+		switch proto.ReasonOf(err) {
+		case proto.ReasonMalformed, proto.ReasonUnexpected, proto.ReasonChain, proto.ReasonRole:
+			c.blame(err)
+		default:
+			c.log.Info("peer refused", "reason", err)
+		}
+	}
+	c.perform(now)
+}
+
+// violation ends the connection because of a message that is none.
+func (c *conn) violation(err error) {
+	c.adm.Fail(err)
+	c.blame(err)
+	c.perform(time.Now())
+}
+
+// blame logs a violation; the Leave is among the actions already.
+func (c *conn) blame(err error) {
+	c.srv.violations.Add(1)
+	c.log.Warn("peer broke the protocol", "err", err)
+	c.fatal = p2p.DiscSubprotocolError
+}
+
+// end ends the session, if there is one, and the connection.
+func (c *conn) end(reason, fatal error) {
+	c.adm.Fail(reason)
+	c.fatal = fatal
+	c.perform(time.Now())
+}
+
+func (c *conn) tick(opened time.Time) {
+	now := time.Now()
+	if c.adm.State() == proto.AdmissionConnected && now.Sub(opened) >= statusTimeout {
+		c.violation(&proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf("no status within %v", statusTimeout)})
+		return
+	}
+	c.adm.Tick(now)
+	c.perform(now)
+}
+
+// untilTick returns the time until something is due.
+func (c *conn) untilTick(opened time.Time) time.Duration {
+	deadline := c.adm.Deadline()
+	if c.adm.State() == proto.AdmissionConnected {
+		deadline = opened.Add(statusTimeout)
+	}
+	if deadline.IsZero() {
+		return time.Hour
+	}
+	return time.Until(deadline)
+}
+
+// perform does what the admission wants, which may make it want more.
+func (c *conn) perform(now time.Time) {
+	for actions := c.adm.Actions(); len(actions) > 0; actions = c.adm.Actions() {
+		for _, a := range actions {
+			switch a := a.(type) {
+			case proto.Send:
+				c.send(a.Message)
+			case proto.SendProbe:
+				c.probe(now, a)
+			case proto.Admit:
+				c.admit(now, a)
+			case proto.Refresh:
+				c.report(a.Counters)
+			case proto.KeysInstalled:
+				c.answer(a.ID)
+			case proto.Remove:
+				c.remove(a.Err)
+			}
+		}
+	}
+}
+
+func (c *conn) send(m proto.Message) {
+	payload, err := proto.Encode(m)
+	if err != nil { // a message of ours always encodes
+		c.fatal = fmt.Errorf("encode message 0x%02x: %w", m.Code(), err)
+		return
+	}
+	if !c.out.Send(m.Code(), payload) && c.fatal == nil {
+		c.fatal = errSlow
+		c.adm.Fail(errSlow)
+	}
+}
+
+// probe sends a PROBE, as far as the limits allow it.
+func (c *conn) probe(now time.Time, a proto.SendProbe) {
+	if c.adm.State() != proto.AdmissionProbing {
+		return // refused by an action before this one
+	}
+	if c.index == 0 {
+		index, err := c.srv.cfg.Members.Reserve(c.addr)
+		if err != nil {
+			c.adm.Fail(err)
+			return
+		}
+		c.index = index
+	}
+	if err := c.srv.cfg.Members.Probe(now, c.addr); err != nil {
+		c.adm.Fail(err)
+		return
+	}
+	if err := c.srv.cfg.Engine.Probe(netip.AddrPortFrom(c.addr, a.Port), a.Nonce, a.Size); err != nil {
+		c.log.Debug("probe not sent", "port", a.Port, "err", err) // the next one may be, or the time runs out
+	}
+}
+
+// admit puts the session into the datapath, and only then lets the Welcome go.
+func (c *conn) admit(now time.Time, a proto.Admit) {
+	cfg := &c.srv.cfg
+	err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{{
+		Index:       c.index,
+		Role:        datapath.Peer,
+		Addr:        netip.AddrPortFrom(c.addr, a.Join.Port),
+		SendSession: a.Join.Session,
+		SendKey:     a.SendKey,
+		ReceiveKey:  a.ReceiveKey,
+		Groups:      a.Join.Groups,
+		Publish:     a.Join.Publish,
+		Rate:        cfg.Rate,
+		Burst:       cfg.Burst,
+	}}})
+	if err != nil {
+		c.log.Error("peer not admitted", "err", err)
+		c.adm.Fail(err)
+		return
+	}
+	c.live, c.groups = true, a.Join.Groups
+	cfg.Members.Admit(c.index, c.groups)
+	c.srv.admitted.Add(1)
+	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
+	c.adm.Admitted(now, c.index, cfg.Keys.Groups(c.groups), marks)
+	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", a.Join.Publish)
+}
+
+func (c *conn) remove(reason error) {
+	if c.live {
+		err := c.srv.cfg.Engine.Apply(datapath.Change{Remove: []uint32{c.index}})
+		if err != nil && !errors.Is(err, datapath.ErrClosed) {
+			c.log.Error("session not removed", "session", fmt.Sprintf("%08x", c.index), "err", err)
+		}
+		c.log.Info("peer left", "session", fmt.Sprintf("%08x", c.index), "reason", reason)
+	} else {
+		c.log.Info("peer not admitted", "reason", reason)
+	}
+	if c.index != 0 {
+		c.srv.cfg.Members.Release(c.index)
+	}
+	for id := range c.waiting {
+		c.answer(id)
+	}
+	c.index, c.live, c.groups, c.reports = 0, false, nil, proto.Counter{}
+}
+
+// rekey passes keys on to a member.
+func (c *conn) rekey(r *rekey) {
+	m := r.Rekey
+	m.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(k proto.GroupKey) bool { return !slices.Contains(c.groups, k.Group) })
+	if len(m.Keys)+len(m.Retired) == 0 || !c.adm.Rekey(&m) {
+		r.Answer(c)
+		return
+	}
+	c.waiting[m.ID] = r
+	c.perform(time.Now())
+}
+
+// answer says that this connection is done with a Rekey.
+func (c *conn) answer(id uint32) {
+	if r := c.waiting[id]; r != nil {
+		delete(c.waiting, id)
+		r.Answer(c)
+	}
+}
+
+// report adds what a peer counted since its last announce.
+func (c *conn) report(counters []proto.Counter) {
+	var sum proto.Counter
+	for _, n := range counters {
+		sum.Received += n.Received
+		sum.Lost += n.Lost
+		sum.Duplicates += n.Duplicates
+	}
+	for _, x := range []struct {
+		total     interface{ Add(uint64) uint64 }
+		now, last uint64
+	}{
+		{&c.srv.received, sum.Received, c.reports.Received},
+		{&c.srv.lost, sum.Lost, c.reports.Lost},
+		{&c.srv.duplicates, sum.Duplicates, c.reports.Duplicates},
+	} {
+		if x.now > x.last { // a counter that fell began anew
+			x.total.Add(x.now - x.last)
+		}
+	}
+	c.reports = sum
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package peerside serves peers: it runs the RP's side of mdcs/1 (SPEC section 7)
+// on each connection, and gives group keys to all members.
+package peerside
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/keyring"
+	"github.com/ethmcast/mdcs/rp/membership"
+	"github.com/ethmcast/mdcs/rp/mesh"
+	"github.com/ethmcast/mdcs/rp/msgio"
+	"github.com/ethmcast/mdcs/rp/round"
+)
+
+// Config is what a Server works with.
+type Config struct {
+	Self        enode.ID
+	Status      proto.Status // the RP's own
+	Groups      []uint32     // served
+	Lease       time.Duration
+	Rate, Burst uint32 // datagrams per second, and at once, that a peer may publish
+
+	Engine  datapath.Engine
+	Keys    *keyring.Ring
+	Members *membership.Table
+	Rand    io.Reader // safe for concurrent use
+	Log     *slog.Logger
+}
+
+// Stats counts what the peers did since the start.
+type Stats struct {
+	Connections int // at present
+	Admitted    uint64
+	Violations  uint64
+	MissingAcks uint64 // members that did not acknowledge keys in time
+
+	// What the peers report in their announces, summed up.
+	Received, Lost, Duplicates uint64
+}
+
+// Server serves the peers' connections.
+type Server struct {
+	cfg  Config
+	quit chan struct{}
+	wg   sync.WaitGroup // connections
+
+	rekeys atomic.Uint32 // last ID of a Rekey
+
+	admitted, violations, missingAcks atomic.Uint64
+	received, lost, duplicates        atomic.Uint64
+
+	mu      sync.Mutex
+	stopped bool
+	conns   map[*conn]struct{}
+}
+
+// New returns a Server. It serves when its Protocol runs.
+func New(cfg Config) *Server {
+	return &Server{cfg: cfg, quit: make(chan struct{}), conns: make(map[*conn]struct{})}
+}
+
+// Protocol returns the devp2p capability.
+func (s *Server) Protocol() p2p.Protocol {
+	return p2p.Protocol{Name: proto.Name, Version: proto.Version, Length: proto.Length, Run: s.run}
+}
+
+// run serves one connection until it ends.
+func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
+	if p.RunningCap(mesh.Name, []uint{mesh.Version}) {
+		return msgio.Drain(rw) // another RP: the mesh capability has the word
+	}
+	return s.serve(p.ID(), remoteAddr(p.RemoteAddr()), rw)
+}
+
+// serve serves a peer whose connection comes from addr.
+func (s *Server) serve(id enode.ID, addr netip.Addr, rw p2p.MsgReadWriter) error {
+	c := newConn(s, id, addr)
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		return p2p.DiscQuitting
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	s.mu.Unlock()
+
+	err := c.run(rw)
+
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.wg.Done()
+	return err
+}
+
+// remoteAddr returns the address of a connection, zero when it has none.
+func remoteAddr(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr()
+}
+
+// Install puts keys into the datapath, gives them to all members, and forgets
+// ingress RPs that are gone. It returns how many members had not acknowledged
+// after the timeout; they are logged.
+func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (missing int, err error) {
+	if err := s.cfg.Engine.Apply(datapath.Change{Keys: keys, Retire: retired}); err != nil {
+		return 0, fmt.Errorf("install keys: %w", err)
+	}
+	s.cfg.Keys.Retire(retired)
+	s.cfg.Keys.Install(keys)
+
+	conns := s.connections()
+	r := &rekey{
+		Rekey: proto.Rekey{ID: s.rekeys.Add(1), Keys: keys, Retired: retired},
+		Round: round.New[*conn](len(conns)),
+	}
+	var asked []*conn
+	for _, c := range conns {
+		select {
+		case c.rekeys <- r:
+			asked = append(asked, c)
+		case <-c.done:
+		case <-s.quit:
+			return 0, nil
+		}
+	}
+	late := r.Wait(asked, timeout, s.quit)
+	for _, c := range late {
+		c.log.Warn("keys not acknowledged", "timeout", timeout)
+	}
+	s.missingAcks.Add(uint64(len(late)))
+	return len(late), nil
+}
+
+func (s *Server) connections() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
+// Stats returns the counters.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	n := len(s.conns)
+	s.mu.Unlock()
+	return Stats{
+		Connections: n,
+		Admitted:    s.admitted.Load(),
+		Violations:  s.violations.Load(),
+		MissingAcks: s.missingAcks.Load(),
+		Received:    s.received.Load(),
+		Lost:        s.lost.Load(),
+		Duplicates:  s.duplicates.Load(),
+	}
+}
+
+// Stop sends Leave to all peers and ends their connections. It returns when none
+// is left.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	if !s.stopped {
+		s.stopped = true
+		close(s.quit)
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}

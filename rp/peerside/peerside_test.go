@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package peerside
+
+import (
+	"crypto/rand"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/keyring"
+	"github.com/ethmcast/mdcs/rp/membership"
+)
+
+const (
+	group       = 5
+	otherGroup  = 6
+	incarnation = 0x0a
+)
+
+var home = netip.MustParseAddr("2001:db8::7")
+
+// rig is a Server whose peers the test plays.
+type rig struct {
+	*Server
+	t      *testing.T
+	engine *engine
+}
+
+// engine is a Recorder that tells the nonces of its PROBEs.
+type engine struct {
+	datapathtest.Recorder
+	probes chan probe
+}
+
+type probe struct {
+	dst   netip.AddrPort
+	nonce [wire.NonceSize]byte
+	size  int
+}
+
+func (e *engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error {
+	e.probes <- probe{dst, nonce, size}
+	return nil
+}
+
+func (e *engine) Marks() []proto.Mark {
+	return []proto.Mark{{Ingress: incarnation, Group: group, Sequence: 3}, {Ingress: incarnation, Group: otherGroup}}
+}
+
+func newRig(t *testing.T, limits membership.Limits) *rig {
+	r := &rig{t: t, engine: &engine{probes: make(chan probe, 100)}}
+	r.Server = New(Config{
+		Status: proto.Status{Role: proto.RoleRP, NetworkID: 1, Incarnation: incarnation, DataPort: 30501},
+		Groups: []uint32{group, otherGroup},
+		Lease:  proto.Lease, Rate: 10, Burst: 20,
+		Engine:  r.engine,
+		Keys:    keyring.New(),
+		Members: membership.New(limits, rand.Reader),
+		Rand:    rand.Reader,
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	return r
+}
+
+// peer is the peer's end of a connection.
+type peer struct {
+	t    *testing.T
+	rw   *p2p.MsgPipeRW
+	done chan struct{} // closed when the Server's end has returned
+	err  error         // of it
+}
+
+func (r *rig) connect(addr netip.Addr) *peer {
+	near, far := p2p.MsgPipe()
+	p := &peer{t: r.t, rw: far, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.err = r.serve(enode.ID{1}, addr, near)
+		near.Close()
+	}()
+	return p
+}
+
+func (p *peer) send(m proto.Message) {
+	p.t.Helper()
+	require.NoError(p.t, p2p.Send(p.rw, m.Code(), m))
+	synctest.Wait()
+}
+
+// expect returns the next message, which must be an M.
+func expect[M proto.Message](p *peer) (m M) {
+	p.t.Helper()
+	msg, err := p.rw.ReadMsg()
+	require.NoError(p.t, err)
+	b, err := io.ReadAll(msg.Payload)
+	require.NoError(p.t, err)
+	got, err := proto.Decode(msg.Code, b)
+	require.NoError(p.t, err)
+	require.IsType(p.t, m, got)
+	return got.(M)
+}
+
+func (p *peer) close() {
+	p.rw.Close()
+	<-p.done
+}
+
+// greet exchanges the Status.
+func (p *peer) greet() {
+	p.t.Helper()
+	expect[*proto.Status](p)
+	p.send(&proto.Status{Role: proto.RolePeer, NetworkID: 1})
+}
+
+var theJoin = proto.Join{
+	Groups: []uint32{group}, Publish: true, Port: 4000, MaxDatagram: wire.MaxDatagram, Session: 77, Share: auth.Share{8},
+}
+
+// join goes on to the Welcome.
+func (r *rig) join(p *peer) *proto.Welcome {
+	p.t.Helper()
+	p.greet()
+	join := theJoin
+	p.send(&join)
+	probe := <-r.engine.probes
+	p.send(&proto.Echo{Nonce: probe.nonce, Size: uint16(probe.size)})
+	return expect[*proto.Welcome](p)
+}
+
+func keyOf(epoch uint8, group uint32) proto.GroupKey {
+	return proto.GroupKey{Ingress: incarnation, Group: group, Epoch: epoch, Active: true, Key: auth.Key{epoch}}
+}
+
+func TestAdmission(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		_, err := r.Install([]proto.GroupKey{keyOf(0, group), keyOf(0, otherGroup)}, nil, 0)
+		require.NoError(t, err)
+		r.engine.Changes()
+
+		p := r.connect(home)
+		p.greet()
+		join := theJoin
+		p.send(&join)
+		sent := <-r.engine.probes
+		require.Equal(t, netip.AddrPortFrom(home, 4000), sent.dst, "the address of the connection, the port of the join")
+		require.Equal(t, wire.MaxDatagram, sent.size)
+		require.Empty(t, r.engine.Changes(), "nothing before the endpoint is proven")
+
+		p.send(&proto.Echo{Nonce: sent.nonce, Size: wire.MaxDatagram})
+		changes := r.engine.Changes()
+		require.Len(t, changes, 1, "live before the Welcome is read")
+		welcome := expect[*proto.Welcome](p)
+		send, receive := auth.HopKeys([32]byte{}, enode.ID{1}, welcome.Share, theJoin.Share)
+		require.Equal(t, []datapath.Session{{
+			Index: welcome.Session, Role: datapath.Peer, Addr: sent.dst, SendSession: 77, SendKey: send, ReceiveKey: receive,
+			Groups: []uint32{group}, Publish: true, Rate: 10, Burst: 20,
+		}}, changes[0].Add)
+		require.Equal(t, []proto.GroupKey{keyOf(0, group)}, welcome.Keys, "keys and marks of its groups alone")
+		require.Equal(t, []proto.Mark{{Ingress: incarnation, Group: group, Sequence: 3}}, welcome.Marks)
+		require.Equal(t, map[uint32]int{group: 1}, r.cfg.Members.Members())
+
+		// The counters of the announces are summed up; one that fell began anew.
+		for _, received := range []uint64{10, 15, 4, 6} {
+			p.send(&proto.Announce{Counters: []proto.Counter{{Received: received, Lost: 1}, {Lost: 1, Duplicates: 1}}})
+		}
+		st := r.Stats()
+		require.Equal(t, Stats{Connections: 1, Admitted: 1, Received: 17, Lost: 2, Duplicates: 1}, st)
+
+		p.close()
+		require.Equal(t, []datapath.Change{{Remove: []uint32{welcome.Session}}}, r.engine.Changes())
+		require.Zero(t, r.cfg.Members.Sessions())
+		r.Stop()
+	})
+}
+
+func TestEngineRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		r.engine.OnApply = func(datapath.Change) error { return errors.New("no room") }
+		p := r.connect(home)
+		p.greet()
+		join := theJoin
+		p.send(&join)
+		probe := <-r.engine.probes
+		p.send(&proto.Echo{Nonce: probe.nonce, Size: uint16(probe.size)})
+		require.Equal(t, proto.ReasonQuit, expect[*proto.Leave](p).Reason)
+		require.Zero(t, r.cfg.Members.Sessions())
+		require.Empty(t, r.cfg.Members.Members())
+		p.close()
+		r.Stop()
+	})
+}
+
+func TestRefusals(t *testing.T) {
+	for name, c := range map[string]struct {
+		limits membership.Limits
+		addr   netip.Addr
+		play   func(r *rig, p *peer)
+		want   proto.Reason
+		stays  bool
+		after  time.Duration
+	}{
+		"no more sessions": {
+			limits: membership.Limits{Sessions: 1}, addr: home, want: proto.ReasonFull, stays: true,
+			play: func(r *rig, p *peer) {
+				_, err := r.cfg.Members.Reserve(home)
+				require.NoError(r.t, err)
+				p.greet()
+				join := theJoin
+				p.send(&join)
+			},
+		},
+		"no more probes": {
+			limits: membership.Limits{Probes: 2, ProbeWindow: time.Minute}, addr: home, want: proto.ReasonFull, stays: true,
+			after: time.Second, // of the third probe
+			play: func(r *rig, p *peer) {
+				p.greet()
+				join := theJoin
+				p.send(&join)
+			},
+		},
+		"no echo": {
+			addr: home, want: proto.ReasonUnreachable, stays: true, after: proto.ProbeTimeout,
+			play: func(_ *rig, p *peer) {
+				p.greet()
+				join := theJoin
+				p.send(&join)
+			},
+		},
+		"lease over": {
+			addr: home, want: proto.ReasonExpired, stays: true, after: proto.Lease,
+			play: func(r *rig, p *peer) { r.join(p) },
+		},
+		"no status": {
+			addr: home, want: proto.ReasonUnexpected, after: statusTimeout,
+			play: func(_ *rig, p *peer) { expect[*proto.Status](p) },
+		},
+		"ipv4": {
+			addr: netip.MustParseAddr("192.0.2.1"), want: proto.ReasonUnreachable,
+			play: func(_ *rig, p *peer) { expect[*proto.Status](p) },
+		},
+		"mapped ipv4": {
+			addr: netip.MustParseAddr("::ffff:192.0.2.1"), want: proto.ReasonUnreachable,
+			play: func(_ *rig, p *peer) { expect[*proto.Status](p) },
+		},
+		"no address": {
+			want: proto.ReasonUnreachable,
+			play: func(_ *rig, p *peer) { expect[*proto.Status](p) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, c.limits)
+				start := time.Now()
+				p := r.connect(c.addr)
+				c.play(r, p)
+				require.Equal(t, c.want, expect[*proto.Leave](p).Reason)
+				require.Equal(t, c.after, time.Since(start))
+				if c.stays {
+					synctest.Wait()
+					require.Equal(t, 1, r.Stats().Connections)
+					require.Zero(t, r.Stats().Violations)
+					p.close()
+				}
+				<-p.done
+				require.Error(t, p.err)
+				r.Stop()
+			})
+		})
+	}
+}
+
+// Install waits for those who are members, as long as it may.
+func TestInstall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		member, other := r.connect(home), r.connect(home)
+		r.join(member)
+		other.greet() // no member
+		r.engine.Changes()
+		missing := make(chan int)
+		install := func(retired []uint32, timeout time.Duration, keys ...proto.GroupKey) {
+			go func() {
+				n, err := r.Install(keys, retired, timeout)
+				require.NoError(t, err)
+				missing <- n
+			}()
+			synctest.Wait()
+		}
+
+		install([]uint32{9}, time.Hour, keyOf(1, group), keyOf(1, otherGroup))
+		require.Equal(t, []datapath.Change{{Retire: []uint32{9}, Keys: []proto.GroupKey{keyOf(1, group), keyOf(1, otherGroup)}}},
+			r.engine.Changes(), "the datapath comes first")
+		m := expect[*proto.Rekey](member)
+		require.Equal(t, []proto.GroupKey{keyOf(1, group)}, m.Keys, "of its groups")
+		require.Equal(t, []uint32{9}, m.Retired)
+		member.send(&proto.RekeyAck{ID: m.ID + 1}) // of nothing
+		member.send(&proto.RekeyAck{ID: m.ID})
+		require.Zero(t, <-missing)
+
+		install(nil, time.Hour, keyOf(1, otherGroup)) // concerns nobody
+		require.Zero(t, <-missing)
+
+		start := time.Now()
+		install(nil, 2*time.Second, keyOf(2, group))
+		late := expect[*proto.Rekey](member)
+		require.Equal(t, 1, <-missing)
+		require.Equal(t, 2*time.Second, time.Since(start))
+		require.Equal(t, uint64(1), r.Stats().MissingAcks)
+		member.send(&proto.RekeyAck{ID: late.ID})
+
+		install(nil, time.Hour, keyOf(3, group)) // who leaves need not answer
+		expect[*proto.Rekey](member)
+		member.send(&proto.Leave{})
+		require.Zero(t, <-missing)
+
+		member.close()
+		other.close()
+		install(nil, time.Hour, keyOf(4, group))
+		require.Zero(t, <-missing)
+
+		r.engine.OnApply = func(datapath.Change) error { return errors.New("no room") }
+		_, err := r.Install([]proto.GroupKey{keyOf(5, group)}, nil, time.Hour)
+		require.ErrorContains(t, err, "no room")
+		require.NotContains(t, r.cfg.Keys.Of(incarnation), keyOf(5, group))
+		r.Stop()
+	})
+}
+
+// A member that reads nothing is let go when its queue is full; nobody waits.
+func TestSlowPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		slow, good := r.connect(home), r.connect(home)
+		r.join(slow)
+		r.join(good)
+		go func() {
+			for {
+				msg, err := good.rw.ReadMsg()
+				if err != nil {
+					return
+				}
+				msg.Discard()
+			}
+		}()
+		for epoch := range uint8(outboxSize + 2) {
+			_, err := r.Install([]proto.GroupKey{keyOf(epoch, group)}, nil, 0)
+			require.NoError(t, err)
+			synctest.Wait()
+		}
+		<-slow.done
+		require.ErrorIs(t, slow.err, errSlow)
+		require.Equal(t, 1, r.cfg.Members.Sessions())
+		good.close()
+		r.Stop()
+	})
+}
+
+func TestStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		p := r.connect(home)
+		r.join(p)
+		go r.Stop()
+		require.Equal(t, proto.ReasonQuit, expect[*proto.Leave](p).Reason)
+		<-p.done
+		require.Equal(t, p2p.DiscQuitting, p.err)
+		late := r.connect(home)
+		<-late.done
+		require.Equal(t, p2p.DiscQuitting, late.err)
+		n, err := r.Install([]proto.GroupKey{keyOf(0, group)}, nil, time.Hour)
+		require.NoError(t, err)
+		require.Zero(t, n)
+	})
+}
+
+func TestRemoteAddr(t *testing.T) {
+	require.Equal(t, home, remoteAddr(&net.TCPAddr{IP: home.AsSlice(), Port: 1}))
+	require.False(t, remoteAddr(&net.UnixAddr{}).IsValid())
+}

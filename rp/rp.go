@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package rp is a replication point: it admits peers, copies each datagram that
+// one of them publishes to all the others, and exchanges datagrams with the other
+// replication points. It knows groups and neighbours, not transactions.
+package rp
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/keyring"
+	"github.com/ethmcast/mdcs/rp/membership"
+	"github.com/ethmcast/mdcs/rp/meshside"
+	"github.com/ethmcast/mdcs/rp/peerside"
+)
+
+// Config is what a replication point is made from.
+type Config struct {
+	PrivateKey  *ecdsa.PrivateKey // node key
+	Address     netip.Addr        // IPv6, own and reachable
+	ControlPort uint16            // TCP, 0 for any
+	DataPort    uint16            // UDP, 0 for any
+
+	NetworkID  uint64
+	Genesis    [32]byte
+	Neighbours []*enode.Node // the other RPs, with IPv6 addresses
+
+	Limits        membership.Limits
+	Lease         time.Duration // of a peer's session, whole seconds
+	Rate, Burst   uint32        // datagrams per second, and at once, that a peer may publish
+	RekeyInterval time.Duration // between the epochs of the own group keys
+
+	// Engine opens the datapath.
+	Engine func(datapath.Config) (datapath.Engine, error)
+
+	Log *slog.Logger
+
+	// Rand is the source of keys and indexes, safe for concurrent use; crypto/rand
+	// when nil.
+	Rand io.Reader
+}
+
+// RP is a replication point. New makes it, Start lets it serve, Stop ends it for
+// good.
+type RP struct {
+	cfg         Config
+	self        enode.ID
+	incarnation uint32
+	handleKey   auth.Key
+	groups      []uint32
+
+	keys    *keyring.Ring
+	members *membership.Table
+
+	// Set by Start.
+	engine datapath.Engine
+	peers  *peerside.Server
+	mesh   *meshside.Server
+	server *p2p.Server
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // heart-beat and rekeying
+
+	lifecycle sync.Mutex // held by Start and Stop
+	state     atomic.Uint32
+}
+
+// States of an RP, in order.
+const (
+	created = iota
+	serving
+	stopped
+)
+
+// New checks the configuration and draws what is random about this incarnation.
+func New(cfg Config) (*RP, error) {
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Reader
+	}
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("rp: %w", err)
+	}
+	r := &RP{
+		cfg:     cfg,
+		self:    enode.PubkeyToIDV4(&cfg.PrivateKey.PublicKey),
+		groups:  []uint32{proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs)},
+		keys:    keyring.New(),
+		members: membership.New(cfg.Limits, cfg.Rand),
+	}
+	var random [4 + auth.KeySize]byte
+	for r.incarnation == 0 {
+		if _, err := io.ReadFull(cfg.Rand, random[:]); err != nil {
+			return nil, fmt.Errorf("rp: no random incarnation: %w", err)
+		}
+		r.incarnation = binary.BigEndian.Uint32(random[:])
+		r.handleKey = auth.Key(random[4:])
+	}
+	return r, nil
+}
+
+func (c *Config) check() error {
+	switch {
+	case c.PrivateKey == nil:
+		return errors.New("no private key")
+	case !c.Address.Is6() || c.Address.Is4In6() || c.Address.IsUnspecified() || c.Address.IsMulticast():
+		return fmt.Errorf("address %v is not one IPv6 address", c.Address)
+	case c.Lease < proto.MinLease || c.Lease > proto.MaxLease || c.Lease%time.Second != 0:
+		return fmt.Errorf("lease of %v: want whole seconds from %v to %v", c.Lease, proto.MinLease, proto.MaxLease)
+	case c.Rate == 0 || c.Burst == 0:
+		return fmt.Errorf("publish rate %d and burst %d: want both above 0", c.Rate, c.Burst)
+	case c.RekeyInterval <= 0:
+		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
+	case c.Engine == nil || c.Log == nil:
+		return errors.New("no engine or no log")
+	}
+	return nil
+}
+
+// Start opens the ports and serves. An RP that failed to start is stopped.
+func (r *RP) Start() error {
+	r.lifecycle.Lock()
+	defer r.lifecycle.Unlock()
+	if r.state.Load() != created {
+		return errors.New("rp: started before")
+	}
+	if err := r.start(); err != nil {
+		r.state.Store(stopped)
+		r.stop()
+		return fmt.Errorf("rp: %w", err)
+	}
+	r.state.Store(serving)
+	r.cfg.Log.Info("replication point serves", "enode", r.Self().URLv4(), "data", r.engine.Addr(),
+		"incarnation", fmt.Sprintf("%08x", r.incarnation), "group", fmt.Sprintf("%08x", r.groups[0]),
+		"neighbours", len(r.cfg.Neighbours))
+	return nil
+}
+
+func (r *RP) start() error {
+	cfg := &r.cfg
+	engine, err := cfg.Engine(datapath.Config{
+		Addr:        netip.AddrPortFrom(cfg.Address, cfg.DataPort),
+		Incarnation: r.incarnation,
+		HandleKey:   r.handleKey,
+	})
+	if err != nil {
+		return fmt.Errorf("data port: %w", err)
+	}
+	r.engine = datapath.NewBatcher(engine)
+
+	r.peers = peerside.New(peerside.Config{
+		Self: r.self,
+		Status: proto.Status{
+			Role:        proto.RoleRP,
+			NetworkID:   cfg.NetworkID,
+			Genesis:     cfg.Genesis,
+			Incarnation: r.incarnation,
+			DataPort:    r.engine.Addr().Port(),
+		},
+		Groups:  r.groups,
+		Lease:   cfg.Lease,
+		Rate:    cfg.Rate,
+		Burst:   cfg.Burst,
+		Engine:  r.engine,
+		Keys:    r.keys,
+		Members: r.members,
+		Rand:    cfg.Rand,
+		Log:     cfg.Log,
+	})
+	r.mesh, err = meshside.New(meshside.Config{
+		Self:        r.self,
+		NetworkID:   cfg.NetworkID,
+		Genesis:     cfg.Genesis,
+		Incarnation: r.incarnation,
+		DataPort:    r.engine.Addr().Port(),
+		Groups:      r.groups,
+		Neighbours:  cfg.Neighbours,
+		Engine:      r.engine,
+		Keys:        r.keys,
+		Members:     r.members,
+		Peers:       r.peers,
+		Rand:        cfg.Rand,
+		Log:         cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.firstKeys(); err != nil {
+		return err
+	}
+	if r.server, err = r.startServer(); err != nil {
+		return fmt.Errorf("control port: %w", err)
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel = cancel
+	r.wg.Go(func() { r.heartbeat(ctx) })
+	r.wg.Go(func() { r.rekey(ctx) })
+	return nil
+}
+
+// heartbeat sends heart-beats until ctx ends.
+func (r *RP) heartbeat(ctx context.Context) {
+	ticker := time.NewTicker(proto.HeartbeatInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			if err := r.engine.Heartbeat(); err != nil {
+				r.cfg.Log.Error("heart-beat not sent", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Stop tells the peers and the neighbours, closes the ports, and returns when
+// nothing of the RP runs any more.
+func (r *RP) Stop() {
+	r.lifecycle.Lock()
+	defer r.lifecycle.Unlock()
+	if r.state.Swap(stopped) != serving {
+		return
+	}
+	r.stop()
+	r.cfg.Log.Info("replication point stopped")
+}
+
+// stop undoes what start did, as far as it came.
+func (r *RP) stop() {
+	if r.cancel != nil {
+		r.cancel()
+	}
+	if r.peers != nil {
+		r.peers.Stop()
+	}
+	if r.mesh != nil {
+		r.mesh.Stop()
+	}
+	r.wg.Wait()
+	if r.server != nil {
+		r.server.Stop()
+	}
+	if r.engine != nil {
+		if err := r.engine.Close(); err != nil {
+			r.cfg.Log.Error("datapath not closed", "err", err)
+		}
+	}
+}
+
+// Self returns the node record: address and control port. The RP must be started.
+func (r *RP) Self() *enode.Node { return r.server.Self() }
+
+// Incarnation returns the number that this RP stamps as ingress RP.
+func (r *RP) Incarnation() uint32 { return r.incarnation }
+
+// Addr returns the data endpoint. The RP must be started.
+func (r *RP) Addr() netip.AddrPort { return r.engine.Addr() }
+
+// Ready returns nil when the RP serves and all links to its neighbours are up, else
+// what is missing.
+func (r *RP) Ready() error {
+	if r.state.Load() != serving {
+		return errors.New("not serving")
+	}
+	var down []string
+	for _, n := range r.mesh.Stats().Neighbours {
+		if !n.Up() {
+			down = append(down, n.ID.TerminalString())
+		}
+	}
+	if len(down) > 0 {
+		return fmt.Errorf("mesh links down: %s", strings.Join(down, ", "))
+	}
+	return nil
+}
+
+// Status is a view of everything that the RP counts.
+type Status struct {
+	Datapath datapath.Stats
+	Peers    peerside.Stats
+	Mesh     meshside.Stats
+	Sessions int            // of peers, admitted or not
+	Members  map[uint32]int // by group
+	Ready    bool
+}
+
+// Status returns the counters. The RP must be started.
+func (r *RP) Status() Status {
+	return Status{
+		Datapath: r.engine.Stats(),
+		Peers:    r.peers.Stats(),
+		Mesh:     r.mesh.Stats(),
+		Sessions: r.members.Sessions(),
+		Members:  r.members.Members(),
+		Ready:    r.Ready() == nil,
+	}
+}
