@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Command rpd is the daemon of a replication point.
+package main
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/urfave/cli/v2"
+
+	"github.com/ethmcast/mdcs/rp"
+	"github.com/ethmcast/mdcs/rp/admin"
+	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/metrics"
+)
+
+// version is set by the linker: -X main.version=...
+var version = "dev"
+
+//go:embed rpd.toml
+var defaultConfig string
+
+func main() {
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+}
+
+// run is main for tests: it returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := newApp(stdout, stderr).RunContext(ctx, args); err != nil {
+		fmt.Fprintf(stderr, "rpd: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+var configFlag = &cli.StringFlag{Name: "config", Usage: "configuration `FILE`", Required: true}
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	return &cli.App{
+		Name:            "rpd",
+		Usage:           "replication point of multicast diffusion for Ethereum",
+		Version:         version,
+		Writer:          stdout,
+		ErrWriter:       stderr,
+		HideHelpCommand: true,
+		ExitErrHandler:  func(*cli.Context, error) {}, // run reports the error
+		// Not required here: it would be asked of the commands as well.
+		Flags: []cli.Flag{&cli.StringFlag{Name: configFlag.Name, Usage: configFlag.Usage}},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("unknown command %q", c.Args().First())
+			}
+			if !c.IsSet(configFlag.Name) {
+				return fmt.Errorf("--%s is missing", configFlag.Name)
+			}
+			return serve(c.Context, c.String(configFlag.Name), stderr)
+		},
+		Commands: []*cli.Command{
+			{
+				Name:  "config",
+				Usage: "print or check a configuration",
+				Subcommands: []*cli.Command{
+					{
+						Name:  "default",
+						Usage: "print a configuration with all keys, their defaults and what they mean",
+						Action: func(*cli.Context) error {
+							_, err := io.WriteString(stdout, defaultConfig)
+							return err
+						},
+					},
+					{
+						Name:      "check",
+						Usage:     "check a configuration file",
+						ArgsUsage: "FILE",
+						Action: func(c *cli.Context) error {
+							if c.NArg() != 1 {
+								return fmt.Errorf("config check wants one file")
+							}
+							_, err := config.Load(c.Args().First())
+							return err
+						},
+					},
+				},
+			},
+			{
+				Name:  "enode",
+				Usage: "print the enode URL that others need; makes the node key when it is missing",
+				Flags: []cli.Flag{configFlag},
+				Action: func(c *cli.Context) error {
+					cfg, err := config.Load(c.String(configFlag.Name))
+					if err != nil {
+						return err
+					}
+					key, err := loadKey(cfg.Node.KeyFile)
+					if err != nil {
+						return err
+					}
+					_, err = fmt.Fprintln(stdout, enodeURL(cfg, key))
+					return err
+				},
+			},
+		},
+	}
+}
+
+// serve runs the replication point until ctx ends.
+func serve(ctx context.Context, path string, stderr io.Writer) error {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.Log.Level}))
+	point, err := newRP(cfg, log)
+	if err != nil {
+		return err
+	}
+	log.Info("rpd starts", "version", version, "config", path)
+	if err := point.Start(); err != nil {
+		return err
+	}
+	defer point.Stop()
+	if cfg.Admin.Listen != "" {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(metrics.NewCollector(point), collectors.NewGoCollector(),
+			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		server, err := admin.Start(cfg.Admin.Listen, admin.Handler(registry, point.Ready), log)
+		if err != nil {
+			return err
+		}
+		defer server.Stop()
+	}
+	<-ctx.Done()
+	log.Info("rpd stops")
+	return nil
+}
+
+var _ metrics.Source = (*rp.RP)(nil)

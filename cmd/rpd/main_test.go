@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package main
+
+import (
+	"net"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/rp/config"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"rpd": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata",
+		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(env *testscript.Env) error {
+			// Ports that nobody has, for daemons that run.
+			for _, name := range []string{"CONTROL", "CONTROL2", "DATA", "DATA2", "ADMIN", "ADMIN2"} {
+				port, err := freePort(name[0] == 'D')
+				if err != nil {
+					return err
+				}
+				env.Setenv(name, strconv.Itoa(port))
+			}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"awaithttp": awaitHTTP,
+			"expand":    expand,
+			"sigterm":   sigterm,
+		},
+	})
+}
+
+// freePort returns a UDP or TCP port of the loopback address that was free.
+func freePort(udp bool) (int, error) {
+	if udp {
+		c, err := net.ListenPacket("udp6", "[::1]:0")
+		if err != nil {
+			return 0, err
+		}
+		defer c.Close()
+		return c.LocalAddr().(*net.UDPAddr).Port, nil
+	}
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// The printed configuration says what the code does.
+func TestDefaultConfig(t *testing.T) {
+	printed, err := config.Parse([]byte(defaultConfig))
+	require.NoError(t, err)
+	want := config.Default()
+	want.Node.Address = printed.Node.Address
+	want.Chain = printed.Chain
+	want.Mesh.Peers = []string{}
+	require.Equal(t, want, *printed)
+
+	// It names every key.
+	var named, known map[string]map[string]any
+	require.NoError(t, toml.Unmarshal([]byte(defaultConfig), &named))
+	all, err := toml.Marshal(printed)
+	require.NoError(t, err)
+	require.NoError(t, toml.Unmarshal(all, &known))
+	for table, keys := range known {
+		for key := range keys {
+			require.Contains(t, named[table], key, "[%s]", table)
+		}
+	}
+}

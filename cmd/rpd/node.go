@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package main
+
+import (
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp"
+	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/socket"
+	"github.com/ethmcast/mdcs/rp/membership"
+)
+
+// probeWindow is the time in which each session that a /64 may have can be probed
+// once, with all its probes.
+const probeWindow = 10 * time.Second
+
+// newRP makes the replication point of a configuration.
+func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
+	key, err := loadKey(cfg.Node.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	neighbours, err := cfg.Neighbours()
+	if err != nil {
+		return nil, err
+	}
+	return rp.New(rp.Config{
+		PrivateKey:  key,
+		Address:     cfg.Node.Address,
+		ControlPort: cfg.Node.ControlPort,
+		DataPort:    cfg.Node.DataPort,
+		NetworkID:   cfg.Chain.NetworkID,
+		Genesis:     cfg.Chain.Genesis,
+		Neighbours:  neighbours,
+		Limits: membership.Limits{
+			Sessions:    cfg.Limits.MaxPeers,
+			Per64:       cfg.Limits.MaxPer64,
+			Per48:       cfg.Limits.MaxPer48,
+			Probes:      proto.MaxProbes * cfg.Limits.MaxPer64,
+			ProbeWindow: probeWindow,
+		},
+		Lease:         time.Duration(cfg.Limits.Lease),
+		Rate:          cfg.Limits.PublishRate,
+		Burst:         cfg.Limits.PublishBurst,
+		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
+		Engine:        openSocket,
+		Log:           log,
+	})
+}
+
+// openSocket is the engine of "auto" and "socket".
+func openSocket(cfg datapath.Config) (datapath.Engine, error) { return socket.Listen(cfg) }
+
+// loadKey reads the node key, or makes one that only its owner can read.
+func loadKey(path string) (*ecdsa.PrivateKey, error) {
+	key, err := crypto.LoadECDSA(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
+			err = fmt.Errorf("node key %s: %w", path, err)
+		}
+		return key, err
+	}
+	if key, err = crypto.GenerateKey(); err != nil {
+		return nil, fmt.Errorf("node key: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("node key: %w", err)
+	}
+	if err := crypto.SaveECDSA(path, key); err != nil {
+		return nil, fmt.Errorf("node key: %w", err)
+	}
+	return key, nil
+}
+
+// enodeURL returns the URL of the control port.
+func enodeURL(cfg *config.Config, key *ecdsa.PrivateKey) string {
+	ip := net.IP(cfg.Node.Address.AsSlice())
+	return enode.NewV4(&key.PublicKey, ip, int(cfg.Node.ControlPort), 0).URLv4()
+}
