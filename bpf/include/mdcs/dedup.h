@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+
+/* State that several CPUs change without locks: windows, policers, marks. */
+#ifndef MDCS_DEDUP_H
+#define MDCS_DEDUP_H
+
+#include "maps.h"
+
+/*
+ * A word has 32 sequences, so it can be lost to another CPU that often; more means that
+ * senders race for different blocks.
+ */
+#define WINDOW_TRIES 40
+#define TRIES	     16
+
+/* load reads a word that other CPUs write. */
+#define load(p) (*(volatile __u64 *)(p))
+
+/* window_next returns what a word becomes by a sequence, or 0 and the verdict. spec: 5.5 */
+__inline_always __u64 window_next(__u64 word, __u64 seq, int *verdict)
+{
+	__u32 old = word >> 32, block = (__u32)(seq / (32 * WINDOW_WORDS)) + 1;
+	__u64 bit = 1ULL << (seq % 32);
+
+	*verdict = VERDICT_PASS;
+	if (old < block)
+		return (__u64)block << 32 | bit;
+	if (old > block)
+		*verdict = VERDICT_TOO_OLD;
+	else if (word & bit)
+		*verdict = VERDICT_REPLAYED;
+	else
+		return word | bit;
+	return 0;
+}
+
+__inline_always __u64 *window_word(__u64 *window, __u64 seq)
+{
+	return &window[seq / 32 % WINDOW_WORDS];
+}
+
+/* window_check returns what window_take would, and changes nothing. */
+__inline_always int window_check(__u64 *window, __u64 seq)
+{
+	int v;
+
+	window_next(load(window_word(window, seq)), seq, &v);
+	return v;
+}
+
+/* window_take takes a sequence at most once, on however many CPUs it arrives. */
+__inline_always int window_take(__u64 *window, __u64 seq)
+{
+	__u64 *word = window_word(window, seq);
+	int v;
+
+	for (int i = 0; i < WINDOW_TRIES; i++) {
+		__u64 old = load(word), next = window_next(old, seq, &v);
+
+		if (v != VERDICT_PASS || __sync_val_compare_and_swap(word, old, next) == old)
+			return v;
+	}
+	count(contended);
+	return VERDICT_REPLAYED;
+}
+
+/* raise makes a word at least value, and tells whether it was below. */
+__inline_always int raise(__u64 *word, __u64 value)
+{
+	for (int i = 0; i < TRIES; i++) {
+		__u64 old = load(word);
+
+		if (old >= value)
+			return 0;
+		if (__sync_val_compare_and_swap(word, old, value) == old)
+			return 1;
+	}
+	count(contended);
+	return 0;
+}
+
+/* conforms tells whether a datagram may pass now: the generic cell rate algorithm. */
+__inline_always int conforms(const struct session *s, struct session_state *state, __u64 now)
+{
+	return load(&state->due) <= now + s->tolerance;
+}
+
+/* spend accounts for a datagram that passes. */
+__inline_always void spend(const struct session *s, struct session_state *state, __u64 now)
+{
+	for (int i = 0; i < TRIES; i++) {
+		__u64 old = load(&state->due), from = old > now ? old : now;
+
+		if (__sync_val_compare_and_swap(&state->due, old, from + s->interval) == old)
+			return;
+	}
+	count(contended);
+}
+
+#endif

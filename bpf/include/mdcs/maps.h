@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+
+/*
+ * The tables between the programs and user space. Values that user space replaces
+ * are never written here; what the programs write stands in tables of its own,
+ * which user space maps into its memory.
+ */
+#ifndef MDCS_MAPS_H
+#define MDCS_MAPS_H
+
+#include "siphash.h"
+#include "verdict.h"
+
+/* Options, set before loading. */
+const volatile struct address own_addr; /* network byte order */
+const volatile __be16 own_port;
+const volatile __u32 own_incarnation;
+const volatile struct key handle_key;
+const volatile __u64 quiet_ns;	/* without datagrams before one goes inline; ~0 for never */
+const volatile __u32 own_netns; /* inode of the network namespace */
+const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
+const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
+
+#define MAX_GROUPS  16 /* of a session */
+#define MAX_DEVICES 8
+#define SLICE_SIZE  16
+#define INDEXES	    65536 /* of slices and anchors */
+
+/* Roles of a session, values as datapath.Role. */
+#define ROLE_PEER 1
+#define ROLE_MESH 2
+
+/* Sessions by index. */
+struct session {
+	struct key key; /* of datagrams from it */
+	struct address addr;
+	__u64 interval;	 /* ns between datagrams at the granted rate */
+	__u64 tolerance; /* ns that the bucket may be ahead */
+	__u32 ingress;	 /* of a mesh session */
+	__u32 state;	 /* index in states */
+	__u32 sample;	 /* of 2^32, audited */
+	__be16 port;
+	__u8 role;
+	__u8 groups_len; /* that it may publish to; 0 when it may not publish */
+	__u32 groups[MAX_GROUPS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct session);
+} sessions SEC(".maps");
+
+/* What moves of a session. There are more than sessions: those that ended keep theirs for a while. */
+struct session_state {
+	__u64 received;
+	__u64 heard; /* ns, CLOCK_MONOTONIC */
+	__u64 due;   /* ns, when the policer's bucket is full again */
+	__u64 window[WINDOW_WORDS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 20480);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct session_state);
+} states SEC(".maps");
+
+/* Streams by ingress RP and group, the own ones too. */
+struct stream_key {
+	__u32 ingress;
+	__u32 group;
+};
+
+struct group_key {
+	struct key key;
+	__u8 epoch;
+	__u8 valid;
+	__u8 pad[6];
+};
+
+struct stream {
+	struct group_key keys[2];
+	__u32 state;  /* index in stream_states */
+	__u32 anchor; /* where its datagrams go, index in nexts */
+	__u32 cpu;    /* that fans them out, index in fan_cpus */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct stream_key);
+	__type(value, struct stream);
+} streams SEC(".maps");
+
+/* What moves of a stream. */
+struct stream_state {
+	__u64 newest; /* sequence assigned, of an own stream; else known by DATA or HEARTBEAT */
+	__u64 beat;   /* newest heart-beat */
+	__u64 known;  /* not 0: newest is */
+	__u64 window[WINDOW_WORDS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct stream_state);
+} stream_states SEC(".maps");
+
+/* Where one copy goes: one cache line. */
+struct replica {
+	struct key key; /* of datagrams to it */
+	struct address addr;
+	__be32 send_session;
+	__u32 session; /* own index; 0 for the ECHO of whoever published */
+	__u16 sum;     /* of address, port and session: what they add to the checksum */
+	__be16 port;
+	__u8 dst_mac[6];
+	__u8 src_mac[6];
+	__u8 pad[4];
+};
+
+/* The publishers' own replicas, by session index. */
+struct echo {
+	struct replica replica;
+	__u32 device;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct echo);
+} echoes SEC(".maps");
+
+/*
+ * A slice: up to 16 receivers that one broadcast reaches. It is not changed while
+ * frames may refer to it; generation tells those that took too long. The replicas
+ * stand in the order of the target map's slots, those of one device together:
+ * the n-th copy on device d is replica first[d] + n.
+ */
+struct slice {
+	__u16 generation;
+	__u8 len;
+	__u8 chained; /* its last slot is the recirculation pair */
+	__u8 first[MAX_DEVICES];
+	__u8 pad[52];
+	struct replica replicas[SLICE_SIZE];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct slice);
+} slices SEC(".maps");
+
+/* The devices of each slice's copies, and the recirculation pair. */
+struct target_map {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, SLICE_SIZE + 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct bpf_devmap_val));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__array(values, struct target_map);
+} targets SEC(".maps");
+
+/*
+ * What follows a slice, and what an anchor stands for. Indexes from FIRST_ANCHOR on
+ * are anchors: names of chains that stay when the chain changes. A reference is
+ * generation << 16 | index, 0 for the end. Bits 32-62 of an anchor are the number of
+ * receivers that the chain lacks because their neighbour is unknown, bit 63 says that
+ * its slices are too many to follow each other without the queue.
+ */
+#define FIRST_ANCHOR 0xf000
+#define LONG_CHAIN   (1ULL << 63)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INDEXES);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} nexts SEC(".maps");
+
+/* How many frames went through each slice. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INDEXES);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} passes SEC(".maps");
+
+/* Device number + 1 by interface index; 0 for interfaces that are not ours. The recirculation pair is the last. */
+#define RECIRCULATION (MAX_DEVICES + 1)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+/* The copy that is next on a device: the kernel does not tell the slot. */
+struct cursor {
+	__u32 stamp;
+	__u32 next;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_DEVICES);
+	__type(key, __u32);
+	__type(value, struct cursor);
+} cursors SEC(".maps");
+
+/* Numbers the broadcasts of a CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} stamps SEC(".maps");
+
+/* When the newest datagram was accepted, ns. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} pace SEC(".maps");
+
+/* The queue in front of the fan-out, by CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_CPUMAP);
+	__uint(max_entries, 256);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct bpf_cpumap_val));
+} fan_cpus SEC(".maps");
+
+/* Datagrams received, by verdict. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VERDICTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} verdicts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} totals SEC(".maps");
+
+/* A datagram for user space, as it is replicated but for session and hop tag. */
+struct record {
+	__u32 session; /* that it came from */
+	__u32 len;     /* bytes of datagram */
+	__u8 datagram[MAX_DATAGRAM + 8];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} cache SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} audit SEC(".maps");
+
+/* Without a variable the compiler would not describe these types to user space. */
+const struct record *record_type __attribute__((unused));
+const enum verdict *verdict_type __attribute__((unused));
+
+__inline_always void count_verdict(__u32 v)
+{
+	__u64 *n = bpf_map_lookup_elem(&verdicts, &v);
+
+	if (n)
+		__sync_fetch_and_add(n, 1); /* exact even where the program may be preempted */
+}
+
+#define count_n(field, n)                                                      \
+	do {                                                                   \
+		__u32 zero_ = 0;                                               \
+		struct counters *c_ = bpf_map_lookup_elem(&totals, &zero_);    \
+		if (c_)                                                        \
+			c_->field += (n);                                      \
+	} while (0)
+#define count(field) count_n(field, 1)
+
+#endif

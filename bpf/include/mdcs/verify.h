@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+
+/* The checks of the pipeline behind the form, in their normative order (spec 6.2). */
+#ifndef MDCS_VERIFY_H
+#define MDCS_VERIFY_H
+
+#include "dedup.h"
+#include "parse.h"
+
+/* What becomes of a datagram that passed. */
+struct outcome {
+	struct stream *stream;		 /* that it belongs to; NULL: nothing leaves */
+	struct stream_state *stream_state;
+	struct session *session;	 /* that it came from */
+	__u64 sum;			 /* of its payload, for the checksum */
+};
+
+/*
+ * payload_sum checks the payload tag (spec 5.3) of the DATA in a frame and adds up
+ * its payload in one pass. It returns 1 + the sum of the payload's little-endian
+ * 32-bit words, 0 when the tag is wrong. It is a function of its own so that the
+ * verifier sees its loop once.
+ */
+__attribute__((noinline)) __u64 payload_sum(struct xdp_md *ctx, __u64 k0, __u64 k1, __u32 len)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct header *h = data + HEADER_OFF;
+	__u32 words = len / 8, rest = len % 8;
+	__u64 *tail, *id, m, sum = 0;
+	struct siphash s;
+
+	if (len > MAX_PAYLOAD || data + PAYLOAD_OFF > end)
+		return 0;
+	sip_init(&s, k0, k1);
+	/* Bytes 8-11 and 28-31, 32-39, 40-47. */
+	sip_word(&s, (__u64)le32(*(__u32 *)&h->esi) << 32 | le32(h->group));
+	id = (void *)&h->n;
+	sip_word(&s, le64(id[0]));
+	sip_word(&s, le64(id[1]));
+	for (__u32 i = 0; i < MAX_PAYLOAD / 8; i++) {
+		__u64 *w = data + PAYLOAD_OFF + i * 8;
+
+		if (i >= words)
+			break;
+		if ((void *)(w + 1) > end)
+			return 0;
+		m = le64(*w);
+		sum += (__u32)m;
+		sum += m >> 32;
+		sip_word(&s, m);
+	}
+	/* The 8 bytes that end with the payload: the header stands before it. */
+	tail = data + PAYLOAD_OFF - 8 + (len & 2047);
+	if ((void *)(tail + 1) > end)
+		return 0;
+	m = rest ? le64(*tail) >> (8 * (8 - rest)) : 0;
+	sum += (__u32)m;
+	sum += m >> 32;
+	if (sip_finish(&s, m, 24 + len) != le64(h->payload_tag))
+		return 0;
+	return 1 + sum;
+}
+
+/* find_stream sets stream and its state, or returns VERDICT_NO_KEY. */
+__inline_always int find_stream(__u32 ingress, __u32 group, struct outcome *o)
+{
+	struct stream_key id = {.ingress = ingress, .group = group};
+
+	o->stream = bpf_map_lookup_elem(&streams, &id);
+	if (!o->stream)
+		return VERDICT_NO_KEY;
+	o->stream_state = bpf_map_lookup_elem(&stream_states, &o->stream->state);
+	return o->stream_state ? VERDICT_PASS : VERDICT_NO_KEY;
+}
+
+__inline_always struct key *epoch_key(struct stream *s, __u8 epoch)
+{
+	if (s->keys[0].valid && s->keys[0].epoch == epoch)
+		return &s->keys[0].key;
+	if (s->keys[1].valid && s->keys[1].epoch == epoch)
+		return &s->keys[1].key;
+	return NULL;
+}
+
+/* authentic is steps 7 to 9: key, the window without changing it, payload tag. */
+__inline_always int authentic(struct xdp_md *ctx, const struct packet *p, struct outcome *o, __u64 *window)
+{
+	struct key *key = epoch_key(o->stream, p->h->epoch);
+	int v;
+
+	if (!key)
+		return VERDICT_NO_KEY;
+	v = window_check(window, bpf_be64_to_cpu(p->h->sequence));
+	if (v != VERDICT_PASS)
+		return v;
+	o->sum = payload_sum(ctx, key->k0, key->k1, p->payload);
+	if (o->sum == 0)
+		return VERDICT_BAD_PAYLOAD_TAG;
+	o->sum--;
+	return VERDICT_PASS;
+}
+
+__inline_always int may_publish(const struct session *s, __u32 group)
+{
+	for (int i = 0; i < MAX_GROUPS; i++) {
+		if (i >= s->groups_len)
+			return 0;
+		if (s->groups[i] == group)
+			return 1;
+	}
+	return 0;
+}
+
+/* accept_published takes a peer's DATA: its window is that of its session. */
+__inline_always int accept_published(struct xdp_md *ctx, const struct packet *p, struct outcome *o,
+				     struct session_state *state, __u64 now)
+{
+	__u32 group = bpf_ntohl(p->h->group);
+	int v;
+
+	if (!may_publish(o->session, group))
+		return VERDICT_NOT_PUBLISHER;
+	if (p->h->ingress != 0)
+		return VERDICT_BAD_UPSTREAM;
+	v = find_stream(own_incarnation, group, o);
+	if (v != VERDICT_PASS)
+		return v;
+	v = authentic(ctx, p, o, state->window);
+	if (v != VERDICT_PASS)
+		return v;
+	if (!conforms(o->session, state, now))
+		return VERDICT_OVER_RATE;
+	v = window_take(state->window, bpf_be64_to_cpu(p->h->sequence));
+	if (v == VERDICT_PASS)
+		spend(o->session, state, now);
+	return v;
+}
+
+/* accept_relayed takes DATA and HEARTBEAT of a neighbouring RP. */
+__inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, struct outcome *o)
+{
+	__u64 seq = bpf_be64_to_cpu(p->h->sequence), newest;
+	__u32 ingress = bpf_ntohl(p->h->ingress);
+	int v;
+
+	if (ingress != o->session->ingress)
+		return VERDICT_BAD_UPSTREAM;
+	if (p->h->hop_limit == 0)
+		return VERDICT_HOP_LIMIT;
+	v = find_stream(ingress, bpf_ntohl(p->h->group), o);
+	if (v != VERDICT_PASS)
+		return v;
+	if ((p->h->version_type & 15) == TYPE_HEARTBEAT) {
+		if (!raise(&o->stream_state->beat, bpf_be64_to_cpu(p->h->object_id)))
+			return VERDICT_REPLAYED;
+	} else {
+		v = authentic(ctx, p, o, o->stream_state->window);
+		if (v != VERDICT_PASS)
+			return v;
+		newest = load(&o->stream_state->newest);
+		if (load(&o->stream_state->known) && seq > newest && seq - newest > MAX_AHEAD)
+			return VERDICT_FAR_AHEAD;
+		v = window_take(o->stream_state->window, seq);
+		if (v != VERDICT_PASS)
+			return v;
+	}
+	raise(&o->stream_state->newest, seq);
+	o->stream_state->known = 1;
+	return VERDICT_PASS;
+}
+
+/* accept is steps 2 to 12. What it changes, it changes only for VERDICT_PASS. */
+__inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct outcome *o, __u64 now)
+{
+	__u32 index = bpf_ntohl(p->h->session), type = p->h->version_type & 15;
+	struct session_state *state;
+	struct session *s;
+	int v = VERDICT_PASS;
+
+	s = bpf_map_lookup_elem(&sessions, &index);
+	if (!s)
+		return VERDICT_NO_SESSION;
+	if (p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
+		return VERDICT_BAD_SOURCE;
+	if (hop_tag(&s->key, p->h) != p->h->hop_tag)
+		return VERDICT_BAD_HOP_TAG;
+	if (type != TYPE_DATA && type != TYPE_HEARTBEAT)
+		return VERDICT_BAD_TYPE;
+	state = bpf_map_lookup_elem(&states, &s->state);
+	if (!state)
+		return VERDICT_NO_SESSION;
+	o->session = s;
+	if (s->role == ROLE_MESH)
+		v = accept_relayed(ctx, p, o);
+	else if (type == TYPE_DATA)
+		v = accept_published(ctx, p, o, state, now);
+	/* A peer's HEARTBEAT says only that the peer is there. */
+	if (v == VERDICT_PASS) {
+		__sync_fetch_and_add(&state->received, 1);
+		state->heard = now;
+	}
+	return v;
+}
+
+#endif

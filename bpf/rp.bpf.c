@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+
+//go:build ignore
+
+/*
+ * The replication point in the kernel (spec 6):
+ *
+ *	NIC --> mdcs_rp_in --+--> cpumap --> mdcs_rp_fan --+--> up to 16 copies --> mdcs_rp_out --> NIC
+ *	                     |      ^                      |
+ *	                     |      |                      +--> recirculation pair --> mdcs_rp_recirc --+
+ *	                     |      +-------------------------------------------------------------------+
+ *	                     +--> at once, when nothing else is in flight
+ *
+ * A broadcast to a device map makes at most 16 copies, so that no ring overflows
+ * when many datagrams arrive at once; the frame then goes around for the next 16.
+ */
+#include "mdcs/replicate.h"
+
+#include <bpf/bpf_core_read.h>
+
+/* forward sends a datagram that passed into the fan-out of its stream. */
+static __always_inline int forward(struct xdp_md *ctx, struct packet *p, struct outcome *o, __u64 now)
+{
+	__u32 publisher = 0, trailing = p->trailing, anchor = o->stream->anchor;
+	struct scratch *s = (void *)&p->ip->daddr;
+	void *data, *end;
+
+	if (o->session->role == ROLE_PEER) {
+		publisher = bpf_ntohl(p->h->session);
+		stamp(p->h, o);
+	} else {
+		p->h->hop_limit--;
+	}
+	if ((cache_on || audit_on) && p->payload)
+		copies_to_user(ctx, bpf_ntohl(p->h->session), o->session->sample, p->payload);
+	own_headers(p, s, o->sum);
+	s->publisher = publisher;
+	s->cpu = o->stream->cpu;
+	s->is_inline = lone(now);
+	if (s->is_inline)
+		count(inlined);
+
+	if (!cut(ctx, trailing))
+		return XDP_DROP;
+	data = (void *)(long)ctx->data;
+	end = (void *)(long)ctx->data_end;
+	if (data + PAYLOAD_OFF > end)
+		return XDP_DROP;
+	s = data + DADDR_OFF;
+	return pass_on(s, next_slice(s, anchor));
+}
+
+/* mdcs_rp_in gives every datagram its verdict. What is not ours goes to the kernel. */
+SEC("xdp")
+int mdcs_rp_in(struct xdp_md *ctx)
+{
+	struct outcome o = {};
+	struct packet p = {};
+	__u64 now;
+	int v;
+
+	v = parse(ctx, &p);
+	if (v == NOT_OURS)
+		return XDP_PASS;
+	now = bpf_ktime_get_ns();
+	if (v == VERDICT_PASS)
+		v = accept(ctx, &p, &o, now);
+	count_verdict(v);
+	if (v != VERDICT_PASS || !o.stream)
+		return XDP_DROP;
+	return forward(ctx, &p, &o, now);
+}
+
+/* mdcs_rp_fan comes out of the queue of a CPU. */
+SEC("xdp/cpumap")
+int mdcs_rp_fan(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+	count(dequeued);
+	if (data + PAYLOAD_OFF > end)
+		return XDP_DROP;
+	return fan(data + DADDR_OFF);
+}
+
+/* mdcs_rp_recirc stands behind the recirculation pair: the next slice, or the end. */
+SEC("xdp")
+int mdcs_rp_recirc(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct scratch *s = data + DADDR_OFF;
+
+	if (data + PAYLOAD_OFF > end)
+		return XDP_DROP;
+	count(recirculated);
+	return pass_on(s, next_slice(s, s->slice));
+}
+
+/* mdcs_rp_out makes one copy that of its receiver. */
+SEC("xdp/devmap")
+int mdcs_rp_out(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 zero = 0, ifindex = ctx->egress_ifindex, device, *number;
+	struct scratch s;
+	struct ipv6hdr *ip = data + IP_OFF;
+	struct udphdr *udp = data + UDP_OFF;
+	struct header *h = data + HEADER_OFF;
+	struct counters *c;
+	struct replica *r;
+	struct echo *e;
+	__u64 sum;
+
+	if (data + PAYLOAD_OFF > end)
+		return XDP_DROP;
+	s = *(struct scratch *)(data + DADDR_OFF);
+	c = bpf_map_lookup_elem(&totals, &zero);
+	number = bpf_map_lookup_elem(&devices, &ifindex);
+	if (!c || !number)
+		return XDP_DROP;
+	c->made++;
+	device = *number - 1;
+	r = replica_of(&s, device);
+	if (!r)
+		return XDP_DROP;
+
+	if (r->session) {
+		if (r->session == s.publisher) {
+			c->skipped++;
+			return XDP_DROP;
+		}
+		address_to(r, data, h, udp);
+		udp->check = checksum((__u64)s.sum + r->sum + tag_sum(h->hop_tag));
+		if ((h->version_type & 15) == TYPE_DATA) {
+			c->copies++;
+			c->copy_bytes += end - data - HEADER_OFF;
+		} else {
+			c->heartbeats++;
+		}
+		return XDP_PASS;
+	}
+
+	/* The publisher's ECHO, on the device that leads to it: its own header as replicated. */
+	e = bpf_map_lookup_elem(&echoes, &s.publisher);
+	if (!e) {
+		if (device == 0)
+			c->no_echo++;
+		else
+			c->skipped++;
+		return XDP_DROP;
+	}
+	if (e->device != device) {
+		c->skipped++;
+		return XDP_DROP;
+	}
+	h->version_type = FIRST_BYTE(TYPE_ECHO);
+	address_to(&e->replica, data, h, udp);
+	udp->len = bpf_htons(sizeof(*udp) + HEADER_SIZE);
+	ip->payload_len = udp->len;
+	sum = packet_sum(ip, udp) + sum_words(&ip->daddr, sizeof(ip->daddr)) + le16(udp->dest);
+	udp->check = checksum(sum + sum_words(h, HEADER_SIZE));
+	if (!cut(ctx, end - data - PAYLOAD_OFF))
+		return XDP_DROP;
+	c->echoes++;
+	return XDP_PASS;
+}
+
+/* What is read of the kernel's structures; the loader finds the offsets. */
+struct ns_common {
+	unsigned int inum;
+} __attribute__((preserve_access_index));
+
+struct net {
+	struct ns_common ns;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	struct net *net;
+} __attribute__((preserve_access_index)) possible_net_t;
+
+struct net_device {
+	int ifindex;
+	possible_net_t nd_net;
+} __attribute__((preserve_access_index));
+
+/*
+ * mdcs_rp_lost sees each batch that a device was to take: (from, to, sent, drops,
+ * error). What mdcs_rp_out dropped is among the drops.
+ */
+SEC("raw_tp/xdp_devmap_xmit")
+int mdcs_rp_lost(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct net_device *to = (void *)ctx->args[1];
+	__u32 drops = ctx->args[3], ifindex, *number;
+
+	if (!drops || BPF_CORE_READ(to, nd_net.net, ns.inum) != own_netns)
+		return 0;
+	ifindex = BPF_CORE_READ(to, ifindex);
+	number = bpf_map_lookup_elem(&devices, &ifindex);
+	if (!number || !*number)
+		return 0;
+	if (*number == RECIRCULATION)
+		count_n(recirc_lost, drops);
+	else
+		count_n(refused, drops);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
