@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package datapathtest
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// Differ gives n random packets, most of them hostile, to two engines in the same
+// order. Every verdict and every byte that leaves must be the same.
+func Differ(t *testing.T, a, b New, n int, seed uint64) {
+	worlds := [...]*world{newWorld(t, a), newWorld(t, b)}
+	for _, w := range worlds {
+		// A policer depends on the time, which is not the same in both.
+		for i := range w.sessions {
+			if s := &w.sessions[i]; s.Publish {
+				s.Rate, s.Burst = 1<<30, 1<<30
+			}
+		}
+		w.apply(datapath.Change{Add: w.sessions[:]})
+	}
+	var seen wire.Counters
+	for i := range uint64(n) {
+		var verdicts [2]wire.Verdict
+		var out [2][]string
+		var sent []byte
+		for k, w := range worlds {
+			p := w.random(rand.New(rand.NewPCG(seed, i)), i)
+			sent = p.bytes()
+			v, outputs := w.subject.Receive(p.src, sent)
+			for j := range outputs { // endpoints by number: the engines have hosts of their own
+				outputs[j].Dst = w.numbered(outputs[j].Dst)
+			}
+			verdicts[k], out[k] = v, lines(outputs)
+		}
+		if verdicts[0] != verdicts[1] {
+			t.Fatalf("packet %d (seed %d): verdicts %v and %v\n%x", i, seed, verdicts[0], verdicts[1], sent)
+		}
+		if diff := gocmp.Diff(out[0], out[1]); diff != "" {
+			t.Fatalf("packet %d (seed %d): outputs differ:\n%s", i, seed, diff)
+		}
+		seen[verdicts[0]]++
+	}
+	for v, count := range seen {
+		if count == 0 && wire.Verdict(v) != wire.OverRate && n >= 10_000 {
+			t.Errorf("no packet of %d was %v", n, wire.Verdict(v))
+		}
+	}
+	t.Logf("verdicts %v", seen)
+}
+
+// random returns the i-th packet: a right one, with up to three things wrong. Parts
+// of what is wrong are hidden by right tags, so that the later checks see it too.
+func (w *world) random(r *rand.Rand, i uint64) *packet {
+	p := w.packet(r.IntN(nobody))
+	if r.IntN(5) == 0 {
+		p.toHeartbeat(i, i)
+	} else {
+		p.payload = make([]byte, 1+r.IntN(wire.MaxPayload))
+		for j := range p.payload {
+			p.payload[j] = byte(r.Uint32())
+		}
+	}
+	p.header.Sequence = i + 1
+	p.header.ObjectID = max(p.header.ObjectID, i)
+	for range r.IntN(4) {
+		w.spoil(r, p, i)
+	}
+	return p
+}
+
+// spoil makes one thing of a packet wrong, or unusual.
+func (w *world) spoil(r *rand.Rand, p *packet, i uint64) {
+	h := &p.header
+	switch r.IntN(18) {
+	case 0:
+		h.Sequence = []uint64{0, i, i / 2, 1, r.Uint64(), i + datapath.MaxAhead + 10, 1<<64 - 1}[r.IntN(7)]
+	case 1:
+		h.Session = []uint32{0, r.Uint32(), w.sessions[r.IntN(nobody)].Index}[r.IntN(3)]
+	case 2:
+		h.Group = []uint32{0, otherGroup, r.Uint32()}[r.IntN(3)]
+	case 3:
+		h.Ingress = []uint32{0, incarnation, r.Uint32(), w.sessions[rp].Ingress, w.sessions[silent].Ingress}[r.IntN(5)]
+	case 4:
+		h.HopLimit = byte(r.IntN(3))
+	case 5:
+		h.Epoch = epoch - byte(r.IntN(3))
+		if h.Epoch == epoch-1 && r.IntN(2) == 0 {
+			p.payloadKey = w.keys[keyID{incarnation, group, h.Epoch}]
+		}
+	case 6:
+		h.Type = wire.Type(r.IntN(16))
+	case 7:
+		h.Flags = byte(1) << r.IntN(8)
+	case 8:
+		h.ESI, h.K, h.N = uint16(r.IntN(4)), uint16(r.IntN(4)), uint16(r.IntN(4))
+	case 9:
+		h.ESI, h.K, h.N = uint16(r.Uint32()), uint16(r.Uint32()), uint16(r.Uint32())
+	case 10:
+		p.payloadKey = auth.Key{byte(r.Uint32())}
+	case 11:
+		p.hopKey = auth.Key{byte(r.Uint32())}
+	case 12:
+		p.src = w.subject.Endpoint(r.IntN(Endpoints))
+	case 13:
+		cut := r.IntN(wire.MaxDatagram)
+		p.raw = func(b []byte) []byte { return b[:min(cut, len(b))] }
+	case 14:
+		more := r.IntN(100)
+		p.raw = func(b []byte) []byte { return append(slices.Clone(b), make([]byte, more)...) }
+	case 15:
+		bit := r.IntN(8 * wire.MaxDatagram)
+		p.raw = func(b []byte) []byte {
+			b = slices.Clone(b)
+			b[bit/8%len(b)] ^= 1 << (bit % 8)
+			return b
+		}
+	case 16:
+		// A symbol of an object of up to three, sometimes of the wrong size.
+		object, esi, wrong, more := 1+r.IntN(3*wire.MaxPayload), r.IntN(4), r.IntN(4), r.IntN(2)
+		k := wire.SourceSymbols(object)
+		size := max(1, min(wire.MaxPayload, object-esi*wire.MaxPayload))
+		if wrong == 0 {
+			size = 1 + r.IntN(wire.MaxPayload)
+		}
+		p.payload = slices.Concat(p.payload, make([]byte, wire.MaxPayload))[:size]
+		payloadKey, hopKey := p.payloadKey, p.hopKey
+		p.raw = func(b []byte) []byte {
+			if len(b) != wire.HeaderSize+size {
+				return b // its type has no payload
+			}
+			binary.BigEndian.PutUint16(b[28:], uint16(esi))
+			binary.BigEndian.PutUint16(b[30:], uint16(k))
+			binary.BigEndian.PutUint16(b[32:], uint16(k+more))
+			binary.BigEndian.PutUint32(b[36:], uint32(object))
+			wire.SetPayloadTag(b, payloadKey.PayloadTag(b))
+			wire.SetHopTag(b, hopKey.HopTag(b))
+			return b
+		}
+	case 17:
+		first := byte(r.Uint32())
+		p.raw = func(b []byte) []byte { return append([]byte{first}, b[1:]...) }
+	}
+}
+
+// numbered returns an endpoint's number in place of its address.
+func (w *world) numbered(addr netip.AddrPort) netip.AddrPort {
+	for i := range Endpoints {
+		if w.subject.Endpoint(i) == addr {
+			return netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(i))
+		}
+	}
+	return addr
+}

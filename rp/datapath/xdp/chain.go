@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"slices"
+	"time"
+)
+
+// maxInline is how many slices may follow each other without the queue. More take so
+// long that the next datagrams would meet them, however far apart they arrive.
+const maxInline = 16
+
+// longChain is LONG_CHAIN of the programs.
+const longChain = 1 << 63
+
+// chain is the slices behind an anchor. New ones go to the front, so that the last
+// one stays the last.
+type chain struct {
+	e      *Engine
+	anchor uint32
+	end    uint64 // reference to what follows the last slice: 0, or another anchor
+
+	slices  []*slice
+	missing int    // receivers without a next hop
+	head    uint64 // what the anchor says
+}
+
+// update makes members the receivers of the chain, by as few new slices as possible.
+// A receiver that stays keeps its place: it gets each datagram exactly once. With an
+// error the chain is as it was.
+func (c *chain) update(members []member, missing int) error {
+	wanted := make(map[uint32]member, len(members)) // by session: one that is replaced stays where it is
+	for _, m := range members {
+		wanted[m.session.Index] = m
+	}
+	next := make([]*plan, 0, len(c.slices)+1)
+	for _, s := range c.slices {
+		p := &plan{old: s}
+		for _, m := range s.members {
+			now, stays := wanted[m.session.Index]
+			if stays {
+				p.members = append(p.members, now)
+				delete(wanted, m.session.Index)
+			}
+			p.changed = p.changed || !stays || now != m
+		}
+		next = append(next, p)
+	}
+	var joins []member
+	for _, m := range members {
+		if _, new := wanted[m.session.Index]; new {
+			joins = append(joins, m)
+		}
+	}
+	// Those who join take the places in slices that change anyway and in the first
+	// one, then new slices in front.
+	for i, p := range next {
+		if p.changed || i == 0 {
+			n := min(sliceSize-len(p.members), len(joins))
+			p.members = append(slices.Clone(p.members), joins[:n]...)
+			p.changed = p.changed || n > 0
+			joins = joins[n:]
+		}
+	}
+	for part := range slices.Chunk(joins, sliceSize) {
+		next = slices.Insert(next, 0, &plan{members: part, changed: true})
+	}
+	next = slices.DeleteFunc(next, func(p *plan) bool { return len(p.members) == 0 })
+	if len(next) > 2*(len(members)/sliceSize+2) {
+		return c.replace(members, missing)
+	}
+	return c.publish(next, missing)
+}
+
+// replace makes a chain anew, in the given order. One store puts it in the old one's
+// place, so that members may have moved.
+func (c *chain) replace(members []member, missing int) error {
+	var next []*plan
+	for part := range slices.Chunk(members, sliceSize) {
+		next = append(next, &plan{members: part, changed: true})
+	}
+	return c.publish(next, missing)
+}
+
+// plan is a slice that is to be.
+type plan struct {
+	old     *slice // in whose place it stands
+	members []member
+	changed bool // against old
+}
+
+// publish builds the slices that changed and makes the chain lead to them.
+func (c *chain) publish(next []*plan, missing int) error {
+	pool, nexts := c.e.pool, &c.e.memory.nexts
+	built := make([]*slice, len(next))
+	for i, p := range next {
+		// A slice that was built as the last one cannot become another.
+		chained := i < len(next)-1 || c.end != 0
+		if !p.changed && (p.old.chained || !chained) {
+			built[i] = p.old
+			continue
+		}
+		s, err := pool.build(p.members, chained)
+		if err != nil {
+			for j, s := range built[:i] {
+				if s != next[j].old {
+					pool.free = append(pool.free, s.index)
+				}
+			}
+			return err
+		}
+		built[i] = s
+	}
+	// From behind: what a slice leads to is complete before anything leads to it.
+	// Those that are replaced go on to lead where they led.
+	following := c.end
+	for i := len(built) - 1; i >= 0; i-- {
+		store(nexts.at(built[i].index), following)
+		following = built[i].reference()
+	}
+	c.missing = missing
+	c.head = uint64(missing)<<32 | following
+	if len(built) > maxInline {
+		c.head |= longChain
+	}
+	store(nexts.at(c.anchor), c.head)
+
+	now := time.Now()
+	for _, s := range c.slices {
+		if !slices.Contains(built, s) {
+			pool.retire(s, now)
+		}
+	}
+	c.slices = built
+	return nil
+}

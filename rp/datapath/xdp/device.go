@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"net/netip"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// device is a network interface with mdcs_rp_in.
+type device struct {
+	name  string
+	index int
+	mac   mac
+	link  link.Link
+}
+
+type mac [6]byte
+
+// attach puts the entry program on an interface and makes it device number i.
+func (e *Engine) attach(i int, name string) error {
+	l, err := e.nl.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("attach XDP to %s: %w", name, err)
+	}
+	attrs := l.Attrs()
+	switch {
+	case len(attrs.HardwareAddr) != len(mac{}):
+		return fmt.Errorf("attach XDP to %s: not an Ethernet device", name)
+	case attrs.Index > math.MaxUint16:
+		return fmt.Errorf("attach XDP to %s: interface index %d is above %d", name, attrs.Index, math.MaxUint16)
+	}
+	xdp, err := attachNative(e.objects.MdcsRpIn, attrs.Index)
+	if err != nil {
+		return fmt.Errorf("attach XDP to %s: %w", name, err)
+	}
+	if err := e.objects.Devices.Put(uint32(attrs.Index), uint32(i+1)); err != nil {
+		xdp.Close()
+		return fmt.Errorf("attach XDP to %s: %w", name, err)
+	}
+	e.devices[i] = &device{name: name, index: attrs.Index, mac: mac(attrs.HardwareAddr), link: xdp}
+	return nil
+}
+
+// detach forgets a device that is gone.
+func (e *Engine) detach(i int) {
+	d := e.devices[i]
+	e.devices[i] = nil
+	d.link.Close()
+	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
+}
+
+// linkChanged follows devices that go, come back, or get another address.
+func (e *Engine) linkChanged(u netlink.LinkUpdate) {
+	attrs := u.Attrs()
+	changed := false
+	for i, name := range e.opt.Devices {
+		d := e.devices[i]
+		switch {
+		case d != nil && d.index == attrs.Index && (u.Header.Type == unix.RTM_DELLINK || attrs.Name != name):
+			e.detach(i)
+			changed = true
+		case d != nil && d.index == attrs.Index && len(attrs.HardwareAddr) == len(mac{}) && d.mac != mac(attrs.HardwareAddr):
+			d.mac = mac(attrs.HardwareAddr)
+			changed = true
+		case d == nil && attrs.Name == name && u.Header.Type == unix.RTM_NEWLINK:
+			changed = e.attach(i, name) == nil || changed // else with the next event
+		}
+	}
+	if changed {
+		e.late.Reset(settle)
+	}
+}
+
+// number returns the device of an interface, -1 when it is none of ours.
+func (e *Engine) number(ifindex int) int {
+	for i, d := range e.devices {
+		if d != nil && d.index == ifindex {
+			return i
+		}
+	}
+	return -1
+}
+
+// attachNative attaches in the driver: the generic mode shares memory between the
+// copies of a frame.
+func attachNative(p *ebpf.Program, ifindex int) (link.Link, error) {
+	l, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, fmt.Errorf("the driver has no native XDP: %w", err)
+	}
+	return l, err
+}
+
+// recirculation is a pair of virtual interfaces: what is redirected to one end comes
+// out at the other, in another turn of the softirq.
+type recirculation struct {
+	name string
+	in   int // interface that slices redirect to
+	link link.Link
+}
+
+// newRecirculation makes the pair. The name is that of the address and port, which
+// the engine has bound: a pair of this name was left by a process that was killed.
+func newRecirculation(nl *netlink.Handle, addr netip.AddrPort, p *ebpf.Program) (*recirculation, error) {
+	r := &recirculation{name: fmt.Sprintf("mdcs%08x", crc32.ChecksumIEEE([]byte(addr.String())))}
+	a, b := r.name+"a", r.name+"b"
+	if old, err := nl.LinkByName(a); err == nil {
+		if err := nl.LinkDel(old); err != nil {
+			return nil, fmt.Errorf("remove old recirculation pair %s: %w", a, err)
+		}
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = a
+	if err := nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: b}); err != nil {
+		return nil, fmt.Errorf("create recirculation pair %s: %w", a, err)
+	}
+	if err := r.open(nl, a, b, p); err != nil {
+		r.close(nl)
+		return nil, fmt.Errorf("set up recirculation pair %s: %w", a, err)
+	}
+	return r, nil
+}
+
+func (r *recirculation) open(nl *netlink.Handle, a, b string, p *ebpf.Program) error {
+	for _, name := range []string{a, b} {
+		// Without an address of its own it sends nothing of its own.
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0o644)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EROFS) {
+			return err
+		}
+		l, err := nl.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := nl.LinkSetUp(l); err != nil {
+			return err
+		}
+		if name == a {
+			r.in = l.Attrs().Index
+		} else if r.link, err = attachNative(p, l.Attrs().Index); err != nil {
+			return fmt.Errorf("attach XDP: %w", err)
+		}
+	}
+	return nil
+}
+
+func (r *recirculation) close(nl *netlink.Handle) {
+	if r.link != nil {
+		r.link.Close()
+	}
+	if l, err := nl.LinkByName(r.name + "a"); err == nil {
+		_ = nl.LinkDel(l) // gone already, or the next start removes it
+	}
+}

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package xdp is the datapath engine in the kernel (SPEC section 6): XDP programs
+// verify, stamp and copy datagrams in the driver's receive path, before they would
+// become packets of the kernel's network stack. It needs Linux 5.15 with BTF, native XDP on
+// all devices, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
+//
+// User space fills tables. All receivers of a group form a chain of slices:
+//
+//	stream --> anchor --> slice of 16 --> slice of 16 --> ... --> end
+//
+// A published slice is never changed: one who joins or leaves gets a new slice in
+// the old one's place, by one store. So a datagram in flight sees a receiver once,
+// or, when it joins or leaves just then, not at all. The datagrams of peers begin at another
+// anchor, whose slices hold the ECHO to the publisher and the mesh, and which leads
+// to the anchor of the peers.
+//
+// Everything but the counters belongs to one OS thread, which stays in the network
+// namespace that Attach was called in.
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// Limits of an engine.
+const (
+	MaxDevices  = 8     // that datagrams arrive on and leave by
+	MaxGroups   = 16    // of one session
+	MaxSessions = 16384 // all together
+	MaxStreams  = 4096  // ingress RPs times groups
+	maxSlices   = 4096
+	sliceSize   = 16
+)
+
+// defaultQuiet is Options.Quiet when it is 0: several times what the copies to a few
+// hundred receivers take.
+const defaultQuiet = time.Millisecond
+
+// quarantine is how long what was taken out of the tables is not used for something
+// else: frames that know of it may still wait in a queue.
+const quarantine = 2 * time.Second
+
+// settle is the pause between a change of routes and the new resolution, so that
+// one is enough for changes that come together.
+const settle = 20 * time.Millisecond
+
+// Options are those of this engine alone.
+type Options struct {
+	// Devices are the network interfaces by which datagrams arrive and leave, at
+	// least one. They are there when the engine starts; later one may go and
+	// come back.
+	Devices []string
+
+	// Quiet is how long no datagram may have passed before the next one is
+	// copied at once instead of through the queue, which spares it the wake-up of
+	// a kernel thread. 0 is 1 ms, negative is never.
+	Quiet time.Duration
+
+	// Cache gets a copy of every DATA that is replicated, Audit one of a random
+	// share between 0 and 1 of those that peers publish. Nil: none. They are called
+	// by one goroutine each; what they are too slow for is lost and counted.
+	Cache, Audit func(Record)
+	AuditShare   float64
+}
+
+// Engine implements datapath.Engine.
+type Engine struct {
+	cfg  datapath.Config
+	opt  Options
+	addr netip.AddrPort
+	boot time.Time // when CLOCK_MONOTONIC was zero
+
+	calls  chan func() // for the thread
+	quit   chan struct{}
+	done   chan struct{} // closed when the thread has ended
+	closed atomic.Bool
+
+	conn    *net.UDPConn // PROBEs and own HEARTBEATs; receives nothing
+	sending sync.Mutex   // of heart-beats
+	batch   *ipv6.PacketConn
+
+	probes, heartbeats, sendErrors atomic.Uint64
+
+	// The rest belongs to the thread.
+	netns     uint32 // inode of the namespace
+	objects   bpf.RpObjects
+	lost      link.Link // counts what rings drop
+	nl        *netlink.Handle
+	events    *events
+	devices   [MaxDevices]*device // by number; nil: none, or gone
+	recirc    *recirculation
+	memory    memory
+	neighbors map[neighborKey]mac
+	table     *table
+	pool      *pool
+	readers   []*reader
+	late      *time.Timer // resolution after a change of routes
+}
+
+var _ datapath.Engine = (*Engine)(nil)
+
+// Attach starts the engine in the network namespace of the calling thread. With an
+// error nothing of it is left.
+func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
+	addr := cfg.Addr.Addr()
+	switch {
+	case cfg.Incarnation == 0:
+		return nil, errors.New("attach: incarnation 0")
+	case !addr.Is6() || addr.Is4In6() || addr.IsUnspecified() || addr.Zone() != "":
+		return nil, fmt.Errorf("attach: %v is not one global IPv6 address", addr)
+	case len(opt.Devices) == 0 || len(opt.Devices) > MaxDevices:
+		return nil, fmt.Errorf("attach: %d devices, want 1 to %d", len(opt.Devices), MaxDevices)
+	}
+	if opt.Quiet == 0 {
+		opt.Quiet = defaultQuiet
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return nil, fmt.Errorf("attach: clock: %w", err)
+	}
+	// The thread starts in a namespace of its own choice and must be told ours.
+	runtime.LockOSThread()
+	ns, err := netns.Get()
+	runtime.UnlockOSThread()
+	if err != nil {
+		return nil, fmt.Errorf("attach: network namespace: %w", err)
+	}
+	e := &Engine{
+		cfg:   cfg,
+		opt:   opt,
+		boot:  time.Now().Add(-time.Duration(now.Nano())),
+		calls: make(chan func()),
+		quit:  make(chan struct{}),
+		done:  make(chan struct{}),
+	}
+	ready := make(chan error)
+	go e.run(ns, ready)
+	if err := <-ready; err != nil {
+		<-e.done
+		return nil, err
+	}
+	return e, nil
+}
+
+// run is the engine's thread. It is never unlocked, so that it ends with the
+// goroutine: its namespace is that of no other goroutine.
+func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
+	defer close(e.done)
+	runtime.LockOSThread()
+	var err error
+	if e.netns, err = enter(ns); err == nil {
+		err = e.open()
+	}
+	defer e.shut()
+	ready <- err
+	if err != nil {
+		return
+	}
+	expire := time.NewTicker(quarantine / 4)
+	defer expire.Stop()
+	for {
+		streams := true
+		select {
+		case f := <-e.calls:
+			f()
+		case u, ok := <-e.events.neighbors:
+			if ok && e.learn(u) {
+				e.reconcile()
+			}
+			streams = ok
+		case u, ok := <-e.events.links:
+			if ok {
+				e.linkChanged(u)
+			}
+			streams = ok
+		case _, streams = <-e.events.routes:
+			e.late.Reset(settle)
+		case _, streams = <-e.events.addresses:
+			e.late.Reset(settle)
+		case <-e.late.C:
+			e.resolveAll()
+			e.reconcile()
+		case <-expire.C:
+			e.pool.expire(time.Now())
+			e.table.expire(time.Now())
+		case <-e.quit:
+			return
+		}
+		if !streams {
+			if e.resubscribe(); e.events == nil {
+				return
+			}
+		}
+	}
+}
+
+// enter moves the calling thread to a network namespace and returns its inode.
+func enter(ns netns.NsHandle) (uint32, error) {
+	defer ns.Close()
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(ns), &stat); err != nil {
+		return 0, fmt.Errorf("attach: network namespace: %w", err)
+	}
+	here, err := netns.Get()
+	if err != nil {
+		return 0, fmt.Errorf("attach: network namespace: %w", err)
+	}
+	defer here.Close()
+	if here.Equal(ns) {
+		return uint32(stat.Ino), nil
+	}
+	if err := netns.Set(ns); err != nil {
+		return 0, fmt.Errorf("attach: enter network namespace: %w", err)
+	}
+	return uint32(stat.Ino), nil
+}
+
+// open acquires all that the engine has, in an order that shut can undo from
+// anywhere.
+func (e *Engine) open() error {
+	e.late = time.NewTimer(time.Hour)
+	e.late.Stop()
+	e.neighbors = make(map[neighborKey]mac)
+	var err error
+	if e.conn, err = listen(e.cfg.Addr); err != nil {
+		return err
+	}
+	e.addr = e.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	e.batch = ipv6.NewPacketConn(e.conn)
+	if e.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	if err := e.load(); err != nil {
+		return err
+	}
+	e.pool = newPool(e)
+	e.table = newTable(e)
+	if err := e.pool.grow(); err != nil {
+		return err
+	}
+	if e.table.cpus, err = e.startFans(); err != nil {
+		return err
+	}
+	if e.recirc, err = newRecirculation(e.nl, e.addr, e.objects.MdcsRpRecirc); err != nil {
+		return err
+	}
+	if err := e.objects.Devices.Put(uint32(e.recirc.in), uint32(MaxDevices+1)); err != nil {
+		return fmt.Errorf("recirculation pair: interface index %d: %w", e.recirc.in, err)
+	}
+	e.lost, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: "xdp_devmap_xmit", Program: e.objects.MdcsRpLost})
+	if err != nil {
+		return fmt.Errorf("watch rings: %w", err)
+	}
+	if err := e.openReaders(); err != nil {
+		return err
+	}
+	// Events first, state then: nothing that happens in between is missed.
+	if e.events, err = subscribe(); err != nil {
+		return err
+	}
+	if err := e.learnAll(); err != nil {
+		return err
+	}
+	for i, name := range e.opt.Devices {
+		if err := e.attach(i, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shut releases what open acquired.
+func (e *Engine) shut() {
+	for _, d := range e.devices {
+		if d != nil {
+			d.link.Close()
+		}
+	}
+	if e.lost != nil {
+		e.lost.Close()
+	}
+	if e.recirc != nil {
+		e.recirc.close(e.nl)
+	}
+	for _, r := range e.readers {
+		r.close()
+	}
+	if e.events != nil {
+		e.events.close()
+	}
+	if e.pool != nil {
+		e.pool.close()
+	}
+	e.memory.close()
+	e.objects.Close()
+	if e.nl != nil {
+		e.nl.Close()
+	}
+	if e.conn != nil {
+		e.conn.Close()
+	}
+}
+
+// do runs f on the thread.
+func (e *Engine) do(f func()) error {
+	ran := make(chan struct{})
+	select {
+	case e.calls <- func() { defer close(ran); f() }:
+		<-ran
+		return nil
+	case <-e.done:
+		return datapath.ErrClosed
+	}
+}
+
+// Apply implements datapath.Engine. A receiver whose neighbour is not known is asked
+// for, and Apply waits for the answer for a short time; when none comes the receiver
+// is served as soon as it answers, and its copies count as send errors until then.
+func (e *Engine) Apply(c datapath.Change) error {
+	var err error
+	if closed := e.do(func() { err = e.apply(c) }); closed != nil {
+		return closed
+	}
+	return err
+}
+
+// Marks implements datapath.Engine.
+func (e *Engine) Marks() (marks []proto.Mark) {
+	_ = e.do(func() { marks = e.table.marks() }) // none after Close
+	return marks
+}
+
+// Addr implements datapath.Engine.
+func (e *Engine) Addr() netip.AddrPort { return e.addr }
+
+// Close implements datapath.Engine.
+func (e *Engine) Close() error {
+	if !e.closed.Swap(true) {
+		close(e.quit)
+	}
+	<-e.done
+	return nil
+}
+
+// halves are a key's two words as SipHash takes them.
+func halves(k auth.Key) (k0, k1 uint64) { return le.Uint64(k[:8]), le.Uint64(k[8:]) }

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/ethmcast/mdcs/bpf"
+)
+
+// poolStep is how many slices the pool grows by: one wait for the kernel's readers
+// of the table of device maps, however many are installed at once.
+const poolStep = 64
+
+// firstAnchor is FIRST_ANCHOR of the programs: indexes from here on name chains.
+const firstAnchor = 0xf000
+
+// slice is a published broadcast. It does not change.
+type slice struct {
+	index      uint32
+	generation uint16
+	members    []member // in the order of sending
+	chained    bool     // something may follow
+	passed     uint64   // frames that had gone through its index when it was published
+}
+
+// member is one copy of a slice.
+type member struct {
+	session *session // nil: the ECHO to whoever published
+	hop     nextHop
+}
+
+// reference is what leads to the slice.
+func (s *slice) reference() uint64 { return uint64(s.generation)<<16 | uint64(s.index) }
+
+// pool owns the slices' indexes. Each has a device map, installed once, and a
+// generation that grows with each use.
+type pool struct {
+	e           *Engine
+	maps        []*ebpf.Map // by index; 0 is not used: it ends a chain
+	slots       []int       // in use of each map, by index
+	generations []uint16
+	free        []uint32
+	retired     []retiredSlice // oldest first
+}
+
+type retiredSlice struct {
+	*slice
+	at time.Time
+}
+
+func newPool(e *Engine) *pool {
+	return &pool{e: e, maps: make([]*ebpf.Map, 1), slots: make([]int, 1), generations: make([]uint16, 1)}
+}
+
+// grow installs poolStep more device maps.
+func (p *pool) grow() error {
+	first := len(p.maps)
+	n := min(poolStep, maxSlices-first)
+	if n <= 0 {
+		return errors.New("no slice is left")
+	}
+	spec, err := bpf.LoadRp()
+	if err != nil {
+		return fmt.Errorf("grow slices: %w", err)
+	}
+	inner := spec.Maps[bpf.RpMapTargets].InnerMap
+	inner.Name = "target"
+	keys, values := make([]uint32, n), make([]uint32, n)
+	maps := make([]*ebpf.Map, n)
+	for i := range maps {
+		if maps[i], err = ebpf.NewMap(inner); err != nil {
+			closeAll(maps)
+			return fmt.Errorf("grow slices: %w", err)
+		}
+		keys[i], values[i] = uint32(first+i), uint32(maps[i].FD())
+	}
+	if err := install(p.e.objects.Targets, keys, values); err != nil {
+		closeAll(maps)
+		return fmt.Errorf("grow slices: %w", err)
+	}
+	for i := range maps {
+		p.maps = append(p.maps, maps[i])
+		p.slots = append(p.slots, 0)
+		p.generations = append(p.generations, 0)
+		p.free = append(p.free, keys[i])
+	}
+	return nil
+}
+
+// install puts maps into a map of maps, at once where the kernel can do that (5.18).
+func install(outer *ebpf.Map, keys, values []uint32) error {
+	if _, err := outer.BatchUpdate(keys, values, nil); err == nil || !errors.Is(err, ebpf.ErrNotSupported) {
+		return err
+	}
+	for i := range keys {
+		if err := outer.Put(keys[i], values[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func closeAll(maps []*ebpf.Map) {
+	for _, m := range maps {
+		if m != nil {
+			m.Close()
+		}
+	}
+}
+
+func (p *pool) close() { closeAll(p.maps) }
+
+// take returns an unused index. When all are in quarantine it waits for the oldest.
+func (p *pool) take() (uint32, error) {
+	if len(p.free) == 0 {
+		if err := p.grow(); err != nil && len(p.retired) == 0 {
+			return 0, err
+		}
+	}
+	if len(p.free) == 0 {
+		time.Sleep(time.Until(p.retired[0].at.Add(quarantine)))
+		p.expire(time.Now())
+	}
+	index := p.free[0]
+	p.free = p.free[1:]
+	return index, nil
+}
+
+// build makes a slice that nothing leads to yet.
+func (p *pool) build(members []member, chained bool) (*slice, error) {
+	index, err := p.take()
+	if err != nil {
+		return nil, err
+	}
+	p.generations[index]++
+	if p.generations[index] == 0 { // a reference to it would say that the chain ends
+		p.generations[index]++
+	}
+	s := &slice{index: index, generation: p.generations[index], members: members, chained: chained}
+	s.passed = load(p.e.memory.passes.at(index))
+	if err := p.fill(s); err != nil {
+		p.free = append(p.free, index)
+		return nil, err
+	}
+	return s, nil
+}
+
+// fill writes the slots and the replicas of a slice.
+func (p *pool) fill(s *slice) error {
+	value := bpf.RpSlice{Generation: s.generation, Len: uint8(len(s.members))}
+	targets, used := p.maps[s.index], 0
+	put := func(ifindex int, program uint32) error {
+		err := targets.Put(uint32(used), [2]uint32{uint32(ifindex), program})
+		used++
+		return err
+	}
+	out := uint32(p.e.objects.MdcsRpOut.FD())
+	for i := range s.members {
+		number := s.members[i].hop.device
+		d := p.e.devices[number]
+		if err := put(d.index, out); err != nil {
+			return &goneError{number, d.name, err}
+		}
+	}
+	if s.chained {
+		value.Chained = 1
+		if err := put(p.e.recirc.in, 0); err != nil {
+			return fmt.Errorf("slice %d: recirculation pair: %w", s.index, err)
+		}
+	}
+	for ; p.slots[s.index] > used; p.slots[s.index]-- {
+		if err := targets.Delete(uint32(p.slots[s.index] - 1)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("slice %d: %w", s.index, err)
+		}
+	}
+	p.slots[s.index] = used
+
+	n := uint8(0)
+	for number := range MaxDevices {
+		value.First[number] = n
+		for i := range s.members {
+			if s.members[i].hop.device == number {
+				value.Replicas[n] = s.members[i].replica()
+				n++
+			}
+		}
+	}
+	if err := p.e.objects.Slices.Put(s.index, &value); err != nil {
+		return fmt.Errorf("slice %d: %w", s.index, err)
+	}
+	return nil
+}
+
+// retire takes back a slice that nothing leads to any more.
+func (p *pool) retire(s *slice, now time.Time) { p.retired = append(p.retired, retiredSlice{s, now}) }
+
+// expire ends the quarantine of those who had it long enough.
+func (p *pool) expire(now time.Time) {
+	for len(p.retired) > 0 && now.Sub(p.retired[0].at) >= quarantine {
+		s := p.retired[0].slice
+		p.retired = slices.Delete(p.retired, 0, 1)
+		p.account(s, func(a *session, n uint64) { a.state.copies.Add(n) })
+		p.free = append(p.free, s.index)
+	}
+}
+
+// goneError says that the kernel has no such device any more.
+type goneError struct {
+	device int // number
+	name   string
+	err    error
+}
+
+func (e *goneError) Error() string { return fmt.Sprintf("device %s: %v", e.name, e.err) }
+func (e *goneError) Unwrap() error { return e.err }
+
+// account calls add with the frames that went through a slice, for each receiver.
+func (p *pool) account(s *slice, add func(*session, uint64)) {
+	n := load(p.e.memory.passes.at(s.index)) - s.passed
+	for i := range s.members {
+		if m := &s.members[i]; m.session != nil {
+			add(m.session, n)
+		}
+	}
+}
+
+// replica is the member as the egress program needs it.
+func (m *member) replica() (r bpf.RpReplica) {
+	r.DstMac, r.SrcMac = m.hop.dst, m.hop.src
+	if m.session == nil {
+		return r
+	}
+	s := m.session
+	r.Key.K0, r.Key.K1 = halves(s.SendKey)
+	addr := s.Addr.Addr().As16()
+	r.Addr.Word = words(addr)
+	r.SendSession = wire32(s.SendSession)
+	r.Session = s.Index
+	r.Port = port(s.Addr.Port())
+
+	// The sum of little-endian 16-bit words, as the programs compute it.
+	sum := uint32(0)
+	b := be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession)
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(le.Uint16(b[i:]))
+	}
+	for sum > math.MaxUint16 {
+		sum = sum&math.MaxUint16 + sum>>16
+	}
+	r.Sum = uint16(sum)
+	return r
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// What a program returns for a frame.
+const (
+	xdpDrop     = 1
+	xdpPass     = 2
+	xdpRedirect = 4
+)
+
+// Frame offsets.
+const (
+	ipOff   = 14
+	udpOff  = ipOff + 40
+	wireOff = udpOff + 8
+)
+
+var bareAddr = netip.MustParseAddrPort("[2001:db8::53]:30500")
+
+// newBare returns the programs and their tables without any device: frames come
+// from BPF_PROG_TEST_RUN, and nothing leaves.
+func newBare(t testing.TB, cfg datapath.Config) *Engine {
+	needKernel(t)
+	e := &Engine{cfg: cfg, opt: Options{Quiet: -1}, addr: bareAddr, neighbors: make(map[neighborKey]mac)}
+	t.Cleanup(e.shut)
+	var err error
+	e.nl, err = netlink.NewHandle()
+	require.NoError(t, err)
+	require.NoError(t, e.load())
+	e.pool = newPool(e)
+	e.table = newTable(e)
+	require.NoError(t, e.pool.grow())
+	e.table.cpus, err = e.startFans()
+	require.NoError(t, err)
+	return e
+}
+
+// frame puts a datagram into Ethernet, IPv6 and UDP.
+func frame(src, dst netip.AddrPort, datagram []byte) []byte {
+	f := append(make([]byte, 12), 0x86, 0xdd, 0x60, 1, 2, 3)
+	f = be.AppendUint16(f, uint16(8+len(datagram)))
+	f = append(f, 17, 61)
+	f = append(f, src.Addr().AsSlice()...)
+	f = append(f, dst.Addr().AsSlice()...)
+	f = be.AppendUint16(f, src.Port())
+	f = be.AppendUint16(f, dst.Port())
+	f = be.AppendUint16(f, uint16(8+len(datagram)))
+	return append(append(f, 0xaa, 0xaa), datagram...) // nobody reads the checksum
+}
+
+// receive runs the entry program on a frame.
+func (e *Engine) receive(t testing.TB, f []byte) (action uint32, out []byte) {
+	out = make([]byte, len(f)+256)
+	run := ebpf.RunOptions{Data: f, DataOut: out}
+	action, err := e.objects.MdcsRpIn.Run(&run)
+	require.NoError(t, err)
+	return action, run.DataOut
+}
+
+// state is everything that a datagram may change, but for the verdicts.
+func (e *Engine) state(t testing.TB) (all [][]byte) {
+	for _, b := range [][]byte{
+		e.memory.sessions.bytes, e.memory.streams.bytes, e.memory.nexts.bytes, e.memory.passes.bytes,
+		fmt.Append(nil, e.counters()),
+	} {
+		all = append(all, slices.Clone(b))
+	}
+	for _, m := range []*ebpf.Map{e.objects.Sessions, e.objects.Streams, e.objects.Echoes} {
+		key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
+		it := m.Iterate()
+		for it.Next(&key, &value) {
+			all = append(all, slices.Concat(key, value))
+		}
+		require.NoError(t, it.Err())
+	}
+	return all
+}
+
+func goldenChange(f *wiretest.File) (c datapath.Change) {
+	for _, k := range f.Keys {
+		c.Keys = append(c.Keys, proto.GroupKey{Ingress: k.Ingress, Group: k.Group, Epoch: k.Epoch, Key: k.Key})
+	}
+	for _, s := range f.Sessions {
+		role := datapath.Peer
+		if s.Mesh {
+			role = datapath.Mesh
+		}
+		c.Add = append(c.Add, datapath.Session{
+			Index: s.Index, Role: role, Addr: s.Addr, SendSession: s.SendIndex, SendKey: s.Send, ReceiveKey: s.Receive,
+			Groups: []uint32{f.Group}, Publish: s.Publish, Rate: 1000, Burst: 1000, Ingress: s.Ingress,
+		})
+	}
+	return c
+}
+
+// Each golden vector gets its verdict, counts once, and moves nothing else when it
+// is dropped. What passes carries the stamp and the headers that all copies share.
+func TestXDPProgramGolden(t *testing.T) {
+	f, err := wiretest.Load()
+	require.NoError(t, err)
+	for _, v := range f.Vectors {
+		t.Run(v.Name, func(t *testing.T) {
+			e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
+			require.NoError(t, e.apply(goldenChange(f)))
+			for _, before := range f.History(v) {
+				e.receive(t, frame(before.Source, bareAddr, before.Datagram))
+			}
+			want, state := e.verdicts(), e.state(t)
+			in := frame(v.Source, bareAddr, v.Datagram)
+			action, out := e.receive(t, in)
+			want[v.Verdict]++
+			require.Equal(t, want, e.verdicts())
+			require.Equal(t, uint32(xdpDrop), action) // there is no device to send by
+			if v.Verdict != wire.Pass {
+				require.Equal(t, in, out, "a datagram that was dropped is as it was")
+				for i, b := range e.state(t) {
+					require.True(t, bytes.Equal(state[i], b), "table %d moved", i)
+				}
+			}
+			for _, c := range v.Copies {
+				if c.Datagram[0]&15 != byte(wire.Echo) {
+					got := out[wireOff:]
+					require.Len(t, got, len(c.Datagram))
+					require.Equal(t, c.Datagram[:4], got[:4])
+					require.Equal(t, c.Datagram[8:56], got[8:56], "all but session and hop tag")
+					require.Equal(t, c.Datagram[64:], got[64:])
+					require.Equal(t, bareAddr.Addr().AsSlice(), out[ipOff+8:ipOff+24])
+					require.Equal(t, bareAddr.Port(), be.Uint16(out[udpOff:]))
+					require.Equal(t, []byte{0x60, 0, 0, 0}, out[ipOff:ipOff+4])
+				}
+			}
+		})
+	}
+}
+
+// What is not an mDCS datagram for this RP goes to the kernel, untouched.
+func TestXDPProgramPassesWhatIsNotOurs(t *testing.T) {
+	e := newBare(t, datapath.Config{Incarnation: 1})
+	good := frame(netip.MustParseAddrPort("[2001:db8::2]:1"), bareAddr, make([]byte, 100))
+	action, _ := e.receive(t, good)
+	require.Equal(t, uint32(xdpDrop), action)
+	require.Equal(t, uint64(1), e.verdicts()[wire.BadVersion])
+
+	for name, edit := range map[string]func(f []byte) []byte{
+		"IPv4":                    func(f []byte) []byte { f[12], f[13] = 8, 0; return f },
+		"VLAN":                    func(f []byte) []byte { f[12], f[13] = 0x81, 0; return f },
+		"IP version":              func(f []byte) []byte { f[ipOff] = 0x40; return f },
+		"TCP":                     func(f []byte) []byte { f[ipOff+6] = 6; return f },
+		"ICMPv6":                  func(f []byte) []byte { f[ipOff+6] = 58; return f },
+		"hop-by-hop options":      func(f []byte) []byte { f[ipOff+6] = 0; return f },
+		"fragment":                func(f []byte) []byte { f[ipOff+6] = 44; return f },
+		"other address":           func(f []byte) []byte { f[ipOff+39]++; return f },
+		"other port":              func(f []byte) []byte { f[udpOff+3]++; return f },
+		"UDP longer than IP":      func(f []byte) []byte { f[udpOff+5]++; return f },
+		"UDP longer than frame":   func(f []byte) []byte { return f[:len(f)-1] },
+		"UDP shorter than header": func(f []byte) []byte { f[udpOff+4], f[udpOff+5] = 0, 7; return f },
+		"frame without UDP":       func(f []byte) []byte { return f[:wireOff-1] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, state := e.verdicts(), e.state(t)
+			in := edit(slices.Clone(good))
+			action, out := e.receive(t, slices.Clone(in))
+			require.Equal(t, uint32(xdpPass), action)
+			require.Equal(t, in, out)
+			require.Equal(t, before, e.verdicts())
+			require.Equal(t, state, e.state(t))
+		})
+	}
+}
+
+// What a driver leaves behind the packet is cut off.
+func TestXDPProgramCutsTrailingBytes(t *testing.T) {
+	f, err := wiretest.Load()
+	require.NoError(t, err)
+	v := f.Vectors[0]
+	require.Equal(t, wire.Pass, v.Verdict)
+	e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
+	require.NoError(t, e.apply(goldenChange(f)))
+	in := frame(v.Source, bareAddr, v.Datagram)
+	_, out := e.receive(t, append(slices.Clone(in), 1, 2, 3, 4))
+	require.Equal(t, uint64(1), e.verdicts()[wire.Pass])
+	require.Len(t, out, len(in))
+}
+
+// racing is how many senders send the same datagrams at once.
+const racing = 4
+
+// However many CPUs see a sequence at once, it is taken once, and own sequences have
+// no gaps.
+func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
+	const datagrams = 3000
+	const own, neighbour, group = 7, 8, 9
+	e := newBare(t, datapath.Config{Incarnation: own})
+	from := [...]datapath.Session{
+		{Index: 1, Role: datapath.Peer, Groups: []uint32{group}, Publish: true, Rate: 1_000_000, Burst: 1_000_000},
+		{Index: 2, Role: datapath.Mesh, Ingress: neighbour},
+	}
+	for i := range from {
+		from[i].Addr = netip.MustParseAddrPort("[2001:db8::2]:4000")
+	}
+	require.NoError(t, e.apply(datapath.Change{
+		Add:  from[:],
+		Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}},
+	}))
+	var all [][]byte
+	for seq := range uint64(datagrams) {
+		for _, s := range from {
+			h := wire.Header{
+				Type: wire.Data, HopLimit: 8, Session: s.Index, Group: group, Ingress: s.Ingress, Sequence: seq,
+				K: 1, N: 1, PayloadLen: 9, ObjectLen: 9,
+			}
+			b := append(h.Append(nil), make([]byte, 9)...)
+			wire.SetPayloadTag(b, new(auth.Key).PayloadTag(b))
+			wire.SetHopTag(b, s.ReceiveKey.HopTag(b))
+			all = append(all, frame(s.Addr, bareAddr, b))
+		}
+	}
+	var senders sync.WaitGroup
+	for i := range uint64(racing) {
+		senders.Go(func() {
+			// Near each other in time and not in order, as on several receive queues.
+			r := rand.New(rand.NewPCG(i, 1))
+			for part := range slices.Chunk(all, 64) {
+				for _, k := range r.Perm(len(part)) {
+					if _, err := e.objects.MdcsRpIn.Run(&ebpf.RunOptions{Data: part[k]}); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	senders.Wait()
+	v := e.verdicts()
+	require.Equal(t, uint64(2*datagrams), v[wire.Pass])
+	require.Equal(t, uint64(2*datagrams*(racing-1)), v[wire.Replayed], "verdicts %v", v)
+	marks := e.table.marks()
+	require.Equal(t, []proto.Mark{
+		{Ingress: own, Group: group, Sequence: datagrams},
+		{Ingress: neighbour, Group: group, Sequence: datagrams - 1},
+	}, marks)
+	require.Zero(t, e.counters().Contended)
+	for _, s := range e.table.stats() {
+		require.Equal(t, uint64(datagrams), s.Received)
+	}
+}
+
+// One on the wire is as one in the kernel: the tables are read without translation.
+func TestWordsAsOnTheWire(t *testing.T) {
+	b := make([]byte, 4)
+	binary.NativeEndian.PutUint32(b, wire32(0x01020304))
+	require.Equal(t, []byte{1, 2, 3, 4}, b)
+	binary.NativeEndian.PutUint16(b, port(0x0506))
+	require.Equal(t, []byte{5, 6}, b[:2])
+}

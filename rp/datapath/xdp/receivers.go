@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// reconcile makes what leaves follow the paths after an event of the kernel. An error
+// is left to the next event: the old copies go on.
+func (e *Engine) reconcile() { _ = e.reconcileAll() }
+
+// reconcileAll makes the chains and the ECHOs what the table and the paths say. A
+// device that turns out to be gone is one less: its receivers wait for it.
+func (e *Engine) reconcileAll() error {
+	for {
+		err := e.tryReconcile()
+		gone, ok := errors.AsType[*goneError](err)
+		if !ok || e.devices[gone.device] == nil {
+			return err
+		}
+		e.detach(gone.device)
+	}
+}
+
+func (e *Engine) tryReconcile() error {
+	all := make(map[uint32]*receivers, len(e.table.groups))
+	for id := range e.table.groups {
+		all[id] = new(receivers)
+	}
+	echoes := make(map[uint32]member)
+	for _, index := range slices.Sorted(maps.Keys(e.table.sessions)) {
+		s := e.table.sessions[index]
+		hop, ok := e.hop(s.path)
+		m := member{session: s, hop: hop}
+		if ok && s.Publish {
+			echoes[index] = m
+		}
+		for _, id := range s.Groups {
+			all[id].add(m, ok)
+		}
+	}
+	if err := e.table.updateEchoes(echoes); err != nil {
+		return err
+	}
+	for id, r := range all {
+		g := e.table.groups[id]
+		if err := g.peers.update(r.peers, r.peersMissing); err != nil {
+			return fmt.Errorf("apply: peers of group %08x: %w", id, err)
+		}
+		var first []member
+		for number, d := range e.devices {
+			if d != nil {
+				first = append(first, member{hop: nextHop{device: number}})
+			}
+		}
+		if err := g.all.replaceIfChanged(append(first, r.mesh...), r.meshMissing); err != nil {
+			return fmt.Errorf("apply: mesh of group %08x: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// receivers are those of one group.
+type receivers struct {
+	peers, mesh               []member
+	peersMissing, meshMissing int
+}
+
+func (r *receivers) add(m member, found bool) {
+	list, missing := &r.peers, &r.peersMissing
+	if m.session.Role == datapath.Mesh {
+		list, missing = &r.mesh, &r.meshMissing
+	}
+	if found {
+		*list = append(*list, m)
+	} else {
+		*missing++
+	}
+}
+
+// replaceIfChanged is replace, unless all is as it should be.
+func (c *chain) replaceIfChanged(members []member, missing int) error {
+	var have []member
+	for _, s := range c.slices {
+		have = append(have, s.members...)
+	}
+	if c.head != 0 && c.missing == missing && slices.Equal(have, members) {
+		return nil
+	}
+	return c.replace(members, missing)
+}
+
+// updateEchoes makes the table of ECHOs that of the given publishers.
+func (t *table) updateEchoes(want map[uint32]member) error {
+	for index, m := range want {
+		if t.echoes[index] == m {
+			continue
+		}
+		value := bpf.RpEcho{Replica: m.replica(), Device: uint32(m.hop.device)}
+		if err := t.e.objects.Echoes.Put(index, &value); err != nil {
+			return fmt.Errorf("apply: ECHO of session %08x: %w", index, err)
+		}
+		t.echoes[index] = m
+	}
+	for index := range t.echoes {
+		if _, ok := want[index]; ok {
+			continue
+		}
+		if err := t.e.objects.Echoes.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("apply: ECHO of session %08x: %w", index, err)
+		}
+		delete(t.echoes, index)
+	}
+	return nil
+}

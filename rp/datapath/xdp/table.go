@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// table is what the control plane wants, and which elements of the programs' tables
+// belong to what.
+type table struct {
+	e        *Engine
+	sessions map[uint32]*session
+	streams  map[streamID]*stream
+	groups   map[uint32]*group
+	echoes   map[uint32]member // of publishers, by session
+	cpus     []uint32          // that fan out
+
+	sessionStates elements
+	streamStates  elements
+	anchors       elements
+}
+
+type streamID struct{ ingress, group uint32 }
+
+// session is a Session. It never changes, but for its path: a replacement is another
+// session that may share the state.
+type session struct {
+	datapath.Session
+	path  path
+	state *sessionState
+}
+
+// sessionState outlives a replacement with the same key.
+type sessionState struct {
+	element uint32
+	copies  atomic.Uint64 // by slices that are gone, and by the socket
+}
+
+// stream is the state of one (ingress RP, group).
+type stream struct {
+	id      streamID
+	keys    []epochKey // oldest first, at most EpochsKept
+	element uint32
+	group   *group
+}
+
+type epochKey struct {
+	epoch uint8
+	key   auth.Key
+}
+
+// group is the receivers of a group's datagrams.
+type group struct {
+	id    uint32
+	peers *chain // of datagrams from the mesh
+	all   *chain // of datagrams from peers: ECHO, mesh, then peers
+}
+
+// elements hands out elements of an array map, and takes them back into quarantine.
+type elements struct {
+	next, end uint32
+	free      []uint32
+	retired   []retiredElement // oldest first
+}
+
+type retiredElement struct {
+	element uint32
+	at      time.Time
+}
+
+func (s *elements) left() int { return int(s.end-s.next) + len(s.free) }
+
+func (s *elements) take() uint32 {
+	if n := len(s.free); n > 0 {
+		element := s.free[n-1]
+		s.free = s.free[:n-1]
+		return element
+	}
+	s.next++
+	return s.next - 1
+}
+
+func (s *elements) retire(element uint32) {
+	s.retired = append(s.retired, retiredElement{element, time.Now()})
+}
+
+func (s *elements) expire(now time.Time) {
+	for len(s.retired) > 0 && now.Sub(s.retired[0].at) >= quarantine {
+		s.free = append(s.free, s.retired[0].element)
+		s.retired = s.retired[1:]
+	}
+}
+
+func newTable(e *Engine) *table {
+	return &table{
+		e:             e,
+		sessions:      make(map[uint32]*session),
+		streams:       make(map[streamID]*stream),
+		groups:        make(map[uint32]*group),
+		echoes:        make(map[uint32]member),
+		sessionStates: elements{end: e.objects.States.MaxEntries()},
+		streamStates:  elements{end: e.objects.StreamStates.MaxEntries()},
+		anchors:       elements{next: firstAnchor, end: e.objects.Nexts.MaxEntries()},
+	}
+}
+
+// expire ends quarantines.
+func (t *table) expire(now time.Time) {
+	t.sessionStates.expire(now)
+	t.streamStates.expire(now)
+	t.anchors.expire(now)
+}
+
+// uses reports whether a session goes by a neighbour.
+func (t *table) uses(key neighborKey) bool {
+	for _, s := range t.sessions {
+		if s.path.ifindex == key.ifindex && s.path.via == key.addr {
+			return true
+		}
+	}
+	return false
+}
+
+// check returns an error when a change contradicts its contract or does not fit.
+func (t *table) check(c datapath.Change) error {
+	own := t.e.cfg.Incarnation
+	for i := range c.Add {
+		s := &c.Add[i]
+		if err := s.Check(); err != nil {
+			return fmt.Errorf("apply: %w", err)
+		}
+		if s.Role == datapath.Channel || s.Silent {
+			return fmt.Errorf("apply: session %08x: this engine has no channels", s.Index)
+		}
+		if s.Ingress == own {
+			return fmt.Errorf("apply: session %08x: own incarnation %08x as ingress", s.Index, own)
+		}
+		if len(distinct(s.Groups)) > MaxGroups {
+			return fmt.Errorf("apply: session %08x: more than %d groups", s.Index, MaxGroups)
+		}
+	}
+	for _, k := range c.Keys {
+		if k.Ingress == 0 {
+			return fmt.Errorf("apply: key of group %08x without ingress", k.Group)
+		}
+	}
+	if slices.Contains(c.Retire, own) {
+		return fmt.Errorf("apply: own incarnation %08x cannot retire", own)
+	}
+	return t.fits(c)
+}
+
+// fits checks the room in the programs' tables, where nothing is to fail later.
+func (t *table) fits(c datapath.Change) error {
+	sessions, states, groups := len(t.sessions), 0, make(map[uint32]int)
+	for _, g := range t.groups {
+		groups[g.id] = 0
+	}
+	gone := make(map[uint32]bool)
+	for _, index := range c.Remove {
+		if t.sessions[index] != nil && !gone[index] {
+			gone[index] = true
+			sessions--
+		}
+	}
+	added := make(map[uint32]bool)
+	for i := range c.Add {
+		s := &c.Add[i]
+		states++
+		if (t.sessions[s.Index] == nil || gone[s.Index]) && !added[s.Index] {
+			added[s.Index] = true
+			sessions++
+		}
+		for _, group := range s.Groups {
+			groups[group] = 0
+		}
+	}
+	streams := make(map[streamID]bool)
+	for _, k := range c.Keys {
+		if id := (streamID{k.Ingress, k.Group}); t.streams[id] == nil || slices.Contains(c.Retire, k.Ingress) {
+			streams[id] = true
+		}
+		groups[k.Group] = 0
+	}
+	for _, s := range t.sessions {
+		if !gone[s.Index] && !added[s.Index] {
+			for _, group := range distinct(s.Groups) {
+				groups[group]++
+			}
+		}
+	}
+	for i := range c.Add {
+		for _, group := range distinct(c.Add[i].Groups) {
+			groups[group]++
+		}
+	}
+	needed := 0
+	for _, receivers := range groups {
+		needed += 2*receivers/sliceSize + 8 // slices at their emptiest
+	}
+	switch newGroups := len(groups) - len(t.groups); {
+	case sessions > MaxSessions || states > t.sessionStates.left():
+		return fmt.Errorf("apply: no room for %d sessions", sessions)
+	case len(streams)+len(t.streams) > MaxStreams || len(streams) > t.streamStates.left():
+		return fmt.Errorf("apply: no room for %d more streams", len(streams))
+	case 2*newGroups > t.anchors.left():
+		return fmt.Errorf("apply: no room for %d more groups", newGroups)
+	case needed > maxSlices:
+		return fmt.Errorf("apply: no room for the receivers of %d groups", len(groups))
+	}
+	return nil
+}
+
+func distinct(groups []uint32) []uint32 {
+	return slices.Compact(slices.Sorted(slices.Values(groups)))
+}
+
+// apply makes a change. After the checks only the kernel can refuse, which it does
+// when memory is short: what was done until then stays.
+func (e *Engine) apply(c datapath.Change) error {
+	t := e.table
+	if err := t.check(c); err != nil {
+		return err
+	}
+	added := make([]*session, len(c.Add))
+	paths := make([]path, len(c.Add))
+	for i := range c.Add {
+		paths[i] = e.route(c.Add[i].Addr.Addr())
+		added[i] = &session{Session: c.Add[i], path: paths[i]}
+		added[i].Groups = distinct(c.Add[i].Groups)
+	}
+	e.await(paths)
+
+	for _, index := range c.Remove {
+		if err := t.remove(index); err != nil {
+			return err
+		}
+	}
+	for _, ingress := range c.Retire {
+		if err := t.retire(ingress); err != nil {
+			return err
+		}
+	}
+	for i := range c.Keys {
+		if err := t.install(&c.Keys[i]); err != nil {
+			return err
+		}
+	}
+	for _, s := range added {
+		if err := t.add(s); err != nil {
+			return err
+		}
+	}
+	return e.reconcileAll()
+}
+
+func (t *table) add(s *session) error {
+	old := t.sessions[s.Index]
+	if old != nil && old.ReceiveKey == s.ReceiveKey {
+		s.state = old.state
+	} else {
+		if old != nil {
+			t.sessionStates.retire(old.state.element)
+		}
+		s.state = &sessionState{element: t.sessionStates.take()}
+		*t.e.memory.sessions.at(s.state.element) = bpf.RpSessionState{}
+	}
+	for _, id := range s.Groups {
+		t.group(id)
+	}
+	value := bpf.RpSession{
+		Ingress: s.Ingress,
+		State:   s.state.element,
+		Port:    port(s.Addr.Port()),
+		Role:    uint8(s.Role),
+	}
+	value.Key.K0, value.Key.K1 = halves(s.ReceiveKey)
+	value.Addr.Word = words(s.Addr.Addr().As16())
+	if s.Publish {
+		interval := time.Second / time.Duration(s.Rate)
+		value.Interval = uint64(interval)
+		value.Tolerance = uint64(time.Duration(s.Burst-1) * interval)
+		value.Sample = t.e.opt.sample()
+		value.GroupsLen = uint8(copy(value.Groups[:], s.Groups))
+	}
+	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
+		return fmt.Errorf("apply: session %08x: %w", s.Index, err)
+	}
+	t.sessions[s.Index] = s
+	return nil
+}
+
+func (t *table) remove(index uint32) error {
+	s := t.sessions[index]
+	if s == nil {
+		return nil
+	}
+	if err := t.e.objects.Sessions.Delete(index); err != nil {
+		return fmt.Errorf("apply: remove session %08x: %w", index, err)
+	}
+	delete(t.sessions, index)
+	t.sessionStates.retire(s.state.element)
+	return nil
+}
+
+// group returns a group, which is there as long as the engine: its id comes from the
+// control plane's configuration.
+func (t *table) group(id uint32) *group {
+	g := t.groups[id]
+	if g == nil {
+		peers := &chain{e: t.e, anchor: t.anchors.take()}
+		g = &group{id: id, peers: peers, all: &chain{e: t.e, anchor: t.anchors.take(), end: uint64(peers.anchor)}}
+		t.groups[id] = g
+	}
+	return g
+}
+
+func (t *table) install(k *proto.GroupKey) error {
+	id := streamID{k.Ingress, k.Group}
+	s := t.streams[id]
+	if s == nil {
+		s = &stream{id: id, element: t.streamStates.take(), group: t.group(k.Group)}
+		*t.e.memory.streams.at(s.element) = bpf.RpStreamState{}
+	}
+	if i := slices.IndexFunc(s.keys, func(have epochKey) bool { return have.epoch == k.Epoch }); i >= 0 {
+		s.keys[i].key = k.Key
+	} else {
+		s.keys = append(s.keys, epochKey{k.Epoch, k.Key})
+		s.keys = s.keys[max(0, len(s.keys)-datapath.EpochsKept):]
+	}
+	value := bpf.RpStream{State: s.element, Anchor: s.group.peers.anchor, Cpu: t.cpus[int(s.element)%len(t.cpus)]}
+	if id.ingress == t.e.cfg.Incarnation {
+		value.Anchor = s.group.all.anchor
+	}
+	for i, k := range s.keys {
+		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = halves(k.key)
+		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
+	}
+	if err := t.e.objects.Streams.Put(bpf.RpStreamKey{Ingress: id.ingress, Group: id.group}, &value); err != nil {
+		return fmt.Errorf("apply: key of stream %08x/%08x: %w", id.ingress, id.group, err)
+	}
+	t.streams[id] = s
+	return nil
+}
+
+func (t *table) retire(ingress uint32) error {
+	for id, s := range maps.Clone(t.streams) {
+		if id.ingress != ingress {
+			continue
+		}
+		if err := t.e.objects.Streams.Delete(bpf.RpStreamKey{Ingress: id.ingress, Group: id.group}); err != nil {
+			return fmt.Errorf("apply: retire stream %08x/%08x: %w", id.ingress, id.group, err)
+		}
+		delete(t.streams, id)
+		t.streamStates.retire(s.element)
+	}
+	return nil
+}
+
+// marks returns the newest sequence of each stream, ordered by ingress and group.
+func (t *table) marks() []proto.Mark {
+	var marks []proto.Mark
+	for id, s := range t.streams {
+		state := t.e.memory.streams.at(s.element)
+		if id.ingress == t.e.cfg.Incarnation || load(&state.Known) != 0 {
+			marks = append(marks, proto.Mark{Ingress: id.ingress, Group: id.group, Sequence: load(&state.Newest)})
+		}
+	}
+	slices.SortFunc(marks, func(a, b proto.Mark) int {
+		return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
+	})
+	return marks
+}

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+const (
+	testOwn   = 0x0a0a0a0a
+	testGroup = 0x00007478
+)
+
+// crowd is an engine with subscribers on its hosts, of which the first publishes.
+type crowd struct {
+	*subject
+	sessions []datapath.Session
+	sent     uint64
+}
+
+// newCrowd has n sessions, the i-th on the host that host(i) says.
+func newCrowd(t testing.TB, l *lab, quiet time.Duration, n int, host func(i int) int) *crowd {
+	return newCrowdWith(t, l, Options{Quiet: quiet}, n, host)
+}
+
+func newCrowdWith(t testing.TB, l *lab, opt Options, n int, host func(i int) int) *crowd {
+	c := &crowd{subject: newSubjectAt(l, datapath.Config{Incarnation: testOwn, HandleKey: auth.Key{'h'}}, opt)}
+	for i := range n {
+		c.sessions = append(c.sessions, datapath.Session{
+			Index:       uint32(i + 1),
+			Role:        datapath.Peer,
+			Addr:        netip.AddrPortFrom(l.hostAddr(host(i)), uint16(20000+i)),
+			SendSession: uint32(0x10000 + i),
+			SendKey:     auth.Key{'s', byte(i), byte(i >> 8)},
+			ReceiveKey:  auth.Key{'r', byte(i), byte(i >> 8)},
+			Groups:      []uint32{testGroup},
+		})
+	}
+	c.sessions[0].Publish, c.sessions[0].Rate, c.sessions[0].Burst = true, 1_000_000, 1_000_000
+	require.NoError(t, c.Apply(datapath.Change{
+		Keys: []proto.GroupKey{{Ingress: testOwn, Group: testGroup}},
+		Add:  c.sessions,
+	}))
+	return c
+}
+
+// publish sends the next datagram.
+func (c *crowd) publish(size int) {
+	c.sent++
+	h := wire.Header{
+		Type: wire.Data, Session: 1, Group: testGroup, Sequence: c.sent, K: 1, N: 1,
+		PayloadLen: uint16(size), ObjectLen: uint32(size), ObjectID: c.sent,
+	}
+	b := append(h.Append(nil), make([]byte, size)...)
+	wire.SetPayloadTag(b, new(auth.Key).PayloadTag(b))
+	wire.SetHopTag(b, c.sessions[0].ReceiveKey.HopTag(b))
+	_, err := c.node(c.sessions[0].Addr).conn.WriteToUDPAddrPort(b, c.Addr())
+	require.NoError(c.lab.t, err)
+}
+
+// tally counts what reached each session, and makes sure that it was meant for it.
+type tally struct {
+	c    *crowd
+	seen map[netip.AddrPort]map[uint64]int // by sequence
+	last time.Duration                     // arrival of the last one
+}
+
+func (c *crowd) tally() *tally {
+	return &tally{c: c, seen: make(map[netip.AddrPort]map[uint64]int)}
+}
+
+func (y *tally) take() {
+	t := y.c.lab.t
+	for _, r := range y.c.waiting() {
+		h, _, v := wire.Parse(r.Data)
+		require.Equal(t, wire.Pass, v)
+		s := &y.c.sessions[h.Session-0x10000]
+		require.Equal(t, s.Addr, r.Dst, "a copy for another session")
+		require.True(t, s.SendKey.CheckHopTag(r.Data, h.HopTag))
+		want := wire.Data
+		if h.Session == 0x10000 {
+			want = wire.Echo
+		}
+		require.Equal(t, want, h.Type)
+		if y.seen[r.Dst] == nil {
+			y.seen[r.Dst] = make(map[uint64]int)
+		}
+		y.seen[r.Dst][h.Sequence]++
+		y.last = max(y.last, r.at)
+	}
+}
+
+// complete waits until sessions have sequences first to last, each once.
+func (y *tally) complete(sessions []datapath.Session, first, last uint64) {
+	t := y.c.lab.t
+	t.Helper()
+	arrived := func() bool {
+		y.take()
+		for _, s := range sessions {
+			for seq := first; seq <= last; seq++ {
+				if y.seen[s.Addr][seq] == 0 {
+					return false
+				}
+			}
+		}
+		return true
+	}
+	for deadline := time.Now().Add(10 * time.Second); !arrived() && time.Now().Before(deadline); {
+		time.Sleep(50 * time.Microsecond)
+	}
+	for _, s := range sessions {
+		for seq := first; seq <= last; seq++ {
+			if y.seen[s.Addr][seq] != 1 {
+				t.Fatalf("session %08x got sequence %d %d times; %+v\n%s", s.Index, seq, y.seen[s.Addr][seq],
+					y.c.Engine.(*Engine).Counters(), y.c.lab.drops())
+			}
+		}
+	}
+}
+
+// Who stays gets every datagram once while others join and leave.
+func TestXDPChangesUnderTraffic(t *testing.T) {
+	const stayers, all, datagrams = 40, 120, 1000
+	c := newCrowd(t, newLab(t, 1), 0, all, func(int) int { return 0 })
+	y, stop, done := c.tally(), make(chan struct{}), make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			// Each time others, some of them at once.
+			var change datapath.Change
+			for k := range 1 + i%7 {
+				s := c.sessions[stayers+(i*13+k*5)%(all-stayers)]
+				if (i+k)%2 == 0 {
+					change.Remove = append(change.Remove, s.Index)
+				} else {
+					change.Add = append(change.Add, s)
+				}
+			}
+			if err := c.Engine.Apply(change); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	// A few datagrams are in flight at a time, however slow the machine is just now:
+	// what a full ring drops is not what this is about.
+	for seq := uint64(1); seq <= datagrams; seq++ {
+		c.publish(100)
+		if seq > 3 {
+			y.complete(c.sessions[:stayers], seq-3, seq-3)
+		}
+	}
+	close(stop)
+	require.NoError(t, <-done)
+	y.complete(c.sessions[:stayers], 1, datagrams)
+	for addr, seen := range y.seen {
+		for seq, n := range seen {
+			require.Equal(t, 1, n, "%v got sequence %d", addr, seq)
+		}
+	}
+}
+
+// Copies leave by the device that leads to their receiver, whatever the order.
+func TestXDPTwoDevices(t *testing.T) {
+	for name, quiet := range paths {
+		t.Run(name, func(t *testing.T) {
+			const n, datagrams = 100, 20
+			c := newCrowd(t, newLab(t, 2), quiet, n, func(i int) int { return i * i / 3 % 2 })
+			y := c.tally()
+			for range datagrams {
+				c.publish(wire.MaxPayload)
+				time.Sleep(time.Millisecond)
+			}
+			y.complete(c.sessions, 1, datagrams)
+			st := c.Stats()
+			require.Equal(t, uint64(datagrams*(n-1)), st.Copies)
+			require.Equal(t, uint64(datagrams), st.Echoes)
+			require.Zero(t, st.SendErrors)
+		})
+	}
+}
+
+// A device may go and come back; the receivers behind the other one do not notice.
+func TestXDPDeviceComesBack(t *testing.T) {
+	const n = 40
+	l := newLab(t, 2)
+	c := newCrowd(t, l, 0, n, func(i int) int { return i % 2 })
+	e := c.Engine.(*Engine)
+	var near, far []datapath.Session
+	for i, s := range c.sessions {
+		if i%2 == 0 {
+			near = append(near, s)
+		} else {
+			far = append(far, s)
+		}
+	}
+	y := c.tally()
+	c.publish(100)
+	y.complete(c.sessions, 1, 1)
+
+	nl, err := netlink.NewHandleAt(l.rp)
+	require.NoError(t, err)
+	defer nl.Close()
+	link, err := nl.LinkByName(l.device(1))
+	require.NoError(t, err)
+	require.NoError(t, nl.LinkDel(link))
+	attached := func(want bool) {
+		t.Helper()
+		require.Eventually(t, func() bool {
+			var is bool
+			require.NoError(t, e.do(func() { is = e.devices[1] != nil }))
+			return is == want
+		}, 10*time.Second, time.Millisecond)
+	}
+	attached(false)
+	missing := func(want int) {
+		t.Helper()
+		require.Eventually(t, func() bool { return e.missing() == want }, 10*time.Second, time.Millisecond)
+	}
+	missing(len(far))
+	c.publish(100)
+	y.complete(near, 1, 2)
+
+	for _, s := range far { // their addresses went with their interface
+		c.nodes[s.Addr].conn.Close()
+		delete(c.nodes, s.Addr)
+	}
+	l.connect(1)
+	for _, s := range far {
+		c.node(s.Addr)
+	}
+	attached(true)
+	missing(0)
+	require.Equal(t, uint64(len(far)), c.Stats().SendErrors)
+	y = c.tally()
+	c.publish(100)
+	y.complete(c.sessions, 3, 3)
+}
+
+// A burst does not overflow what the fan-out passes through.
+func TestXDPBurst(t *testing.T) {
+	const n, burst = 64, 64
+	c := newCrowd(t, newLab(t, 1), 0, n, func(int) int { return 0 })
+	y := c.tally()
+	for range burst {
+		c.publish(200)
+	}
+	y.complete(c.sessions, 1, burst)
+	counters := c.Engine.(*Engine).Counters()
+	require.Zero(t, counters.Stale+counters.NoReplica+counters.NoTrim)
+	t.Logf("%d of %d datagrams went inline", counters.Inlined, burst)
+}
+
+// The slices of many receivers are queued even for a lone datagram, from the peers on.
+func TestXDPLongChainIsQueued(t *testing.T) {
+	for _, n := range []int{maxInline * sliceSize, maxInline*sliceSize + 1} {
+		c := newCrowd(t, newLab(t, 1), time.Nanosecond, n, func(int) int { return 0 })
+		y := c.tally()
+		c.publish(100)
+		y.complete(c.sessions, 1, 1)
+		counters := c.Engine.(*Engine).Counters()
+		require.Equal(t, uint64(1), counters.Inlined)
+		queued := uint64(0)
+		if n > maxInline*sliceSize {
+			queued = maxInline + 1
+		}
+		require.Equal(t, queued, counters.Queued)
+	}
+}
+
+// User space gets what is replicated, and how much of it was lost on the way.
+func TestXDPRecords(t *testing.T) {
+	needKernel(t)
+	const datagrams = 50
+	cached, audited := make(chan Record, 1000), make(chan Record, 1000)
+	keep := func(to chan Record) func(Record) {
+		return func(r Record) { to <- Record{r.Session, slices.Clone(r.Datagram)} }
+	}
+	c := newCrowdWith(t, newLab(t, 1), Options{Cache: keep(cached), Audit: keep(audited), AuditShare: 1}, 3, func(int) int { return 0 })
+	y := c.tally()
+	for size := range datagrams { // all lengths of a rest
+		c.publish(size + 1)
+	}
+	y.complete(c.sessions, 1, datagrams)
+	for _, records := range []chan Record{cached, audited} {
+		for seq := uint64(1); seq <= datagrams; seq++ {
+			r := <-records
+			require.Equal(t, uint32(1), r.Session)
+			h, payload, v := wire.Parse(r.Datagram)
+			require.Equal(t, wire.Pass, v)
+			require.Equal(t, seq, h.Sequence)
+			require.Equal(t, uint32(testOwn), h.Ingress)
+			require.Len(t, payload, int(seq))
+			require.True(t, new(auth.Key).CheckPayloadTag(r.Datagram, h.PayloadTag))
+		}
+	}
+	counters := c.Engine.(*Engine).Counters()
+	require.Zero(t, counters.CacheLost+counters.AuditLost)
+}
+
+// A recirculation pair that a killed process left is replaced.
+func TestXDPReplacesOldPair(t *testing.T) {
+	l := newLab(t, 1)
+	cfg := datapath.Config{Addr: netip.AddrPortFrom(l.rpAddr(0), 30500), Incarnation: 1}
+	attach := func() *Engine {
+		return l.attach(func() (*Engine, error) { return Attach(cfg, Options{Devices: l.devices()}) })
+	}
+	e := attach()
+	name := e.recirc.name
+	require.NoError(t, e.Close())
+	nl, err := netlink.NewHandleAt(l.rp)
+	require.NoError(t, err)
+	defer nl.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name + "a"
+	require.NoError(t, nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name + "b"}))
+	attach()
+}
+
+// Nothing is left behind: neither by an engine that was closed, nor by one that
+// could not start.
+func TestXDPLeavesNothing(t *testing.T) {
+	l := newLab(t, 1)
+	nl, err := netlink.NewHandleAt(l.rp)
+	require.NoError(t, err)
+	defer nl.Close()
+	links := func() (names []string) {
+		all, err := nl.LinkList()
+		require.NoError(t, err)
+		for _, link := range all {
+			attrs := link.Attrs()
+			require.True(t, attrs.Xdp == nil || !attrs.Xdp.Attached, "%s has a program", attrs.Name)
+			names = append(names, attrs.Name)
+		}
+		return names
+	}
+	before := links()
+	cfg := datapath.Config{Addr: netip.AddrPortFrom(l.rpAddr(0), 30500), Incarnation: 1}
+	for _, bad := range []struct {
+		cfg  datapath.Config
+		opt  Options
+		want string
+	}{
+		{cfg, Options{}, "attach: 0 devices"},
+		{cfg, Options{Devices: []string{"rp0", "none"}}, "attach XDP to none: Link not found"},
+		{cfg, Options{Devices: []string{"rp0", "rp0"}}, "attach XDP to rp0: "},
+		{cfg, Options{Devices: []string{"lo"}}, "attach XDP to lo: "},
+		{datapath.Config{Addr: cfg.Addr}, Options{Devices: l.devices()}, "attach: incarnation 0"},
+		{datapath.Config{Addr: netip.MustParseAddrPort("[2001:db8::99]:1"), Incarnation: 1}, Options{Devices: l.devices()}, "cannot assign"},
+	} {
+		l.in(l.rp, func() {
+			_, err := Attach(bad.cfg, bad.opt)
+			require.ErrorContains(t, err, bad.want)
+			require.NotContains(t, err.Error(), "\n")
+		})
+		require.Equal(t, before, links())
+	}
+	e := l.attach(func() (*Engine, error) { return Attach(cfg, Options{Devices: l.devices()}) })
+	l.in(l.rp, func() {
+		_, err := Attach(cfg, Options{Devices: l.devices()})
+		require.ErrorContains(t, err, "address already in use")
+	})
+	require.NoError(t, e.Close())
+	require.NoError(t, e.Close())
+	require.Equal(t, before, links())
+	require.ErrorIs(t, e.Apply(datapath.Change{}), datapath.ErrClosed)
+	require.ErrorIs(t, e.Heartbeat(), datapath.ErrClosed)
+	require.ErrorIs(t, e.Probe(cfg.Addr, [wire.NonceSize]byte{}, 256), datapath.ErrClosed)
+	require.Empty(t, e.Marks())
+}
+
+// BenchmarkXDPLone is the time from the sending of a lone datagram to its arrival at
+// the last of 64 subscribers, by the kernel's clock.
+func BenchmarkXDPLone(b *testing.B) {
+	for name, quiet := range paths {
+		b.Run(name, func(b *testing.B) {
+			c := newCrowd(b, newLab(b, 1), quiet, 65, func(int) int { return 0 })
+			y := c.tally()
+			var all []time.Duration
+			for b.Loop() {
+				time.Sleep(2 * time.Millisecond)
+				start := time.Duration(time.Now().UnixNano())
+				c.publish(1000)
+				y.complete(c.sessions, c.sent, c.sent)
+				all = append(all, y.last-start)
+			}
+			slices.Sort(all)
+			b.ReportMetric(float64(all[len(all)/2].Nanoseconds())/1000, "us-median")
+			b.ReportMetric(float64(all[len(all)/10].Nanoseconds())/1000, "us-p10")
+		})
+	}
+}
