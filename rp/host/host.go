@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package host tells what a machine can do for a replication point: whether the
+// XDP engine can run here, and if not, what is missing, in words.
+package host
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// MinKernel is the oldest kernel that has what the XDP engine uses: broadcast
+// redirection (5.14), BPF links and ring buffers.
+var MinKernel = Version{5, 15}
+
+// minMTU is that of IPv6 (RFC 8200 section 5); a datagram of ours needs all of it.
+const minMTU = 1280
+
+// Version is a kernel version.
+type Version struct{ Major, Minor int }
+
+func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
+
+func (v Version) less(w Version) bool {
+	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
+}
+
+// Finding is the result of one check.
+type Finding struct {
+	What   string // what was checked
+	Err    error  // what is missing, nil if nothing is
+	Detail string // what was found
+}
+
+// Report is the result of all checks, in order. A check is left out when one that
+// it builds on failed.
+type Report []Finding
+
+// Err joins what is missing, nil if nothing is.
+func (r Report) Err() error {
+	var errs []error
+	for _, f := range r {
+		if f.Err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.What, f.Err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r Report) String() string {
+	var b strings.Builder
+	for _, f := range r {
+		if f.Err != nil {
+			fmt.Fprintf(&b, "missing  %s: %v\n", f.What, f.Err)
+		} else {
+			fmt.Fprintf(&b, "ok       %s: %s\n", f.What, f.Detail)
+		}
+	}
+	return b.String()
+}
+
+func (r *Report) add(what string, err error, format string, args ...any) bool {
+	*r = append(*r, Finding{What: what, Err: err, Detail: fmt.Sprintf(format, args...)})
+	return err == nil
+}
+
+// Basics checks kernel, privileges and the device that has the address addr. It
+// changes nothing.
+func Basics(addr netip.Addr) Report {
+	var r Report
+	v, err := kernel()
+	if err == nil && v.less(MinKernel) {
+		err = fmt.Errorf("%v is older than %v", v, MinKernel)
+	}
+	r.add("kernel", err, "%v", v)
+	r.add("privileges", privileges(), "CAP_BPF and CAP_NET_ADMIN")
+	link, err := device(addr)
+	if r.add("device", err, "") {
+		a := link.Attrs()
+		r[len(r)-1].Detail = fmt.Sprintf("%s (%s) has %v", a.Name, link.Type(), addr)
+		if a.MTU < minMTU {
+			err = fmt.Errorf("%s has an MTU of %d, less than %d", a.Name, a.MTU, minMTU)
+		}
+		r.add("mtu", err, "%d", a.MTU)
+	}
+	return r
+}
+
+// kernel returns the version of the running kernel.
+func kernel() (Version, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Version{}, fmt.Errorf("uname: %w", err)
+	}
+	return parseVersion(unix.ByteSliceToString(u.Release[:]))
+}
+
+// parseVersion reads the first two numbers of a release such as 6.1.0-13-amd64.
+func parseVersion(release string) (Version, error) {
+	parts := strings.SplitN(release, ".", 3)
+	if len(parts) >= 2 {
+		major, err1 := strconv.Atoi(parts[0])
+		digits := strings.IndexFunc(parts[1], func(c rune) bool { return c < '0' || c > '9' })
+		if digits < 0 {
+			digits = len(parts[1])
+		}
+		minor, err2 := strconv.Atoi(parts[1][:digits])
+		if err1 == nil && err2 == nil {
+			return Version{major, minor}, nil
+		}
+	}
+	return Version{}, fmt.Errorf("release %q is no version", release)
+}
+
+// privileges returns what this process lacks to load and attach XDP programs.
+func privileges() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	has := func(c int) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	var missing []string
+	if !has(unix.CAP_BPF) && !has(unix.CAP_SYS_ADMIN) {
+		missing = append(missing, "CAP_BPF")
+	}
+	if !has(unix.CAP_NET_ADMIN) {
+		missing = append(missing, "CAP_NET_ADMIN")
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("no %s", strings.Join(missing, ", no "))
+	}
+	return nil
+}
+
+// Device returns the name of the device that has an address.
+func Device(addr netip.Addr) (string, error) {
+	l, err := device(addr)
+	if err != nil {
+		return "", fmt.Errorf("device: %w", err)
+	}
+	return l.Attrs().Name, nil
+}
+
+// device returns the link that has an address.
+func device(addr netip.Addr) (netlink.Link, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	for _, l := range links {
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+		if err != nil {
+			return nil, fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
+		}
+		for _, a := range addrs {
+			if ip, ok := netip.AddrFromSlice(a.IP); ok && ip == addr {
+				if l.Attrs().Flags&net.FlagUp == 0 {
+					return nil, fmt.Errorf("%s is down", l.Attrs().Name)
+				}
+				return l, nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("none has %v", addr)
+}
