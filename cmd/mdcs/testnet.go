@@ -33,7 +33,7 @@ var (
 	txsFlag       = &cli.IntFlag{Name: "txs", Value: 300, Usage: "number of transactions"}
 	rateFlag      = &cli.Float64Flag{Name: "rate", Value: 20, Usage: "transactions per second; keep nodes x rate below 300 per CPU"}
 	seedFlag      = &cli.Uint64Flag{Name: "seed", Value: 1, Usage: "seed of keys and workload"}
-	modesFlag     = &cli.StringFlag{Name: "modes", Value: "gossip,mdcs", Usage: "what to compare, separated by commas"}
+	modesFlag     = &cli.StringFlag{Name: "modes", Value: "gossip,mdcs-socket,mdcs", Usage: "what to compare, separated by commas"}
 	linksFlag     = &cli.StringFlag{Name: "links", Value: "auto", Usage: "what delays the links: auto, netem or wire"}
 	gethFlag      = &cli.StringFlag{Name: "geth", Value: "build/geth", Usage: "patched geth"}
 	gethStockFlag = &cli.StringFlag{Name: "geth-stock", Value: "build/geth-stock", Usage: "geth as released"}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/testnet/netns"
+)
+
+func TestCheck(t *testing.T) {
+	for _, c := range []Config{Full(), Quick()} {
+		require.NoError(t, c.Check())
+	}
+	for want, change := range map[string]func(*Config){
+		"no engines":                      func(c *Config) { c.Engines = nil },
+		`engine "fpga" is none of`:        func(c *Config) { c.Engines = []string{"fpga"} },
+		"bare stands there twice":         func(c *Config) { c.Engines = []string{Bare, TC, Bare} },
+		"no subscribers":                  func(c *Config) { c.Subscribers = nil },
+		"0 is not within 1 and 16383":     func(c *Config) { c.Subscribers = []int{0} },
+		"10 does not follow 64":           func(c *Config) { c.Subscribers = []int{1, 64, 10} },
+		"bursts: 129 is not within 1 and": func(c *Config) { c.Bursts = []int{129} },
+		"0 rounds are below 1":            func(c *Config) { c.Rounds = 0 },
+		"negative duration":               func(c *Config) { c.Sustain = -1 },
+	} {
+		c := Quick()
+		change(&c)
+		require.ErrorContains(t, c.Check(), want)
+	}
+}
+
+func TestMost(t *testing.T) {
+	b := &bench{cfg: Full()}
+	require.Equal(t, 1000, b.most(1000))
+	require.Equal(t, 200, b.most(999))
+	b.cfg.Subscribers = []int{4000}
+	require.Equal(t, 64, b.most(64))
+}
+
+func TestRate(t *testing.T) {
+	b := &bench{cfg: Quick(), capacity: make(map[string]map[int]float64)}
+	b.learn(&Row{Engine: XDP, Subscribers: 10, Burst: 1, PerCopy: 500})
+	b.learn(&Row{Engine: XDP, Subscribers: 10, Burst: 2, PerCopy: 400})
+	b.learn(&Row{Engine: XDP, Subscribers: 10, Burst: 8, PerCopy: 100, Lost: 1})
+	require.InDelta(t, 150_000, b.rate(XDP, 10, 0.6, 1e9), 1e-3, "0.6 of 2.5 million copies, by 10")
+	require.Equal(t, 1000.0, b.rate(XDP, 10, 0.6, 1000))
+	require.Equal(t, 1.0, b.rate(Bare, 10, 0.6, 1000), "nothing is known")
+}
+
+// TestBenchFanoutQuick measures little with everything, and looks at the counts.
+func TestBenchFanoutQuick(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces and loads kernel programs")
+	}
+	cfg := Quick()
+	cfg.Name, cfg.Results = "quick", t.TempDir()
+	cfg.Sustain = 100 * time.Millisecond
+	cfg.Changes = 200 * time.Millisecond
+	cfg.Flood = 200 * time.Millisecond
+	r, err := Fanout(t.Context(), cfg)
+	require.NoError(t, err)
+	requireNothingLeft(t)
+
+	perSize := len(cfg.Engines) + 1 // bare twice
+	require.Len(t, r.Rows, len(cfg.Subscribers)*len(cfg.Bursts)*perSize)
+	for _, row := range r.Rows {
+		want := cfg.Rounds * repeats(row.Subscribers, row.Burst) * row.Burst * row.Subscribers
+		require.EqualValues(t, want, row.Copies, "%+v", row)
+		require.Zero(t, row.Lost, "%+v", row)
+		require.Zero(t, row.Duplicated, "%+v", row)
+		require.True(t, row.PerCopy.known() && row.LastCopy.known() && row.Gbit.known(), "%+v", row)
+	}
+	require.Len(t, r.Noise, len(cfg.Subscribers)*len(cfg.Bursts))
+	require.Len(t, r.Sustained, len(cfg.Subscribers)*len(cfg.Engines))
+	for _, s := range r.Sustained {
+		require.NotZero(t, s.Datagrams)
+		if s.Engine == XDP || s.Engine == Socket { // the others have no queue that is long enough
+			require.Zero(t, s.Lost, "%+v", s)
+		}
+	}
+	require.Len(t, r.Joins, 4, "two engines, two sizes of changes")
+	for _, j := range r.Joins {
+		require.NotZero(t, j.Changes)
+		require.NotZero(t, j.Datagrams)
+		require.Zero(t, j.Lost+j.Duplicated, "%+v", j)
+	}
+	require.Len(t, r.Memory, 2*len(cfg.Subscribers))
+	for _, m := range r.Memory {
+		require.Equal(t, m.Engine == XDP, m.Maps > 0, "%+v", m)
+	}
+	require.Len(t, r.Drop, 4)
+	require.Len(t, r.Flood, 2)
+	for _, f := range r.Flood {
+		require.Zero(t, f.Leaked, "%+v", f)
+		require.NotZero(t, f.Refused)
+		if f.Engine == XDP {
+			require.Zero(t, f.Lost, "%+v", f)
+		}
+	}
+	require.NoError(t, r.Write(cfg.Dir()))
+}
+
+// TestInterrupt ends a measurement that has begun.
+func TestInterrupt(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces and loads kernel programs")
+	}
+	cfg := Full()
+	cfg.Engines = []string{Bare, Sendmmsg}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := Fanout(ctx, cfg)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	requireNothingLeft(t)
+}
+
+// requireNothingLeft looks for the state of a run of this process, which lists all that
+// the run has on the machine.
+func requireNothingLeft(t *testing.T) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(netns.StateDir, "*.json"))
+	require.NoError(t, err)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // of another process
+		}
+		require.NoError(t, err)
+		var state netns.State
+		require.NoError(t, json.Unmarshal(text, &state))
+		require.NotEqual(t, os.Getpid(), state.Owner.Pid, "%s is left", state.Prefix)
+	}
+}

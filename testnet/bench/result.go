@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package bench
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Result is what a measurement found. Rates of lines count all that a copy occupies
+// on Ethernet (LineSize).
+type Result struct {
+	Name    string    `json:"name"`
+	Started time.Time `json:"started"`
+	Host    Host      `json:"host"`
+	Packet  Packet    `json:"packet"`
+	Rounds  int       `json:"rounds"`
+	Notes   []string  `json:"notes"`
+
+	Rows      []Row       `json:"rows"`
+	Noise     []Noise     `json:"noise"`
+	Sustained []Sustained `json:"sustained"`
+	Joins     []Joins     `json:"joins"`
+	Memory    []Memory    `json:"memory"`
+	Drop      []Drop      `json:"drop"`
+	Flood     []Flood     `json:"flood"`
+}
+
+// Host is the machine. CPUPressure is the share of the run in which some task of the
+// whole machine waited for a CPU.
+type Host struct {
+	Kernel      string `json:"kernel"`
+	Processor   string `json:"processor"`
+	CPUs        int    `json:"cpus"`
+	Go          string `json:"go"`
+	CPUPressure Figure `json:"cpu_pressure"`
+}
+
+// Packet has the sizes of the datagrams in bytes.
+type Packet struct {
+	Frame      int `json:"frame"` // without FCS
+	IPv6       int `json:"ipv6"`
+	UDPPayload int `json:"udp_payload"`
+	Symbol     int `json:"symbol"`
+	Line       int `json:"line"` // with preamble, FCS and gap
+}
+
+// Row is an engine that copies bursts of datagrams to subscribers.
+type Row struct {
+	Engine      string `json:"engine"`
+	Again       bool   `json:"again,omitempty"` // the second measurement in each round
+	Subscribers int    `json:"subscribers"`
+	PerCopy     Figure `json:"ns_per_copy"` // that arrived
+	Burst       int    `json:"burst"`
+	LastCopy    Figure `json:"last_copy_ms"` // after the burst's first injection
+	Copies      uint64 `json:"copies"`       // that arrived
+	Lost        uint64 `json:"lost"`         // copies
+	Duplicated  uint64 `json:"duplicated"`   // copies
+	Gbit        Figure `json:"gbit_s"`
+}
+
+// lossRatio is the share of copies that did not arrive.
+func (r *Row) lossRatio() float64 {
+	if r.Lost == 0 {
+		return 0
+	}
+	return float64(r.Lost) / float64(r.Lost+r.Copies)
+}
+
+// Noise is by how much two measurements of the same differ.
+type Noise struct {
+	Subscribers int    `json:"subscribers"`
+	Burst       int    `json:"burst"`
+	Ratio       Figure `json:"ratio"` // of the second to the first
+}
+
+// Sustained is a steady load.
+type Sustained struct {
+	Engine      string `json:"engine"`
+	Subscribers int    `json:"subscribers"`
+	Seconds     Figure `json:"seconds"`
+	Rate        Figure `json:"datagrams_s"`
+	Share       Figure `json:"share_of_capacity"`
+	Datagrams   uint64 `json:"datagrams"`
+	Lost        int64  `json:"lost"` // copies; negative: too many
+	Gbit        Figure `json:"gbit_s"`
+}
+
+// Joins is a time in which subscribers join and leave while datagrams flow. Lost and
+// duplicated are copies to those who stayed.
+type Joins struct {
+	Engine     string `json:"engine"`
+	Stayers    int    `json:"stayers"`
+	Batch      int    `json:"batch"`   // sessions in one change
+	Changes    int    `json:"changes"` // joins, and as many leaves
+	JoinRate   Figure `json:"joins_s"`
+	LeaveRate  Figure `json:"leaves_s"`
+	Datagrams  uint64 `json:"datagrams"`
+	Rate       Figure `json:"datagrams_s"`
+	Lost       uint64 `json:"lost"`
+	Duplicated uint64 `json:"duplicated"`
+}
+
+// Memory is what an engine occupies, in bytes: tables of the kernel, and Go's heap.
+// Fixed is its part without subscribers, PerSubscriber is what each adds.
+type Memory struct {
+	Engine        string `json:"engine"`
+	Subscribers   int    `json:"subscribers"`
+	Maps          int64  `json:"map_bytes"`
+	Heap          int64  `json:"heap_bytes"`
+	Fixed         int64  `json:"fixed_bytes"`
+	PerSubscriber Figure `json:"bytes_per_subscriber"`
+}
+
+// Drop is the time that the kernel's engine spends on a datagram that it refuses. The
+// first verdict, not_ours, is of a frame that is left to the kernel: what each run
+// costs at least.
+type Drop struct {
+	Engine      string `json:"engine"`
+	Verdict     string `json:"verdict"`
+	Nanoseconds Figure `json:"ns"`
+}
+
+// Flood is a time in which an engine got hostile datagrams besides honest ones.
+// Refused are those that it counted; the others overran a queue of the host. Lost
+// are copies of honest datagrams, Leaked copies of hostile ones.
+type Flood struct {
+	Engine      string `json:"engine"`
+	Subscribers int    `json:"subscribers"`
+	Hostile     uint64 `json:"hostile"`
+	HostileRate Figure `json:"hostile_s"`
+	Refused     uint64 `json:"refused"`
+	Leaked      uint64 `json:"leaked"`
+	Honest      uint64 `json:"honest"`
+	HonestRate  Figure `json:"honest_s"`
+	Lost        int64  `json:"lost"`
+}
+
+// notes explain figures that could be misread.
+var notes = []string{
+	"time runs from the injection of a burst's first datagram at the publisher's interface to the arrival of the last copy at the sink, on the kernel's clock; a row is the median over the rounds of the medians over the bursts of a round",
+	"figures of one run may be compared, those of different runs not: compare ratios, and only differences above the noise",
+	"bare, tc and sendmmsg rewrite addresses, port and checksum, and check and authenticate nothing",
+	"subscribers are those besides the publisher, which gets an ECHO for each datagram from xdp and socket",
+	"with losses, ns per copy is of the copies that arrived",
+	"a copy occupies 1224 bytes of a line: frame, FCS, preamble and gap",
+}
+
+func newResult(cfg *Config) (*Result, error) {
+	host, err := hostFacts()
+	if err != nil {
+		return nil, err
+	}
+	return &Result{
+		Name:    cfg.Name,
+		Started: time.Now().UTC().Truncate(time.Second),
+		Host:    host,
+		Packet:  Packet{FrameSize, PacketSize, UDPPayload, PayloadSize, LineSize},
+		Rounds:  cfg.Rounds,
+		Notes:   notes,
+		Rows:    []Row{}, Noise: []Noise{}, Sustained: []Sustained{}, Joins: []Joins{},
+		Memory: []Memory{}, Drop: []Drop{}, Flood: []Flood{},
+	}, nil
+}
+
+func hostFacts() (Host, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Host{}, fmt.Errorf("read kernel version: %w", err)
+	}
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return Host{}, fmt.Errorf("read processor: %w", err)
+	}
+	return Host{
+		Kernel:    unix.ByteSliceToString(u.Release[:]),
+		Processor: processor(string(text)),
+		CPUs:      runtime.NumCPU(),
+		Go:        runtime.Version(),
+	}, nil
+}
+
+// processor finds the model in /proc/cpuinfo, empty where that does not say.
+func processor(cpuinfo string) string {
+	for line := range strings.Lines(cpuinfo) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+// find returns the row of an engine, nil when there is none.
+func (r *Result) find(engine string, again bool, subscribers, burst int) *Row {
+	for i := range r.Rows {
+		x := &r.Rows[i]
+		if x.Engine == engine && x.Again == again && x.Subscribers == subscribers && x.Burst == burst {
+			return x
+		}
+	}
+	return nil
+}
+
+// compareBare adds the noise of the rows with n subscribers.
+func (r *Result) compareBare(n int) {
+	for i := range r.Rows {
+		again := &r.Rows[i]
+		if !again.Again || again.Subscribers != n {
+			continue
+		}
+		ratio := math.NaN()
+		if first := r.find(again.Engine, false, n, again.Burst); first != nil {
+			ratio = float64(again.PerCopy / first.PerCopy)
+		}
+		r.Noise = append(r.Noise, Noise{n, again.Burst, Figure(ratio)})
+	}
+}
+
+// JSON is the result as one object.
+func (r *Result) JSON() ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetIndent("", "  ")
+	if err := e.Encode(r); err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// Names of the files in the directory of a result.
+const (
+	ResultFile = "fanout.json"
+	TableFile  = "fanout.txt"
+	SpeedFile  = "copies-per-second.svg"
+	DelayFile  = "last-copy.svg"
+)
+
+// Write writes all files of the result to a directory, which it makes.
+func (r *Result) Write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	text, err := r.JSON()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, ResultFile), text, 0o644); err != nil {
+		return err
+	}
+	var table bytes.Buffer
+	if err := r.Table(&table); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, TableFile), table.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return r.pictures(dir)
+}
