@@ -21,15 +21,16 @@ type Status struct {
 	RP         string            `json:"rp,omitempty"`
 	Port       uint16            `json:"port"`
 	Publish    PublishMode       `json:"publish"`
-	Neighbours int               `json:"neighbours"` // that speak mdcs/1
-	Covered    int               `json:"covered"`    // of these, with fresh marks
-	Held       int               `json:"held"`       // gossip left out and not yet confirmed
-	Published  int64             `json:"published"`  // transactions taken by an RP
-	Failed     int64             `json:"failed"`     // transactions that no RP took
-	Received   int64             `json:"received"`   // transactions offered to the pool
-	Duplicates int64             `json:"duplicates"` // datagrams of these that came again
-	Announced  int64             `json:"announced"`  // left-out gossip that was announced after all
-	Datagrams  map[string]uint64 `json:"datagrams"`  // received, by verdict
+	Delivery   Delivery          `json:"delivery,omitempty"` // that the RP granted, when active
+	Neighbours int               `json:"neighbours"`         // that speak mdcs/1
+	Covered    int               `json:"covered"`            // of these, with fresh marks
+	Held       int               `json:"held"`               // gossip left out and not yet confirmed
+	Published  int64             `json:"published"`          // transactions taken by an RP
+	Failed     int64             `json:"failed"`             // transactions that no RP took
+	Received   int64             `json:"received"`           // transactions offered to the pool
+	Duplicates int64             `json:"duplicates"`         // datagrams of these that came again
+	Announced  int64             `json:"announced"`          // left-out gossip that was announced after all
+	Datagrams  map[string]uint64 `json:"datagrams"`          // received, by verdict
 	Marks      []Mark            `json:"marks"`
 }
 
@@ -79,7 +80,7 @@ func (api *API) Status() Status {
 	if s.active != nil {
 		st.State, st.RP = "joining", s.active.id.String()
 		if s.joined {
-			st.State = "active"
+			st.State, st.Delivery = "active", Delivery(s.mode.String())
 		}
 	}
 	for _, v := range wire.Verdicts() {

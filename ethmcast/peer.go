@@ -39,8 +39,10 @@ func (c *conn) send(m proto.Message) {
 // rpConn is a connection to a configured RP.
 type rpConn struct {
 	conn
-	addr   netip.Addr
-	joiner *proto.Joiner
+	addr    netip.Addr // of the RP
+	local   netip.Addr // our end of the connection
+	joiner  *proto.Joiner
+	channel *net.UDPConn // its multicast channel, nil for none
 }
 
 // usable reports whether the RP can be joined or serves already.
@@ -154,7 +156,7 @@ func (s *Service) open(c conn, peer *p2p.Peer) (handler, error) {
 	if addr = addr.Unmap(); !ok || !addr.Is6() {
 		return nil, fmt.Errorf("%v is not an IPv6 address", tcp.IP)
 	}
-	rp := &rpConn{conn: c, addr: addr, joiner: proto.NewJoiner(proto.JoinerConfig{
+	rp := &rpConn{conn: c, addr: addr, local: localAddr(peer), joiner: proto.NewJoiner(proto.JoinerConfig{
 		Self:      s.self,
 		Remote:    c.id,
 		NetworkID: s.cfg.NetworkID,
@@ -162,11 +164,20 @@ func (s *Service) open(c conn, peer *p2p.Peer) (handler, error) {
 		Groups:    []uint32{s.group},
 		Publish:   s.cfg.Publish != PublishNone,
 		Port:      s.port(),
+		Mode:      s.cfg.Delivery.mode(),
 		Rand:      rand.Reader,
 	})}
 	s.rps[c.id] = rp
 	s.drain(time.Now(), rp)
 	return &rpHandler{s, rp}, nil
+}
+
+// localAddr returns our address of a connection, zero when it has none.
+func localAddr(peer *p2p.Peer) netip.Addr {
+	if tcp, ok := peer.LocalAddr().(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr()
+	}
+	return netip.Addr{}
 }
 
 func (s *Service) isRP(id enode.ID) bool {
@@ -200,6 +211,7 @@ func (h *rpHandler) fail(now time.Time, err error) {
 func (h *rpHandler) close(now time.Time) {
 	s := h.s
 	delete(s.rps, h.rp.id)
+	s.unsubscribe(h.rp)
 	if s.active == h.rp {
 		s.active = nil
 		s.left(now, errDisconnected)
@@ -209,36 +221,45 @@ func (h *rpHandler) close(now time.Time) {
 
 var errDisconnected = fmt.Errorf("disconnected")
 
-// drain does what an RP's state machine wants done.
+// drain does what an RP's state machine wants done, which may make it want more.
 func (s *Service) drain(now time.Time, rp *rpConn) {
-	actions := rp.joiner.Actions()
-	if len(actions) > 0 {
+	for actions := rp.joiner.Actions(); len(actions) > 0; actions = rp.joiner.Actions() {
 		s.poke() // deadlines may have moved
-	}
-	for _, a := range actions {
-		switch a := a.(type) {
-		case proto.Send:
-			rp.send(a.Message)
-		case proto.Joined:
-			s.join(now, rp, a)
-		case proto.Install:
-			s.install(a.Keys)
-			for _, ingress := range a.Retired {
-				s.receiver.retire(ingress)
-				s.marks.Retire(ingress)
-			}
-		case proto.AnnounceDue:
-			rp.send(&proto.Announce{Counters: s.marks.Counters()})
-			s.sendDatagram(s.outbox.KeepAlive())
-		case proto.Left:
-			s.left(now, a.Err)
+		for _, a := range actions {
+			s.perform(now, rp, a)
 		}
+	}
+}
+
+func (s *Service) perform(now time.Time, rp *rpConn, a proto.Action) {
+	switch a := a.(type) {
+	case proto.Send:
+		rp.send(a.Message)
+	case proto.Subscribe:
+		rp.joiner.Subscribed(s.subscribe(rp, a))
+	case proto.Joined:
+		s.join(now, rp, a)
+	case proto.Install:
+		s.install(a.Keys)
+		for _, ingress := range a.Retired {
+			s.receiver.retire(ingress)
+			s.marks.Retire(ingress)
+		}
+	case proto.AnnounceDue:
+		rp.send(&proto.Announce{Counters: s.marks.Counters()})
+		s.sendDatagram(s.outbox.KeepAlive())
+	case proto.Left:
+		s.unsubscribe(rp)
+		s.left(now, a.Err)
 	}
 }
 
 // join begins a membership.
 func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
-	s.receiver.join(j.ReceiveSession, rp.dataAddr(), j.ReceiveKey)
+	if s.mode = j.Mode; j.Mode == proto.ModeUnicast {
+		s.unsubscribe(rp)
+	}
+	s.receiver.join(rp.dataAddr(), hop{j.ReceiveSession, j.ReceiveKey}, hop{j.Channel.Session, j.Channel.Key})
 	s.marks.Reset()
 	for _, m := range j.Marks {
 		s.marks.Start(coverage.Stream{Ingress: m.Ingress, Group: m.Group}, m.Sequence)
@@ -259,7 +280,8 @@ func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
 	}
 	s.drainOutbox(now)
 	s.sendHave(now, true)
-	s.log.Info("Joined replication point", "rp", rp.id, "addr", rp.dataAddr(), "incarnation", fmt.Sprintf("%08x", j.RP.Incarnation))
+	s.log.Info("Joined replication point", "rp", rp.id, "addr", rp.dataAddr(), "incarnation", fmt.Sprintf("%08x", j.RP.Incarnation),
+		"delivery", j.Mode)
 }
 
 // activeKey returns the key in which to publish by an ingress RP.

@@ -22,13 +22,19 @@ import (
 // from several RPs at once.
 const socketBuffer = 4 << 20
 
+// hop is how the datagrams of a session are known.
+type hop struct {
+	session uint32 // 0: none
+	key     auth.Key
+}
+
 // receiver checks the datagrams of the RP (SPEC 9.2). It does no I/O.
 type receiver struct {
-	session  uint32 // 0: none
 	source   netip.AddrPort
-	key      auth.Key
+	hops     [2]hop                                 // by mode: our own session, the channel
 	keys     map[coverage.Stream]map[uint8]auth.Key // by epoch
 	windows  map[coverage.Stream]*auth.Window
+	echoes   map[coverage.Stream]*auth.Window
 	beats    map[coverage.Stream]uint64 // newest heart-beat
 	buffer   *reassembly.Buffer
 	counters wire.Counters
@@ -38,22 +44,23 @@ func newReceiver() *receiver {
 	return &receiver{buffer: reassembly.New(func(b []byte) [32]byte { return crypto.Keccak256Hash(b) })}
 }
 
-// join begins to accept datagrams of a session.
-func (r *receiver) join(session uint32, source netip.AddrPort, key auth.Key) {
-	r.session, r.source, r.key = session, source, key
+// join begins to accept datagrams of a session and of a channel.
+func (r *receiver) join(source netip.AddrPort, own, channel hop) {
+	r.source, r.hops = source, [...]hop{proto.ModeUnicast: own, proto.ModeSSM: channel}
 	r.keys = make(map[coverage.Stream]map[uint8]auth.Key)
 	r.windows = make(map[coverage.Stream]*auth.Window)
+	r.echoes = make(map[coverage.Stream]*auth.Window)
 	r.beats = make(map[coverage.Stream]uint64)
 }
 
-func (r *receiver) leave() { r.session = 0 }
+func (r *receiver) leave() { clear(r.hops[:]) }
 
 // install adds a group key; the epochs before the previous one end.
 func (r *receiver) install(k proto.GroupKey) {
 	s := coverage.Stream{Ingress: k.Ingress, Group: k.Group}
 	if r.keys[s] == nil {
 		r.keys[s] = make(map[uint8]auth.Key)
-		r.windows[s] = new(auth.Window)
+		r.windows[s], r.echoes[s] = new(auth.Window), new(auth.Window)
 	}
 	r.keys[s][k.Epoch] = k.Key
 	for epoch := range r.keys[s] {
@@ -69,26 +76,34 @@ func (r *receiver) retire(ingress uint32) {
 		if s.Ingress == ingress {
 			delete(r.keys, s)
 			delete(r.windows, s)
+			delete(r.echoes, s)
 			delete(r.beats, s)
 		}
 	}
 }
 
-// check gives the verdict on a datagram. Only wire.Pass changes any state; PROBE
-// passes unauthenticated, as its nonce is checked by who sent it.
-func (r *receiver) check(src netip.AddrPort, b []byte) (wire.Header, []byte, wire.Verdict) {
+// check gives the verdict on a datagram that came to the socket of a mode. Only
+// wire.Pass changes any state; PROBE passes unauthenticated, as its nonce is
+// checked by who sent it.
+//
+// The key of a channel is everybody's on the link. So an ECHO, which is about this
+// peer alone, never comes by it, and the channel's session by no other socket.
+func (r *receiver) check(by proto.DeliveryMode, src netip.AddrPort, b []byte) (wire.Header, []byte, wire.Verdict) {
 	h, payload, v := wire.Parse(b)
+	hop := &r.hops[by]
 	switch {
 	case v != wire.Pass:
 		return h, nil, v
 	case h.Type == wire.Probe:
 		return h, payload, wire.Pass
-	case r.session == 0 || h.Session != r.session:
+	case hop.session == 0 || h.Session != hop.session:
 		return h, nil, wire.NoSession
 	case src != r.source:
 		return h, nil, wire.BadSource
-	case !r.key.CheckHopTag(b, h.HopTag):
+	case !hop.key.CheckHopTag(b, h.HopTag):
 		return h, nil, wire.BadHopTag
+	case h.Type == wire.Echo && by == proto.ModeSSM:
+		return h, nil, wire.BadType
 	}
 	s := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
 	window := r.windows[s]
@@ -114,17 +129,16 @@ func (r *receiver) check(src netip.AddrPort, b []byte) (wire.Header, []byte, wir
 		}
 		return h, payload, window.Take(h.Sequence)
 	case wire.Echo:
-		return h, nil, window.Take(h.Sequence)
+		return h, nil, r.echoes[s].Take(h.Sequence)
 	}
 	return h, payload, wire.Pass
 }
 
-// receiveLoop reads datagrams until the socket is closed.
-func (s *Service) receiveLoop() {
-	defer s.wg.Done()
+// receiveLoop reads the datagrams of a mode until its socket is closed.
+func (s *Service) receiveLoop(socket *net.UDPConn, by proto.DeliveryMode) {
 	buf := make([]byte, wire.MaxDatagram+1) // one more shows an oversized datagram
 	for {
-		n, src, err := s.socket.ReadFromUDPAddrPort(buf)
+		n, src, err := socket.ReadFromUDPAddrPort(buf)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -133,14 +147,14 @@ func (s *Service) receiveLoop() {
 			continue
 		}
 		s.mu.Lock()
-		s.receive(time.Now(), netip.AddrPortFrom(src.Addr().Unmap().WithZone(""), src.Port()), buf[:n])
+		s.receive(time.Now(), by, netip.AddrPortFrom(src.Addr().Unmap().WithZone(""), src.Port()), buf[:n])
 		s.mu.Unlock()
 	}
 }
 
 // receive takes one datagram.
-func (s *Service) receive(now time.Time, src netip.AddrPort, b []byte) {
-	h, payload, v := s.receiver.check(src, b)
+func (s *Service) receive(now time.Time, by proto.DeliveryMode, src netip.AddrPort, b []byte) {
+	h, payload, v := s.receiver.check(by, src, b)
 	s.receiver.counters[v]++
 	verdictMeters[v].Mark(1)
 	if v != wire.Pass {
@@ -151,7 +165,9 @@ func (s *Service) receive(now time.Time, src netip.AddrPort, b []byte) {
 		s.probe(now, src, payload, len(b))
 		return
 	}
-	s.active.joiner.Heard(now)
+	if by == s.mode {
+		s.active.joiner.Heard(now)
+	}
 	stream := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
 	switch h.Type {
 	case wire.Echo:
@@ -176,7 +192,9 @@ func (s *Service) probe(now time.Time, src netip.AddrPort, payload []byte, size 
 
 // data takes a symbol that passed all checks.
 func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, payload []byte) {
-	if _, ok := s.seen.Get(h.ObjectID); ok {
+	_, seen := s.seen.Get(h.ObjectID)
+	// By a channel comes, before or after its ECHO, what this node publishes itself.
+	if seen || s.mode == proto.ModeSSM && s.outbox.Sent(h.ObjectID) {
 		s.marks.Delivered(now, stream, h.Sequence)
 		s.marks.Duplicate(stream)
 		duplicateMeter.Mark(1)

@@ -4,34 +4,40 @@ package ethmcast
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
 const (
 	testSession = 0x1111
+	testChannel = 0x4444
 	testIngress = 0x2222
 	testGroup   = 0x3333
 )
 
 var (
-	testRP       = netip.MustParseAddrPort("[2001:db8::53]:30501")
-	testHopKey   = auth.Key{1}
-	testGroupKey = auth.Key{2}
+	testRP         = netip.MustParseAddrPort("[2001:db8::53]:30501")
+	testHopKey     = auth.Key{1}
+	testChannelKey = auth.Key{3}
+	testGroupKey   = auth.Key{2}
+	testStream     = coverage.Stream{Ingress: testIngress, Group: testGroup}
 )
 
 func newTestReceiver() *receiver {
 	r := newReceiver()
-	r.join(testSession, testRP, testHopKey)
+	r.join(testRP, hop{testSession, testHopKey}, hop{testChannel, testChannelKey})
 	r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: 1, Key: testGroupKey})
 	return r
 }
@@ -61,7 +67,7 @@ func datagram(header func(*wire.Header), bytes func([]byte) []byte) []byte {
 
 // snapshot is all state of a receiver that a datagram could change.
 func snapshot(r *receiver) string {
-	return fmt.Sprintf("%v %v %v %v %d", r.session, r.keys, *r.windows[coverage.Stream{Ingress: testIngress, Group: testGroup}], r.beats, r.buffer.Bytes())
+	return fmt.Sprintf("%v %v %v %v %v %d", r.hops, r.keys, *r.windows[testStream], *r.echoes[testStream], r.beats, r.buffer.Bytes())
 }
 
 func TestReceiverVerdicts(t *testing.T) {
@@ -88,13 +94,13 @@ func TestReceiverVerdicts(t *testing.T) {
 	} {
 		r := newTestReceiver()
 		before := snapshot(r)
-		if _, _, v := r.check(test.src, test.b); v != test.want {
+		if _, _, v := r.check(proto.ModeUnicast, test.src, test.b); v != test.want {
 			t.Errorf("%s: %v, want %v", test.name, v, test.want)
 		}
 		if after := snapshot(r); after != before {
 			t.Errorf("%s: state changed from %s to %s", test.name, before, after)
 		}
-		if _, _, v := r.check(testRP, datagram(nil, nil)); v != wire.Pass {
+		if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.Pass {
 			t.Errorf("%s: the right datagram after it: %v", test.name, v)
 		}
 	}
@@ -121,13 +127,133 @@ func TestReceiverReplay(t *testing.T) {
 		{datagram(func(h *wire.Header) { h.Sequence += 4096 }, nil), wire.Pass},
 		{datagram(func(h *wire.Header) { h.Sequence++ }, nil), wire.TooOld},
 	} {
-		if _, _, v := r.check(testRP, step.b); v != step.want {
+		if _, _, v := r.check(proto.ModeUnicast, testRP, step.b); v != step.want {
 			t.Errorf("step %d: %v, want %v", i, v, step.want)
 		}
 	}
 	r.leave()
-	if _, _, v := r.check(testRP, datagram(nil, nil)); v != wire.NoSession {
+	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoSession {
 		t.Errorf("after leaving: %v", v)
+	}
+}
+
+// channelDatagram returns a right datagram of the channel.
+func channelDatagram(header func(*wire.Header)) []byte {
+	return datagram(func(h *wire.Header) {
+		h.Session = testChannel
+		if header != nil {
+			header(h)
+		}
+	}, func(b []byte) []byte {
+		wire.SetHopTag(b, testChannelKey.HopTag(b))
+		return b
+	})
+}
+
+// Each session is known on its own socket alone, and an ECHO on our own.
+func TestReceiverChannel(t *testing.T) {
+	echo := func(h *wire.Header) { h.Type = wire.Echo }
+	beat := func(h *wire.Header) { h.Type, h.ObjectID = wire.Heartbeat, 1 }
+	for _, test := range []struct {
+		name string
+		by   proto.DeliveryMode
+		b    []byte
+		want wire.Verdict
+	}{
+		{"data", proto.ModeSSM, channelDatagram(nil), wire.Pass},
+		{"heart-beat", proto.ModeSSM, channelDatagram(beat), wire.Pass},
+		{"echo", proto.ModeSSM, channelDatagram(echo), wire.BadType},
+		{"our session by the channel", proto.ModeSSM, datagram(nil, nil), wire.NoSession},
+		{"the channel's session by our socket", proto.ModeUnicast, channelDatagram(nil), wire.NoSession},
+		{"our session, the channel's key", proto.ModeUnicast, channelDatagram(func(h *wire.Header) { h.Session = testSession }), wire.BadHopTag},
+		{"data for us alone", proto.ModeUnicast, datagram(nil, nil), wire.Pass},
+	} {
+		r := newTestReceiver()
+		before := snapshot(r)
+		if _, _, v := r.check(test.by, testRP, test.b); v != test.want {
+			t.Errorf("%s: %v, want %v", test.name, v, test.want)
+		}
+		if test.want != wire.Pass && snapshot(r) != before {
+			t.Errorf("%s: state changed", test.name)
+		}
+	}
+
+	// The own DATA and its ECHO come in any order, each once; DATA comes once by
+	// whichever socket.
+	r := newTestReceiver()
+	own := func(echo bool, seq uint64) (proto.DeliveryMode, []byte) {
+		if echo {
+			return proto.ModeUnicast, datagram(func(h *wire.Header) { h.Type, h.Sequence = wire.Echo, seq }, nil)
+		}
+		return proto.ModeSSM, channelDatagram(func(h *wire.Header) { h.Sequence = seq })
+	}
+	for i, step := range []struct {
+		echo bool
+		seq  uint64
+		want wire.Verdict
+	}{
+		{true, 1, wire.Pass}, {false, 1, wire.Pass}, {false, 2, wire.Pass}, {true, 2, wire.Pass},
+		{true, 1, wire.Replayed}, {false, 2, wire.Replayed},
+	} {
+		by, b := own(step.echo, step.seq)
+		if _, _, v := r.check(by, testRP, b); v != step.want {
+			t.Errorf("step %d: %v, want %v", i, v, step.want)
+		}
+	}
+	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(func(h *wire.Header) { h.Sequence = 2 }, nil)); v != wire.Replayed {
+		t.Errorf("again by our own session: %v", v)
+	}
+	r.join(testRP, hop{testSession, testHopKey}, hop{})
+	if _, _, v := r.check(proto.ModeSSM, testRP, channelDatagram(nil)); v != wire.NoSession {
+		t.Errorf("in mode unicast: %v", v)
+	}
+}
+
+// What a node publishes comes back by the channel. Before its ECHO or after, it is
+// a duplicate: not dropped, not offered to the pool, and acknowledged once.
+func TestOwnCopyByChannel(t *testing.T) {
+	for name, order := range map[string][]proto.DeliveryMode{
+		"echo first": {proto.ModeUnicast, proto.ModeSSM},
+		"copy first": {proto.ModeSSM, proto.ModeUnicast},
+	} {
+		s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Unix(100, 0)
+		s.receiver, s.mode, s.joined = newTestReceiver(), proto.ModeSSM, true
+		s.active = &rpConn{joiner: proto.NewJoiner(proto.JoinerConfig{})}
+		s.outbox.SetPath(now, &outbox.Path{RP: testIngress, Session: 1, Group: testGroup, Rate: 1, Burst: 1})
+		object := []byte("payload")
+		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0)
+		s.outbox.Actions() // the datagram leaves
+		s.marks.Start(testStream, 4)
+
+		duplicates, published := duplicateMeter.Snapshot().Count(), publishedMeter.Snapshot().Count()
+		header := func(h *wire.Header) { h.ObjectID = objectID(crypto.Keccak256Hash(object)) }
+		for _, by := range order {
+			b := channelDatagram(header)
+			if by == proto.ModeUnicast {
+				b = datagram(func(h *wire.Header) { header(h); h.Type = wire.Echo }, nil)
+			}
+			s.receive(now, by, testRP, b)
+		}
+		if n := s.receiver.counters[wire.Pass]; n != 2 {
+			t.Errorf("%s: verdicts %v", name, s.receiver.counters)
+		}
+		if n := duplicateMeter.Snapshot().Count() - duplicates; n != 1 {
+			t.Errorf("%s: %d duplicates", name, n)
+		}
+		if n := publishedMeter.Snapshot().Count() - published; n != 1 || s.outbox.Len() != 0 {
+			t.Errorf("%s: acknowledged %d times, %d left", name, n, s.outbox.Len())
+		}
+		if len(s.deliver.queue) != 0 || s.receiver.buffer.Bytes() != 0 {
+			t.Errorf("%s: kept or offered to the pool", name)
+		}
+		want := proto.Counter{Ingress: testIngress, Group: testGroup, Received: 2, Duplicates: 1}
+		if got := s.marks.Counters(); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: counters %+v, want %+v", name, got, want)
+		}
 	}
 }
 
@@ -139,12 +265,12 @@ func TestReceiverEpochs(t *testing.T) {
 	}
 	for epoch, want := range map[uint8]wire.Verdict{2: wire.NoKey, 3: wire.NoKey, 255: wire.Pass, 0: wire.Pass} {
 		b := datagram(func(h *wire.Header) { h.Epoch, h.Sequence = epoch, uint64(epoch)+100 }, nil)
-		if _, _, v := r.check(testRP, b); v != want {
+		if _, _, v := r.check(proto.ModeUnicast, testRP, b); v != want {
 			t.Errorf("epoch %d: %v, want %v", epoch, v, want)
 		}
 	}
 	r.retire(testIngress)
-	if _, _, v := r.check(testRP, datagram(nil, nil)); v != wire.NoKey {
+	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoKey {
 		t.Errorf("retired ingress RP: %v", v)
 	}
 }
@@ -153,15 +279,18 @@ func FuzzReceiver(f *testing.F) {
 	f.Add(datagram(nil, nil))
 	f.Add(datagram(func(h *wire.Header) { h.Type = wire.Echo }, nil))
 	f.Add(datagram(func(h *wire.Header) { h.Type = wire.Heartbeat }, nil))
+	f.Add(channelDatagram(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r := newTestReceiver()
-		before := snapshot(r)
-		h, _, v := r.check(testRP, b)
-		if v == wire.Pass && h.Type != wire.Probe && !testHopKey.CheckHopTag(b, h.HopTag) {
-			t.Fatalf("passed without a right hop tag: %v", &h)
-		}
-		if v != wire.Pass && snapshot(r) != before {
-			t.Fatalf("verdict %v changed the state", v)
+		for by, key := range []auth.Key{proto.ModeUnicast: testHopKey, proto.ModeSSM: testChannelKey} {
+			r := newTestReceiver()
+			before := snapshot(r)
+			h, _, v := r.check(proto.DeliveryMode(by), testRP, b)
+			if v == wire.Pass && h.Type != wire.Probe && !key.CheckHopTag(b, h.HopTag) {
+				t.Fatalf("passed without a right hop tag: %v", &h)
+			}
+			if v != wire.Pass && snapshot(r) != before {
+				t.Fatalf("verdict %v changed the state", v)
+			}
 		}
 	})
 }
@@ -181,9 +310,17 @@ func TestForeignProbe(t *testing.T) {
 	if err := rp.joiner.Handle(now, &proto.Status{Role: proto.RoleRP, Incarnation: 1, DataPort: testRP.Port()}); err != nil {
 		t.Fatal(err)
 	}
+	s.drain(now, rp)
+	session := uint32(0)
+	for len(rp.out) > 0 {
+		if join, ok := (<-rp.out).(*proto.Join); ok {
+			session = join.Session
+		}
+	}
 	probe := func(src netip.AddrPort) (echoes int) {
 		h := wire.Header{Type: wire.Probe}
-		s.receive(now, src, append(h.Append(nil), make([]byte, wire.MaxPayload)...))
+		nonce := binary.BigEndian.AppendUint32(h.Append(nil), session)
+		s.receive(now, proto.ModeUnicast, src, append(nonce, make([]byte, wire.MaxPayload-4)...))
 		s.drain(now, rp)
 		for len(rp.out) > 0 {
 			if m := <-rp.out; m.Code() == proto.EchoMsg {
@@ -200,5 +337,9 @@ func TestForeignProbe(t *testing.T) {
 	}
 	if n := probe(testRP); n != 1 {
 		t.Errorf("%d echoes for the RP's own PROBE", n)
+	}
+	session++
+	if n := probe(testRP); n != 0 {
+		t.Errorf("%d echoes for a PROBE of another peer", n)
 	}
 }

@@ -44,13 +44,20 @@ var (
 		Value:    string(PublishAll),
 		Category: flagCategory,
 	}
-	Flags = []cli.Flag{EnabledFlag, RPFlag, PortFlag, PublishFlag}
+	DeliveryFlag = &cli.StringFlag{
+		Name:     "mdcs.delivery",
+		Usage:    `How datagrams come: "unicast", or "ssm" (one by multicast for all nodes on the link, where possible)`,
+		Value:    string(DeliverUnicast),
+		Category: flagCategory,
+	}
+	Flags = []cli.Flag{EnabledFlag, RPFlag, PortFlag, PublishFlag, DeliveryFlag}
 )
 
 // Register adds multicast diffusion to a geth node that does not run yet.
 func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 	cfg := Config{
 		Publish:   PublishMode(ctx.String(PublishFlag.Name)),
+		Delivery:  Delivery(ctx.String(DeliveryFlag.Name)),
 		NetworkID: backend.BlockChain().Config().ChainID.Uint64(),
 		Genesis:   backend.BlockChain().Genesis().Hash(),
 	}

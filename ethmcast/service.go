@@ -50,11 +50,28 @@ const (
 	PublishNone    PublishMode = "none"
 )
 
+// Delivery says how datagrams come to this node.
+type Delivery string
+
+// Ways of --mdcs.delivery.
+const (
+	DeliverUnicast Delivery = "unicast" // a copy of its own for this node
+	DeliverSSM     Delivery = "ssm"     // one for all on its link, if the RP and the network can
+)
+
+func (d Delivery) mode() proto.DeliveryMode {
+	if d == DeliverSSM {
+		return proto.ModeSSM
+	}
+	return proto.ModeUnicast
+}
+
 // Config is what the node's operator decides.
 type Config struct {
 	RPs       []*enode.Node // in order of preference
 	Port      uint16        // UDP port for datagrams, 0 for any
 	Publish   PublishMode
+	Delivery  Delivery // "" is DeliverUnicast
 	NetworkID uint64
 	Genesis   common.Hash
 }
@@ -65,9 +82,14 @@ func (c *Config) check() error {
 	}
 	switch c.Publish {
 	case PublishAll, PublishBridged, PublishNone:
+	default:
+		return fmt.Errorf("unknown publish mode %q, want all, bridged or none", c.Publish)
+	}
+	switch c.Delivery {
+	case "", DeliverUnicast, DeliverSSM:
 		return nil
 	}
-	return fmt.Errorf("unknown publish mode %q, want all, bridged or none", c.Publish)
+	return fmt.Errorf("unknown delivery %q, want unicast or ssm", c.Delivery)
 }
 
 // Backend is what the service needs of geth.
@@ -121,8 +143,9 @@ type Service struct {
 	enabled   bool
 	rps       map[enode.ID]*rpConn
 	peers     map[enode.ID]*peerConn
-	active    *rpConn // the RP that is wanted, nil for none
-	joined    bool    // active has admitted us
+	active    *rpConn            // the RP that is wanted, nil for none
+	joined    bool               // active has admitted us
+	mode      proto.DeliveryMode // in which it has
 	receiver  *receiver
 	outbox    *outbox.Outbox
 	marks     coverage.Marks
@@ -177,9 +200,8 @@ func (s *Service) Start(self enode.ID) error {
 	s.self, s.socket, s.preferUntil = self, socket, time.Now().Add(preferFirst)
 	s.deliver.start()
 	s.heads = s.backend.SubscribeHeads(s.deliver.newHead)
-	s.wg.Add(2)
-	go s.receiveLoop()
-	go s.loop()
+	s.wg.Go(func() { s.receiveLoop(s.socket, proto.ModeUnicast) })
+	s.wg.Go(s.loop)
 	for _, rp := range s.cfg.RPs {
 		s.dial(rp)
 	}
@@ -223,7 +245,6 @@ func (s *Service) APIs() []rpc.API {
 
 // loop does what is due in time, and the announcements, which may block.
 func (s *Service) loop() {
-	defer s.wg.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -47,7 +47,14 @@ func eventually(t *testing.T, what string, cond func() bool) {
 // startRP starts a real replication point on [::1].
 func startRP(t *testing.T, key *ecdsa.PrivateKey, control uint16, neighbours ...*enode.Node) *rp.RP {
 	t.Helper()
+	return startRPWith(t, key, control, 0, neighbours...)
+}
+
+// startRPWith starts one that offers mode ssm on a port that is not 0.
+func startRPWith(t *testing.T, key *ecdsa.PrivateKey, control, group uint16, neighbours ...*enode.Node) *rp.RP {
+	t.Helper()
 	r, err := rp.New(rp.Config{
+		GroupPort:     group,
 		PrivateKey:    key,
 		Address:       netip.IPv6Loopback(),
 		ControlPort:   control,
@@ -257,6 +264,27 @@ func TestPartition(t *testing.T) {
 	}
 }
 
+// A loopback interface has no multicast: who wishes it is served all the same.
+func TestSSMWhereThereIsNone(t *testing.T) {
+	r := startRPWith(t, ethmcasttest.Key(t), 0, 30502)
+	x := startNode(t, r)
+	y := ethmcasttest.StartNode(t, ethmcast.Config{
+		RPs: []*enode.Node{r.Self()}, Publish: ethmcast.PublishAll, Delivery: ethmcast.DeliverSSM, NetworkID: networkID, Genesis: genesis,
+	})
+	connect(t, x, y)
+	for _, n := range []*ethmcasttest.Node{x, y} {
+		if st := n.API.Status(); st.Delivery != ethmcast.DeliverUnicast {
+			t.Errorf("delivery %q", st.Delivery)
+		}
+	}
+	there, back := transaction(t, 1, 5000), transaction(t, 2, 5000)
+	x.Enter(there, nil)
+	y.Enter(back, nil)
+	eventually(t, "delivery", func() bool {
+		return y.Backend.Offered(there.Hash()) == 1 && x.Backend.Offered(back.Hash()) == 1
+	})
+}
+
 // Two peers hear a transaction of a stock node; one of them publishes it.
 func TestBridge(t *testing.T) {
 	r := startRP(t, ethmcasttest.Key(t), 0)
@@ -411,5 +439,9 @@ func TestConfigErrors(t *testing.T) {
 	}
 	if _, err := ethmcast.New(ethmcast.Config{RPs: []*enode.Node{nil}, Publish: "some"}, nil, nil); err == nil {
 		t.Error("unknown publish mode accepted")
+	}
+	cfg := ethmcast.Config{RPs: []*enode.Node{nil}, Publish: ethmcast.PublishAll, Delivery: "some"}
+	if _, err := ethmcast.New(cfg, nil, nil); err == nil {
+		t.Error("unknown delivery accepted")
 	}
 }

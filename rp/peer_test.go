@@ -66,6 +66,14 @@ type peerOptions struct {
 	deaf   bool // does not answer PROBEs
 	silent bool // does not announce itself
 	chain  byte // another genesis, when not 0
+	ssm    bool // wishes mode ssm, and hears nothing by the channel
+}
+
+func (o peerOptions) mode() proto.DeliveryMode {
+	if o.ssm {
+		return proto.ModeSSM
+	}
+	return proto.ModeUnicast
 }
 
 // newPeer starts a peer that joins an RP and stays connected to it.
@@ -133,6 +141,7 @@ func (p *lightPeer) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 		Groups:    []uint32{testGroup},
 		Publish:   true,
 		Port:      p.addr().Port(),
+		Mode:      p.opt.mode(),
 		Rand:      rand.Reader,
 	})
 	p.joiner.Want(time.Now(), true)
@@ -187,6 +196,9 @@ func (p *lightPeer) perform() {
 				continue
 			}
 			p.send(a.Message)
+		case proto.Subscribe:
+			p.joiner.Subscribed(true)
+			p.perform()
 		case proto.Joined:
 			p.member, p.seq = &a, 0
 			p.install(a.Keys, nil)

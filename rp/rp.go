@@ -48,6 +48,11 @@ type Config struct {
 	Rate, Burst   uint32        // datagrams per second, and at once, that a peer may publish
 	RekeyInterval time.Duration // between the epochs of the own group keys
 
+	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
+	// is not offered; else the engine must be a datapath.Multicaster.
+	GroupPort uint16
+	HopLimit  uint8 // of the packets to channels, 0 for 1
+
 	// Engine opens the datapath.
 	Engine func(datapath.Config) (datapath.Engine, error)
 
@@ -158,11 +163,20 @@ func (r *RP) start() error {
 		Addr:        netip.AddrPortFrom(cfg.Address, cfg.DataPort),
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
+		HopLimit:    cfg.HopLimit,
 	})
 	if err != nil {
 		return fmt.Errorf("data port: %w", err)
 	}
 	r.engine = datapath.NewBatcher(engine)
+	var link func(netip.Addr) (string, error)
+	if cfg.GroupPort != 0 {
+		m, ok := engine.(datapath.Multicaster)
+		if !ok {
+			return errors.New("delivery mode ssm: this engine does not replicate to multicast channels")
+		}
+		link = m.Link
+	}
 
 	r.peers = peerside.New(peerside.Config{
 		Self: r.self,
@@ -172,11 +186,13 @@ func (r *RP) start() error {
 			Genesis:     cfg.Genesis,
 			Incarnation: r.incarnation,
 			DataPort:    r.engine.Addr().Port(),
+			GroupPort:   cfg.GroupPort,
 		},
 		Groups:  r.groups,
 		Lease:   cfg.Lease,
 		Rate:    cfg.Rate,
 		Burst:   cfg.Burst,
+		Link:    link,
 		Engine:  r.engine,
 		Keys:    r.keys,
 		Members: r.members,

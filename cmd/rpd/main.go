@@ -67,6 +67,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return serve(c.Context, c.String(configFlag.Name), stderr)
 		},
 		Commands: []*cli.Command{
+			hostCommand(stdout),
 			{
 				Name:  "config",
 				Usage: "print or check a configuration",

@@ -20,7 +20,6 @@ import (
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/config"
 	"github.com/ethmcast/mdcs/rp/datapath"
-	"github.com/ethmcast/mdcs/rp/datapath/socket"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
 
@@ -37,6 +36,13 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	neighbours, err := cfg.Neighbours()
 	if err != nil {
 		return nil, err
+	}
+	engine, groupPort := cfg.Datapath, uint16(0)
+	if cfg.Delivery.SSM {
+		groupPort = cfg.Delivery.GroupPort
+		if engine.Engine == "auto" {
+			engine.Engine = "socket" // which replicates to channels
+		}
 	}
 	return rp.New(rp.Config{
 		PrivateKey:  key,
@@ -57,13 +63,12 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		Rate:          cfg.Limits.PublishRate,
 		Burst:         cfg.Limits.PublishBurst,
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
-		Engine:        openSocket,
+		GroupPort:     groupPort,
+		HopLimit:      cfg.Delivery.HopLimit,
+		Engine:        func(c datapath.Config) (datapath.Engine, error) { return openEngine(&engine, c, log) },
 		Log:           log,
 	})
 }
-
-// openSocket is the engine of "auto" and "socket".
-func openSocket(cfg datapath.Config) (datapath.Engine, error) { return socket.Listen(cfg) }
 
 // loadKey reads the node key, or makes one that only its owner can read.
 func loadKey(path string) (*ecdsa.PrivateKey, error) {

@@ -138,6 +138,12 @@ func (o *Outbox) Publish(now time.Time, hash [32]byte, data []byte, delay time.D
 	return true
 }
 
+// Sent reports whether the object with this id was sent and is not acknowledged.
+func (o *Outbox) Sent(id uint64) bool {
+	x := o.objects[id]
+	return x != nil && x.sent
+}
+
 // Cancel drops an object that was not sent yet and reports whether there was one.
 func (o *Outbox) Cancel(hash [32]byte) bool {
 	x := o.objects[binary.BigEndian.Uint64(hash[:])]

@@ -3,6 +3,7 @@
 package proto
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"slices"
@@ -12,18 +13,31 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
-// SendProbe asks for a PROBE datagram of Size bytes to the peer's port.
+// SendProbe asks for a PROBE datagram of Size bytes to the peer's Port, or in mode
+// ssm to that port of the channel of Group on the peer's link.
 type SendProbe struct {
 	Nonce [wire.NonceSize]byte
 	Size  int
+	Mode  DeliveryMode
 	Port  uint16
+	Group uint32
 }
 
-// Admit asks for the session in the datapath. Admitted or Refuse answers.
+// Admit asks for the session in the datapath. Admitted or Fail answers.
 // Datagrams from the peer carry ReceiveKey, datagrams to it Join.Session and SendKey.
+// Mode is what was proven.
 type Admit struct {
 	Join                Join
+	Mode                DeliveryMode
 	SendKey, ReceiveKey auth.Key
+}
+
+// Grant is what a peer is given with its admission.
+type Grant struct {
+	Session uint32  // that the datapath accepts datagrams of
+	Channel Channel // that serves the peer, zero in mode unicast
+	Keys    []GroupKey
+	Marks   []Mark // the sequences from which on the datapath replicates
 }
 
 // Refresh says that the peer announced itself.
@@ -49,19 +63,20 @@ const (
 	AdmissionConnected AdmissionState = iota // no Status yet
 	AdmissionIdle                            // no session
 	AdmissionProbing                         // Join taken, endpoint unproven
-	AdmissionAdmitting                       // endpoint proven, Welcome not sent
+	AdmissionProving                         // endpoint proven, channel unproven
+	AdmissionAdmitting                       // proven, Welcome not sent
 	AdmissionActive                          // Welcome sent
 	AdmissionBarred                          // never admitted on this connection
 )
 
 func (s AdmissionState) String() string {
-	return [...]string{"connected", "idle", "probing", "admitting", "active", "barred"}[s]
+	return [...]string{"connected", "idle", "probing", "proving", "admitting", "active", "barred"}[s]
 }
 
 // AdmissionConfig is what an RP offers.
 type AdmissionConfig struct {
 	Self, Remote [32]byte // devp2p node ids
-	Status       Status   // the RP's own
+	Status       Status   // the RP's own; mode ssm is offered if it has a GroupPort
 	Groups       []uint32 // served
 	Lease        time.Duration
 	Rate, Burst  uint32 // datagrams per second, and at once, that a peer may publish
@@ -70,7 +85,9 @@ type AdmissionConfig struct {
 
 // Admission is the RP's side of one connection to a peer: it proves the
 // endpoint, admits, and keeps the lease. At most MaxProbes datagrams go to an
-// endpoint before it is proven.
+// endpoint before it is proven. Only then does it try the channel, if the peer
+// wishes mode ssm: with MaxProbes at most, and without an Echo it admits in mode
+// unicast.
 //
 // A violation by the peer ends the session: Handle returns it for the log, the
 // actions hold the Leave and the Remove.
@@ -80,6 +97,7 @@ type Admission struct {
 	join    Join
 	share   auth.Share
 	nonce   [wire.NonceSize]byte
+	channel [wire.NonceSize]byte // nonce on the channel; until there is one, the other
 	probes  int
 	actions []Action
 
@@ -172,56 +190,100 @@ func (a *Admission) joined(now time.Time, m *Join) error {
 	switch {
 	case len(groups) == 0:
 		return &Error{ReasonGroup, fmt.Sprintf("none of %d groups is served", len(m.Groups))}
-	case m.Mode != ModeUnicast:
+	case m.Mode > ModeSSM:
 		return &Error{ReasonMode, fmt.Sprintf("delivery mode %d", m.Mode)}
 	}
-	var random [wire.NonceSize + auth.ShareSize]byte
-	if _, err := io.ReadFull(a.cfg.Rand, random[:]); err != nil {
+	if _, err := io.ReadFull(a.cfg.Rand, a.share[:]); err != nil {
 		return fmt.Errorf("no random bytes: %w", err)
 	}
-	a.join, a.nonce, a.share = *m, [wire.NonceSize]byte(random[:]), auth.Share(random[wire.NonceSize:])
+	a.join = *m
 	a.join.Groups = groups
+	var err error
+	if a.nonce, err = a.newNonce(); err != nil {
+		return err
+	}
+	a.channel = a.nonce
 	a.state, a.probes, a.deadline = AdmissionProbing, 0, now.Add(ProbeTimeout)
 	a.sendProbe(now)
 	return nil
 }
 
+// newNonce draws a nonce for the Join: on a channel it arrives at other peers, too,
+// which must not take it for theirs.
+func (a *Admission) newNonce() (nonce [wire.NonceSize]byte, err error) {
+	if _, err := io.ReadFull(a.cfg.Rand, nonce[4:]); err != nil {
+		return nonce, fmt.Errorf("no random bytes: %w", err)
+	}
+	binary.BigEndian.PutUint32(nonce[:], a.join.Session)
+	return nonce, nil
+}
+
 func (a *Admission) sendProbe(now time.Time) {
-	a.act(SendProbe{Nonce: a.nonce, Size: int(a.join.MaxDatagram), Port: a.join.Port})
+	probe := SendProbe{Nonce: a.nonce, Size: int(a.join.MaxDatagram), Port: a.join.Port}
+	if a.state == AdmissionProving {
+		probe.Nonce, probe.Mode, probe.Port, probe.Group = a.channel, ModeSSM, a.cfg.Status.GroupPort, a.join.Groups[0]
+	}
+	a.act(probe)
 	a.probe = now.Add(probeIntervals[a.probes])
 	a.probes++
 }
 
 func (a *Admission) echo(now time.Time, m *Echo) error {
 	switch {
-	case a.state == AdmissionIdle || m.Nonce != a.nonce:
+	case a.state == AdmissionIdle || m.Nonce != a.nonce && m.Nonce != a.channel:
 		return unexpected("echo of a nonce that was not sent")
+	case a.state == AdmissionProving && m.Nonce == a.channel:
+		mode := ModeSSM
+		if m.Size != a.join.MaxDatagram {
+			mode = ModeUnicast
+		}
+		a.admit(mode)
 	case m.Size != a.join.MaxDatagram:
 		return &Error{ReasonUnreachable, fmt.Sprintf("probe of %d bytes arrived with %d", a.join.MaxDatagram, m.Size)}
-	case a.state != AdmissionProbing:
-		return nil // echo of a second probe
+	case a.state == AdmissionProbing && a.wantsChannel():
+		var err error
+		if a.channel, err = a.newNonce(); err != nil {
+			return err
+		}
+		a.state, a.probes, a.deadline = AdmissionProving, 0, now.Add(ChannelTimeout)
+		a.sendProbe(now)
+	case a.state == AdmissionProbing:
+		a.admit(ModeUnicast)
 	}
-	send, receive := auth.HopKeys(a.cfg.Self, a.cfg.Remote, a.share, a.join.Share)
-	a.state = AdmissionAdmitting
-	a.act(Admit{Join: a.join, SendKey: send, ReceiveKey: receive})
-	return nil
+	return nil // else the echo of a second probe
 }
 
-// Admitted sends the Welcome. The datapath must already replicate to the peer;
-// session is the index that it gave, marks are the sequences from then on.
-func (a *Admission) Admitted(now time.Time, session uint32, keys []GroupKey, marks []Mark) {
+// wantsChannel reports whether a channel is wished and offered.
+func (a *Admission) wantsChannel() bool {
+	return a.join.Mode == ModeSSM && len(a.join.Groups) == 1 && a.cfg.Status.GroupPort != 0
+}
+
+func (a *Admission) admit(mode DeliveryMode) {
+	send, receive := auth.HopKeys(a.cfg.Self, a.cfg.Remote, a.share, a.join.Share)
+	a.state = AdmissionAdmitting
+	a.act(Admit{Join: a.join, Mode: mode, SendKey: send, ReceiveKey: receive})
+}
+
+// Admitted sends the Welcome. The datapath must already replicate to the peer, in
+// mode ssm to the channel.
+func (a *Admission) Admitted(now time.Time, g Grant) {
 	if a.state != AdmissionAdmitting {
 		return
 	}
-	a.send(&Welcome{
-		Session: session,
+	welcome := &Welcome{
+		Session: g.Session,
 		Share:   a.share,
 		Lease:   uint32(a.cfg.Lease / time.Second),
 		Rate:    a.cfg.Rate,
 		Burst:   a.cfg.Burst,
-		Keys:    keys,
-		Marks:   marks,
-	})
+		Channel: g.Channel,
+		Keys:    g.Keys,
+		Marks:   g.Marks,
+	}
+	if g.Channel.Session != 0 {
+		welcome.Mode = ModeSSM
+	}
+	a.send(welcome)
 	a.state, a.deadline = AdmissionActive, now.Add(a.cfg.Lease)
 }
 
@@ -248,7 +310,7 @@ func (a *Admission) Fail(err error) {
 // end goes back to Idle.
 func (a *Admission) end(err error) {
 	switch a.state {
-	case AdmissionProbing, AdmissionAdmitting, AdmissionActive:
+	case AdmissionProbing, AdmissionProving, AdmissionAdmitting, AdmissionActive:
 		a.act(Remove{err})
 	}
 	a.state = AdmissionIdle
@@ -264,6 +326,13 @@ func (a *Admission) Tick(now time.Time) {
 		case !now.Before(a.probe) && a.probes < MaxProbes:
 			a.sendProbe(now)
 		}
+	case AdmissionProving:
+		switch {
+		case !now.Before(a.deadline):
+			a.admit(ModeUnicast)
+		case !now.Before(a.probe) && a.probes < MaxProbes:
+			a.sendProbe(now)
+		}
 	case AdmissionActive:
 		if !now.Before(a.deadline) {
 			a.Fail(&Error{ReasonExpired, fmt.Sprintf("no announce for %v", a.cfg.Lease)})
@@ -274,7 +343,7 @@ func (a *Admission) Tick(now time.Time) {
 // Deadline returns when Tick is due next, zero for never.
 func (a *Admission) Deadline() time.Time {
 	switch a.state {
-	case AdmissionProbing:
+	case AdmissionProbing, AdmissionProving:
 		if a.probes < MaxProbes && a.probe.Before(a.deadline) {
 			return a.probe
 		}

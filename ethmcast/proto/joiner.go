@@ -18,10 +18,21 @@ type Action interface{ action() }
 // Send asks for a message to the other side.
 type Send struct{ Message Message }
 
+// Subscribe asks for the source-specific join of a group, whose datagrams come
+// from the RP's data endpoint to Port. Joiner.Subscribed answers.
+type Subscribe struct {
+	Group uint32
+	Port  uint16
+}
+
 // Joined says that the RP admitted the peer. Datagrams from the RP carry
-// ReceiveSession and ReceiveKey, datagrams to it SendSession and SendKey.
+// ReceiveSession and ReceiveKey, datagrams to it SendSession and SendKey, those of
+// the channel in mode ssm what Channel says. In mode unicast what was subscribed
+// is not needed any more.
 type Joined struct {
 	RP                          Status
+	Mode                        DeliveryMode
+	Channel                     Channel
 	ReceiveSession, SendSession uint32
 	ReceiveKey, SendKey         auth.Key
 	Rate, Burst                 uint32
@@ -38,10 +49,12 @@ type Install struct {
 // AnnounceDue asks for an Announce and, beside it, a keep-alive datagram.
 type AnnounceDue struct{}
 
-// Left says that the membership ended, or the attempt to get one.
+// Left says that the membership ended, or the attempt to get one, and with it
+// what was subscribed.
 type Left struct{ Err error }
 
 func (Send) action()        {}
+func (Subscribe) action()   {}
 func (Joined) action()      {}
 func (Install) action()     {}
 func (AnnounceDue) action() {}
@@ -73,12 +86,16 @@ type JoinerConfig struct {
 	Publish      bool
 	Port         uint16 // UDP port of the peer
 	MaxRate      uint64 // bytes per second, 0: no limit
+	Mode         DeliveryMode
 	Rand         io.Reader
 }
 
 // Joiner is the peer's side of one connection to an RP. It joins while it is
 // wanted, keeps the lease, notices when the RP falls silent, and joins again
 // after a back-off that doubles up to MaxBackoff.
+//
+// In mode ssm it is the channel that must not fall silent. When it does, the
+// Joiner joins in mode unicast at once, and stays with it.
 //
 // A violation by the RP ends the membership: Handle returns it for the log, the
 // actions hold the Leave. A wrong Status bars the RP for the connection.
@@ -89,6 +106,10 @@ type Joiner struct {
 	rp      Status
 	join    Join
 	actions []Action
+
+	mode        DeliveryMode // of the membership
+	unicast     bool         // the channel fell silent: no more of it
+	subscribing bool         // Subscribe is not answered, the Join not sent
 
 	deadline time.Time // of the state
 	heard    time.Time // last datagram of the RP
@@ -128,7 +149,7 @@ func (j *Joiner) Want(now time.Time, wanted bool) {
 	case JoinerJoining, JoinerActive:
 		j.send(&Leave{ReasonQuit})
 		j.act(Left{&Error{ReasonQuit, "not wanted"}})
-		j.state = JoinerIdle
+		j.state, j.subscribing = JoinerIdle, false
 	case JoinerBackoff:
 		j.state = JoinerIdle
 	}
@@ -157,6 +178,9 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 	case *Welcome:
 		if j.state != JoinerJoining {
 			return nil // crossed our Leave
+		}
+		if m.Mode > j.join.Mode {
+			return unexpected("welcome in mode %v", m.Mode)
 		}
 		j.welcome(now, m)
 	case *Rekey:
@@ -190,7 +214,7 @@ func (j *Joiner) status(now time.Time, status *Status) error {
 	return nil
 }
 
-// start sends a Join.
+// start begins an attempt to join.
 func (j *Joiner) start(now time.Time) {
 	j.join = Join{
 		Groups:      j.cfg.Groups,
@@ -207,15 +231,39 @@ func (j *Joiner) start(now time.Time) {
 	}
 	j.join.Session = binary.BigEndian.Uint32(random[:]) | 1 // never 0
 	j.join.Share = auth.Share(random[4:])
+	j.state, j.deadline = JoinerJoining, now.Add(JoinTimeout)
+	// A Join has one mode, so several groups come in the one that any number can.
+	if j.cfg.Mode == ModeSSM && j.rp.GroupPort != 0 && len(j.cfg.Groups) == 1 && !j.unicast {
+		j.subscribing = true
+		j.act(Subscribe{Group: j.cfg.Groups[0], Port: j.rp.GroupPort})
+		return
+	}
+	j.sendJoin()
+}
+
+// Subscribed answers Subscribe: the group is joined, or this host cannot.
+func (j *Joiner) Subscribed(ok bool) {
+	if j.state != JoinerJoining || !j.subscribing {
+		return
+	}
+	j.subscribing = false
+	if ok {
+		j.join.Mode = ModeSSM
+	}
+	j.sendJoin()
+}
+
+func (j *Joiner) sendJoin() {
 	join := j.join
 	j.send(&join)
-	j.state, j.deadline = JoinerJoining, now.Add(JoinTimeout)
 }
 
 func (j *Joiner) welcome(now time.Time, m *Welcome) {
 	send, receive := auth.HopKeys(j.cfg.Self, j.cfg.Remote, j.join.Share, m.Share)
 	j.act(Joined{
 		RP:             j.rp,
+		Mode:           m.Mode,
+		Channel:        m.Channel,
 		ReceiveSession: j.join.Session,
 		SendSession:    m.Session,
 		SendKey:        send,
@@ -225,7 +273,7 @@ func (j *Joiner) welcome(now time.Time, m *Welcome) {
 		Keys:           m.Keys,
 		Marks:          m.Marks,
 	})
-	j.state, j.heard, j.ticked = JoinerActive, now, now
+	j.state, j.mode, j.heard, j.ticked = JoinerActive, m.Mode, now, now
 	j.announceAt(now)
 }
 
@@ -237,13 +285,14 @@ func (j *Joiner) announceAt(now time.Time) {
 }
 
 // Probe takes a PROBE datagram that came from the RP's endpoint, size bytes long.
+// One that is for another member of the channel is ignored.
 func (j *Joiner) Probe(nonce [wire.NonceSize]byte, size int) {
-	if j.state == JoinerJoining {
+	if j.state == JoinerJoining && !j.subscribing && binary.BigEndian.Uint32(nonce[:]) == j.join.Session {
 		j.send(&Echo{Nonce: nonce, Size: uint16(size)})
 	}
 }
 
-// Heard says that a valid datagram of the RP arrived.
+// Heard says that a valid datagram of the RP arrived, in mode ssm by the channel.
 func (j *Joiner) Heard(now time.Time) {
 	if j.state != JoinerActive {
 		return
@@ -265,12 +314,23 @@ func (j *Joiner) Fail(now time.Time, err error) {
 	j.lose(now, err)
 }
 
+// fallBack leaves a silent channel and joins in mode unicast. It is the RP that is
+// silent if this takes as long again.
+func (j *Joiner) fallBack(now time.Time) {
+	err := &Error{ReasonUnreachable, fmt.Sprintf("no datagram on the channel for %v", HeartbeatTimeout)}
+	j.send(&Leave{err.Reason})
+	j.act(Left{err})
+	j.unicast = true
+	j.start(now)
+	j.deadline = now.Add(HeartbeatTimeout)
+}
+
 // lose leaves states Joining and Active for a back-off.
 func (j *Joiner) lose(now time.Time, err error) {
 	if j.state == JoinerJoining || j.state == JoinerActive {
 		j.act(Left{err})
 	}
-	j.state = JoinerIdle
+	j.state, j.subscribing = JoinerIdle, false
 	if j.wanted {
 		j.state, j.deadline = JoinerBackoff, now.Add(j.backoff)
 		j.backoff = min(2*j.backoff, MaxBackoff)
@@ -286,6 +346,10 @@ func (j *Joiner) Tick(now time.Time) {
 		}
 		j.ticked = now
 		if now.Sub(j.heard) >= HeartbeatTimeout {
+			if j.mode == ModeSSM {
+				j.fallBack(now)
+				return
+			}
 			j.Fail(now, &Error{ReasonUnreachable, fmt.Sprintf("no datagram of the rp for %v", HeartbeatTimeout)})
 			return
 		}
@@ -295,7 +359,7 @@ func (j *Joiner) Tick(now time.Time) {
 	}
 	switch j.state {
 	case JoinerJoining:
-		j.Fail(now, &Error{ReasonUnreachable, fmt.Sprintf("no welcome within %v", JoinTimeout)})
+		j.Fail(now, &Error{ReasonUnreachable, "no welcome in time"})
 	case JoinerActive:
 		j.act(AnnounceDue{})
 		j.announceAt(now)

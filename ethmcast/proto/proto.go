@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
@@ -60,7 +61,8 @@ const (
 	HeartbeatInterval = 500 * time.Millisecond
 	HeartbeatTimeout  = 1500 * time.Millisecond // silence after which an RP is lost
 	ProbeTimeout      = 3 * time.Second         // Join to Echo, at the RP
-	MaxProbes         = 3                       // datagrams sent to an unproven endpoint
+	ChannelTimeout    = 1500 * time.Millisecond // first PROBE on a channel to its Echo, at the RP
+	MaxProbes         = 3                       // datagrams sent to an unproven endpoint, and for a Join on a channel
 	MinBackoff        = 500 * time.Millisecond  // between attempts to join
 	MaxBackoff        = 30 * time.Second
 )
@@ -74,6 +76,15 @@ const TopicTxs = "txs"
 func GroupID(networkID uint64, genesis [32]byte, topic string) uint32 {
 	id := binary.BigEndian.AppendUint64([]byte("mdcs/1 group"), networkID)
 	return binary.BigEndian.Uint32(crypto.Keccak256(id, genesis[:], []byte(topic)))
+}
+
+// GroupAddr returns the multicast address of a group in mode ssm: FF3E::/32, the
+// source-specific range of global scope (RFC 4607), with an id from the half that
+// RFC 3307 leaves to hosts.
+func GroupAddr(group uint32) netip.Addr {
+	b := [16]byte{0: 0xff, 1: 0x3e}
+	binary.BigEndian.PutUint32(b[12:], group|1<<31)
+	return netip.AddrFrom16(b)
 }
 
 // Role says what a node is on this connection.
@@ -98,8 +109,21 @@ func (r Role) String() string {
 // DeliveryMode is how copies reach a peer.
 type DeliveryMode uint8
 
-// ModeUnicast is one copy for each subscriber.
-const ModeUnicast DeliveryMode = 0
+// Modes of delivery (SPEC 7.9).
+const (
+	ModeUnicast DeliveryMode = 0 // a copy for each subscriber
+	ModeSSM     DeliveryMode = 1 // a copy for each link, by source-specific multicast
+)
+
+func (m DeliveryMode) String() string {
+	switch m {
+	case ModeUnicast:
+		return "unicast"
+	case ModeSSM:
+		return "ssm"
+	}
+	return fmt.Sprintf("mode-%d", uint8(m))
+}
 
 // Reason says why a session ended (SPEC 7.8).
 type Reason uint8
@@ -167,6 +191,7 @@ type Status struct {
 	Genesis     [32]byte
 	Incarnation uint32 // of an RP, 0 for a peer
 	DataPort    uint16 // UDP port of an RP, 0 for a peer
+	GroupPort   uint16 // UDP port of an RP's channels, 0 without mode ssm and for a peer
 }
 
 // Join asks an RP for membership. The endpoint is the address of the RLPx
@@ -174,7 +199,7 @@ type Status struct {
 type Join struct {
 	Groups      []uint32
 	Publish     bool
-	Mode        DeliveryMode
+	Mode        DeliveryMode // a wish: an RP that cannot serve it serves in unicast
 	Port        uint16
 	MaxDatagram uint16     // largest datagram that the peer takes, bytes
 	MaxRate     uint64     // bytes per second that the peer takes, 0: no limit
@@ -182,7 +207,8 @@ type Join struct {
 	Share       auth.Share // the peer's part of the hop keys
 }
 
-// Echo returns the nonce of a PROBE and the length of the datagram it came in.
+// Echo returns the nonce of a PROBE and the length of the datagram it came in. A
+// nonce begins with the session index of the Join that it is for.
 type Echo struct {
 	Nonce [wire.NonceSize]byte
 	Size  uint16
@@ -204,6 +230,13 @@ type Mark struct {
 	Sequence uint64
 }
 
+// Channel is how the datagrams of a multicast channel are known. All members that
+// it serves share it.
+type Channel struct {
+	Session uint32   // index that they carry
+	Key     auth.Key // hop key
+}
+
 // Welcome admits a peer. It is sent after the RP began to replicate to it.
 type Welcome struct {
 	Session uint32     // index that datagrams to the RP must carry
@@ -211,6 +244,8 @@ type Welcome struct {
 	Lease   uint32     // seconds
 	Rate    uint32     // datagrams per second that the peer may publish
 	Burst   uint32     // datagrams that it may publish at once
+	Mode    DeliveryMode
+	Channel Channel // zero in mode unicast
 	Keys    []GroupKey
 	Marks   []Mark
 }
@@ -327,6 +362,8 @@ func (m *Welcome) check() error {
 		return malformed("welcome: %d keys, %d marks", len(m.Keys), len(m.Marks))
 	case m.Rate == 0 || m.Burst == 0:
 		return malformed("welcome: rate %d, burst %d", m.Rate, m.Burst)
+	case m.Mode > ModeSSM || (m.Mode == ModeSSM) != (m.Channel.Session != 0):
+		return malformed("welcome: %v with channel session %08x", m.Mode, m.Channel.Session)
 	}
 	return nil
 }

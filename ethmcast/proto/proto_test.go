@@ -32,11 +32,11 @@ func TestGroupIDGolden(t *testing.T) {
 // samples has one message of each code, right in all fields.
 func samples() []Message {
 	return []Message{
-		&Status{Role: RoleRP, NetworkID: 1, Genesis: [32]byte{2}, Incarnation: 3, DataPort: 4},
-		&Join{Groups: []uint32{1, 2}, Publish: true, Port: 3, MaxDatagram: 1232, MaxRate: 4, Session: 5, Share: auth.Share{6}},
+		&Status{Role: RoleRP, NetworkID: 1, Genesis: [32]byte{2}, Incarnation: 3, DataPort: 4, GroupPort: 5},
+		&Join{Groups: []uint32{1, 2}, Publish: true, Mode: ModeSSM, Port: 3, MaxDatagram: 1232, MaxRate: 4, Session: 5, Share: auth.Share{6}},
 		&Echo{Nonce: [16]byte{1}, Size: 1232},
 		&Welcome{
-			Session: 1, Share: auth.Share{2}, Lease: 45, Rate: 3, Burst: 4,
+			Session: 1, Share: auth.Share{2}, Lease: 45, Rate: 3, Burst: 4, Mode: ModeSSM, Channel: Channel{5, auth.Key{6}},
 			Keys:  []GroupKey{{Ingress: 1, Group: 2, Epoch: 3, Active: true, Key: auth.Key{4}}},
 			Marks: []Mark{{1, 2, 3}},
 		},
@@ -84,6 +84,9 @@ func TestMessageLimits(t *testing.T) {
 		"lease of 601 s":        &Welcome{Session: 1, Lease: 601, Rate: 1, Burst: 1},
 		"rate 0":                &Welcome{Session: 1, Lease: 45, Burst: 1},
 		"2049 keys":             &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Keys: make([]GroupKey, 2049)},
+		"ssm without channel":   &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Mode: ModeSSM},
+		"channel in unicast":    &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Channel: Channel{Session: 1}},
+		"mode 2":                &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Mode: 2, Channel: Channel{Session: 1}},
 		"2049 counters":         &Announce{Counters: make([]Counter, 2049)},
 		"2049 keys in rekey":    &Rekey{Keys: make([]GroupKey, 2049)},
 		"2049 marks":            &Have{Marks: make([]HaveMark, 2049)},
@@ -116,6 +119,19 @@ func ascending(n int) (s []uint64) {
 		s = append(s, uint64(i))
 	}
 	return s
+}
+
+func TestGroupAddr(t *testing.T) {
+	for group, want := range map[uint32]string{
+		0:          "ff3e::8000:0",
+		1:          "ff3e::8000:1",
+		0x72f4c5d6: "ff3e::f2f4:c5d6",
+		0xffffffff: "ff3e::ffff:ffff",
+	} {
+		if got := GroupAddr(group); got.String() != want || !got.IsMulticast() {
+			t.Errorf("group %08x at %v, want %s", group, got, want)
+		}
+	}
 }
 
 func TestHaveMarkCovers(t *testing.T) {

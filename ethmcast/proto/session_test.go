@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -24,6 +25,8 @@ type pair struct {
 	deaf      bool     // PROBEs do not arrive
 	short     bool     // PROBEs arrive cut
 	silent    bool     // no heart-beats
+	cut       bool     // nothing arrives by the channel
+	joinless  bool     // the peer's host cannot join groups
 	joined    *Joined
 	admit     *Admit
 }
@@ -46,6 +49,15 @@ func newPair(t *testing.T, change func(*JoinerConfig, *AdmissionConfig)) *pair {
 	p := &pair{t: t, now: time.Unix(1000, 0), joiner: NewJoiner(jc), admission: NewAdmission(ac)}
 	p.flush()
 	return p
+}
+
+// grant is what the datapath of the test gives.
+func (p *pair) grant(mode DeliveryMode) Grant {
+	g := Grant{Session: 99, Marks: []Mark{{77, testGroup, 41}}}
+	if mode == ModeSSM {
+		g.Channel = Channel{Session: 98, Key: auth.Key{97}}
+	}
+	return g
 }
 
 // flush carries out actions until none is left.
@@ -85,6 +97,9 @@ func (p *pair) peerDoes(x Action) {
 	case Send:
 		p.note("peer sends %s", strings.TrimPrefix(fmt.Sprintf("%T", x.Message), "*proto."))
 		_ = p.admission.Handle(p.now, p.carry(x.Message)) // tests look at the states
+	case Subscribe:
+		p.note("peer subscribes to %04x on %d", x.Group, x.Port)
+		p.joiner.Subscribed(!p.joinless)
 	case Joined:
 		p.joined = &x
 		p.note("peer joined")
@@ -101,17 +116,24 @@ func (p *pair) rpDoes(x Action) {
 		p.note("rp sends %s", strings.TrimPrefix(fmt.Sprintf("%T", x.Message), "*proto."))
 		_ = p.joiner.Handle(p.now, p.carry(x.Message))
 	case SendProbe:
-		p.note("probe")
 		size := x.Size
 		if p.short {
 			size--
 		}
+		if x.Mode == ModeSSM {
+			p.note("probe of %04x on %d", x.Group, x.Port)
+			if !p.cut {
+				p.joiner.Probe(x.Nonce, x.Size)
+			}
+			return
+		}
+		p.note("probe")
 		if !p.deaf {
 			p.joiner.Probe(x.Nonce, size)
 		}
 	case Admit:
 		p.admit = &x
-		p.admission.Admitted(p.now, 99, nil, []Mark{{77, testGroup, 41}})
+		p.admission.Admitted(p.now, p.grant(x.Mode))
 	case Remove:
 		p.note("removed")
 	}
@@ -121,7 +143,7 @@ func (p *pair) rpDoes(x Action) {
 func (p *pair) run(d time.Duration) {
 	for end := p.now.Add(d); p.now.Before(end); {
 		p.now = p.now.Add(50 * time.Millisecond)
-		if !p.silent {
+		if !p.silent && !(p.cut && p.joined != nil && p.joined.Mode == ModeSSM) {
 			p.joiner.Heard(p.now)
 		}
 		p.joiner.Tick(p.now)
@@ -341,13 +363,17 @@ func TestRekeyInstalledBeforeAck(t *testing.T) {
 // unproven endpoint more than it may.
 func FuzzAdmission(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 4, 20, 7, 1, 20, 20})
+	f.Add([]byte{0, 1, 2, 2, 4, 20, 7, 1, 20, 20})
+	f.Add([]byte{0, 1, 2, 40, 40, 100, 100, 2, 4, 20, 7, 1, 20, 20})
 	f.Fuzz(func(t *testing.T, script []byte) {
 		a := NewAdmission(AdmissionConfig{
 			Groups: []uint32{1}, Lease: Lease, Rate: 1, Burst: 1, Rand: rand.NewChaCha8([32]byte{}),
-			Status: Status{Role: RoleRP, Incarnation: 1, DataPort: 1},
+			Status: Status{Role: RoleRP, Incarnation: 1, DataPort: 1, GroupPort: 2},
 		})
 		now := time.Unix(0, 0)
-		probes, proven := 0, false
+		var probes [2]int // by mode
+		var proven [2]bool
+		echoes := 0
 		for _, op := range script {
 			if int(op) < len(samples()) {
 				m := samples()[op]
@@ -355,11 +381,16 @@ func FuzzAdmission(f *testing.F) {
 				case *Status:
 					*m = Status{Role: RolePeer}
 				case *Join:
-					probes, proven = 0, false
+					m.Groups = m.Groups[:1] // as mode ssm takes no more
+					probes, proven = [2]int{}, [2]bool{}
 				case *Echo:
-					if op%2 == 0 {
-						m.Nonce, proven = a.nonce, true
+					switch {
+					case echoes%3 == 0:
+						m.Nonce, proven[ModeUnicast] = a.nonce, true
+					case echoes%3 == 1 && a.state == AdmissionProving:
+						m.Nonce, proven[ModeSSM] = a.channel, true
 					}
+					echoes++
 				}
 				_ = a.Handle(now, m)
 			} else {
@@ -367,17 +398,20 @@ func FuzzAdmission(f *testing.F) {
 				a.Tick(now)
 			}
 			for _, x := range a.Actions() {
-				switch x.(type) {
+				switch x := x.(type) {
 				case SendProbe:
-					probes++
-				case Admit:
-					if !proven {
-						t.Fatal("admitted without an echo")
+					probes[x.Mode]++
+					if x.Mode == ModeSSM && !proven[ModeUnicast] {
+						t.Fatal("probe on a channel for an unproven endpoint")
 					}
-					a.Admitted(now, 1, nil, nil)
+				case Admit:
+					if !proven[ModeUnicast] || !proven[x.Mode] {
+						t.Fatalf("admitted in mode %v without an echo", x.Mode)
+					}
+					a.Admitted(now, Grant{Session: 1})
 				}
 			}
-			if probes > MaxProbes {
+			if max(probes[ModeUnicast], probes[ModeSSM]) > MaxProbes {
 				t.Fatalf("%d probes for one join", probes)
 			}
 		}

@@ -29,6 +29,7 @@ type Config struct {
 	Chain    Chain    `toml:"chain"`
 	Mesh     Mesh     `toml:"mesh"`
 	Datapath Datapath `toml:"datapath"`
+	Delivery Delivery `toml:"delivery"`
 	Limits   Limits   `toml:"limits"`
 	Admin    Admin    `toml:"admin"`
 	Log      Log      `toml:"log"`
@@ -56,7 +57,15 @@ type Mesh struct {
 
 // Datapath chooses the engine.
 type Datapath struct {
-	Engine string `toml:"engine"` // "auto" or "socket"
+	Engine  string   `toml:"engine"`  // "auto", "xdp" or "socket"
+	Devices []string `toml:"devices"` // of the XDP engine; none: the one that has the address
+}
+
+// Delivery says how copies reach peers, besides one by one.
+type Delivery struct {
+	SSM       bool   `toml:"ssm"`        // offer source-specific multicast
+	GroupPort uint16 `toml:"group_port"` // UDP port of its datagrams
+	HopLimit  uint8  `toml:"hop_limit"`  // of their packets
 }
 
 // Limits bound what peers can take; 0 is no limit, but not for a rate.
@@ -99,6 +108,7 @@ func Default() Config {
 		Node:     Node{KeyFile: "/var/lib/rpd/nodekey", ControlPort: 30500, DataPort: 30501},
 		Mesh:     Mesh{RekeyInterval: Duration(time.Hour)},
 		Datapath: Datapath{Engine: "auto"},
+		Delivery: Delivery{GroupPort: 30502, HopLimit: 1},
 		Limits: Limits{
 			MaxPeers:     10_000,
 			MaxPer64:     16,
@@ -195,8 +205,17 @@ func (c *Config) check() error {
 	if d := time.Duration(c.Mesh.RekeyInterval); d < time.Minute {
 		bad("mesh.rekey_interval", "%v is less than 1m", d)
 	}
-	if e := c.Datapath.Engine; e != "auto" && e != "socket" {
-		bad("datapath.engine", "%q is none of auto, socket", e)
+	if e := c.Datapath.Engine; e != "auto" && e != "xdp" && e != "socket" {
+		bad("datapath.engine", "%q is none of auto, xdp, socket", e)
+	}
+	if c.Delivery.SSM && c.Datapath.Engine == "xdp" {
+		bad("delivery.ssm", "the xdp engine does not replicate to multicast channels")
+	}
+	if c.Delivery.GroupPort == 0 {
+		bad("delivery.group_port", "0 is not a port")
+	}
+	if c.Delivery.HopLimit == 0 {
+		bad("delivery.hop_limit", "0 lets nothing leave this host")
 	}
 	for _, limit := range []struct {
 		key string

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
@@ -32,8 +33,9 @@ type Role uint8
 
 // Roles of a session.
 const (
-	Peer Role = 1 // a geth: publishes and subscribes
-	Mesh Role = 2 // a neighbouring RP
+	Peer    Role = 1 // a geth: publishes and subscribes
+	Mesh    Role = 2 // a neighbouring RP
+	Channel Role = 3 // a multicast channel: all geths on a link that joined it; for a Multicaster
 )
 
 func (r Role) String() string {
@@ -42,13 +44,19 @@ func (r Role) String() string {
 		return "peer"
 	case Mesh:
 		return "mesh"
+	case Channel:
+		return "channel"
 	}
 	return fmt.Sprintf("role-%d", uint8(r))
 }
 
-// Session is one hop, to a peer or to a neighbouring RP. Datagrams that arrive
-// with Index from Addr and a hop tag of ReceiveKey belong to it; copies go to Addr
-// with SendSession and a hop tag of SendKey.
+// Session is one hop, to a peer, to a neighbouring RP, or to a channel. Datagrams
+// that arrive with Index from Addr and a hop tag of ReceiveKey belong to it; copies
+// go to Addr with SendSession and a hop tag of SendKey.
+//
+// A channel gets one copy for all who listen. Its Addr is a multicast address whose
+// zone is the index of the interface to send by, in decimal; as no datagram comes
+// from such an address, all that carry its Index are refused for their source.
 type Session struct {
 	Index       uint32 // handed out by this RP, not 0, unique among its sessions
 	Role        Role
@@ -60,6 +68,10 @@ type Session struct {
 	// Groups are those replicated to the session. A neighbouring RP without
 	// groups is accepted from, but gets no copies.
 	Groups []uint32
+
+	// Silent keeps copies from a peer, because it listens to a channel. It gets
+	// its ECHOs and may publish to its Groups.
+	Silent bool
 
 	// Publish lets a peer publish to its Groups, Rate datagrams per second and
 	// Burst at once. Both are positive then.
@@ -77,6 +89,8 @@ func (s *Session) Check() error {
 	switch {
 	case s.Index == 0:
 		return errors.New("session 0")
+	case s.Role == Channel:
+		return s.checkChannel()
 	case s.Role != Peer && s.Role != Mesh:
 		return fmt.Errorf("session %08x: unknown role %d", s.Index, s.Role)
 	case !addr.Is6() || addr.Is4In6() || addr.IsUnspecified() || addr.IsMulticast() || s.Addr.Port() == 0:
@@ -87,8 +101,37 @@ func (s *Session) Check() error {
 		return fmt.Errorf("session %08x: %v session with ingress %08x", s.Index, s.Role, s.Ingress)
 	case s.Role == Mesh && s.Publish:
 		return fmt.Errorf("session %08x: mesh session that publishes", s.Index)
+	case s.Role == Mesh && s.Silent:
+		return fmt.Errorf("session %08x: silent mesh session", s.Index)
 	}
 	return nil
+}
+
+func (s *Session) checkChannel() error {
+	_, err := Interface(s.Addr.Addr())
+	switch {
+	case err != nil:
+		return fmt.Errorf("session %08x: %w", s.Index, err)
+	case s.Addr.Port() == 0:
+		return fmt.Errorf("session %08x: channel %v without port", s.Index, s.Addr)
+	case len(s.Groups) == 0 || s.Publish || s.Silent || s.Ingress != 0:
+		return fmt.Errorf("session %08x: channel with groups %08x, publish %t, silent %t, ingress %08x",
+			s.Index, s.Groups, s.Publish, s.Silent, s.Ingress)
+	}
+	return nil
+}
+
+// Interface returns the index of the interface by which datagrams leave for the
+// address of a channel.
+func Interface(addr netip.Addr) (int, error) {
+	if !addr.Is6() || !addr.IsMulticast() {
+		return 0, fmt.Errorf("%v is not an IPv6 multicast address", addr)
+	}
+	index, err := strconv.Atoi(addr.Zone())
+	if err != nil || index <= 0 {
+		return 0, fmt.Errorf("zone of %v is not the index of an interface", addr)
+	}
+	return index, nil
 }
 
 // Change is a step from one desired state to the next. Its parts take effect in
@@ -130,6 +173,7 @@ type SessionStats struct {
 
 // Stats counts since the engine was made. Bytes are bytes of UDP payload.
 type Stats struct {
+	Engine        string        // "socket" or "xdp"
 	Verdicts      wire.Counters // datagrams received, by verdict
 	Copies        uint64        // DATA sent to peers and RPs
 	CopyBytes     uint64        // of those
@@ -147,6 +191,9 @@ type Config struct {
 	Addr        netip.AddrPort // own IPv6 address and UDP port, port 0 for any
 	Incarnation uint32         // stamped as ingress RP, not 0
 	HandleKey   auth.Key       // secret of the publisher handles
+
+	// HopLimit is that of the IPv6 packets to channels, 0 for 1: they stay on the link.
+	HopLimit uint8
 }
 
 // Engine verifies, stamps and replicates datagrams. Its methods may be called
@@ -183,4 +230,14 @@ type Engine interface {
 	// Close stops the engine and releases its port. When it returns no
 	// goroutine of the engine is left. Further calls do nothing.
 	Close() error
+}
+
+// Multicaster is an Engine that replicates to channels, too: Apply takes sessions
+// of that role and silent peers, and Probe the address of a channel.
+type Multicaster interface {
+	Engine
+
+	// Link returns the index of the interface by which datagrams to a peer leave,
+	// in decimal: the zone of a channel that reaches it.
+	Link(peer netip.Addr) (zone string, err error)
 }

@@ -33,15 +33,15 @@ type Limits struct {
 // Table is the set of sessions. It is safe for concurrent use.
 //
 // A session is reserved for an endpoint that is to be proven, admitted when it is
-// a member of groups, and released; a link to a neighbouring RP only takes an
-// index. Refusals are *proto.Error with ReasonFull.
+// a member of groups, and released; a link to a neighbouring RP and a multicast
+// channel only take an index. Refusals are *proto.Error with ReasonFull.
 type Table struct {
 	limits Limits
 	rand   io.Reader
 
 	mu       sync.Mutex
 	sessions map[uint32]*session
-	peers    int // sessions that are not links
+	peers    int // sessions of peers
 	per64    map[netip.Prefix]int
 	per48    map[netip.Prefix]int
 	members  map[uint32]int // admitted sessions by group
@@ -50,7 +50,7 @@ type Table struct {
 }
 
 type session struct {
-	addr   netip.Addr // zero for a link
+	addr   netip.Addr // zero without a peer
 	groups []uint32   // nil until admitted
 }
 
@@ -97,8 +97,8 @@ func (t *Table) Reserve(addr netip.Addr) (uint32, error) {
 	return index, nil
 }
 
-// Link returns the index of a new session with a neighbouring RP, which counts
-// for no limit.
+// Link returns the index of a new session that is not a peer's and counts for no
+// limit: with a neighbouring RP, or of a channel.
 func (t *Table) Link() (uint32, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

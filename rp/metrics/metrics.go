@@ -35,6 +35,9 @@ var (
 	violations  = desc("violations_total", "Connections ended because the other side broke the protocol.", "role")
 	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
 
+	channels       = desc("channels", "Multicast channels: links that get one copy of each datagram.")
+	channelMembers = desc("channel_members", "Admitted peers that a multicast channel serves.")
+
 	reportedReceived   = desc("reported_received_total", "Datagrams received, as members report it.")
 	reportedLost       = desc("reported_lost_total", "Datagrams lost, as members report it.")
 	reportedDuplicates = desc("reported_duplicates_total", "Datagrams received twice, as members report it.")
@@ -45,7 +48,8 @@ var (
 	linkCopies    = desc("mesh_sent_total", "Datagrams sent to the neighbouring RP since the link began.", "rp")
 	linkLastHeard = desc("mesh_last_heard_seconds", "Time of the last datagram accepted from the neighbouring RP, Unix.", "rp")
 
-	ready = desc("ready", "1 when the RP serves and all its links are up.")
+	engine = desc("engine_info", "1 for the datapath engine in use.", "engine")
+	ready  = desc("ready", "1 when the RP serves and all its links are up.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -93,6 +97,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(violations, st.Peers.Violations, datapath.Peer.String())
 	counter(violations, st.Mesh.Violations, datapath.Mesh.String())
 	counter(missingAcks, st.Peers.MissingAcks)
+	gauge(channels, float64(st.Peers.Channels))
+	gauge(channelMembers, float64(st.Peers.ChannelMembers))
 	counter(reportedReceived, st.Peers.Received)
 	counter(reportedLost, st.Peers.Lost)
 	counter(reportedDuplicates, st.Peers.Duplicates)
@@ -115,6 +121,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(linkLastHeard, float64(s.Heard.UnixMilli())/1e3, id)
 		}
 	}
+	gauge(engine, 1, st.Datapath.Engine)
 	gauge(ready, oneIf(st.Ready))
 }
 

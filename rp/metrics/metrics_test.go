@@ -45,6 +45,7 @@ func scrape(t *testing.T, s status) []string {
 func TestCollector(t *testing.T) {
 	s := status{
 		Datapath: datapath.Stats{
+			Engine: "socket",
 			Copies: 1, CopyBytes: 2, Echoes: 3, Heartbeats: 4, Probes: 5, SendErrors: 6, ReceiveErrors: 7, ReceiveDrops: 19,
 			Sessions: []datapath.SessionStats{
 				{Index: 1, Role: datapath.Mesh, Received: 21, Copies: 22, Heard: time.UnixMilli(1500)},
@@ -54,6 +55,7 @@ func TestCollector(t *testing.T) {
 		},
 		Peers: peerside.Stats{
 			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
+			Channels: 24, ChannelMembers: 25,
 		},
 		Mesh: meshside.Stats{
 			Violations: 15, LinksLost: 16,
@@ -76,6 +78,7 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_echoes_total 3",
 		"mdcs_rp_heartbeats_total 4",
 		"mdcs_rp_probes_total 5",
+		`mdcs_rp_engine_info{engine="socket"} 1`,
 		"mdcs_rp_send_errors_total 6",
 		"mdcs_rp_receive_errors_total 7",
 		"mdcs_rp_receive_drops_total 19",
@@ -83,6 +86,8 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_admissions_total 9",
 		`mdcs_rp_violations_total{role="peer"} 10`,
 		"mdcs_rp_rekey_missing_total 11",
+		"mdcs_rp_channels 24",
+		"mdcs_rp_channel_members 25",
 		"mdcs_rp_reported_received_total 12",
 		"mdcs_rp_reported_lost_total 13",
 		"mdcs_rp_reported_duplicates_total 14",

@@ -50,6 +50,8 @@ type conn struct {
 	groups  []uint32
 	index   uint32            // of the session, 0 without one
 	live    bool              // the datapath has the session
+	link    string            // interface by which the channel was tried
+	channel *channelID        // that serves the peer, nil in mode unicast
 	waiting map[uint32]*rekey // by ID, not acknowledged
 	reports proto.Counter     // sums of the peer's last announce
 	fatal   error             // ends the connection
@@ -212,6 +214,10 @@ func (c *conn) send(m proto.Message) {
 
 // probe sends a PROBE, as far as the limits allow it.
 func (c *conn) probe(now time.Time, a proto.SendProbe) {
+	if a.Mode == proto.ModeSSM {
+		c.probeChannel(a)
+		return
+	}
 	if c.adm.State() != proto.AdmissionProbing {
 		return // refused by an action before this one
 	}
@@ -232,9 +238,33 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 	}
 }
 
+// probeChannel sends a PROBE on the channel of the peer's link. It counts for no
+// limit: the endpoint is proven, and only who joined the channel gets it.
+func (c *conn) probeChannel(a proto.SendProbe) {
+	link, err := c.srv.cfg.Link(c.addr)
+	if err == nil {
+		c.link = link
+		err = c.srv.cfg.Engine.Probe(channelID{a.Group, link}.addr(a.Port), a.Nonce, a.Size)
+	}
+	if err != nil {
+		c.log.Debug("probe not sent on the channel", "err", err) // the next one may be, or it becomes unicast
+	}
+}
+
 // admit puts the session into the datapath, and only then lets the Welcome go.
 func (c *conn) admit(now time.Time, a proto.Admit) {
 	cfg := &c.srv.cfg
+	var channel proto.Channel
+	if a.Mode == proto.ModeSSM {
+		id := channelID{a.Join.Groups[0], c.link}
+		var err error
+		if channel, err = c.srv.channels.join(id); err != nil {
+			c.log.Error("peer not admitted", "err", err)
+			c.adm.Fail(err)
+			return
+		}
+		c.channel = &id
+	}
 	err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{{
 		Index:       c.index,
 		Role:        datapath.Peer,
@@ -243,6 +273,7 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		SendKey:     a.SendKey,
 		ReceiveKey:  a.ReceiveKey,
 		Groups:      a.Join.Groups,
+		Silent:      a.Mode == proto.ModeSSM,
 		Publish:     a.Join.Publish,
 		Rate:        cfg.Rate,
 		Burst:       cfg.Burst,
@@ -256,8 +287,9 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 	cfg.Members.Admit(c.index, c.groups)
 	c.srv.admitted.Add(1)
 	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
-	c.adm.Admitted(now, c.index, cfg.Keys.Groups(c.groups), marks)
-	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", a.Join.Publish)
+	c.adm.Admitted(now, proto.Grant{Session: c.index, Channel: channel, Keys: cfg.Keys.Groups(c.groups), Marks: marks})
+	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", a.Join.Publish,
+		"delivery", a.Mode)
 }
 
 func (c *conn) remove(reason error) {
@@ -269,6 +301,12 @@ func (c *conn) remove(reason error) {
 		c.log.Info("peer left", "session", fmt.Sprintf("%08x", c.index), "reason", reason)
 	} else {
 		c.log.Info("peer not admitted", "reason", reason)
+	}
+	if c.channel != nil {
+		if err := c.srv.channels.leave(*c.channel); err != nil && !errors.Is(err, datapath.ErrClosed) {
+			c.log.Error("channel not removed", "err", err)
+		}
+		c.channel = nil
 	}
 	if c.index != 0 {
 		c.srv.cfg.Members.Release(c.index)

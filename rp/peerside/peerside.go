@@ -34,6 +34,11 @@ type Config struct {
 	Lease       time.Duration
 	Rate, Burst uint32 // datagrams per second, and at once, that a peer may publish
 
+	// Link returns the interface by which datagrams to a peer leave, as the zone
+	// of a channel. It is needed when Status has a GroupPort, and Engine must be
+	// able to replicate to channels then.
+	Link func(peer netip.Addr) (zone string, err error)
+
 	Engine  datapath.Engine
 	Keys    *keyring.Ring
 	Members *membership.Table
@@ -48,6 +53,9 @@ type Stats struct {
 	Violations  uint64
 	MissingAcks uint64 // members that did not acknowledge keys in time
 
+	Channels       int // multicast channels at present
+	ChannelMembers int // that they serve
+
 	// What the peers report in their announces, summed up.
 	Received, Lost, Duplicates uint64
 }
@@ -57,6 +65,8 @@ type Server struct {
 	cfg  Config
 	quit chan struct{}
 	wg   sync.WaitGroup // connections
+
+	channels channels
 
 	rekeys atomic.Uint32 // last ID of a Rekey
 
@@ -70,7 +80,9 @@ type Server struct {
 
 // New returns a Server. It serves when its Protocol runs.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, quit: make(chan struct{}), conns: make(map[*conn]struct{})}
+	s := &Server{cfg: cfg, quit: make(chan struct{}), conns: make(map[*conn]struct{})}
+	s.channels = channels{cfg: &s.cfg, open: make(map[channelID]*channel)}
+	return s
 }
 
 // Protocol returns the devp2p capability.
@@ -164,14 +176,17 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	n := len(s.conns)
 	s.mu.Unlock()
+	channels, members := s.channels.count()
 	return Stats{
-		Connections: n,
-		Admitted:    s.admitted.Load(),
-		Violations:  s.violations.Load(),
-		MissingAcks: s.missingAcks.Load(),
-		Received:    s.received.Load(),
-		Lost:        s.lost.Load(),
-		Duplicates:  s.duplicates.Load(),
+		Connections:    n,
+		Admitted:       s.admitted.Load(),
+		Violations:     s.violations.Load(),
+		MissingAcks:    s.missingAcks.Load(),
+		Channels:       channels,
+		ChannelMembers: members,
+		Received:       s.received.Load(),
+		Lost:           s.lost.Load(),
+		Duplicates:     s.duplicates.Load(),
 	}
 }
 

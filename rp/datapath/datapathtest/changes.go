@@ -166,22 +166,8 @@ func testRefused(t *testing.T, new New) {
 func testHeartbeat(t *testing.T, new New) {
 	w := newWorld(t, new)
 	publisherSent(2)(w)
-	beat := func(group uint32, beat, seq uint64, to ...int) (out []Output) {
-		h := wire.Header{
-			Type:     wire.Heartbeat,
-			HopLimit: wire.InitialHopLimit,
-			Group:    group,
-			Ingress:  incarnation,
-			Sequence: seq,
-			ObjectID: beat,
-		}
-		for _, i := range to {
-			out = append(out, copyTo(&w.sessions[i], h, nil))
-		}
-		return out
-	}
 	for n := uint64(1); n <= 3; n++ {
-		want := append(beat(group, n, 2, rp, publisher, subscriber, reader), beat(otherGroup, n, 0, stranger)...)
+		want := append(w.beat(group, n, 2, rp, publisher, subscriber, reader), w.beat(otherGroup, n, 0, stranger)...)
 		compare(t, want, w.subject.Heartbeat())
 	}
 }

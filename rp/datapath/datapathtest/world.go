@@ -251,6 +251,22 @@ func (w *world) relayed(p *packet, to ...int) []Output {
 	return out
 }
 
+// beat returns what the engine's own heart-beat of a group must be.
+func (w *world) beat(group uint32, beat, seq uint64, to ...int) (out []Output) {
+	h := wire.Header{
+		Type:     wire.Heartbeat,
+		HopLimit: wire.InitialHopLimit,
+		Group:    group,
+		Ingress:  incarnation,
+		Sequence: seq,
+		ObjectID: beat,
+	}
+	for _, i := range to {
+		out = append(out, copyTo(&w.sessions[i], h, nil))
+	}
+	return out
+}
+
 func handleKeyOf(session uint32, object uint64) uint32 {
 	k := handleKey
 	return k.Handle(session, object)

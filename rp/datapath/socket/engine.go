@@ -48,7 +48,7 @@ type Engine struct {
 	done   chan struct{} // closed when the reader has returned
 }
 
-var _ datapath.Engine = (*Engine)(nil)
+var _ datapath.Multicaster = (*Engine)(nil)
 
 // Listen opens the socket and starts the engine.
 func Listen(cfg datapath.Config) (*Engine, error) {
@@ -74,8 +74,21 @@ func Listen(cfg datapath.Config) (*Engine, error) {
 		done:  make(chan struct{}),
 	}
 	e.sender = newSender(e.batch)
+	if err := e.setMulticast(int(max(cfg.HopLimit, 1))); err != nil {
+		udp.Close()
+		return nil, fmt.Errorf("listen: %w", err)
+	}
 	go e.run()
 	return e, nil
+}
+
+// setMulticast prepares the socket for channels. Their datagrams do not come back
+// to this host.
+func (e *Engine) setMulticast(hopLimit int) error {
+	if err := e.batch.SetMulticastHopLimit(hopLimit); err != nil {
+		return err
+	}
+	return e.batch.SetMulticastLoopback(false)
 }
 
 // run receives until the socket is closed.
@@ -148,7 +161,11 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	}
 	h := wire.Header{Type: wire.Probe}
 	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)
-	if _, err := e.conn.WriteToUDPAddrPort(b[:size], dst); err != nil {
+	control := interfaceControl(dst.Addr())
+	if control != nil {
+		dst = netip.AddrPortFrom(dst.Addr().WithZone(""), dst.Port())
+	}
+	if _, _, err := e.conn.WriteMsgUDPAddrPort(b[:size], control, dst); err != nil {
 		e.sender.sent.errors.Add(1)
 		return fmt.Errorf("probe: %w", err)
 	}
@@ -173,6 +190,7 @@ func (e *Engine) Heartbeat() error {
 func (e *Engine) Stats() datapath.Stats {
 	sent := &e.sender.sent
 	st := datapath.Stats{
+		Engine:        "socket",
 		Copies:        sent.copies.Load(),
 		CopyBytes:     sent.copyBytes.Load(),
 		Echoes:        sent.echoes.Load(),

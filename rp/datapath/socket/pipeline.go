@@ -123,7 +123,9 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	})
 	f.echo = s
 	t.to(f, h.Group, stream.newest)
-	f.mesh = t.groups[h.Group].mesh
+	if r := t.groups[h.Group]; r != nil { // nil when all of the group are silent
+		f.mesh = r.mesh
+	}
 	return wire.Pass
 }
 

@@ -61,6 +61,7 @@ func (s *sender) put(to *session, header *[wire.HeaderSize]byte, payload []byte)
 		s.batch[i].Buffers = s.buffers[i][:1]
 	}
 	s.batch[i].Addr = to.dst
+	s.batch[i].OOB = to.control
 	s.to[i] = to
 	if s.n++; s.n == batchSize {
 		s.flush()

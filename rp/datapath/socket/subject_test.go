@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -33,6 +34,13 @@ func TestTable(t *testing.T) {
 // TestSocketEngine runs them over real UDP sockets on the loopback interface.
 func TestSocketEngine(t *testing.T) { datapathtest.Run(t, newEngineSubject) }
 
+// TestChannels runs those of multicast channels, without a socket.
+func TestChannels(t *testing.T) {
+	datapathtest.RunChannels(t, func(_ *testing.T, cfg datapath.Config) datapathtest.Subject {
+		return newTableSubject(cfg)
+	})
+}
+
 // tableSubject is the engine without socket and clock.
 type tableSubject struct {
 	*table
@@ -48,6 +56,10 @@ func newTableSubject(cfg datapath.Config) *tableSubject {
 
 func (s *tableSubject) Endpoint(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(40000+i))
+}
+
+func (s *tableSubject) Channel() netip.AddrPort {
+	return netip.AddrPortFrom(proto.GroupAddr(5).WithZone("7"), 40100)
 }
 
 func (s *tableSubject) Apply(c datapath.Change) error { return s.apply(c) }
@@ -87,7 +99,7 @@ type recorder struct {
 
 func (r *recorder) WriteBatch(ms []ipv6.Message, _ int) (n int, err error) {
 	for _, m := range ms[:min(len(ms), 3)] {
-		dst := m.Addr.(*net.UDPAddr).AddrPort()
+		dst := destination(&m)
 		if r.refuse != nil && r.refuse(dst) {
 			if n == 0 {
 				return 0, errors.New("no route")
@@ -98,6 +110,17 @@ func (r *recorder) WriteBatch(ms []ipv6.Message, _ int) (n int, err error) {
 		n++
 	}
 	return n, nil
+}
+
+// destination returns where a message goes: the zone of a multicast address is
+// the interface of the control message.
+func destination(m *ipv6.Message) netip.AddrPort {
+	dst := m.Addr.(*net.UDPAddr).AddrPort()
+	var control ipv6.ControlMessage
+	if err := control.Parse(m.OOB); err == nil && control.IfIndex != 0 {
+		dst = netip.AddrPortFrom(dst.Addr().WithZone(strconv.Itoa(control.IfIndex)), dst.Port())
+	}
+	return dst
 }
 
 func (r *recorder) take() []datapathtest.Output {
@@ -114,7 +137,12 @@ type engineSubject struct {
 }
 
 func newEngineSubject(t *testing.T, cfg datapath.Config) datapathtest.Subject {
-	cfg.Addr = netip.MustParseAddrPort("[::1]:0")
+	cfg.Addr = loopback
+	return newEngineSubjectAt(t, cfg)
+}
+
+// newEngineSubjectAt returns a subject at an address of this host.
+func newEngineSubjectAt(t *testing.T, cfg datapath.Config) *engineSubject {
 	e, err := Listen(cfg)
 	require.NoError(t, err)
 	s := &engineSubject{Engine: e, t: t}

@@ -51,7 +51,7 @@ type epochKey struct {
 	key   auth.Key
 }
 
-// receivers is where the datagrams of a group go.
+// receivers is where the datagrams of a group go. Channels are among the peers.
 type receivers struct {
 	mesh  []*session
 	peers []*session
@@ -114,6 +114,9 @@ func (t *table) add(s datapath.Session) {
 	}
 	next := newSession(s, old)
 	t.sessions[s.Index] = next
+	if next.Silent {
+		return
+	}
 	for i, group := range next.Groups {
 		if slices.Contains(next.Groups[:i], group) {
 			continue
@@ -148,6 +151,9 @@ func (t *table) remove(indexes []uint32) {
 	}
 	for group := range touched {
 		r := t.groups[group]
+		if r == nil {
+			continue // of silent peers alone
+		}
 		r.mesh, r.peers = remaining(r.mesh), remaining(r.peers)
 		if len(r.mesh)+len(r.peers) == 0 {
 			delete(t.groups, group)

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/socket"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp"
+	"github.com/ethmcast/mdcs/rp/host"
+)
+
+// openEngine opens the engine of the configuration, and says in one line which one
+// and why.
+func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (datapath.Engine, error) {
+	name, why := cfg.Engine, "configured"
+	if name != "socket" {
+		e, err := openXDP(cfg.Devices, c)
+		if err == nil {
+			log.Info("datapath engine", "engine", "xdp", "why", map[string]string{"auto": "it runs here", "xdp": why}[name])
+			return e, nil
+		}
+		if name == "xdp" {
+			return nil, err
+		}
+		why = err.Error()
+	}
+	e, err := socket.Listen(c)
+	if err != nil {
+		return nil, err
+	}
+	log.Info("datapath engine", "engine", "socket", "why", why)
+	return e, nil
+}
+
+// openXDP attaches the XDP engine, after the checks that know in words what is missing.
+func openXDP(devices []string, c datapath.Config) (datapath.Engine, error) {
+	addr := c.Addr.Addr()
+	if err := host.Basics(addr).Err(); err != nil {
+		return nil, fmt.Errorf("xdp engine: %w", err)
+	}
+	if len(devices) == 0 {
+		name, err := host.Device(addr)
+		if err != nil {
+			return nil, fmt.Errorf("xdp engine: %w", err)
+		}
+		devices = []string{name}
+	}
+	e, err := xdp.Attach(c, xdp.Options{Devices: devices})
+	if err != nil {
+		return nil, fmt.Errorf("xdp engine: %w", err)
+	}
+	return e, nil
+}
