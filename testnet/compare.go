@@ -25,17 +25,18 @@ import (
 type Mode string
 
 const (
-	Gossip Mode = "gossip" // stock geth
-	MDCS   Mode = "mdcs"   // patched geth and replication points
+	Gossip     Mode = "gossip"      // stock geth
+	MDCS       Mode = "mdcs"        // patched geth and replication points
+	MDCSSocket Mode = "mdcs-socket" // likewise, with the socket engine
 )
 
 // ParseMode checks the name of a mode.
 func ParseMode(s string) (Mode, error) {
 	switch m := Mode(s); m {
-	case Gossip, MDCS:
+	case Gossip, MDCS, MDCSSocket:
 		return m, nil
 	}
-	return "", fmt.Errorf("mode %q is none of gossip, mdcs", s)
+	return "", fmt.Errorf("mode %q is none of gossip, mdcs, mdcs-socket", s)
 }
 
 // When a mode is over. Bytes are counted for at least minTail after the last
@@ -122,14 +123,17 @@ func Compare(ctx context.Context, cfg CompareConfig) (*report.Summary, error) {
 
 // runMode measures one mode and enters it into the summary.
 func runMode(ctx context.Context, cfg *CompareConfig, mode Mode, txs []workload.Tx, s *report.Summary) (pairs []measure.Pair, err error) {
-	begin := time.Now()
+	begin, used := time.Now(), ""
 	logs := filepath.Join(cfg.Dir(), string(mode)) // this mode's logs of an earlier run
 	if err := os.RemoveAll(logs); err != nil {
 		return nil, err
 	}
-	patched := None
-	if mode == MDCS {
+	patched, engine := None, "auto"
+	switch mode {
+	case MDCS:
 		patched = All
+	case MDCSSocket:
+		patched, engine = All, "socket"
 	}
 	n, err := Start(ctx, Config{
 		Topology:  cfg.Topology,
@@ -137,6 +141,7 @@ func runMode(ctx context.Context, cfg *CompareConfig, mode Mode, txs []workload.
 		GethStock: cfg.GethStock,
 		RPD:       cfg.RPD,
 		Patched:   patched,
+		Engine:    engine,
 		Links:     cfg.Links,
 		Seed:      cfg.Seed,
 		LogDir:    logs,
@@ -151,6 +156,11 @@ func runMode(ctx context.Context, cfg *CompareConfig, mode Mode, txs []workload.
 		return nil, err
 	}
 
+	for _, r := range n.RPs {
+		if used, err = r.Engine(ctx); err != nil {
+			return nil, err
+		}
+	}
 	w, err := observe(ctx, n, txs)
 	if err != nil {
 		return nil, err
@@ -164,7 +174,7 @@ func runMode(ctx context.Context, cfg *CompareConfig, mode Mode, txs []workload.
 	}
 	s.Tx[string(mode)] = w.tx(n)
 	run := w.run
-	run.Wire = wire
+	run.Wire, run.Engine = wire, used
 	run.Seconds = seconds(time.Since(begin))
 	s.Runs[string(mode)] = run
 	cfg.Log.Info("mode ended", "mode", mode, "delivered", w.delays.Delivered, "p50_ms", report.Millis(w.delays.P50).String())

@@ -67,7 +67,7 @@ type Config struct {
 	Patched func(host string) bool
 
 	Links  LinkBackend  // default Auto
-	Engine string       // datapath of the replication points, default socket
+	Engine string       // datapath of the replication points, default auto
 	Seed   uint64       // of all keys
 	LogDir string       // one file per process; default: in the scratch directory
 	Log    *slog.Logger // default: discard
@@ -85,7 +85,7 @@ func (c *Config) setDefaults() {
 		c.Links = Auto
 	}
 	if c.Engine == "" {
-		c.Engine = "socket"
+		c.Engine = "auto"
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

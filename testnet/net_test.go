@@ -23,6 +23,7 @@ import (
 
 func TestMain(m *testing.M) {
 	delayline.RunChild()
+	runSSMNode()
 	os.Exit(m.Run())
 }
 

@@ -5,12 +5,14 @@ package node
 import (
 	"bytes"
 	"fmt"
+	"strings"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
 
-// Metrics are the counters and gauges without labels of a node, by name.
+// Metrics are the counters and gauges of a node, by name; one with labels by its
+// name and labels as in name{label="value"}.
 type Metrics map[string]float64
 
 func parseMetrics(text []byte) (Metrics, error) {
@@ -22,16 +24,21 @@ func parseMetrics(text []byte) (Metrics, error) {
 	values := make(Metrics, len(families))
 	for name, family := range families {
 		for _, m := range family.Metric {
+			key := name
 			if len(m.Label) > 0 {
-				continue
+				labels := make([]string, len(m.Label))
+				for i, l := range m.Label {
+					labels[i] = fmt.Sprintf("%s=%q", l.GetName(), l.GetValue())
+				}
+				key += "{" + strings.Join(labels, ",") + "}"
 			}
 			switch {
 			case m.Counter != nil:
-				values[name] = m.Counter.GetValue()
+				values[key] = m.Counter.GetValue()
 			case m.Gauge != nil:
-				values[name] = m.Gauge.GetValue()
+				values[key] = m.Gauge.GetValue()
 			case m.Untyped != nil:
-				values[name] = m.Untyped.GetValue()
+				values[key] = m.Untyped.GetValue()
 			}
 		}
 	}

@@ -111,7 +111,7 @@ chain_inserts {quantile="0.5"} 12
 rp_datagrams_total{verdict="replicated"} 5
 `))
 	require.NoError(t, err)
-	require.Equal(t, Metrics{"p2p_ingress_eth_72_0x02": 1234, "chain_inserts_count": 7}, m)
+	require.Equal(t, Metrics{"p2p_ingress_eth_72_0x02": 1234, "chain_inserts_count": 7, `geth_info{arch="amd64",version="1"}`: 1, `rp_datagrams_total{verdict="replicated"}`: 5}, m)
 	_, err = parseMetrics([]byte("{"))
 	require.Error(t, err)
 }

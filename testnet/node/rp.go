@@ -43,7 +43,7 @@ type RPConfig struct {
 	Dir       string        // for its files; must exist
 	Log       string        // path of the log file
 	Peers     []*enode.Node // the other replication points
-	Engine    string        // datapath: socket or xdp
+	Engine    string        // datapath: auto, socket or xdp
 }
 
 // RP is a replication point. Start, Stop and Kill must not run at the same
@@ -149,6 +149,20 @@ func (r *RP) Stop() error { return r.stop(rpStopGrace) }
 
 // Kill ends the daemon as a crash would.
 func (r *RP) Kill() error { return r.kill() }
+
+// Engine asks for the datapath engine that runs.
+func (r *RP) Engine(ctx context.Context) (string, error) {
+	m, err := r.Metrics(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, engine := range []string{"socket", "xdp"} {
+		if m[fmt.Sprintf("mdcs_rp_engine_info{engine=%q}", engine)] == 1 {
+			return engine, nil
+		}
+	}
+	return "", fmt.Errorf("%s: names no engine", r.name)
+}
 
 // Metrics fetches the daemon's counters.
 func (r *RP) Metrics(ctx context.Context) (Metrics, error) {

@@ -84,10 +84,11 @@ type Tx struct {
 
 // Run is how one mode ran. Bytes are those of the window.
 type Run struct {
-	Seconds       float64            `json:"duration_s"`     // from the start of the net to its end
-	Window        float64            `json:"window_s"`       // in which bytes were counted
-	CPUPressure   float64            `json:"cpu_pressure"`   // share of the window, 0..1
-	Wire          *delayline.Summary `json:"wire,omitempty"` // in the window
+	Engine        string             `json:"engine,omitempty"` // datapath of the replication points
+	Seconds       float64            `json:"duration_s"`       // from the start of the net to its end
+	Window        float64            `json:"window_s"`         // in which bytes were counted
+	CPUPressure   float64            `json:"cpu_pressure"`     // share of the window, 0..1
+	Wire          *delayline.Summary `json:"wire,omitempty"`   // in the window
 	Pairs         int                `json:"pairs"`
 	Bytes         map[string]uint64  `json:"bytes"`          // by host, both directions
 	ProtocolBytes map[string]uint64  `json:"protocol_bytes"` // devp2p payload, sum over the nodes, each message at both ends

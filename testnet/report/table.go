@@ -63,7 +63,11 @@ func (s *Summary) Table(out io.Writer) error {
 	}
 	for _, mode := range s.modes() {
 		r := s.Runs[mode]
-		fmt.Fprintf(out, "%s: window %.1f s, CPU pressure %.0f %%", mode, r.Window, r.CPUPressure*100)
+		fmt.Fprintf(out, "%s: ", mode)
+		if r.Engine != "" {
+			fmt.Fprintf(out, "engine %s, ", r.Engine)
+		}
+		fmt.Fprintf(out, "window %.1f s, CPU pressure %.0f %%", r.Window, r.CPUPressure*100)
 		if l := r.Wire; l != nil {
 			fmt.Fprintf(out, ", wire %s late p50 %.0f us, p99 %.0f us, max %.0f us, > 1 ms %.2f %%",
 				l.Scheduling, l.P50, l.P99, l.Max, l.Overdue*100)
