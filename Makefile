@@ -42,6 +42,10 @@ all: geth geth-stock rpd mdcs ## build geth, geth-stock, rpd and mdcs
 deps: ## install the system's tools that are missing (as root, by apt-get; else only name them)
 	@.ci/deps
 
+.PHONY: deps-git
+deps-git:
+	@.ci/deps git
+
 .PHONY: geth
 geth: build/geth ## build geth with our patches
 
@@ -86,13 +90,13 @@ build/devp2p: patches/BASE
 ## Evaluation
 
 .PHONY: compare
-compare: deps all ## compare mDCS with gossip on the emulated Internet (root)
+compare: deps-git all ## compare mDCS with gossip on the emulated Internet (root)
 	build/mdcs testnet compare $(COMPAREFLAGS)
 
 ## Tests
 
 .PHONY: test
-test: all build/testrun ## run all tests; PKGS=./rp/... for some
+test: deps all build/testrun ## run all tests; PKGS=./rp/... for some
 ifeq ($(PKGS),)
 	build/testrun -required .ci/required-tests.txt \
 		-- $(TESTFLAGS) ./... $(CITOOLS) \
@@ -120,6 +124,14 @@ lint: build/staticcheck-$(STATICCHECK) ## go vet, staticcheck, gofmt, go mod tid
 build/staticcheck-$(STATICCHECK):
 	GOBIN=$(CURDIR)/build $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK)
 	mv build/staticcheck $@
+
+.PHONY: generate
+generate: ## compile the kernel programs again (clang-19, llvm-19, libbpf-dev)
+	$(GO) generate ./bpf ./testnet/bench/bpf
+
+.PHONY: generated
+generated: deps generate ## check that the committed kernel programs are those of the sources
+	git diff --exit-code --stat -- bpf testnet/bench/bpf
 
 .PHONY: ci
 ci: ## what every change must pass: test and lint
