@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/beacon/engine"
@@ -39,7 +38,7 @@ type Engine interface {
 }
 
 // Driver makes the chain grow. Each slot one node, in turn, builds a block, and
-// then all nodes get it at the same time.
+// then all nodes get it, one after another.
 type Driver struct {
 	engines []Engine
 	head    common.Hash
@@ -122,15 +121,14 @@ func (d *Driver) produce(ctx context.Context, proposer Engine, slot int64, start
 	return nil
 }
 
-// all calls f for every node at the same time and returns the errors in the
-// order of the nodes.
+// all calls f for every node and returns the errors in their order. One node works
+// at a time: elsewhere each has processors of its own, here all at once would take
+// them from the transactions on their way.
 func (d *Driver) all(ctx context.Context, f func(context.Context, Engine) error) []error {
 	errs := make([]error, len(d.engines))
-	var wg sync.WaitGroup
 	for i, e := range d.engines {
-		wg.Go(func() { errs[i] = f(ctx, e) })
+		errs[i] = f(ctx, e)
 	}
-	wg.Wait()
 	return errs
 }
 
