@@ -23,7 +23,7 @@ const (
 	NoKey                        // no group key for (ingress RP, group, epoch)
 	BadPayloadTag                // payload tag wrong
 	NotPublisher                 // session may not publish to the group
-	BadUpstream                  // ingress RP not expected on this session
+	BadUpstream                  // ingress RP not expected of the sender
 	HopLimit                     // RP-RP hops used up
 	OverRate                     // beyond the granted rate
 	FarAhead                     // sequence far beyond the newest one known
