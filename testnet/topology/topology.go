@@ -1,10 +1,20 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package topology describes the network to emulate: routers with a LAN each,
-// hosts on the LANs, and links with a delay between the routers. A description
-// does nothing by itself.
+// Package topology describes the network to emulate: autonomous systems (ASes)
+// with a border router and a LAN each, the links and Internet exchange points
+// (IXPs) between them, who is whose customer, and the hosts. It also says which
+// paths packets take: by policy, as BGP chooses them, and the physically
+// shortest ones. A description does nothing by itself.
 //
-// [TwoAS] is the smallest one that has a wide-area link:
+// The addresses follow from the numbers, whose decimal digits stand in them:
+//
+//	2001:db8:<AS>::/48             an AS
+//	2001:db8:<AS>:1::/64           its LAN, where the router is ::1
+//	2001:db8:f000:<n>::/126        link n, counted from 1, with ends ::1 and ::2
+//	2001:db8:e<IXP>::/64           an IXP, where the route server is ::1 and AS n ::1:n
+//
+// Two networks are shipped. "two-as" is the smallest one that has a wide-area
+// link:
 //
 //	AS 1, 2001:db8:1:1::/64                                        AS 2, 2001:db8:2:1::/64
 //
@@ -14,14 +24,15 @@
 //	as1-g2  ::a2 --+                 20 ms one way                 +-- as2-g2  ::a2
 //	as1-g3  ::a3 --'                                               '-- as2-g3  ::a3
 //
-// Each host and each router is a namespace of its own; a LAN is a bridge inside
-// the namespace of its router, with one veth pair per host. LANs have no delay,
-// so the one-way delay between two hosts is 0 or 20 ms. Each Ethereum node has
-// all others as peers but the one of the same number in the other AS: in a real
-// network nobody is everybody's peer.
+// There the lines of hosts have no delay, so the one-way delay between two hosts
+// is 0 or 20 ms, and each Ethereum node has all others as peers but the one of
+// the same number in the other AS: in a real network nobody is everybody's peer.
+//
+// "ten-as" is an Internet of ten regions.
 package topology
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -31,96 +42,183 @@ import (
 // Topology is a whole network.
 type Topology struct {
 	Name    string
-	Routers []Router
-	Hosts   []Host
-	Links   []Link
+	ASes    []AS
+	IXPs    []IXP
+	Links   []Link          // between ASes
+	Classes map[string]Line // access classes: the line between a host and the router of its AS
+
+	// Hosts are the replication points and the hosts that the file names;
+	// Populate adds the Ethereum nodes.
+	Hosts []Host
 
 	// Peerings are the pairs of Ethereum nodes that are peers, by host name.
+	// Populate makes them.
 	Peerings [][2]string
+
+	Nodes Population // what the file asks for
 }
 
-// Router forwards between its LAN and its links. It has the first address of
-// the LAN.
-type Router struct {
-	Name string
-	AS   int
-	LAN  netip.Prefix // /64
+// AS is an autonomous system: one border router and one LAN.
+type AS struct {
+	Name   string
+	Number int // 1 to 9999
+	Region string
+	Share  float64       // of the Ethereum nodes, 0 to 1
+	RP     bool          // has a replication point
+	Access time.Duration // one-way delay between router and hosts, added to that of a host's class
+
+	// Classes are the shares of the access classes among the hosts. The class
+	// with the largest share (of equals, the first by name) comes first: it is
+	// that of the replication point and of the first Ethereum node.
+	Classes map[string]float64
 }
 
-// Gateway is the address of the router on its LAN.
-func (r Router) Gateway() netip.Addr { return r.LAN.Addr().Next() }
+// Prefix is what the AS announces, a /48.
+func (a AS) Prefix() netip.Prefix { return a.subnet(0, 48) }
 
-// Role is what runs on a host.
-type Role string
+// LAN is the network of the hosts, a /64.
+func (a AS) LAN() netip.Prefix { return a.subnet(1, 64) }
+
+// Gateway is the address of the router on the LAN.
+func (a AS) Gateway() netip.Addr { return a.LAN().Addr().Next() }
+
+func (a AS) subnet(n, bits int) netip.Prefix {
+	return netip.PrefixFrom(address("2001:db8:%d:%d::", a.Number, n), bits)
+}
+
+// classes are the names of the access classes, the largest share first.
+func (a AS) classes() []string {
+	names := make([]string, 0, len(a.Classes))
+	for name := range a.Classes {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(x, y string) int {
+		return cmp.Or(cmp.Compare(a.Classes[y], a.Classes[x]), cmp.Compare(x, y))
+	})
+	return names
+}
+
+// address parses a formatted address. It is not valid if a number has more
+// digits than fit.
+func address(format string, args ...any) netip.Addr {
+	addr, err := netip.ParseAddr(fmt.Sprintf(format, args...))
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr
+}
+
+// Line is what a wire does to frames, in each of its two directions.
+type Line struct {
+	Delay  time.Duration // one way
+	Jitter time.Duration // largest deviation from Delay
+	Rate   uint64        // bit/s, 0: unlimited
+	Loss   float64       // share of the frames, 0 to 1
+	Queue  time.Duration // longest wait for the rate, 0: 50 ms
+}
+
+// Relation is what the first AS of a link is to the second one.
+type Relation string
 
 const (
-	RP   Role = "rp"   // a replication point
-	Geth Role = "geth" // an Ethereum node
+	Transit Relation = "transit" // A is the provider of B
+	Peer    Relation = "peer"    // each carries what is for its own customers
 )
 
-// Host is a machine on the LAN of a router.
-type Host struct {
-	Name   string
-	Role   Role
-	Router string
-	Addr   netip.Addr
+// Link joins the routers of two ASes. A has the first address of Net and B the
+// second one.
+type Link struct {
+	A, B     string // AS names
+	Relation Relation
+	Net      netip.Prefix // /126
+	Line     Line
 }
 
-// Link joins two routers. A has the first address of Net and B the second one.
-type Link struct {
-	A, B  string
-	Net   netip.Prefix  // /126
-	Delay time.Duration // one way, the same in both directions
-}
+// Name is how the link is called in commands and results.
+func (l Link) Name() string { return l.A + "-" + l.B }
 
 // AddrA and AddrB are the addresses of the ends.
 func (l Link) AddrA() netip.Addr { return l.Net.Addr().Next() }
 func (l Link) AddrB() netip.Addr { return l.AddrA().Next() }
 
-// TwoAS is two ASes joined by one link of 20 ms, each with a replication point
-// and three Ethereum nodes. See the package comment for a picture.
-func TwoAS() *Topology {
-	t := &Topology{
-		Name: "two-as",
-		Links: []Link{{
-			A: "as1", B: "as2",
-			Net:   netip.MustParsePrefix("2001:db8:f000:1::/126"),
-			Delay: 20 * time.Millisecond,
-		}},
-	}
-	t.addAS(1, 3)
-	t.addAS(2, 3)
-	for i, a := range t.HostsOf(Geth) {
-		for k, b := range t.HostsOf(Geth) {
-			if i < k && k != i+3 {
-				t.Peerings = append(t.Peerings, [2]string{a.Name, b.Name})
-			}
-		}
-	}
-	return t
+// linkNet is the network of link number n, counted from 1.
+func linkNet(n int) netip.Prefix { return netip.PrefixFrom(address("2001:db8:f000:%d::", n), 126) }
+
+// IXP is an Internet exchange point: a switch to which ASes have ports, and a
+// route server by which all of them become peers.
+type IXP struct {
+	Name    string
+	Number  int          // of the route server, an AS number from 1 to 999
+	Net     netip.Prefix // /64
+	Members []Member
 }
 
-// addAS adds a router, a replication point and a number of Ethereum nodes. The
-// decimal digits of the AS number stand in the prefix, so it is below 10,000.
-func (t *Topology) addAS(as, geths int) {
-	router := Router{
-		Name: fmt.Sprintf("as%d", as),
-		AS:   as,
-		LAN:  netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d:1::/64", as)),
+// RouteServer is the address of the route server.
+func (x IXP) RouteServer() netip.Addr { return x.Net.Addr().Next() }
+
+// PortName is how the line between an AS and the switch is called in commands
+// and results.
+func (x IXP) PortName(as string) string { return x.Name + ":" + as }
+
+// ixpNet is the network of an IXP and ixpAddr the address of an AS in it.
+func ixpNet(number int) netip.Prefix {
+	return netip.PrefixFrom(address("2001:db8:e%03d::", number), 64)
+}
+
+func ixpAddr(number, as int) netip.Addr { return address("2001:db8:e%03d::1:%d", number, as) }
+
+// Member is an AS at an IXP.
+type Member struct {
+	AS       string
+	Addr     netip.Addr
+	Line     Line  // its port
+	ExportTo []int // numbers of the ASes that hear its announcements; nil: all
+}
+
+// exportsTo says whether the route server passes the announcements of m on to an
+// AS.
+func (m Member) exportsTo(as int) bool {
+	return m.ExportTo == nil || slices.Contains(m.ExportTo, as)
+}
+
+// Role is what runs on a host.
+type Role string
+
+const (
+	RP    Role = "rp"   // a replication point
+	Geth  Role = "geth" // an Ethereum node
+	Plain Role = "host" // nothing
+)
+
+// Host is a machine on the LAN of an AS.
+type Host struct {
+	Name  string
+	Role  Role
+	AS    string
+	Addr  netip.Addr
+	Class string // "": the AS names no classes
+	Line  Line   // between the host and its router: that of the class and the delay of the AS
+}
+
+// host puts a host with an interface identifier, in hexadecimal digits, behind
+// the router of an AS; of the first class there if none is named.
+func (t *Topology) host(name string, role Role, as AS, class, id string) Host {
+	if classes := as.classes(); class == "" && len(classes) > 0 {
+		class = classes[0]
 	}
-	t.Routers = append(t.Routers, router)
-	add := func(name string, role Role, id string) {
-		t.Hosts = append(t.Hosts, Host{
-			Name:   router.Name + "-" + name,
-			Role:   role,
-			Router: router.Name,
-			Addr:   netip.MustParseAddr(fmt.Sprintf("2001:db8:%d:1::%s", as, id)),
-		})
-	}
-	add("rp", RP, "53")
-	for i := 1; i <= geths; i++ {
-		add(fmt.Sprintf("g%d", i), Geth, fmt.Sprintf("a%d", i))
-	}
+	line := t.Classes[class]
+	line.Delay += as.Access
+	return Host{name, role, as.Name, address("2001:db8:%d:1::%s", as.Number, id), class, line}
+}
+
+// rpName is how the replication point of an AS is called.
+func rpName(as string) string { return as + "-rp" }
+
+// Population says which Ethereum nodes there are.
+type Population struct {
+	Count  int    // nodes
+	Degree int    // peers of each node, 0: all others
+	Seed   uint64 // of the choice of peers
 }
 
 // HostsOf are the hosts with a role, in the order of the description.
@@ -132,6 +230,24 @@ func (t *Topology) HostsOf(role Role) []Host {
 		}
 	}
 	return hosts
+}
+
+// Host finds a host by name.
+func (t *Topology) Host(name string) (Host, bool) {
+	return find(t.Hosts, func(h Host) bool { return h.Name == name })
+}
+
+// AS finds an AS by name.
+func (t *Topology) AS(name string) (AS, bool) {
+	return find(t.ASes, func(a AS) bool { return a.Name == name })
+}
+
+func find[T any](list []T, match func(T) bool) (T, bool) {
+	if i := slices.IndexFunc(list, match); i >= 0 {
+		return list[i], true
+	}
+	var none T
+	return none, false
 }
 
 // Peers are the names of the Ethereum peers of a host.
@@ -148,96 +264,18 @@ func (t *Topology) Peers(host string) []string {
 	return peers
 }
 
-// Router finds a router by name.
-func (t *Topology) Router(name string) (Router, bool) {
-	i := slices.IndexFunc(t.Routers, func(r Router) bool { return r.Name == name })
-	if i < 0 {
-		return Router{}, false
-	}
-	return t.Routers[i], true
-}
-
-// maxName leaves room for the prefix "p-" or "w-" in an interface name, which
-// has at most 15 bytes.
-const maxName = 13
-
-// Validate reports the first mistake in a description.
-func (t *Topology) Validate() error {
-	names := make(map[string]bool)
-	addrs := make(map[netip.Addr]string)
-	name := func(n string) error {
-		if n == "" || len(n) > maxName {
-			return fmt.Errorf("topology %s: name %q does not have 1 to %d bytes", t.Name, n, maxName)
-		}
-		if names[n] {
-			return fmt.Errorf("topology %s: two nodes are called %s", t.Name, n)
-		}
-		names[n] = true
-		return nil
-	}
-	addr := func(owner string, a netip.Addr) error {
-		if !a.Is6() || a.Is4In6() {
-			return fmt.Errorf("topology %s: address %s of %s is not IPv6", t.Name, a, owner)
-		}
-		if other, ok := addrs[a]; ok {
-			return fmt.Errorf("topology %s: %s and %s both have %s", t.Name, other, owner, a)
-		}
-		addrs[a] = owner
-		return nil
-	}
-	for _, r := range t.Routers {
-		if err := name(r.Name); err != nil {
-			return err
-		}
-		if err := addr(r.Name, r.Gateway()); err != nil {
-			return err
+// Nearest are the other hosts with a role, by the delay of the BGP path from h;
+// those at the same distance keep the order of the description.
+func (t *Topology) Nearest(h Host, role Role) []Host {
+	paths := t.BGP()
+	delays := make(map[string]time.Duration)
+	var hosts []Host
+	for _, other := range t.HostsOf(role) {
+		if d, ok := paths.Delay(h, other); ok && other.Name != h.Name {
+			delays[other.Name] = d
+			hosts = append(hosts, other)
 		}
 	}
-	for _, h := range t.Hosts {
-		if err := name(h.Name); err != nil {
-			return err
-		}
-		if err := addr(h.Name, h.Addr); err != nil {
-			return err
-		}
-		r, ok := t.Router(h.Router)
-		if !ok {
-			return fmt.Errorf("topology %s: host %s is behind unknown router %q", t.Name, h.Name, h.Router)
-		}
-		if !r.LAN.Contains(h.Addr) {
-			return fmt.Errorf("topology %s: %s of %s is outside of the LAN %s", t.Name, h.Addr, h.Name, r.LAN)
-		}
-	}
-	for _, l := range t.Links {
-		for _, end := range []struct {
-			router string
-			addr   netip.Addr
-		}{{l.A, l.AddrA()}, {l.B, l.AddrB()}} {
-			if _, ok := t.Router(end.router); !ok {
-				return fmt.Errorf("topology %s: link %s-%s has unknown end %q", t.Name, l.A, l.B, end.router)
-			}
-			if err := addr(end.router, end.addr); err != nil {
-				return err
-			}
-		}
-		if l.A == l.B || l.Delay < 0 {
-			return fmt.Errorf("topology %s: link %s-%s has one end or a negative delay", t.Name, l.A, l.B)
-		}
-	}
-	for _, p := range t.Peerings {
-		for _, name := range p {
-			isHost := func(h Host) bool { return h.Name == name && h.Role == Geth }
-			if !slices.ContainsFunc(t.Hosts, isHost) || p[0] == p[1] {
-				return fmt.Errorf("topology %s: peering %s-%s is not one of two Ethereum nodes", t.Name, p[0], p[1])
-			}
-		}
-	}
-	for _, a := range t.Routers {
-		for _, b := range t.Routers {
-			if _, ok := t.Delay(a.Name, b.Name); !ok {
-				return fmt.Errorf("topology %s: no path from %s to %s", t.Name, a.Name, b.Name)
-			}
-		}
-	}
-	return nil
+	slices.SortStableFunc(hosts, func(a, b Host) int { return cmp.Compare(delays[a.Name], delays[b.Name]) })
+	return hosts
 }
