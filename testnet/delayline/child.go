@@ -3,19 +3,14 @@
 package delayline
 
 import (
-	"bufio"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,11 +18,9 @@ import (
 // Command is the first argument that makes a program a delay line.
 const Command = "delayline"
 
-// Lines between parent and child.
-const (
-	readyLine = "ready" // child to parent, once
-	clearLine = "clear" // parent to child: start counting anew
-)
+// memoryLimit is how much the child allocates until the Go runtime collects its
+// garbage, in bytes. Only the control protocol makes any.
+const memoryLimit = 256 << 20
 
 // RunChild turns the process into a delay line and exits if it was started as
 // one. A program that calls [Start] must call it first thing in main; for tests
@@ -43,76 +36,40 @@ func RunChild() {
 	os.Exit(0)
 }
 
-// Main serves the links given as flags, in the namespace of the process:
-//
-//	delayline --link a0,b0,20ms --link a1,b1,5ms
-//
-// It writes a line "ready" to out, serves until SIGTERM, SIGINT or the end of
-// in, and writes its [Summary] as JSON.
+// Main serves links in the namespace of the process until it is told to stop,
+// SIGTERM, SIGINT or the end of in. It takes no arguments; what it does is asked
+// for on in and answered on out, see [request] and [answer].
 func Main(args []string, in io.Reader, out io.Writer) error {
-	var links []Link
-	flags := flag.NewFlagSet(Command, flag.ContinueOnError)
-	flags.Func("link", "interfaces and one-way delay, as `A,B,20ms`; repeatable", func(s string) error {
-		link, err := parseLink(s)
-		links = append(links, link)
-		return err
-	})
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	if len(links) == 0 || flags.NArg() > 0 {
-		return errors.New("need --link A,B,DELAY and no other arguments")
+	if len(args) > 0 {
+		return errors.New("takes no arguments")
 	}
 	scheduling, err := raisePriority()
 	if err != nil {
 		return err
 	}
-	debug.SetGCPercent(-1) // nothing is allocated from here on
-	w, err := openWire(links)
-	if err != nil {
+	// One processor of the Go scheduler for the loop, which never yields, and one
+	// for the rest.
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(memoryLimit)
+
+	c := newControl(in, out, scheduling)
+	if err := c.start(); err != nil {
 		return err
 	}
-
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	go func() {
 		<-signals
-		w.stop()
+		c.stop()
 	}()
 	go func() {
-		lines := bufio.NewScanner(in)
-		for lines.Scan() {
-			if lines.Text() == clearLine {
-				w.clear()
-			}
-		}
-		w.stop()
+		c.serve()
+		c.stop()
 	}()
-	if _, err := fmt.Fprintln(out, readyLine); err != nil {
-		return err
-	}
-	w.run()
-	s := w.summary()
-	s.Scheduling = scheduling
-	return json.NewEncoder(out).Encode(s)
+	c.loop.run()
+	return nil
 }
-
-func parseLink(s string) (Link, error) {
-	parts := strings.Split(s, ",")
-	if len(parts) != 3 || parts[0] == "" || parts[1] == "" {
-		return Link{}, fmt.Errorf("%q is not A,B,DELAY", s)
-	}
-	delay, err := time.ParseDuration(parts[2])
-	if err != nil {
-		return Link{}, err
-	}
-	if delay <= 0 {
-		return Link{}, fmt.Errorf("delay %s is not positive", delay)
-	}
-	return Link{A: parts[0], B: parts[1], Delay: delay}, nil
-}
-
-func (l Link) String() string { return fmt.Sprintf("%s,%s,%s", l.A, l.B, l.Delay) }
 
 // How the process is scheduled. Without real-time priority, busy CPUs make
 // frames late by tens of milliseconds.

@@ -14,8 +14,8 @@ const Overdue = time.Millisecond
 // two, so that a bucket is at most 1/16 wider than its lower bound.
 const subBits = 4
 
-// lateness is a histogram of how long after its due time each frame left. It
-// does not allocate. The zero value is empty.
+// lateness is a histogram of how long after its due time each frame left; one
+// that left early counts as 0. It does not allocate. The zero value is empty.
 type lateness struct {
 	count   uint64
 	overdue uint64
@@ -31,15 +31,6 @@ func (l *lateness) add(ns int64) {
 	}
 	l.max = max(l.max, ns)
 	l.buckets[bucket(uint64(ns))]++
-}
-
-func (l *lateness) merge(other *lateness) {
-	l.count += other.count
-	l.overdue += other.overdue
-	l.max = max(l.max, other.max)
-	for i, n := range other.buckets {
-		l.buckets[i] += n
-	}
 }
 
 // bucket numbers the values 0..2^subBits-1 one by one and the rest by exponent
@@ -77,3 +68,22 @@ func (l *lateness) quantile(q float64) int64 {
 	}
 	return l.max
 }
+
+// Bucket is a part of the histogram of lateness.
+type Bucket struct {
+	UpTo   float64 `json:"up_to_us"` // and above the bucket before
+	Frames uint64  `json:"frames"`
+}
+
+// histogram is the list of buckets that are not empty, in order.
+func (l *lateness) histogram() []Bucket {
+	var list []Bucket
+	for i, n := range l.buckets {
+		if n > 0 {
+			list = append(list, Bucket{UpTo: micros(int64(upper(i))), Frames: n})
+		}
+	}
+	return list
+}
+
+func micros(ns int64) float64 { return float64(ns) / 1e3 }

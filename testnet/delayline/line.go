@@ -2,95 +2,114 @@
 
 package delayline
 
-import "golang.org/x/sys/unix"
+import "math"
 
-// line is one direction of a link: frames that arrive at in leave through out,
-// in order, a fixed delay after the kernel received them. Because the due time
-// counts from the kernel's timestamp, reading a frame late costs nothing as long
-// as it is read before it is due.
+// never is the due time of nothing.
+const never = math.MaxInt64
+
+// line is one direction of a link: frames that arrive at in leave through out.
+// Because the due time counts from the kernel's timestamp, reading a frame late
+// costs nothing as long as it is read before it is due.
 //
-// head and tail count slots since the start; slots head..tail-1 are accepted and
-// wait, and the kernel fills from tail on.
+// Slots and places in the queue are counted since the start.
 type line struct {
-	in, out    *ring
-	delay      int64 // ns
-	head, tail int
-	due        [slotCount]int64 // ns of CLOCK_REALTIME
-	batch      batch
-
-	frames, bytes uint64
-	cut, refused  uint64
-	late          lateness
+	in, out *ring
+	params  Params
+	shaper  shaper
+	queue   []waiting // a circle as long as the ring
+	head    uint      // place of the oldest frame that waits
+	tail    uint      // place after the youngest one
+	slot    uint      // that the kernel fills next
+	count   Direction // without LostRing
 }
 
-func newLine(in, out *ring, delay int64) *line {
-	return &line{in: in, out: out, delay: delay}
+// waiting is a frame that stays in its slot until it is due.
+type waiting struct {
+	due    int64 // ns
+	slot   uint
+	length int // bytes
+	class  Class
 }
 
-// accept takes over the frames that the kernel has put into the ring.
-func (l *line) accept() {
-	for l.tail-l.head < slotCount {
-		i := l.tail % slotCount
-		if !l.in.filled(i) {
-			return
-		}
-		l.due[i] = l.in.received(i) + l.delay
+func newLine(in, out *ring, params Params, s shaper) *line {
+	return &line{in: in, out: out, params: params, shaper: s, queue: make([]waiting, in.slots)}
+}
+
+func (l *line) at(place uint) *waiting { return &l.queue[place%uint(len(l.queue))] }
+
+// full reports that the next slot still has a frame that waits.
+func (l *line) full() bool {
+	return l.head != l.tail && l.slot-l.at(l.head).slot == uint(len(l.queue))
+}
+
+// accept takes over the frames that the kernel has put into the ring and returns
+// how many there were. now is a time, in ns, and origin where its clock is zero
+// in ns of CLOCK_REALTIME, the clock of the kernel's timestamps.
+func (l *line) accept(ports *Ports, now, origin int64) (n int) {
+	for ; !l.full() && l.in.filled(l.slot); n++ {
+		l.admit(ports, now, origin)
+		l.slot++
+	}
+	return n
+}
+
+func (l *line) admit(ports *Ports, now, origin int64) {
+	frame, length := l.in.frame(l.slot)
+	if len(frame) < length {
+		l.count.LostCut.add(length)
+		l.in.release(l.slot)
+		return
+	}
+	// A timestamp far ahead is one from before the machine's clock was set back.
+	arrival := min(l.in.received(l.slot)-origin, now+int64(granularity))
+	class := ports.classify(frame)
+	due, f := l.shaper.admit(&l.params, class, length, arrival)
+	switch f {
+	case kept:
+		*l.at(l.tail) = waiting{due: due, slot: l.slot, length: length, class: class}
 		l.tail++
+		return
+	case lostBlackhole:
+		l.count.LostBlackhole.add(length)
+	case lostRandom:
+		l.count.LostRandom.add(length)
+	case lostQueue:
+		l.count.LostQueue.add(length)
 	}
+	l.in.release(l.slot)
 }
 
-// next is when the oldest waiting frame is due.
-func (l *line) next() (due int64, ok bool) {
+// due is when the oldest waiting frame is due, in ns, or never.
+func (l *line) due() int64 {
 	if l.head == l.tail {
-		return 0, false
+		return never
 	}
-	return l.due[l.head%slotCount], true
+	return l.at(l.head).due
 }
 
-// forward sends the frames that are due at now. A frame that would wait longer
-// than the delay saw the clock of the machine set back; it is sent as if it had
-// arrived now.
-func (l *line) forward(now int64) {
-	for l.head != l.tail {
-		end := l.head
-		for end != l.tail && !l.batch.full() {
-			i := end % slotCount
-			if l.due[i] > now+l.delay {
-				l.due[i] = now + l.delay
-			}
-			if l.due[i] > now {
-				break
-			}
-			end++
-			frame, ok := l.in.frame(i)
-			if !ok {
-				l.cut++
-				continue
-			}
-			l.batch.add(frame)
-			l.frames++
-			l.bytes += uint64(len(frame))
-			l.late.add(now - l.due[i])
-		}
-		if end == l.head {
-			return
-		}
-		l.refused += l.batch.send(l.out.fd)
-		for ; l.head != end; l.head++ {
-			l.in.release(l.head % slotCount)
-		}
+// forward sends at most one batch of the frames that are due at now or within
+// early ns, and returns how many there were.
+func (l *line) forward(b *batch, late *lateness, now, early int64) (n int) {
+	end := l.head
+	for end != l.tail && !b.full() && l.at(end).due <= now+early {
+		frame, _ := l.in.frame(l.at(end).slot)
+		b.add(frame)
+		end++
 	}
-}
-
-// clear empties the counters.
-func (l *line) clear() {
-	l.frames, l.bytes, l.cut, l.refused = 0, 0, 0, 0
-	l.late = lateness{}
-	l.in.overflows()
-}
-
-func realtime() int64 {
-	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_REALTIME, &ts)
-	return ts.Nano()
+	b.send(l.out.fd)
+	for ; l.head != end; l.head++ {
+		f := l.at(l.head)
+		switch {
+		case !b.refused[n]:
+			l.count.Classes[f.class].add(f.length)
+			late.add(now - f.due)
+		case l.params.Blackhole:
+			l.count.LostBlackhole.add(f.length)
+		default:
+			l.count.LostRefused.add(f.length)
+		}
+		l.in.release(f.slot)
+		n++
+	}
+	return n
 }

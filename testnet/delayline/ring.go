@@ -11,13 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Size of the receive ring of one interface. A frame stays in its slot until it
-// is due, so the ring holds what is under way on the link: 4,096 frames of 1,514
-// bytes are 20 ms at 2.4 Gbit/s.
+// Sizes in the receive ring of an interface, in bytes. A frame of 1,514 bytes and
+// the header of the kernel fit in a slot.
 const (
-	slotSize  = 2048
-	slotCount = 4096
-	blockSize = 1 << 17
+	slotSize      = 2048
+	blockSize     = 1 << 17
+	slotsPerBlock = blockSize / slotSize
 )
 
 // ring is a packet socket on one interface: a TPACKET_V2 receive ring, and the
@@ -27,20 +26,21 @@ const (
 // slot, and the frame at offset Mac (see packet(7) and the kernel's
 // Documentation/networking/packet_mmap.rst).
 type ring struct {
-	name string
-	fd   int
-	mem  []byte
+	name  string
+	fd    int
+	slots uint
+	mem   []byte
 }
 
-func openRing(name string) (*ring, error) {
-	r, err := newRing(name)
+func openRing(name string, slots int) (*ring, error) {
+	r, err := newRing(name, slots)
 	if err != nil {
 		return nil, fmt.Errorf("open packet ring on %s: %w", name, err)
 	}
 	return r, nil
 }
 
-func newRing(name string) (r *ring, err error) {
+func newRing(name string, slots int) (r *ring, err error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
 		return nil, err
@@ -72,14 +72,14 @@ func newRing(name string) (r *ring, err error) {
 	}
 	req := &unix.TpacketReq{
 		Block_size: blockSize,
-		Block_nr:   slotSize * slotCount / blockSize,
+		Block_nr:   uint32(slots / slotsPerBlock),
 		Frame_size: slotSize,
-		Frame_nr:   slotCount,
+		Frame_nr:   uint32(slots),
 	}
 	if err := unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, req); err != nil {
 		return nil, fmt.Errorf("set PACKET_RX_RING: %w", err)
 	}
-	mem, err := unix.Mmap(fd, 0, slotSize*slotCount, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(fd, 0, slotSize*slots, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map: %w", err)
 	}
@@ -88,44 +88,48 @@ func newRing(name string) (r *ring, err error) {
 		unix.Munmap(mem)
 		return nil, fmt.Errorf("bind: %w", err)
 	}
-	return &ring{name: name, fd: fd, mem: mem}, nil
+	return &ring{name: name, fd: fd, slots: uint(slots), mem: mem}, nil
 }
 
-// header is the header of slot i.
-func (r *ring) header(i int) *unix.Tpacket2Hdr {
-	return (*unix.Tpacket2Hdr)(unsafe.Pointer(&r.mem[i*slotSize]))
+// offset is where a slot begins in the memory of the ring.
+func (r *ring) offset(slot uint) uint { return slot % r.slots * slotSize }
+
+// header is the header of a slot.
+func (r *ring) header(slot uint) *unix.Tpacket2Hdr {
+	return (*unix.Tpacket2Hdr)(unsafe.Pointer(&r.mem[r.offset(slot)]))
 }
 
-// filled reports whether the kernel has put a frame into slot i.
-func (r *ring) filled(i int) bool {
-	return atomic.LoadUint32(&r.header(i).Status)&unix.TP_STATUS_USER != 0
+// filled reports whether the kernel has put a frame into a slot.
+func (r *ring) filled(slot uint) bool {
+	return atomic.LoadUint32(&r.header(slot).Status)&unix.TP_STATUS_USER != 0
 }
 
-// release gives slot i back to the kernel.
-func (r *ring) release(i int) {
-	atomic.StoreUint32(&r.header(i).Status, unix.TP_STATUS_KERNEL)
+// release gives a slot back to the kernel.
+func (r *ring) release(slot uint) {
+	atomic.StoreUint32(&r.header(slot).Status, unix.TP_STATUS_KERNEL)
 }
 
-// frame is the memory of the frame in slot i; ok is false if it was cut.
-func (r *ring) frame(i int) (frame []byte, ok bool) {
-	h := r.header(i)
-	start := i*slotSize + int(h.Mac)
-	return r.mem[start : start+int(h.Snaplen)], h.Snaplen == h.Len
+// frame is the memory of the frame in a slot, and the length that it had when it
+// arrived: what does not fit in the slot is cut.
+func (r *ring) frame(slot uint) (frame []byte, length int) {
+	h := r.header(slot)
+	start := r.offset(slot) + uint(h.Mac)
+	return r.mem[start : start+uint(h.Snaplen)], int(h.Len)
 }
 
-// received is when the kernel got the frame in slot i, in ns of CLOCK_REALTIME.
-func (r *ring) received(i int) int64 {
-	h := r.header(i)
+// received is when the kernel got the frame in a slot, in ns of CLOCK_REALTIME.
+func (r *ring) received(slot uint) int64 {
+	h := r.header(slot)
 	return int64(h.Sec)*1e9 + int64(h.Nsec)
 }
 
 // overflows is the number of frames that found no free slot since the last call.
-func (r *ring) overflows() uint64 {
+func (r *ring) overflows() (uint64, error) {
 	stats, err := unix.GetsockoptTpacketStats(r.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	if err != nil {
-		return 0
+		return 0, fmt.Errorf("read statistics of %s: %w", r.name, err)
 	}
-	return uint64(stats.Drops)
+	return uint64(stats.Drops), nil
 }
 
 // mmsghdr is struct mmsghdr of sendmmsg(2) on 64-bit machines.
@@ -137,9 +141,10 @@ type mmsghdr struct {
 
 // batch is a list of frames to send, reused without allocation.
 type batch struct {
-	n    int
-	msgs [64]mmsghdr
-	iovs [64]unix.Iovec
+	n       int
+	msgs    [64]mmsghdr
+	iovs    [64]unix.Iovec
+	refused [64]bool // by the kernel, of the frames sent last
 }
 
 func (b *batch) full() bool { return b.n == len(b.msgs) }
@@ -152,9 +157,8 @@ func (b *batch) add(frame []byte) {
 	b.n++
 }
 
-// send empties the batch through the socket and returns how many frames the
-// kernel refused.
-func (b *batch) send(fd int) (refused uint64) {
+// send empties the batch through a socket and fills refused.
+func (b *batch) send(fd int) {
 	for sent := 0; sent < b.n; {
 		// A raw call: the thread is a real-time one and must not wait for the
 		// Go scheduler to get back into Go.
@@ -162,15 +166,15 @@ func (b *batch) send(fd int) (refused uint64) {
 			uintptr(unsafe.Pointer(&b.msgs[sent])), uintptr(b.n-sent), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
+			clear(b.refused[sent : sent+int(n)])
 			sent += int(n)
 		case unix.EINTR:
-		default: // the queue of the device or of the socket is full
-			refused++
+		default: // the interface is down, or its queue or that of the socket is full
+			b.refused[sent] = true
 			sent++
 		}
 	}
 	b.n = 0
-	return refused
 }
 
 // networkOrder swaps the bytes on a little-endian machine.
