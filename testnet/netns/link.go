@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
-	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -57,32 +58,6 @@ func (ns *Namespace) realFrames(name string) error {
 // see merged frames.
 func (ns *Namespace) NoGRO(name string) error {
 	return ns.offloads(name, map[string]bool{"rx-gro": false})
-}
-
-// offloads sets those of the wanted features that the kernel knows.
-func (ns *Namespace) offloads(name string, want map[string]bool) error {
-	err := ns.Do(func() error {
-		tool, err := ethtool.NewEthtool()
-		if err != nil {
-			return err
-		}
-		defer tool.Close()
-		known, err := tool.FeatureNames(name)
-		if err != nil {
-			return err
-		}
-		set := make(map[string]bool)
-		for feature, on := range want {
-			if _, ok := known[feature]; ok {
-				set[feature] = on
-			}
-		}
-		return tool.Change(name, set)
-	})
-	if err != nil {
-		return fmt.Errorf("set offloads of %s/%s: %w", ns.name, name, err)
-	}
-	return nil
 }
 
 // Bridge makes a bridge that floods multicast, as a plain switch does.
@@ -152,6 +127,46 @@ func (ns *Namespace) SetRoute(dst netip.Prefix, via netip.Addr) error {
 	return nil
 }
 
+// DelRoute removes the route to a destination.
+func (ns *Namespace) DelRoute(dst netip.Prefix) error {
+	err := ns.nl.RouteDel(&netlink.Route{Dst: ipNet(dst.Masked())})
+	if err != nil {
+		return fmt.Errorf("remove route to %s in %s: %w", dst, ns.name, err)
+	}
+	return nil
+}
+
+// Route is a route through a gateway.
+type Route struct {
+	Dst netip.Prefix
+	Via netip.Addr
+}
+
+// Routes reads the IPv6 routes through gateways from the main table of the
+// kernel, sorted by destination.
+func (ns *Namespace) Routes() ([]Route, error) {
+	list, err := ns.nl.RouteList(nil, netlink.FAMILY_V6)
+	if err != nil {
+		return nil, fmt.Errorf("read routes of %s: %w", ns.name, err)
+	}
+	var routes []Route
+	for _, r := range list {
+		via, ok := netip.AddrFromSlice(r.Gw)
+		if !ok {
+			continue
+		}
+		dst := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		if r.Dst != nil {
+			addr, _ := netip.AddrFromSlice(r.Dst.IP)
+			ones, _ := r.Dst.Mask.Size()
+			dst = netip.PrefixFrom(addr, ones)
+		}
+		routes = append(routes, Route{dst, via})
+	}
+	slices.SortFunc(routes, func(a, b Route) int { return strings.Compare(a.Dst.String(), b.Dst.String()) })
+	return routes, nil
+}
+
 // Counters are the totals of an interface since its creation, including the
 // Ethernet header and without preamble, FCS and gap.
 type Counters struct {
@@ -182,9 +197,17 @@ func (ns *Namespace) Counters(name string) (Counters, error) {
 // ErrNoNetem says that the kernel lacks the netem queueing discipline.
 var ErrNoNetem = errors.New("kernel has no netem")
 
-// Netem delays what leaves through the interface. limit is the queue length in
-// frames. It returns [ErrNoNetem] where the kernel cannot do it.
-func (ns *Namespace) Netem(name string, delay time.Duration, limit uint32) error {
+// NetemParams are what netem does to the frames that leave through an interface.
+type NetemParams struct {
+	Delay, Jitter time.Duration
+	Rate          uint64  // bit/s, 0: unlimited
+	Loss          float64 // share of frames, 0..1
+	Limit         uint32  // length of the queue in frames
+}
+
+// Netem puts netem on an interface or changes its parameters. It returns
+// [ErrNoNetem] where the kernel cannot do it.
+func (ns *Namespace) Netem(name string, p NetemParams) error {
 	link, err := ns.link(name)
 	if err != nil {
 		return err
@@ -194,15 +217,18 @@ func (ns *Namespace) Netem(name string, delay time.Duration, limit uint32) error
 		Handle:    netlink.MakeHandle(1, 0),
 		Parent:    netlink.HANDLE_ROOT,
 	}
-	err = ns.nl.QdiscAdd(netlink.NewNetem(attrs, netlink.NetemQdiscAttrs{
-		Latency: uint32(delay.Microseconds()),
-		Limit:   limit,
+	err = ns.nl.QdiscReplace(netlink.NewNetem(attrs, netlink.NetemQdiscAttrs{
+		Latency: uint32(p.Delay.Microseconds()),
+		Jitter:  uint32(p.Jitter.Microseconds()),
+		Rate64:  p.Rate / 8,
+		Loss:    float32(100 * p.Loss),
+		Limit:   p.Limit,
 	}))
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return ErrNoNetem
 	case err != nil:
-		return fmt.Errorf("add netem to %s/%s: %w", ns.name, name, err)
+		return fmt.Errorf("set netem of %s/%s: %w", ns.name, name, err)
 	}
 	return nil
 }

@@ -104,6 +104,24 @@ func (ns *Namespace) prepare() error {
 // Name is the full name, as `ip netns` shows it.
 func (ns *Namespace) Name() string { return ns.name }
 
+// Path is the file that stands for the namespace.
+func (ns *Namespace) Path() string { return filepath.Join(namedDir, ns.name) }
+
+// Enter moves the calling thread into the namespace of a path and locks the
+// goroutine to it, for one that is about to end or to execute another program.
+func Enter(path string) error {
+	handle, err := vns.GetFromPath(path)
+	if err != nil {
+		return fmt.Errorf("enter namespace %s: %w", path, err)
+	}
+	defer handle.Close()
+	runtime.LockOSThread()
+	if err := vns.Set(handle); err != nil {
+		return fmt.Errorf("enter namespace %s: %w", path, err)
+	}
+	return nil
+}
+
 // Do runs fn on the thread of the namespace and returns its error. Calls are
 // served one after another, so fn must not wait for long, and it must not leave
 // work that depends on the namespace to other goroutines. Sockets opened in fn

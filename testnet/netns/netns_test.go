@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -172,4 +173,94 @@ func TestStartTime(t *testing.T) {
 	require.True(t, identify(os.Getpid()).alive())
 	require.False(t, ProcessID{Pid: os.Getpid(), Start: 1}.alive())
 	require.False(t, ProcessID{Pid: 1 << 30}.alive())
+}
+
+// TestNetnsRoutes has routes through a gateway at the other end of a link.
+func TestNetnsRoutes(t *testing.T) {
+	r := newRun(t)
+	a, b := newNamespace(t, r, "a"), newNamespace(t, r, "b")
+	require.NoError(t, a.Veth("eth0", b, "eth0"))
+	require.NoError(t, a.AddAddress("eth0", netip.MustParsePrefix("2001:db8::1/64")))
+	require.NoError(t, a.SetUp("eth0", true))
+	require.NoError(t, b.SetUp("eth0", true))
+	routes, err := a.Routes()
+	require.NoError(t, err)
+	require.Empty(t, routes, "what is connected needs no gateway")
+
+	near, far := netip.MustParseAddr("2001:db8::2"), netip.MustParseAddr("2001:db8::3")
+	all, one := netip.MustParsePrefix("::/0"), netip.MustParsePrefix("2001:db8:7::/48")
+	require.NoError(t, a.SetRoute(one, near))
+	require.NoError(t, a.SetRoute(all, near))
+	require.NoError(t, a.SetRoute(one, far))
+	routes, err = a.Routes()
+	require.NoError(t, err)
+	require.Equal(t, []Route{{one, far}, {all, near}}, routes)
+	require.NoError(t, a.DelRoute(one))
+	require.Error(t, a.DelRoute(one))
+	routes, err = a.Routes()
+	require.NoError(t, err)
+	require.Equal(t, []Route{{all, near}}, routes)
+}
+
+// TestNetnsManyNamespaces makes them at the same time, as a large net does.
+func TestNetnsManyNamespaces(t *testing.T) {
+	r := newRun(t)
+	var wg sync.WaitGroup
+	spaces := make([]*Namespace, 20)
+	for i := range spaces {
+		wg.Go(func() { spaces[i], _ = r.Namespace(strconv.Itoa(i)) })
+	}
+	wg.Wait()
+	state, err := readState(r.path)
+	require.NoError(t, err)
+	require.Len(t, state.Namespaces, len(spaces))
+	for i, ns := range spaces {
+		require.NotNil(t, ns)
+		require.Equal(t, r.Prefix()+strconv.Itoa(i), ns.Name())
+		require.FileExists(t, ns.Path())
+	}
+}
+
+// TestNetnsCPU has a process that computes, and one more of the same name after
+// its end.
+func TestNetnsCPU(t *testing.T) {
+	r := newRun(t)
+	ns := newNamespace(t, r, "a")
+	busy := func() *Process {
+		p, err := r.Start(ns, "busy", exec.Command("sh", "-c", "while :; do :; done"))
+		require.NoError(t, err)
+		return p
+	}
+	used := func() time.Duration {
+		all, err := r.CPU()
+		require.NoError(t, err)
+		return all["busy"]
+	}
+	p := busy()
+	const enough = 50 * time.Millisecond
+	require.Eventually(t, func() bool { return used() >= enough }, 20*time.Second, 10*time.Millisecond)
+	require.NoError(t, p.Kill())
+	first := used()
+	require.GreaterOrEqual(t, first, enough)
+	busy()
+	require.Eventually(t, func() bool { return used() >= first+enough }, 20*time.Second, 10*time.Millisecond)
+}
+
+func TestNetnsEnter(t *testing.T) {
+	r := newRun(t)
+	ns := newNamespace(t, r, "a")
+	require.NoError(t, ns.Bridge("only-here"))
+	found := make(chan error)
+	go func() { // its thread ends with it
+		if err := Enter(ns.Path()); err != nil {
+			found <- err
+			return
+		}
+		_, err := net.InterfaceByName("only-here")
+		found <- err
+	}()
+	require.NoError(t, <-found)
+	require.Error(t, Enter(filepath.Join(namedDir, "nowhere")))
+	_, err := net.InterfaceByName("only-here")
+	require.Error(t, err)
 }

@@ -19,6 +19,7 @@ import (
 type Process struct {
 	name string
 	pid  int
+	cmd  *exec.Cmd
 	done chan struct{} // closed when the process was waited for
 	err  error         // result of the wait, valid after done
 }
@@ -30,7 +31,7 @@ func start(ns *Namespace, name string, cmd *exec.Cmd) (*Process, error) {
 	if err := ns.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", name, ns.name, err)
 	}
-	p := &Process{name: name, pid: cmd.Process.Pid, done: make(chan struct{})}
+	p := &Process{name: name, pid: cmd.Process.Pid, cmd: cmd, done: make(chan struct{})}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
@@ -105,26 +106,56 @@ func stopAll(procs []*Process, grace time.Duration) error {
 	return errors.Join(errs...)
 }
 
-// startTime is when a process started, in clock ticks since boot (proc(5), stat
-// field 22). Together with the pid it names a process unambiguously. It is 0 if
-// there is no such process or only its zombie.
-func startTime(pid int) uint64 {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+// CPU is the processor time that the process used so far, with all its threads.
+// While it runs the resolution is 10 ms.
+func (p *Process) CPU() (time.Duration, error) {
+	if p.Running() {
+		fields := stat(p.pid)
+		if len(fields) > statSTime {
+			user, err1 := strconv.ParseUint(fields[statUTime], 10, 64)
+			system, err2 := strconv.ParseUint(fields[statSTime], 10, 64)
+			return time.Duration(user+system) * clockTick, errors.Join(err1, err2)
+		}
+	}
+	<-p.done // it ended meanwhile
+	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime(), nil
+}
+
+// clockTick is the unit of times in /proc, USER_HZ, on all architectures that Go
+// runs on.
+const clockTick = 10 * time.Millisecond
+
+// Fields of [stat]: proc(5) numbers them three higher.
+const (
+	statState = 0
+	statUTime = 11
+	statSTime = 12
+	statStart = 19
+)
+
+// stat is /proc/PID/stat from field 3 on; nil if there is no such process. Field
+// 2 is the command in parentheses and may contain anything.
+func stat(pid int) []string {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0
+		return nil
 	}
-	// Field 2 is the command in parentheses and may contain anything; the rest
-	// begins with field 3.
-	end := bytes.LastIndexByte(stat, ')')
+	end := bytes.LastIndexByte(text, ')')
 	if end < 0 {
+		return nil
+	}
+	return strings.Fields(string(text[end+1:]))
+}
+
+// startTime is when a process started, in clock ticks since boot. Together with
+// the pid it names a process unambiguously. It is 0 if there is no such process
+// or only its zombie.
+func startTime(pid int) uint64 {
+	fields := stat(pid)
+	if len(fields) <= statStart || fields[statState] == "Z" {
 		return 0
 	}
-	const state, start = 0, 22 - 3
-	fields := strings.Fields(string(stat[end+1:]))
-	if len(fields) <= start || fields[state] == "Z" {
-		return 0
-	}
-	ticks, err := strconv.ParseUint(fields[start], 10, 64)
+	ticks, err := strconv.ParseUint(fields[statStart], 10, 64)
 	if err != nil {
 		return 0
 	}

@@ -12,8 +12,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // StateDir holds one file per run, see [State].
@@ -70,11 +73,15 @@ func NewRun(dir string) (*Run, error) {
 	}
 }
 
-// scratchRoot is a directory in memory if the machine has one: the databases of
-// many nodes on one disk would wait for each other.
+// scratchRoom is what a run may need: the data of some 40 Ethereum nodes.
+const scratchRoom = 4 << 30 // bytes
+
+// scratchRoot is a directory in memory if the machine has one with room: the
+// databases of many nodes on one disk would wait for each other.
 func scratchRoot() string {
 	const shm = "/dev/shm"
-	if fi, err := os.Stat(shm); err == nil && fi.IsDir() {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(shm, &fs); err == nil && fs.Bavail*uint64(fs.Bsize) >= scratchRoom {
 		return shm
 	}
 	return os.TempDir()
@@ -86,16 +93,18 @@ func (r *Run) Prefix() string { return r.prefix }
 // Dir is the scratch directory, removed by Close.
 func (r *Run) Dir() string { return r.state.Dir }
 
-// Namespace makes a namespace called prefix + name.
+// Namespace makes a namespace called prefix + name. Several may be made at the
+// same time.
 func (r *Run) Namespace(name string) (*Namespace, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil, fmt.Errorf("create namespace %s: run is closed", name)
-	}
 	ns, err := create(r.prefix + name)
 	if err != nil {
 		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		ns.remove()
+		return nil, fmt.Errorf("create namespace %s: run is closed", name)
 	}
 	r.spaces = append(r.spaces, ns)
 	r.state.Namespaces = append(r.state.Namespaces, ns.name)
@@ -116,6 +125,24 @@ func (r *Run) Start(ns *Namespace, name string, cmd *exec.Cmd) (*Process, error)
 	r.procs = append(r.procs, p)
 	r.state.Processes = append(r.state.Processes, identify(p.pid))
 	return p, r.state.write(r.path)
+}
+
+// CPU is the processor time that the processes of the run used so far, by the
+// name given to [Run.Start]. Processes of the same name add up, and those that
+// ended count.
+func (r *Run) CPU() (map[string]time.Duration, error) {
+	r.mu.Lock()
+	procs := slices.Clone(r.procs)
+	r.mu.Unlock()
+	used := make(map[string]time.Duration)
+	for _, p := range procs {
+		d, err := p.CPU()
+		if err != nil {
+			return nil, err
+		}
+		used[p.name] += d
+	}
+	return used, nil
 }
 
 // Close ends the processes and removes namespaces, scratch directory and state

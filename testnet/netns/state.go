@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // State is what a run has on the machine, kept in <dir>/<prefix>.json so that
@@ -119,6 +120,11 @@ func (s *State) remove() error {
 			if err := syscall.Kill(id.Pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
 				return fmt.Errorf("kill pid %d: %w", id.Pid, err)
 			}
+		}
+	}
+	for _, id := range s.Processes { // no children of ours, so there is nothing to wait for
+		for end := time.Now().Add(stopGrace); id.alive() && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
 		}
 	}
 	if _, err := Destroy(s.Prefix); err != nil {
