@@ -12,8 +12,9 @@ import (
 
 // Sent is what became of a planned transaction.
 type Sent struct {
-	At  time.Time // just before the call that submitted it
-	Err error     // why the node refused it
+	At   time.Time     // just before the call that submitted it
+	Late time.Duration // of At behind the plan; never negative
+	Err  error         // why the node refused it
 }
 
 // Send submits the transactions at their times after start, those of one node
@@ -28,10 +29,12 @@ func Send(ctx context.Context, txs []Tx, start time.Time, submit func(context.Co
 	for _, queue := range queues {
 		wg.Go(func() {
 			for _, i := range queue {
-				if !sleepUntil(ctx, start.Add(txs[i].At)) {
+				due := start.Add(txs[i].At)
+				if !sleepUntil(ctx, due) {
 					return
 				}
-				sent[i].At = time.Now()
+				now := time.Now()
+				sent[i].At, sent[i].Late = now, max(0, now.Sub(due))
 				sent[i].Err = submit(ctx, txs[i])
 			}
 		})
