@@ -35,7 +35,7 @@ type Arrivals struct {
 
 // Subscribe begins to record the transactions with the given hashes.
 func Subscribe(ctx context.Context, nodes []Source, txs []common.Hash) (*Arrivals, error) {
-	a := newArrivals(txs, len(nodes))
+	a := NewArrivals(txs, len(nodes))
 	for i, node := range nodes {
 		hashes := make(chan common.Hash, 1024)
 		sub, err := node.Client().EthSubscribe(ctx, hashes, "newPendingTransactions")
@@ -48,7 +48,7 @@ func Subscribe(ctx context.Context, nodes []Source, txs []common.Hash) (*Arrival
 			for {
 				select {
 				case hash := <-hashes:
-					a.record(i, hash, time.Now())
+					a.Record(i, hash, time.Now())
 				case err := <-sub.Err():
 					if err != nil {
 						a.fail(fmt.Errorf("subscription at %s ended: %w", node.Name(), err))
@@ -61,7 +61,8 @@ func Subscribe(ctx context.Context, nodes []Source, txs []common.Hash) (*Arrival
 	return a, nil
 }
 
-func newArrivals(txs []common.Hash, nodes int) *Arrivals {
+// NewArrivals begins to record what [Arrivals.Record] is told.
+func NewArrivals(txs []common.Hash, nodes int) *Arrivals {
 	a := &Arrivals{
 		index:   make(map[common.Hash]int, len(txs)),
 		times:   make([][]time.Time, len(txs)),
@@ -75,9 +76,9 @@ func newArrivals(txs []common.Hash, nodes int) *Arrivals {
 	return a
 }
 
-// record notes the first arrival of a transaction at a node; a reorganised block
-// may bring it again.
-func (a *Arrivals) record(node int, hash common.Hash, at time.Time) {
+// Record notes the first arrival of a transaction at a node; a reorganised block
+// may bring it again. Other transactions are ignored.
+func (a *Arrivals) Record(node int, hash common.Hash, at time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	tx, ok := a.index[hash]

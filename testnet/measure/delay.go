@@ -5,9 +5,12 @@
 //
 // The delay of a (transaction, node) pair is the time from the call that
 // submitted the transaction at its origin to the notification that the pool of
-// the node has it. All times are taken in one process, by one monotonic clock.
-// The pair of a transaction with its own origin does not count. A pair without
-// an arrival has the delay +Inf and takes part in all percentiles.
+// the node has it. All times are taken in one process, by one clock. The pair of
+// a transaction with its own origin does not count. A pair without an arrival has
+// the delay +Inf and takes part in all percentiles.
+//
+// Delays are held against [Floor], the time that the network alone needs. Figures
+// of several runs become one by [Bootstrap].
 package measure
 
 import (
@@ -42,7 +45,7 @@ func Pairs(sent []Sending, arrivals [][]time.Time) []Pair {
 			}
 			delay := math.Inf(1)
 			if !at.IsZero() {
-				delay = float64(at.Sub(s.At)) / float64(time.Millisecond)
+				delay = millis(at.Sub(s.At))
 			}
 			pairs = append(pairs, Pair{Tx: tx, Origin: s.Origin, Node: node, Delay: delay})
 		}
@@ -90,6 +93,27 @@ func Summarize(pairs []Pair) Distribution {
 		d.Slow = float64(slow) / float64(len(pairs))
 	}
 	return d
+}
+
+// Reached is the delay until a share of the nodes, in percent, has each
+// transaction, its origin left out: +Inf if so many never got it. The pairs must
+// be ordered by transaction, as [Pairs] does, and so is the result.
+func Reached(pairs []Pair, percent float64) []float64 {
+	var result []float64
+	for len(pairs) > 0 {
+		end := slices.IndexFunc(pairs, func(p Pair) bool { return p.Tx != pairs[0].Tx })
+		if end < 0 {
+			end = len(pairs)
+		}
+		delays := make([]float64, end)
+		for i, p := range pairs[:end] {
+			delays[i] = p.Delay
+		}
+		slices.Sort(delays)
+		result = append(result, Percentile(delays, percent))
+		pairs = pairs[end:]
+	}
+	return result
 }
 
 // Percentile is the smallest of the sorted values that at least p percent of

@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/testnet/delayline"
 	"github.com/ethmcast/mdcs/testnet/node"
 )
 
@@ -66,18 +67,18 @@ func TestArrivals(t *testing.T) {
 		now  = time.Now()
 		soon = now.Add(time.Minute)
 		x, y = common.Hash{1}, common.Hash{2}
-		a    = newArrivals([]common.Hash{x, y}, 2)
+		a    = NewArrivals([]common.Hash{x, y}, 2)
 	)
-	a.record(0, x, now)
-	a.record(0, x, soon) // again
-	a.record(1, x, now)
-	a.record(0, common.Hash{9}, now) // not ours
+	a.Record(0, x, now)
+	a.Record(0, x, soon) // again
+	a.Record(1, x, now)
+	a.Record(0, common.Hash{9}, now) // not ours
 	missing, err := a.Wait(t.Context(), now)
 	require.NoError(t, err)
 	require.Equal(t, 2, missing)
 
-	a.record(0, y, now)
-	a.record(1, y, now)
+	a.Record(0, y, now)
+	a.Record(1, y, now)
 	missing, err = a.Wait(t.Context(), soon)
 	require.NoError(t, err)
 	require.Zero(t, missing)
@@ -86,12 +87,12 @@ func TestArrivals(t *testing.T) {
 }
 
 func TestArrivalsBroken(t *testing.T) {
-	a := newArrivals([]common.Hash{{1}}, 1)
+	a := NewArrivals([]common.Hash{{1}}, 1)
 	a.fail(errors.New("gone"))
 	a.fail(errors.New("gone again"))
 	_, err := a.Wait(t.Context(), time.Now().Add(time.Minute))
 	require.EqualError(t, err, "gone")
-	a.record(0, common.Hash{1}, time.Now())
+	a.Record(0, common.Hash{1}, time.Now())
 }
 
 func TestProtocolBytes(t *testing.T) {
@@ -110,19 +111,40 @@ func TestProtocolBytes(t *testing.T) {
 	}))
 }
 
+func TestSelectedMetrics(t *testing.T) {
+	require.Equal(t, node.Metrics{
+		"p2p_ingress_eth_72_0x02_packets":       1,
+		"eth_fetcher_transaction_announces_in":  2,
+		"txpool_valid":                          3,
+		"mdcs_tx_datagrams":                     4,
+		`mdcs_rp_verdict_total{verdict="pass"}`: 5,
+	}, selected(node.Metrics{
+		"p2p_ingress_eth_72_0x02_packets":       1,
+		"eth_fetcher_transaction_announces_in":  2,
+		"txpool_valid":                          3,
+		"mdcs_tx_datagrams":                     4,
+		`mdcs_rp_verdict_total{verdict="pass"}`: 5,
+		"chain_head_block":                      6,
+		"p2p_peers":                             7,
+	}))
+}
+
 func TestTrafficDifference(t *testing.T) {
 	before := Traffic{
 		bytes:     map[string]uint64{"a": 100, "b": 5},
 		protocols: map[string]map[string]uint64{"a": {"eth/69": 10}, "b": {"eth/69": 20}},
+		metrics:   map[string]node.Metrics{"a": {"txpool_pending": 5, "mdcs_joined": 1}, "b": {"txpool_pending": 5}},
 	}
 	after := Traffic{
 		bytes:     map[string]uint64{"a": 150, "b": 5},
 		protocols: map[string]map[string]uint64{"a": {"eth/69": 11}, "b": {"eth/69": 22, "mdcs/1": 4}},
+		metrics:   map[string]node.Metrics{"a": {"txpool_pending": 2, "mdcs_joined": 1}, "b": {"txpool_pending": 15}},
 	}
 	require.Equal(t, map[string]uint64{"a": 50, "b": 0}, Bytes(before, after))
 	protocols, err := ProtocolBytes(before, after)
 	require.NoError(t, err)
 	require.Equal(t, map[string]uint64{"eth/69": 3, "mdcs/1": 4}, protocols)
+	require.Equal(t, map[string]float64{"txpool_pending": 7}, MetricChanges(before, after))
 	_, err = ProtocolBytes(after, before)
 	require.ErrorContains(t, err, "restarted")
 }
@@ -133,4 +155,22 @@ func TestParsePressure(t *testing.T) {
 	require.Equal(t, 1500*time.Millisecond, d)
 	_, err = parsePressure("")
 	require.Error(t, err)
+}
+
+func TestCPUSeconds(t *testing.T) {
+	require.Equal(t, map[string]float64{"old": 1.5, "new": 2}, CPUSeconds(
+		map[string]time.Duration{"old": time.Second},
+		map[string]time.Duration{"old": 2500 * time.Millisecond, "new": 2 * time.Second}))
+}
+
+func TestHostBytes(t *testing.T) {
+	var line delayline.Counters
+	line.Link = "a"
+	line.AB.Classes[delayline.Data] = delayline.Count{Frames: 2, Bytes: 200}
+	line.BA.Classes[delayline.Eth] = delayline.Count{Frames: 1, Bytes: 50}
+	other := line
+	other.Link = "a-b"
+	interfaces := map[string]uint64{"a": 240, "b": 7}
+	require.Equal(t, map[string]uint64{"a": 250, "b": 7}, HostBytes(interfaces, []delayline.Counters{line, other}))
+	require.Equal(t, interfaces, HostBytes(interfaces, nil))
 }

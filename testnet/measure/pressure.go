@@ -40,3 +40,13 @@ func parsePressure(text string) (time.Duration, error) {
 	}
 	return 0, fmt.Errorf("read CPU pressure: no total in %q", text)
 }
+
+// CPUSeconds is what each process used between two readings, in s, given the
+// time that it had used so far at each.
+func CPUSeconds(before, after map[string]time.Duration) map[string]float64 {
+	used := make(map[string]float64, len(after))
+	for name, t := range after {
+		used[name] = (t - before[name]).Seconds()
+	}
+	return used
+}
