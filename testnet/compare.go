@@ -12,94 +12,65 @@ import (
 	"slices"
 	"time"
 
-	"github.com/ethereum/go-ethereum/common"
-
 	"github.com/ethmcast/mdcs/testnet/beacon"
 	"github.com/ethmcast/mdcs/testnet/measure"
+	"github.com/ethmcast/mdcs/testnet/plot"
 	"github.com/ethmcast/mdcs/testnet/report"
 	"github.com/ethmcast/mdcs/testnet/topology"
 	"github.com/ethmcast/mdcs/testnet/workload"
 )
 
-// Mode is a way of diffusion.
-type Mode string
+// replicates of the bootstrap, enough for intervals of 95 %.
+const replicates = 2000
 
-const (
-	Gossip     Mode = "gossip"      // stock geth
-	MDCS       Mode = "mdcs"        // patched geth and replication points
-	MDCSSocket Mode = "mdcs-socket" // likewise, with the socket engine
-)
-
-// ParseMode checks the name of a mode.
-func ParseMode(s string) (Mode, error) {
-	switch m := Mode(s); m {
-	case Gossip, MDCS, MDCSSocket:
-		return m, nil
-	}
-	return "", fmt.Errorf("mode %q is none of gossip, mdcs, mdcs-socket", s)
-}
-
-// When a mode is over. Bytes are counted for at least minTail after the last
-// transaction, so that the windows of the modes are of about the same length.
-const (
-	minTail = 3 * time.Second
-	maxTail = 15 * time.Second
-)
-
-// leadTime is between the moment the net is up and the first transaction.
-const leadTime = 2 * time.Second
-
-// CompareConfig describes a comparison. All fields are required.
+// CompareConfig describes a comparison. All fields but those marked are required.
 type CompareConfig struct {
-	Name     string // of the result
-	Results  string // directory that gets a directory Name
-	Topology *topology.Topology
+	Name     string             // of the result
+	Results  string             // directory that gets a directory Name
+	Topology *topology.Topology // before Populate; its Nodes say how many and with which peers
 	Modes    []Mode
-	Txs      int
-	Rate     float64 // transactions per second
-	Seed     uint64
+
+	// Workload is what to send; the number of nodes, their weights and the seed
+	// are filled in. Replay, if not nil, is sent instead.
+	Workload workload.Params
+	Replay   *workload.File
+
+	// Every mode runs Rounds times with each of the Seeds, in turn with the other
+	// modes. A seed is that of keys, loss and workload; the choice of peers is that
+	// of the topology with the first one, and another one with each of the others.
+	Seeds  []uint64
+	Rounds int
+
+	// HalfRate sends the same transactions at half the rate once more, with the
+	// first seed. What then differs has to do with the machine.
+	HalfRate bool
+
 	Links    LinkBackend
+	Routing  Routing
 	Versions map[string]string // of the programs, by name
 
-	Geth, GethStock, RPD string
+	// Programs; those that the modes run are required.
+	Geth, GethStock, GethDirect, RPD string
 
-	Log *slog.Logger
+	Log      *slog.Logger
+	Progress func(Progress) // optional, see [Config]
 }
 
 // Dir is where the result goes.
 func (c *CompareConfig) Dir() string { return filepath.Join(c.Results, c.Name) }
 
-// Compare runs the workload once per mode, each time on a fresh net, and writes
-// summary.json, arrivals.csv and the logs of all processes.
+// Compare sends the same transactions in all modes, each time on a fresh net, and
+// writes the result: see packages report and plot. The logs of all processes are
+// beside it.
 func Compare(ctx context.Context, cfg CompareConfig) (*report.Summary, error) {
-	nodes := len(cfg.Topology.HostsOf(topology.Geth))
-	txs, err := workload.Plan(workload.Params{
-		ChainID: beacon.ChainID, Seed: cfg.Seed, Txs: cfg.Txs, Rate: cfg.Rate, Nodes: nodes,
-	})
-	if err != nil {
-		return nil, err
-	}
-	host, err := hostFacts()
-	if err != nil {
-		return nil, err
-	}
-	s := &report.Summary{
-		Name:     cfg.Name,
-		Started:  time.Now().UTC().Truncate(time.Second),
-		Notes:    report.Notes,
-		Seed:     cfg.Seed,
-		Host:     host,
-		Versions: cfg.Versions,
-		Topology: report.Topology{
-			Name:  cfg.Topology.Name,
-			Nodes: nodes,
-			RPs:   len(cfg.Topology.HostsOf(topology.RP)),
-		},
-		Workload: describe(txs, cfg.Rate),
-		Tx:       make(map[string]report.Tx),
-		Runs:     make(map[string]report.Run),
+	if len(cfg.Modes) == 0 || len(cfg.Seeds) == 0 || cfg.Rounds < 1 {
+		return nil, fmt.Errorf("compare: %d modes, %d seeds, %d rounds", len(cfg.Modes), len(cfg.Seeds), cfg.Rounds)
 	}
 	if err := os.MkdirAll(cfg.Dir(), 0o755); err != nil {
+		return nil, fmt.Errorf("compare: %w", err)
+	}
+	// Logs of an earlier run would be taken for those of this one.
+	if err := os.RemoveAll(filepath.Join(cfg.Dir(), logsDir)); err != nil {
 		return nil, fmt.Errorf("compare: %w", err)
 	}
 	file, err := report.CreateArrivals(cfg.Dir())
@@ -109,223 +80,171 @@ func Compare(ctx context.Context, cfg CompareConfig) (*report.Summary, error) {
 	defer file.Close()
 	arrivals := report.NewArrivals(file)
 
-	for _, mode := range cfg.Modes {
-		cfg.Log.Info("mode begins", "mode", mode)
-		pairs, err := runMode(ctx, &cfg, mode, txs, s)
-		if err != nil {
-			return nil, fmt.Errorf("mode %s: %w", mode, err)
-		}
-		arrivals.Add(string(mode), names(cfg.Topology.HostsOf(topology.Geth)), pairs)
-	}
-	s.Judge()
-	return s, errors.Join(arrivals.Flush(), s.Write(cfg.Dir()))
-}
-
-// runMode measures one mode and enters it into the summary.
-func runMode(ctx context.Context, cfg *CompareConfig, mode Mode, txs []workload.Tx, s *report.Summary) (pairs []measure.Pair, err error) {
-	begin, used := time.Now(), ""
-	logs := filepath.Join(cfg.Dir(), string(mode)) // this mode's logs of an earlier run
-	if err := os.RemoveAll(logs); err != nil {
-		return nil, err
-	}
-	patched, engine := None, "auto"
-	switch mode {
-	case MDCS:
-		patched = All
-	case MDCSSocket:
-		patched, engine = All, "socket"
-	}
-	n, err := Start(ctx, Config{
-		Topology:  cfg.Topology,
-		Geth:      cfg.Geth,
-		GethStock: cfg.GethStock,
-		RPD:       cfg.RPD,
-		Patched:   patched,
-		Engine:    engine,
-		Links:     cfg.Links,
-		Seed:      cfg.Seed,
-		LogDir:    logs,
-		Log:       cfg.Log,
-	})
+	s, err := cfg.newSummary()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, n.Close()) }()
-	s.Topology.Links = string(n.Links())
-	if s.Topology.CongestionControl, err = n.CongestionControl(); err != nil {
-		return nil, err
+	for round := 1; round <= cfg.Rounds; round++ {
+		for i := range cfg.Seeds {
+			e, err := cfg.experiment(i, round)
+			if err != nil {
+				return nil, err
+			}
+			// What comes first on a machine may have it better or worse.
+			for k := range cfg.Modes {
+				o, err := e.run(ctx, cfg.Modes[(k+round-1+i)%len(cfg.Modes)], s)
+				if err != nil {
+					return nil, err
+				}
+				arrivals.Add(o)
+				s.Add(o)
+			}
+		}
 	}
-
-	for _, r := range n.RPs {
-		if used, err = r.Engine(ctx); err != nil {
+	bootstrap := measure.Bootstrap{Replicates: replicates, Seed: cfg.Seeds[0]}
+	s.Finish(bootstrap)
+	if cfg.HalfRate {
+		half, err := cfg.half(ctx, bootstrap)
+		if err != nil {
 			return nil, err
 		}
+		s.CompareHalf(half.Tx)
 	}
-	w, err := observe(ctx, n, txs)
-	if err != nil {
+	if err := errors.Join(arrivals.Flush(), s.Write(cfg.Dir())); err != nil {
 		return nil, err
 	}
-	wire, err := n.StopWire()
-	if err != nil {
-		return nil, err
-	}
-	if err := n.Close(); err != nil {
-		return nil, err
-	}
-	s.Tx[string(mode)] = w.tx(n)
-	run := w.run
-	run.Wire, run.Engine = wire, used
-	run.Seconds = seconds(time.Since(begin))
-	s.Runs[string(mode)] = run
-	cfg.Log.Info("mode ended", "mode", mode, "delivered", w.delays.Delivered, "p50_ms", report.Millis(w.delays.P50).String())
-	return w.pairs, nil
+	return s, plot.Write(cfg.Dir(), s)
 }
 
-// window is what was observed while the workload ran.
-type window struct {
-	sent   int
-	pairs  []measure.Pair
-	delays measure.Distribution
-	run    report.Run
+// half runs all modes once with the first seed, at half the rate.
+func (c *CompareConfig) half(ctx context.Context, b measure.Bootstrap) (*report.Summary, error) {
+	slow := *c
+	slow.Seeds = c.Seeds[:1]
+	e, err := slow.experiment(0, 1)
+	if err != nil {
+		return nil, err
+	}
+	e.name = "half-rate-"
+	for i := range e.txs {
+		e.txs[i].At *= 2
+	}
+	s, err := slow.newSummary()
+	if err != nil {
+		return nil, err
+	}
+	for _, mode := range slow.Modes {
+		o, err := e.run(ctx, mode, s)
+		if err != nil {
+			return nil, err
+		}
+		s.Add(o)
+	}
+	s.Finish(b)
+	return s, nil
 }
 
-// observe sends the workload and records arrivals and bytes.
-func observe(ctx context.Context, n *Net, txs []workload.Tx) (*window, error) {
-	hosts := make([]measure.Host, 0, len(n.Geths)+len(n.RPs))
-	sources := make([]measure.Source, len(n.Geths))
-	for i, g := range n.Geths {
-		sources[i] = g
-		hosts = append(hosts, g)
-	}
-	for _, r := range n.RPs {
-		hosts = append(hosts, r)
-	}
-	hashes := make([]common.Hash, len(txs))
-	for i, tx := range txs {
-		hashes[i] = tx.Hash
-	}
-	arrivals, err := measure.Subscribe(ctx, sources, hashes)
+// newSummary has what is known before the first run.
+func (c *CompareConfig) newSummary() (*report.Summary, error) {
+	e, err := c.experiment(0, 1)
 	if err != nil {
 		return nil, err
 	}
-	defer arrivals.Close()
-
-	before, err := measure.Count(ctx, hosts)
+	host, err := hostFacts()
 	if err != nil {
 		return nil, err
 	}
-	if err := n.ClearWire(); err != nil {
-		return nil, err
-	}
-	pressure, err := measure.CPUPressure()
-	if err != nil {
-		return nil, err
-	}
-	opened := time.Now()
-
-	sent, err := workload.Send(ctx, txs, opened.Add(leadTime), func(ctx context.Context, tx workload.Tx) error {
-		return n.Geths[tx.Node].SendTx(ctx, tx.Raw)
-	})
-	if err != nil {
-		return nil, err
-	}
-	if err := workload.Refused(sent); err != nil {
-		return nil, err
-	}
-	last := time.Now()
-	missing, err := arrivals.Wait(ctx, last.Add(maxTail))
-	if err != nil {
-		return nil, err
-	}
-	if err := wait(ctx, last.Add(minTail)); err != nil {
-		return nil, err
-	}
-	if missing > 0 {
-		n.cfg.Log.Warn("some transactions did not arrive everywhere", "missing", missing)
-	}
-
-	closed := time.Now()
-	pressureEnd, err := measure.CPUPressure()
-	if err != nil {
-		return nil, err
-	}
-	after, err := measure.Count(ctx, hosts)
-	if err != nil {
-		return nil, err
-	}
-	protocols, err := measure.ProtocolBytes(before, after)
-	if err != nil {
-		return nil, err
-	}
-	sendings := make([]measure.Sending, len(txs))
-	for i, tx := range txs {
-		sendings[i] = measure.Sending{Origin: tx.Node, At: sent[i].At}
-	}
-	pairs := measure.Pairs(sendings, arrivals.Times())
-	return &window{
-		sent:   len(sent),
-		pairs:  pairs,
-		delays: measure.Summarize(pairs),
-		run: report.Run{
-			Window:        seconds(closed.Sub(opened)),
-			CPUPressure:   float64(pressureEnd-pressure) / float64(closed.Sub(opened)),
-			Pairs:         len(pairs),
-			Bytes:         measure.Bytes(before, after),
-			ProtocolBytes: protocols,
+	return &report.Summary{
+		Name:     c.Name,
+		Started:  time.Now().UTC().Truncate(time.Second),
+		Notes:    report.Notes,
+		Nodes:    len(e.nodes),
+		ASes:     len(e.top.ASes),
+		Seed:     c.Seeds[0],
+		Seeds:    c.Seeds,
+		Rounds:   c.Rounds,
+		Host:     host,
+		Versions: c.Versions,
+		Topology: report.Topology{
+			Name:   e.top.Name,
+			Nodes:  len(e.nodes),
+			RPs:    len(e.top.HostsOf(topology.RP)),
+			ASes:   len(e.top.ASes),
+			IXPs:   len(e.top.IXPs),
+			Degree: e.top.Nodes.Degree,
 		},
+		Workload: describe(e.txs, c.Workload),
 	}, nil
 }
 
-// tx is the row of the mode in the result.
-func (w *window) tx(n *Net) report.Tx {
-	t := report.Tx{
-		Sent:           w.sent,
-		DeliveredRatio: w.delays.Delivered,
-		P50:            report.Millis(w.delays.P50),
-		P90:            report.Millis(w.delays.P90),
-		P99:            report.Millis(w.delays.P99),
-		Max:            report.Millis(w.delays.Max),
-		Slow:           w.delays.Slow,
+// experiment is what all modes have in common.
+type experiment struct {
+	*CompareConfig
+	name  string // starts that of the directory of logs
+	round int
+	seed  uint64
+	top   *topology.Topology
+	nodes []topology.Host // to which tx.Node refers
+	txs   []workload.Tx
+}
+
+// experiment makes that with seed number i.
+func (c *CompareConfig) experiment(i, round int) (*experiment, error) {
+	population := c.Topology.Nodes
+	population.Seed += uint64(i)
+	top, err := c.Topology.Populate(population)
+	if err != nil {
+		return nil, err
 	}
-	for _, g := range n.Geths {
-		t.TotalBytes += w.run.Bytes[g.Name()]
+	e := &experiment{
+		CompareConfig: c,
+		round:         round,
+		seed:          c.Seeds[i],
+		top:           top,
+		nodes:         top.HostsOf(topology.Geth),
 	}
-	t.BytesPerNode = t.TotalBytes / uint64(len(n.Geths))
-	if len(n.RPs) > 0 {
-		t.RPBytes = new(uint64)
-		for _, r := range n.RPs {
-			*t.RPBytes += w.run.Bytes[r.Name()]
+	if c.Replay != nil {
+		if c.Replay.Nodes != len(e.nodes) || c.Replay.ChainID != beacon.ChainID {
+			return nil, fmt.Errorf("replay: the file is for %d nodes of chain %d, the network has %d of chain %d",
+				c.Replay.Nodes, c.Replay.ChainID, len(e.nodes), beacon.ChainID)
 		}
-		t.TotalBytes += *t.RPBytes
+		e.txs = slices.Clone(c.Replay.Txs)
+		return e, nil
 	}
-	return t
+	ases, share := make([]string, len(e.nodes)), make(map[string]float64)
+	for k, h := range e.nodes {
+		ases[k] = h.AS
+	}
+	for _, a := range top.ASes {
+		share[a.Name] = a.Share
+	}
+	p := c.Workload
+	p.ChainID, p.Seed, p.Nodes, p.Weights = beacon.ChainID, e.seed, len(e.nodes), workload.Weights(ases, share)
+	e.txs, err = workload.Plan(p)
+	return e, err
 }
 
 // describe sums up a workload for the result.
-func describe(txs []workload.Tx, rate float64) report.Workload {
-	w := report.Workload{Txs: len(txs), Rate: rate, Kinds: make(map[string]int)}
+func describe(txs []workload.Tx, p workload.Params) report.Workload {
+	// What gossip does not send unasked (geth's eth/handler.go, txMaxBroadcastSize).
+	const announced = 4096
+	w := report.Workload{
+		Txs:        len(txs),
+		Rate:       p.Rate,
+		Burst:      p.Burst,
+		BurstEvery: p.BurstEvery.Seconds(),
+		Kinds:      make(map[string]int),
+	}
 	var sizes []int
 	total := 0
 	for _, tx := range txs {
 		w.Kinds[string(tx.Kind)]++
 		sizes = append(sizes, len(tx.Raw))
 		total += len(tx.Raw)
+		if len(tx.Raw) > announced {
+			w.Announced++
+		}
 	}
 	w.MinBytes, w.MaxBytes = slices.Min(sizes), slices.Max(sizes)
 	w.MeanBytes = float64(total) / float64(len(txs))
 	return w
 }
-
-func wait(ctx context.Context, until time.Time) error {
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// seconds rounds to milliseconds.
-func seconds(d time.Duration) float64 { return d.Round(time.Millisecond).Seconds() }

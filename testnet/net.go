@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
 // Package testnet runs a private Ethereum network with replication points on one
-// Linux machine: each host in a network namespace of its own, real geth and rpd
-// processes, links with delay, and a stand-in for the consensus layer.
+// Linux machine: each host and each router in a network namespace of its own, BGP
+// between the routers, links with delay, rate and loss, real geth and rpd
+// processes, and a stand-in for the consensus layer.
 //
 // [Start] brings a [Net] up and [Net.Close] removes it. A scenario test reads
 // like this:
 //
 //	n, err := testnet.Start(ctx, testnet.Config{
-//		Topology: topology.TwoAS(),
+//		Topology: top, // of topology.Load, with nodes by Populate
 //		Geth:     "build/geth",
 //		RPD:      "build/rpd",
 //		Patched:  testnet.All,
@@ -26,6 +27,7 @@
 package testnet
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"errors"
@@ -36,6 +38,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,15 +47,38 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/testnet/beacon"
+	"github.com/ethmcast/mdcs/testnet/bgp"
+	"github.com/ethmcast/mdcs/testnet/delayline"
 	"github.com/ethmcast/mdcs/testnet/netns"
 	"github.com/ethmcast/mdcs/testnet/node"
 	"github.com/ethmcast/mdcs/testnet/topology"
 	"github.com/ethmcast/mdcs/testnet/workload"
 )
 
-// startTimeout limits the start of a net. Six nodes need about 10 s on two idle
-// cores, most of it for cryptographic tables.
-const startTimeout = 3 * time.Minute
+// Limits on the start of a net. Each node needs about 2 s of processor time, most
+// of it for cryptographic tables.
+const (
+	startTimeout    = 3 * time.Minute
+	convergeTimeout = 30 * time.Second
+)
+
+// Routing is what fills the routing tables of the ASes.
+type Routing string
+
+const (
+	RoutingAuto Routing = "auto"   // bird where it is installed, else static
+	BIRD        Routing = "bird"   // BGP and BFD by BIRD 2
+	Static      Routing = "static" // computed: the same routes without BGP
+)
+
+// ParseRouting checks the name of a routing.
+func ParseRouting(s string) (Routing, error) {
+	switch r := Routing(s); r {
+	case RoutingAuto, BIRD, Static:
+		return r, nil
+	}
+	return "", fmt.Errorf("routing %q is none of auto, bird, static", s)
+}
 
 // Config describes a net. Zero fields have a default unless they say otherwise.
 type Config struct {
@@ -66,11 +92,28 @@ type Config struct {
 	// points run if there is one such node.
 	Patched func(host string) bool
 
-	Links  LinkBackend  // default Auto
-	Engine string       // datapath of the replication points, default auto
-	Seed   uint64       // of all keys
+	Links   LinkBackend // default Auto
+	Routing Routing     // default RoutingAuto
+	Engine  string      // datapath of the replication points, default auto
+	Seed    uint64      // of all keys, and of loss and jitter
+
+	// Accounts have money from the first block on; default those of package
+	// workload with this seed.
+	Accounts []common.Address
+
 	LogDir string       // one file per process; default: in the scratch directory
 	Log    *slog.Logger // default: discard
+
+	// Progress is called at each step of the start, from several goroutines; nil
+	// means nobody wants to know.
+	Progress func(Progress)
+}
+
+// Progress says how far the start of a net is.
+type Progress struct {
+	Stage string `json:"stage"` // in words
+	Done  int    `json:"done"`  // of Total
+	Total int    `json:"total"` // 0: the stage cannot be counted
 }
 
 // All and None are choices for Config.Patched.
@@ -84,11 +127,17 @@ func (c *Config) setDefaults() {
 	if c.Links == "" {
 		c.Links = Auto
 	}
+	if c.Routing == "" {
+		c.Routing = RoutingAuto
+	}
 	if c.Engine == "" {
 		c.Engine = "auto"
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Progress == nil {
+		c.Progress = func(Progress) {}
 	}
 }
 
@@ -99,7 +148,9 @@ type Net struct {
 
 	cfg     Config
 	run     *netns.Run
+	links   sync.Mutex // guards the state of the lines and of static routes
 	fabric  *fabric
+	bgp     *bgp.Network // nil with static routes
 	genesis *types.Block
 	driver  sync.WaitGroup
 	stop    context.CancelFunc // of the driver
@@ -112,6 +163,15 @@ type Net struct {
 // everywhere. First it removes what crashed runs left on the machine. It needs
 // root.
 func Start(ctx context.Context, cfg Config) (*Net, error) {
+	return start(ctx, cfg, (*Net).startNodes)
+}
+
+// StartNetwork is Start without nodes: it returns when the routes are there.
+func StartNetwork(ctx context.Context, cfg Config) (*Net, error) {
+	return start(ctx, cfg, (*Net).converge)
+}
+
+func start(ctx context.Context, cfg Config, rest func(*Net, context.Context) error) (*Net, error) {
 	cfg.setDefaults()
 	if err := cfg.Topology.Validate(); err != nil {
 		return nil, err
@@ -140,7 +200,10 @@ func Start(ctx context.Context, cfg Config) (*Net, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout,
 		fmt.Errorf("net did not start within %s", startTimeout))
 	defer cancel()
-	if err := n.start(ctx); err != nil {
+	if err := n.build(); err != nil {
+		return nil, err
+	}
+	if err := rest(n, ctx); err != nil {
 		return nil, err
 	}
 	up = true
@@ -150,55 +213,154 @@ func Start(ctx context.Context, cfg Config) (*Net, error) {
 // ErrNotRoot says that namespaces cannot be made.
 var ErrNotRoot = errors.New("needs root: the testnet makes network namespaces")
 
-func (n *Net) start(ctx context.Context) (err error) {
-	log := n.cfg.Log
+// build makes the network and starts its routing.
+func (n *Net) build() (err error) {
+	top := n.cfg.Topology
+	n.cfg.Progress(Progress{Stage: "network"})
 	if n.cfg.LogDir == "" {
 		n.cfg.LogDir = filepath.Join(n.run.Dir(), "log")
 	}
 	if err := os.MkdirAll(n.cfg.LogDir, 0o755); err != nil {
 		return fmt.Errorf("start net: %w", err)
 	}
-	if n.fabric, err = buildFabric(n.run, n.cfg.Topology, n.cfg.Links, n.cfg.LogDir); err != nil {
+	begin := time.Now()
+	if n.fabric, err = buildFabric(n.run, top, n.cfg.Links, n.cfg.Seed, n.cfg.LogDir); err != nil {
 		return err
 	}
-	log.Info("network built", "prefix", n.run.Prefix(), "hosts", len(n.cfg.Topology.Hosts), "links", n.fabric.backend)
+	n.cfg.Log.Info("network built", "prefix", n.run.Prefix(), "ases", len(top.ASes), "hosts", len(top.Hosts),
+		"lines", len(n.fabric.lines), "by", n.fabric.backend, "took", time.Since(begin).Round(time.Millisecond))
 
-	if err := n.makeNodes(ctx); err != nil {
-		return err
+	if n.cfg.Routing == RoutingAuto {
+		n.cfg.Routing = BIRD
+		if _, err := bgp.Find(); err != nil {
+			n.cfg.Log.Info("routes are computed", "reason", err)
+			n.cfg.Routing = Static
+		}
 	}
-	if err := each(n.RPs, func(r *node.RP) error { return r.Start(ctx) }); err != nil {
-		return err
+	if n.cfg.Routing == Static {
+		return bgp.Static(top, n.fabric.routers, nil)
 	}
-	if err := each(n.RPs, func(r *node.RP) error { return r.WaitReady(ctx) }); err != nil {
-		return err
-	}
-	if err := each(n.Geths, func(g *node.Geth) error { return g.Start(ctx) }); err != nil {
-		return err
-	}
-	log.Info("nodes started", "geths", len(n.Geths), "rps", len(n.RPs))
+	n.bgp, err = bgp.Start(n.run, top, n.fabric.routers, filepath.Join(n.run.Dir(), "bgp"), n.cfg.LogDir)
+	return err
+}
 
+// converge waits for the routes.
+func (n *Net) converge(ctx context.Context) error {
+	if n.bgp == nil {
+		return nil
+	}
+	n.cfg.Progress(Progress{Stage: "routing"})
+	ctx, cancel := context.WithTimeoutCause(ctx, convergeTimeout,
+		fmt.Errorf("BGP did not converge within %s", convergeTimeout))
+	defer cancel()
+	begin := time.Now()
+	if err := n.bgp.WaitConverged(ctx); err != nil {
+		return err
+	}
+	n.cfg.Log.Info("BGP converged", "took", time.Since(begin).Round(time.Millisecond))
+	return nil
+}
+
+// startNodes starts replication points and Ethereum nodes.
+func (n *Net) startNodes(ctx context.Context) error {
+	// The data directories are made while the routers exchange their routes.
+	var (
+		made error
+		wg   sync.WaitGroup
+	)
+	wg.Go(func() { made = n.makeNodes(ctx) })
+	err := n.converge(ctx)
+	wg.Wait()
+	if err := errors.Join(err, made); err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := n.startRPs(ctx); err != nil {
+		return err
+	}
+	err = n.countEach("Ethereum nodes", len(n.Geths), func(i int) error { return n.Geths[i].Start(ctx) })
+	if err != nil {
+		return err
+	}
+	n.cfg.Log.Info("nodes started", "geths", len(n.Geths), "rps", len(n.RPs), "took", time.Since(begin).Round(time.Millisecond))
+
+	begin = time.Now()
+	if len(n.RPs) > 0 {
+		n.cfg.Progress(Progress{Stage: "mesh"})
+		if err := each(n.RPs, func(r *node.RP) error { return r.WaitReady(ctx) }); err != nil {
+			return err
+		}
+	}
+	n.cfg.Progress(Progress{Stage: "peers"})
 	if err := n.connect(ctx); err != nil {
 		return err
 	}
+	n.cfg.Progress(Progress{Stage: "chain"})
 	if err := n.startChain(ctx); err != nil {
 		return err
 	}
-	if err := n.WaitMulticast(ctx); err != nil {
-		return err
+	if n.patched() > 0 {
+		n.cfg.Progress(Progress{Stage: "multicast"})
+		if err := n.WaitMulticast(ctx); err != nil {
+			return err
+		}
 	}
+	n.cfg.Progress(Progress{Stage: "first block"})
 	if err := n.WaitHead(ctx, 1); err != nil {
 		return err
 	}
-	log.Info("net is up")
+	// The rush of the start is no measure of how exact the links are.
+	if err := n.ClearWire(); err != nil {
+		return err
+	}
+	n.cfg.Log.Info("net is up", "took", time.Since(begin).Round(time.Millisecond))
 	return nil
+}
+
+// startRPs starts the replication points one after another, in the order of their
+// node ids: the one with the larger id dials a little later. Two dials that cross
+// on a long path end each other, and are tried again only after 35 s; so all of
+// the earlier ones have found nobody before the next one listens.
+func (n *Net) startRPs(ctx context.Context) error {
+	order := slices.Clone(n.RPs)
+	slices.SortFunc(order, func(a, b *node.RP) int {
+		idA, idB := a.ID(), b.ID()
+		return bytes.Compare(idA[:], idB[:])
+	})
+	for i, r := range order {
+		n.cfg.Progress(Progress{"replication points", i, len(order)})
+		if err := r.Start(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// countEach calls f for 0 to total-1 at the same time, and reports progress.
+func (n *Net) countEach(stage string, total int, f func(int) error) error {
+	if total == 0 {
+		return nil
+	}
+	var done atomic.Int64
+	n.cfg.Progress(Progress{stage, 0, total})
+	numbers := make([]int, total)
+	for i := range numbers {
+		numbers[i] = i
+	}
+	return each(numbers, func(i int) error {
+		err := f(i)
+		n.cfg.Progress(Progress{stage, int(done.Add(1)), total})
+		return err
+	})
 }
 
 // connect makes the peerings, each from one side.
 func (n *Net) connect(ctx context.Context) error {
-	for _, p := range n.cfg.Topology.Peerings {
-		if err := n.Geth(p[0]).Connect(ctx, n.Geth(p[1]).URL()); err != nil {
-			return err
-		}
+	err := each(n.cfg.Topology.Peerings, func(p [2]string) error {
+		return n.Geth(p[0]).Connect(ctx, n.Geth(p[1]).URL())
+	})
+	if err != nil {
+		return err
 	}
 	return n.WaitPeers(ctx)
 }
@@ -244,7 +406,14 @@ func (n *Net) makeNodes(ctx context.Context) error {
 		return nodes
 	}
 
-	genesis := beacon.Genesis(uint64(time.Now().Unix()), workload.Addresses(n.cfg.Seed, len(geths)))
+	if len(geths) == 0 {
+		return fmt.Errorf("topology %s has no Ethereum node", n.cfg.Topology.Name)
+	}
+	accounts := n.cfg.Accounts
+	if accounts == nil {
+		accounts = workload.Addresses(n.cfg.Seed, len(geths))
+	}
+	genesis := beacon.Genesis(uint64(time.Now().Unix()), accounts)
 	n.genesis = genesis.ToBlock()
 	first := filepath.Join(n.run.Dir(), "genesis")
 	if err := node.InitDatadir(ctx, n.binary(geths[0]), first, genesis); err != nil {
@@ -255,7 +424,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 		if err := node.CloneDatadir(first, dir); err != nil {
 			return err
 		}
-		g, err := node.NewGeth(n.run, n.fabric.hosts[h.Name], node.GethConfig{
+		g, err := node.NewGeth(n.run, n.fabric.spaces[h.Name], node.GethConfig{
 			Name:      h.Name,
 			Binary:    n.binary(h),
 			Key:       keys[h.Name],
@@ -265,7 +434,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 			Log:       filepath.Join(n.cfg.LogDir, h.Name+".log"),
 			Peers:     byName(n.cfg.Topology.Peers(h.Name)),
 			Multicast: n.cfg.Patched(h.Name),
-			RPs:       byName(names(n.cfg.Topology.Nearest(h, topology.RP))),
+			RPs:       byName(names(nearestRPs(n.cfg.Topology, h))),
 		})
 		if err != nil {
 			return err
@@ -275,12 +444,16 @@ func (n *Net) makeNodes(ctx context.Context) error {
 	if n.patched() == 0 {
 		return nil
 	}
+	engine, err := n.engine()
+	if err != nil {
+		return err
+	}
 	for i, h := range rps {
 		dir := filepath.Join(n.run.Dir(), h.Name)
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return fmt.Errorf("make %s: %w", h.Name, err)
 		}
-		r, err := node.NewRP(n.run, n.fabric.hosts[h.Name], node.RPConfig{
+		r, err := node.NewRP(n.run, n.fabric.spaces[h.Name], node.RPConfig{
 			Name:      h.Name,
 			Binary:    n.cfg.RPD,
 			Key:       keys[h.Name],
@@ -290,7 +463,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 			Dir:       dir,
 			Log:       filepath.Join(n.cfg.LogDir, h.Name+".log"),
 			Peers:     byName(names(others(rps, i))),
-			Engine:    n.cfg.Engine,
+			Engine:    engine,
 		})
 		if err != nil {
 			return err
@@ -298,6 +471,25 @@ func (n *Net) makeNodes(ctx context.Context) error {
 		n.RPs = append(n.RPs, r)
 	}
 	return nil
+}
+
+// engine is the datapath engine to ask for. Frames that XDP sends pass no
+// queueing discipline, so netem would not delay them.
+func (n *Net) engine() (string, error) {
+	if n.fabric.backend != Netem || n.cfg.Engine == "socket" {
+		return n.cfg.Engine, nil
+	}
+	if n.cfg.Engine == "xdp" {
+		return "", errors.New("netem does not delay what the xdp engine sends: take --links wire or another engine")
+	}
+	return "socket", nil
+}
+
+// nearestRPs are the replication points that a node is given: one, and another
+// one for the case that it is lost.
+func nearestRPs(t *topology.Topology, h topology.Host) []topology.Host {
+	rps := t.Nearest(h, topology.RP)
+	return rps[:min(2, len(rps))]
 }
 
 func names(hosts []topology.Host) []string {
@@ -338,6 +530,9 @@ func (n *Net) Close() error {
 		n.stop()
 		n.driver.Wait()
 		n.closed = n.run.Close()
+		if n.fabric != nil {
+			n.fabric.close()
+		}
 	})
 	return n.closed
 }
@@ -450,4 +645,121 @@ func each[N any](nodes []N, f func(N) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// Topology is what the net was built from.
+func (n *Net) Topology() *topology.Topology { return n.cfg.Topology }
+
+// Backend is what shapes the lines: [Netem] or [Wire].
+func (n *Net) Backend() LinkBackend { return n.fabric.backend }
+
+// Routing is what fills the routing tables: [BIRD] or [Static].
+func (n *Net) Routing() Routing { return n.cfg.Routing }
+
+// Namespace finds the namespace of a host, a router by the name of its AS, or
+// that of an IXP.
+func (n *Net) Namespace(name string) (*netns.Namespace, error) { return n.fabric.space(name) }
+
+// CongestionControl is the TCP congestion control of the hosts.
+func (n *Net) CongestionControl() (string, error) {
+	return n.fabric.spaces[n.cfg.Topology.Hosts[0].Name].CongestionControl()
+}
+
+// CPU is the processor time that each process of the net used so far: nodes by
+// the names of their hosts, "bird-" and the name of the AS or IXP, and the delay
+// line.
+func (n *Net) CPU() (map[string]time.Duration, error) { return n.run.CPU() }
+
+// SetLink changes a line: that of a host, by its name; a link between two ASes,
+// "A-B" in any order; or the port of an AS at an IXP, "IXP:AS". Static routes
+// follow at once if lines go down or up, as those of BGP do by themselves.
+func (n *Net) SetLink(name string, change LinkChange) error {
+	n.links.Lock()
+	defer n.links.Unlock()
+	l, err := n.fabric.find(name)
+	if err != nil {
+		return err
+	}
+	was := l.isDown()
+	if err := n.fabric.change(l, change); err != nil || l.isDown() == was {
+		return err
+	}
+	return n.reroute()
+}
+
+// Partition takes down all links between groups of ASes, and what an earlier
+// call took down up again. ASes that no group names stay together. Without
+// groups, all links are up that [Net.SetLink] did not take down.
+func (n *Net) Partition(groups [][]string) error {
+	n.links.Lock()
+	defer n.links.Unlock()
+	if err := n.fabric.partition(groups); err != nil {
+		return err
+	}
+	return n.reroute()
+}
+
+// reroute adapts static routes to the lines that are down.
+func (n *Net) reroute() error {
+	if n.cfg.Routing != Static {
+		return nil
+	}
+	return bgp.Static(n.cfg.Topology, n.fabric.routers, n.fabric.down())
+}
+
+// WaitConverged waits until all BGP sessions are up and the routers have the
+// routes of the whole topology, so it returns only when no link is down.
+func (n *Net) WaitConverged(ctx context.Context) error { return n.converge(ctx) }
+
+// Links are all lines: those of hosts, the links between ASes, and the ports of
+// IXPs.
+func (n *Net) Links() []LinkStatus {
+	n.links.Lock()
+	defer n.links.Unlock()
+	return n.fabric.links()
+}
+
+// ErrNoWire says that no delay line runs, so nobody counts.
+var ErrNoWire = errors.New("no delay line runs: the links have no delay, or netem gives it")
+
+// Counters are the frames and bytes by line, direction and class.
+func (n *Net) Counters() ([]delayline.Counters, error) {
+	if n.fabric.wire == nil {
+		return nil, ErrNoWire
+	}
+	return n.fabric.wire.Counters()
+}
+
+// ClearWire makes the delay line start its counting anew.
+func (n *Net) ClearWire() error {
+	if n.fabric.wire == nil {
+		return nil
+	}
+	return n.fabric.wire.Clear()
+}
+
+// WireSummary is what the delay line did since its start or the last
+// [Net.ClearWire]; nil if there is none.
+func (n *Net) WireSummary() (*delayline.Summary, error) {
+	if n.fabric.wire == nil {
+		return nil, nil
+	}
+	s, err := n.fabric.wire.Summary()
+	if err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// StopWire ends the delay line, and with it all connection over lines with delay,
+// and returns its summary; nil if there is none.
+func (n *Net) StopWire() (*delayline.Summary, error) {
+	if n.fabric.wire == nil {
+		return nil, nil
+	}
+	s, err := n.fabric.wire.Stop()
+	if err != nil {
+		return nil, err
+	}
+	return &s, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/testnet/beacon"
 	"github.com/ethmcast/mdcs/testnet/delayline"
 	"github.com/ethmcast/mdcs/testnet/netns"
+	"github.com/ethmcast/mdcs/testnet/plot"
 	"github.com/ethmcast/mdcs/testnet/report"
 	"github.com/ethmcast/mdcs/testnet/topology"
 	"github.com/ethmcast/mdcs/testnet/workload"
@@ -27,13 +28,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// programPath finds a program in build/ and skips the test if it cannot run
-// here.
-func programPath(t *testing.T, name string) string {
+func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
+}
+
+// programPath finds a program in build/ and skips the test if it cannot run
+// here.
+func programPath(t *testing.T, name string) string {
+	t.Helper()
+	needRoot(t)
 	path, err := filepath.Abs(filepath.Join("..", "build", name))
 	require.NoError(t, err)
 	if _, err := os.Stat(path); err != nil {
@@ -58,20 +64,39 @@ func requireNothingLeft(t *testing.T, prefix string) {
 	require.Zero(t, n)
 }
 
-// TestNetnsCompare runs a short comparison on the network of [topology.TwoAS].
+// twoAS is the smallest of the networks that are shipped; package topology has
+// its picture.
+func twoAS(t *testing.T) *topology.Topology { return load(t, "two-as") }
+
+// load loads a network with the nodes that its file asks for.
+func load(t *testing.T, nameOrPath string) *topology.Topology {
+	t.Helper()
+	top, err := topology.Load(nameOrPath)
+	require.NoError(t, err)
+	top, err = top.Populate(top.Nodes)
+	require.NoError(t, err)
+	return top
+}
+
+// TestNetnsCompare runs a short comparison on the network "two-as", in all modes but
+// the one that needs another geth.
 func TestNetnsCompare(t *testing.T) {
 	stock, patched, rpd := programPath(t, "geth-stock"), programPath(t, "geth"), programPath(t, "rpd")
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
+	top, err := topology.Load("two-as")
+	require.NoError(t, err)
+	const txs = 60
 	cfg := CompareConfig{
 		Name:      "short",
 		Results:   t.TempDir(),
-		Topology:  topology.TwoAS(),
-		Modes:     []Mode{Gossip, MDCS},
-		Txs:       60,
-		Rate:      20,
-		Seed:      1,
+		Topology:  top,
+		Modes:     []Mode{Gossip, GossipRelays, MDCS, Ideal},
+		Workload:  workload.Params{Txs: txs, Rate: 20, Burst: 5, BurstEvery: time.Second, Bumps: 0.1},
+		Seeds:     []uint64{1},
+		Rounds:    1,
 		Links:     Auto,
+		Routing:   RoutingAuto,
 		Geth:      patched,
 		GethStock: stock,
 		RPD:       rpd,
@@ -81,40 +106,77 @@ func TestNetnsCompare(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.Table(t.Output()))
 
-	for mode, hosts := range map[string]int{"gossip": 6, "mdcs": 8} {
-		tx, run := s.Tx[mode], s.Runs[mode]
-		require.Equal(t, 60, tx.Sent)
-		require.Equal(t, 1.0, tx.DeliveredRatio)
-		require.Positive(t, tx.BytesPerNode)
+	for mode, hosts := range map[Mode]int{Gossip: 6, GossipRelays: 8, MDCS: 8, Ideal: 6} {
+		tx, run := s.Tx[string(mode)], s.Runs[string(mode)]
+		require.Equal(t, txs, tx.Sent, mode)
+		require.Equal(t, 1.0, tx.DeliveredRatio, mode)
+		require.Positive(t, tx.BytesPerNode, mode)
 		// Three of the five pairs of a transaction cross the link of 20 ms.
-		require.Greater(t, tx.P50, report.Millis(20))
-		require.Less(t, tx.Max, report.Millis(5000))
-		require.Equal(t, 60*5, run.Pairs)
-		require.Len(t, run.Bytes, hosts)
-		require.NotEmpty(t, run.ProtocolBytes)
-		require.FileExists(t, filepath.Join(cfg.Dir(), mode, "as1-g1.log"))
+		require.Greater(t, tx.P50, report.Figure(20), mode)
+		require.Less(t, tx.Max, report.Figure(5000), mode)
+		require.Equal(t, txs*5, run.Pairs, mode)
+		require.Len(t, run.Bytes, hosts, mode)
+		if mode != Ideal {
+			require.NotEmpty(t, run.ProtocolBytes, mode)
+			require.FileExists(t, filepath.Join(cfg.Dir(), logsDir, string(mode)+"-1-1", "as1-g1.log"))
+		}
+		require.Len(t, tx.LinkCopies, 1, mode)
 	}
-	gossip, mdcs := s.Tx["gossip"], s.Tx["mdcs"]
-	require.Nil(t, gossip.RPBytes)
-	require.Positive(t, *mdcs.RPBytes)
-	require.Less(t, mdcs.TotalBytes, gossip.TotalBytes)
+	require.Zero(t, s.Tx[string(Gossip)].RPBytes)
+	require.Positive(t, s.Tx[string(GossipRelays)].RPBytes)
+	require.Positive(t, s.Tx[string(MDCS)].RPBytes)
+	require.Less(t, s.Tx[string(MDCS)].BytesPerNode, s.Tx[string(Gossip)].BytesPerNode)
+	require.InDelta(t, 1, float64(s.Tx[string(Ideal)].LinkCopiesMax), 0.01, "one copy of each transaction crosses the link")
 
 	text, err := os.ReadFile(filepath.Join(cfg.Dir(), report.SummaryFile))
 	require.NoError(t, err)
 	var written report.Summary
 	require.NoError(t, json.Unmarshal(text, &written))
 	require.Equal(t, s.Versions, written.Versions)
-	require.FileExists(t, filepath.Join(cfg.Dir(), report.ArrivalsFile))
+	for _, file := range []string{report.ArrivalsFile, report.PlotsFile, plot.PageFile} {
+		require.FileExists(t, filepath.Join(cfg.Dir(), file))
+	}
+}
+
+func TestSweep(t *testing.T) {
+	top, err := topology.Load("two-as")
+	require.NoError(t, err)
+	cfg := CompareConfig{
+		Name: "x", Results: "r", Topology: top, Seeds: []uint64{1},
+		Workload: workload.Params{Txs: 10, Rate: 20},
+	}
+	configs, err := cfg.Sweep("loss=0,0.01")
+	require.NoError(t, err)
+	require.Len(t, configs, 2)
+	require.Equal(t, filepath.Join("r", "x", "loss=0.01"), configs[1].Dir())
+	require.Zero(t, configs[0].Topology.Links[0].Line.Loss)
+	require.Equal(t, 0.01, configs[1].Topology.Links[0].Line.Loss)
+	require.Zero(t, top.Links[0].Line.Loss)
+	configs, err = cfg.Sweep("nodes=4")
+	require.NoError(t, err)
+	require.Equal(t, 4, configs[0].Topology.Nodes.Count)
+
+	for spec, want := range map[string]string{
+		"nodes":      "is not KEY=A,B,C",
+		"colour=red": "with KEY one of bumps, burst, degree, loss, nodes, rate",
+		"nodes=many": `nodes "many"`,
+		"nodes=1":    `nodes "1"`,
+		"rate=0":     `rate "0"`,
+		"loss=2":     `loss "2"`,
+	} {
+		_, err := cfg.Sweep(spec)
+		require.ErrorContains(t, err, want, spec)
+	}
 }
 
 // TestNetnsFailures kills nodes, cuts the link between the ASes, and watches the
-// net recover. The picture is that of [topology.TwoAS].
+// net recover. The network is "two-as".
 func TestNetnsFailures(t *testing.T) {
 	stock := programPath(t, "geth-stock")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	n, err := Start(ctx, Config{
-		Topology:  topology.TwoAS(),
+		Topology:  twoAS(t),
 		GethStock: stock,
 		Seed:      7,
 		Log:       testLog(t),
@@ -145,23 +207,23 @@ func TestNetnsFailures(t *testing.T) {
 	require.NoError(t, n.WaitHead(ctx, uint64(head.Number)))
 
 	// A cut link holds a transaction back, and only that.
-	require.NoError(t, n.SetLink("as1", "as2", false))
+	require.NoError(t, n.SetLink("as1-as2", LinkChange{State: new(Down)}))
 	require.NoError(t, sender.SendTx(ctx, txs[1].Raw))
 	require.NoError(t, n.Geth("as1-g2").WaitTx(ctx, txs[1].Hash))
 	known, err := n.Geth("as2-g1").HasTx(ctx, txs[1].Hash)
 	require.NoError(t, err)
 	require.False(t, known, "crossed a link that is down")
-	require.NoError(t, n.SetLink("as2", "as1", true))
+	require.NoError(t, n.SetLink("as2-as1", LinkChange{State: new(Up)}))
 	require.NoError(t, n.WaitTx(ctx, txs[1].Hash))
 
-	require.Error(t, n.SetLink("as1", "as9", true))
+	require.ErrorIs(t, n.SetLink("as1-as9", LinkChange{}), ErrNoLink)
 	require.Panics(t, func() { n.Geth("as9-g1") })
 	require.NoError(t, n.Close())
 	requireNothingLeft(t, n.run.Prefix())
 }
 
 func TestStartChecksTopology(t *testing.T) {
-	top := topology.TwoAS()
+	top := twoAS(t)
 	top.Links = nil
 	_, err := Start(t.Context(), Config{Topology: top})
 	require.ErrorContains(t, err, "no path")

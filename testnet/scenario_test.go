@@ -19,8 +19,8 @@ import (
 	"github.com/ethmcast/mdcs/testnet/workload"
 )
 
-// scenario is a net with a workload whose arrivals are recorded. The picture is
-// that of [topology.TwoAS].
+// scenario is a net with a workload whose arrivals are recorded. The network is
+// "two-as".
 type scenario struct {
 	*Net
 	t        *testing.T
@@ -35,7 +35,7 @@ type scenario struct {
 func play(t *testing.T, txs int, patched func(string) bool, change func(*topology.Topology)) *scenario {
 	t.Helper()
 	cfg := Config{
-		Topology:  topology.TwoAS(),
+		Topology:  twoAS(t),
 		Geth:      programPath(t, "geth"),
 		GethStock: programPath(t, "geth-stock"),
 		RPD:       programPath(t, "rpd"),

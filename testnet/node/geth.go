@@ -27,9 +27,9 @@ import (
 
 // Ports of a geth. Each has its own namespace, so they are the same everywhere.
 const (
-	gethPort        = 30303 // devp2p, TCP
+	GethPort        = 30303 // devp2p, TCP
+	GethDataPort    = 30400 // mDCS, UDP
 	gethMetricsPort = 6060  // HTTP on loopback
-	gethDataPort    = 30400 // mDCS, UDP
 )
 
 // Time limits on an Ethereum node.
@@ -107,7 +107,7 @@ func (g *Geth) args() []string {
 		"--nodekey", g.keyFile(),
 		"--ipcpath", g.ipcFile(),
 		"--networkid", strconv.FormatUint(g.cfg.NetworkID, 10),
-		"--port", strconv.Itoa(gethPort),
+		"--port", strconv.Itoa(GethPort),
 		"--nodiscover", "--nat", "none", "--maxpeers", "50",
 		"--syncmode", "full", "--state.scheme", "path", "--snapshot=false",
 		"--cache", "32", "--history.logs.disable", "--txpool.nolocals", "--lightkdf",
@@ -115,7 +115,7 @@ func (g *Geth) args() []string {
 		"--verbosity", "3",
 	}
 	if g.cfg.Multicast {
-		args = append(args, "--mdcs", "--mdcs.port", strconv.Itoa(gethDataPort))
+		args = append(args, "--mdcs", "--mdcs.port", strconv.Itoa(GethDataPort))
 		for _, url := range urls(g.cfg.RPs) {
 			args = append(args, "--mdcs.rp", url)
 		}
@@ -125,7 +125,7 @@ func (g *Geth) args() []string {
 
 // GethURL is the address of a node with a key at addr.
 func GethURL(key *ecdsa.PrivateKey, addr netip.Addr) *enode.Node {
-	return enode.NewV4(&key.PublicKey, addr.AsSlice(), gethPort, 0)
+	return enode.NewV4(&key.PublicKey, addr.AsSlice(), GethPort, 0)
 }
 
 // Multicast reports whether the node speaks mDCS.

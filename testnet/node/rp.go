@@ -21,8 +21,8 @@ import (
 
 // Ports of a replication point.
 const (
-	rpControlPort = 30500 // RLPx, TCP
-	rpDataPort    = 30501 // UDP
+	RPControlPort = 30500 // RLPx, TCP
+	RPDataPort    = 30501 // mDCS, UDP
 	rpAdminPort   = 9300  // HTTP on loopback
 )
 
@@ -102,8 +102,8 @@ func (r *RP) file() rpFile {
 	var f rpFile
 	f.Node.KeyFile = r.keyFile()
 	f.Node.Address = r.cfg.Addr.String()
-	f.Node.ControlPort = rpControlPort
-	f.Node.DataPort = rpDataPort
+	f.Node.ControlPort = RPControlPort
+	f.Node.DataPort = RPDataPort
 	f.Chain.NetworkID = r.cfg.NetworkID
 	f.Chain.Genesis = r.cfg.Genesis.Hex()
 	f.Mesh.Peers = urls(r.cfg.Peers)
@@ -118,8 +118,11 @@ func (r *RP) configFile() string { return filepath.Join(r.cfg.Dir, "rpd.toml") }
 
 // RPURL is the address of a replication point with a key at addr.
 func RPURL(key *ecdsa.PrivateKey, addr netip.Addr) *enode.Node {
-	return enode.NewV4(&key.PublicKey, addr.AsSlice(), rpControlPort, 0)
+	return enode.NewV4(&key.PublicKey, addr.AsSlice(), RPControlPort, 0)
 }
+
+// ID is the node id.
+func (r *RP) ID() enode.ID { return RPURL(r.cfg.Key, r.cfg.Addr).ID() }
 
 // Start starts the daemon and returns when it is healthy. Its mesh links may
 // come up later; see [RP.WaitReady].
