@@ -40,7 +40,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		OnUsageError:    func(_ *cli.Context, err error, _ bool) error { return err },
 		Action:          unknownCommand,
 	}
-	err := app.RunContext(ctx, args)
+	err := app.RunContext(ctx, flagsFirst(args))
 	switch {
 	case err == nil:
 		return 0

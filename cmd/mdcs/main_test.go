@@ -30,7 +30,11 @@ func TestVersion(t *testing.T) {
 func TestHelp(t *testing.T) {
 	status, stdout, _ := execute(t.Context(), "testnet", "compare", "--help")
 	require.Zero(t, status)
-	for _, flag := range []string{"--name", "--txs", "--rate", "--seed", "--modes", "--links", "--geth", "--geth-stock", "--rpd", "--results", "--output"} {
+	for _, flag := range []string{
+		"--preset", "--name", "--topology", "--nodes", "--degree", "--txs", "--rate", "--burst", "--bumps", "--seed", "--seeds",
+		"--rounds", "--half-rate", "--sweep", "--replay", "--save-workload", "--modes", "--links", "--routing",
+		"--geth", "--geth-stock", "--geth-direct", "--rpd", "--results", "--output",
+	} {
 		require.Contains(t, stdout, flag)
 	}
 	status, stdout, _ = execute(t.Context())
@@ -55,6 +59,12 @@ func TestMistakes(t *testing.T) {
 		`unexpected argument "now"`:             compare("now"),
 		`invalid value "many" for flag -txs`:    compare("--txs", "many"),
 		"--txs 0 is below 1":                    compare("--txs", "0"),
+		"--seeds 0 is below 1":                  compare("--seeds", "0"),
+		"--rounds 0 is below 1":                 compare("--rounds", "0"),
+		`--preset "long" is neither`:            compare("--preset", "long"),
+		`--sweep: "nodes" is not KEY=A,B,C`:     compare("--sweep", "nodes"),
+		"--replay: open " + dir + "/none":       compare("--replay", filepath.Join(dir, "none")),
+		`routing "ospf" is none of`:             compare("--routing", "ospf"),
 		"--rate -1 is not positive":             compare("--rate=-1"),
 		"--rate NaN is not positive":            compare("--rate", "NaN"),
 		`link backend "tc" is none of`:          compare("--links", "tc"),
@@ -91,10 +101,11 @@ func replaceIsRoot(t *testing.T, root bool) {
 	t.Cleanup(func() { isRoot = old })
 }
 
-func TestDelaylineRefusesNoLinks(t *testing.T) {
-	status, _, stderr := execute(t.Context(), "delayline")
+// Without arguments it would take the place of the test process.
+func TestDelaylineRefusesArguments(t *testing.T) {
+	status, _, stderr := execute(t.Context(), "delayline", "now")
 	require.Equal(t, 1, status)
-	require.Contains(t, stderr, "need --link")
+	require.Contains(t, stderr, "takes no arguments")
 }
 
 // TestInterrupted has a program that never answers when asked for its version.
