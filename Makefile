@@ -42,9 +42,9 @@ all: geth geth-stock rpd mdcs ## build geth, geth-stock, rpd and mdcs
 deps: ## install the system's tools that are missing (as root, by apt-get; else only name them)
 	@.ci/deps
 
-.PHONY: deps-git
-deps-git:
-	@.ci/deps git
+.PHONY: deps-net
+deps-net:
+	@.ci/deps git bird
 
 .PHONY: geth
 geth: build/geth ## build geth with our patches
@@ -72,6 +72,24 @@ geth-stock: build/geth-stock ## build geth without our patches
 build/geth-stock: go.mod go.sum
 	$(GO) build -o $@ $(GETH)/cmd/geth
 
+.PHONY: geth-direct
+geth-direct: build/geth-direct ## build geth that sends each transaction to all peers, a control of make evaluate
+
+build/go-ethereum-direct.done: testnet/geth-direct.patch go.mod
+	$(GO) mod download $(GETH)
+	rm -rf build/go-ethereum-direct && mkdir -p build
+	cp -r "$$($(GO) list -m -f '{{.Dir}}' $(GETH))" build/go-ethereum-direct && chmod -R u+w build/go-ethereum-direct
+	cd build/go-ethereum-direct && GIT_CEILING_DIRECTORIES=$(CURDIR)/build git apply $(CURDIR)/$<
+	touch $@
+
+build/geth-direct.mod: go.mod go.sum
+	@mkdir -p build
+	cp go.sum build/geth-direct.sum
+	$(GO) mod edit -replace=$(GETH)=./build/go-ethereum-direct -print > $@
+
+build/geth-direct: build/go-ethereum-direct.done build/geth-direct.mod
+	$(GO) build -modfile=build/geth-direct.mod -o $@ $(GETH)/cmd/geth
+
 .PHONY: rpd
 rpd: ## build the replication point
 	$(GO) build -ldflags '-X main.version=$(MDCS)' -o build/rpd ./cmd/rpd
@@ -90,8 +108,12 @@ build/devp2p: patches/BASE
 ## Evaluation
 
 .PHONY: compare
-compare: deps-git all ## compare mDCS with gossip on the emulated Internet (root)
+compare: deps-net all ## compare mDCS with gossip and ideal multicast in ten ASes (root)
 	build/mdcs testnet compare $(COMPAREFLAGS)
+
+.PHONY: evaluate
+evaluate: deps-net all geth-direct ## likewise, all modes, several seeds, and once more at half the rate (root)
+	build/mdcs testnet compare --preset full --name full $(COMPAREFLAGS)
 
 ## Tests
 
