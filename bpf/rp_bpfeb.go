@@ -75,6 +75,12 @@ type RpKey struct {
 	K1 uint64
 }
 
+type RpPolicer struct {
+	_         structs.HostLayout
+	Rate      uint64
+	Tolerance uint64
+}
+
 type RpRecord struct {
 	_        structs.HostLayout
 	Session  uint32
@@ -114,8 +120,8 @@ type RpSession struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
-	Interval  uint64
-	Tolerance uint64
+	Datagrams RpPolicer
+	Copies    RpPolicer
 	Ingress   uint32
 	State     uint32
 	Sample    uint32
@@ -126,11 +132,12 @@ type RpSession struct {
 }
 
 type RpSessionState struct {
-	_        structs.HostLayout
-	Received uint64
-	Heard    uint64
-	Due      uint64
-	Window   [128]uint64
+	_            structs.HostLayout
+	Received     uint64
+	Heard        uint64
+	DatagramsDue uint64
+	CopiesDue    uint64
+	Window       [128]uint64
 }
 
 type RpSlice struct {
@@ -204,6 +211,7 @@ const (
 	RpMapNexts          = "nexts"
 	RpMapPace           = "pace"
 	RpMapPasses         = "passes"
+	RpMapReceivers      = "receivers"
 	RpMapSessions       = "sessions"
 	RpMapSlices         = "slices"
 	RpMapStamps         = "stamps"
@@ -292,6 +300,7 @@ type RpMapSpecs struct {
 	Nexts        *ebpf.MapSpec `ebpf:"nexts"`
 	Pace         *ebpf.MapSpec `ebpf:"pace"`
 	Passes       *ebpf.MapSpec `ebpf:"passes"`
+	Receivers    *ebpf.MapSpec `ebpf:"receivers"`
 	Sessions     *ebpf.MapSpec `ebpf:"sessions"`
 	Slices       *ebpf.MapSpec `ebpf:"slices"`
 	Stamps       *ebpf.MapSpec `ebpf:"stamps"`
@@ -348,6 +357,7 @@ type RpMaps struct {
 	Nexts        *ebpf.Map `ebpf:"nexts"`
 	Pace         *ebpf.Map `ebpf:"pace"`
 	Passes       *ebpf.Map `ebpf:"passes"`
+	Receivers    *ebpf.Map `ebpf:"receivers"`
 	Sessions     *ebpf.Map `ebpf:"sessions"`
 	Slices       *ebpf.Map `ebpf:"slices"`
 	Stamps       *ebpf.Map `ebpf:"stamps"`
@@ -370,6 +380,7 @@ func (m *RpMaps) Close() error {
 		m.Nexts,
 		m.Pace,
 		m.Passes,
+		m.Receivers,
 		m.Sessions,
 		m.Slices,
 		m.Stamps,

@@ -78,6 +78,11 @@ type Session struct {
 	Publish     bool
 	Rate, Burst uint32
 
+	// Egress limits the copies of what comes from a publisher or a neighbouring RP:
+	// bytes of UDP payload times receivers, per second, 0 for no limit. EgressBurst
+	// is how many at once, positive then (SPEC 6.6).
+	Egress, EgressBurst uint64
+
 	// Ingress is a neighbouring RP's incarnation, the only ingress RP whose
 	// datagrams are accepted on the session. It is 0 for a peer.
 	Ingress uint32
@@ -97,6 +102,8 @@ func (s *Session) Check() error {
 		return fmt.Errorf("session %08x: address %v is not a unicast IPv6 endpoint", s.Index, s.Addr)
 	case s.Publish && (s.Rate == 0 || s.Burst == 0):
 		return fmt.Errorf("session %08x: publisher with rate %d and burst %d", s.Index, s.Rate, s.Burst)
+	case s.Egress != 0 && s.EgressBurst == 0:
+		return fmt.Errorf("session %08x: egress limit of %d without burst", s.Index, s.Egress)
 	case (s.Role == Mesh) != (s.Ingress != 0):
 		return fmt.Errorf("session %08x: %v session with ingress %08x", s.Index, s.Role, s.Ingress)
 	case s.Role == Mesh && s.Publish:
@@ -149,7 +156,7 @@ type Change struct {
 	Keys []proto.GroupKey
 
 	// Add starts sessions. An index that is there already is replaced; with the
-	// same ReceiveKey it keeps its window, its rate and its counters.
+	// same ReceiveKey it keeps its window, its buckets and its counters.
 	Add []Session
 }
 

@@ -30,15 +30,21 @@ const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 #define ROLE_PEER 1
 #define ROLE_MESH 2
 
+/* A limit of what comes from a session. spec: 6.6 */
+struct policer {
+	__u64 rate;	 /* units per second, 0: no limit */
+	__u64 tolerance; /* ns that due may lie in the future */
+};
+
 /* Sessions by index. */
 struct session {
 	struct key key; /* of datagrams from it */
 	struct address addr;
-	__u64 interval;	 /* ns between datagrams at the granted rate */
-	__u64 tolerance; /* ns that the bucket may be ahead */
-	__u32 ingress;	 /* of a mesh session */
-	__u32 state;	 /* index in states */
-	__u32 sample;	 /* of 2^32, audited */
+	struct policer datagrams;
+	struct policer copies; /* in bytes of UDP payload */
+	__u32 ingress;	       /* of a mesh session */
+	__u32 state;	       /* index in states */
+	__u32 sample;	       /* of 2^32, audited */
 	__be16 port;
 	__u8 role;
 	__u8 groups_len; /* that it may publish to; 0 when it may not publish */
@@ -55,8 +61,9 @@ struct {
 /* What moves of a session. There are more than sessions: those that ended keep theirs for a while. */
 struct session_state {
 	__u64 received;
-	__u64 heard; /* ns, CLOCK_MONOTONIC */
-	__u64 due;   /* ns, when the policer's bucket is full again */
+	__u64 heard;	     /* ns, CLOCK_MONOTONIC */
+	__u64 datagrams_due; /* ns, when the policer's bucket is full again */
+	__u64 copies_due;
 	__u64 window[WINDOW_WORDS];
 };
 
@@ -193,6 +200,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } nexts SEC(".maps");
+
+/* How many receivers the chain behind each anchor has, by index from FIRST_ANCHOR on: those that it lacks, too. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INDEXES - FIRST_ANCHOR);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} receivers SEC(".maps");
 
 /* How many frames went through each slice. */
 struct {

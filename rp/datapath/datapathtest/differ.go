@@ -21,10 +21,15 @@ import (
 func Differ(t *testing.T, a, b New, n int, seed uint64) {
 	worlds := [...]*world{newWorld(t, a), newWorld(t, b)}
 	for _, w := range worlds {
-		// A policer depends on the time, which is not the same in both.
+		// A policer depends on the time, which is not the same in both: two of the
+		// sessions get so little back that it does not matter, the others need none.
 		for i := range w.sessions {
 			if s := &w.sessions[i]; s.Publish {
 				s.Rate, s.Burst = 1<<30, 1<<30
+			}
+			if i == subscriber || i == silent {
+				s := &w.sessions[i]
+				s.Egress, s.EgressBurst = 1, uint64(n)*200
 			}
 		}
 		w.apply(datapath.Change{Add: w.sessions[:]})
@@ -52,7 +57,7 @@ func Differ(t *testing.T, a, b New, n int, seed uint64) {
 		seen[verdicts[0]]++
 	}
 	for v, count := range seen {
-		if count == 0 && wire.Verdict(v) != wire.OverRate && n >= 10_000 {
+		if count == 0 && n >= 10_000 {
 			t.Errorf("no packet of %d was %v", n, wire.Verdict(v))
 		}
 	}

@@ -16,10 +16,11 @@ import (
 // memory is the tables that the programs write, mapped into the process: words are
 // read and stored whole, without system calls.
 type memory struct {
-	sessions region[bpf.RpSessionState]
-	streams  region[bpf.RpStreamState]
-	nexts    region[uint64]
-	passes   region[uint64]
+	sessions  region[bpf.RpSessionState]
+	streams   region[bpf.RpStreamState]
+	nexts     region[uint64]
+	receivers region[uint64]
+	passes    region[uint64]
 }
 
 func (m *memory) open(o *bpf.RpObjects) error {
@@ -30,6 +31,7 @@ func (m *memory) open(o *bpf.RpObjects) error {
 		{"session states", func() error { return m.sessions.open(o.States) }},
 		{"stream states", func() error { return m.streams.open(o.StreamStates) }},
 		{"nexts", func() error { return m.nexts.open(o.Nexts) }},
+		{"receivers", func() error { return m.receivers.open(o.Receivers) }},
 		{"passes", func() error { return m.passes.open(o.Passes) }},
 	} {
 		if err := r.open(); err != nil {
@@ -43,6 +45,7 @@ func (m *memory) close() {
 	m.sessions.close()
 	m.streams.close()
 	m.nexts.close()
+	m.receivers.close()
 	m.passes.close()
 }
 

@@ -65,6 +65,10 @@ func (e *Engine) tryReconcile() error {
 		if err := g.all.replaceIfChanged(append(first, r.mesh...), r.meshMissing); err != nil {
 			return fmt.Errorf("apply: mesh of group %08x: %w", id, err)
 		}
+		// What a datagram costs follows its receivers, known neighbour or not.
+		peers := uint64(len(r.peers) + r.peersMissing)
+		store(e.memory.receivers.at(g.peers.anchor-firstAnchor), peers)
+		store(e.memory.receivers.at(g.all.anchor-firstAnchor), peers+uint64(len(r.mesh)+r.meshMissing))
 	}
 	return nil
 }

@@ -287,10 +287,9 @@ func (t *table) add(s *session) error {
 	}
 	value.Key.K0, value.Key.K1 = halves(s.ReceiveKey)
 	value.Addr.Word = words(s.Addr.Addr().As16())
+	datagrams, bytes := s.Policers()
+	value.Datagrams, value.Copies = policer(datagrams), policer(bytes)
 	if s.Publish {
-		interval := time.Second / time.Duration(s.Rate)
-		value.Interval = uint64(interval)
-		value.Tolerance = uint64(time.Duration(s.Burst-1) * interval)
 		value.Sample = t.e.opt.sample()
 		value.GroupsLen = uint8(copy(value.Groups[:], s.Groups))
 	}
@@ -299,6 +298,11 @@ func (t *table) add(s *session) error {
 	}
 	t.sessions[s.Index] = s
 	return nil
+}
+
+// policer is a Policer as the programs need it.
+func policer(p datapath.Policer) bpf.RpPolicer {
+	return bpf.RpPolicer{Rate: p.Rate, Tolerance: p.Tolerance}
 }
 
 func (t *table) remove(index uint32) error {
