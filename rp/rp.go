@@ -48,6 +48,11 @@ type Config struct {
 	Rate, Burst   uint32        // datagrams per second, and at once, that a peer may publish
 	RekeyInterval time.Duration // between the epochs of the own group keys
 
+	// PublishEgress and MeshEgress limit the copies of what one peer publishes, and
+	// of what one neighbour sends: bytes of UDP payload per second, and a quarter of
+	// that at once; 0 is no limit.
+	PublishEgress, MeshEgress uint64
+
 	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
 	// is not offered; else the engine must be a datapath.Multicaster.
 	GroupPort uint16
@@ -188,10 +193,14 @@ func (r *RP) start() error {
 			DataPort:    r.engine.Addr().Port(),
 			GroupPort:   cfg.GroupPort,
 		},
-		Groups:  r.groups,
-		Lease:   cfg.Lease,
-		Rate:    cfg.Rate,
-		Burst:   cfg.Burst,
+		Groups: r.groups,
+		Lease:  cfg.Lease,
+		Rate:   cfg.Rate,
+		Burst:  cfg.Burst,
+
+		Egress:      cfg.PublishEgress,
+		EgressBurst: egressBurst(cfg.PublishEgress),
+
 		Link:    link,
 		Engine:  r.engine,
 		Keys:    r.keys,
@@ -207,6 +216,8 @@ func (r *RP) start() error {
 		DataPort:    r.engine.Addr().Port(),
 		Groups:      r.groups,
 		Neighbours:  cfg.Neighbours,
+		Egress:      cfg.MeshEgress,
+		EgressBurst: egressBurst(cfg.MeshEgress),
 		Engine:      r.engine,
 		Keys:        r.keys,
 		Members:     r.members,
@@ -230,6 +241,10 @@ func (r *RP) start() error {
 	r.wg.Go(func() { r.rekey(ctx) })
 	return nil
 }
+
+// egressBurst returns how many bytes of copies may leave at once: those of a quarter
+// of a second, as default rate and burst have it for datagrams.
+func egressBurst(egress uint64) uint64 { return max(1, egress/4) }
 
 // heartbeat sends heart-beats until ctx ends.
 func (r *RP) heartbeat(ctx context.Context) {

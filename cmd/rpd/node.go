@@ -62,6 +62,8 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		Lease:         time.Duration(cfg.Limits.Lease),
 		Rate:          cfg.Limits.PublishRate,
 		Burst:         cfg.Limits.PublishBurst,
+		PublishEgress: cfg.Limits.PublishEgress,
+		MeshEgress:    cfg.Limits.MeshEgress,
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
 		GroupPort:     groupPort,
 		HopLimit:      cfg.Delivery.HopLimit,

@@ -76,6 +76,10 @@ type Limits struct {
 	Lease        Duration `toml:"lease"`
 	PublishRate  uint32   `toml:"publish_rate"`  // datagrams per second and publisher
 	PublishBurst uint32   `toml:"publish_burst"` // datagrams at once
+
+	// Bytes of copies per second, of what one publisher and one neighbour send.
+	PublishEgress uint64 `toml:"publish_egress"`
+	MeshEgress    uint64 `toml:"mesh_egress"`
 }
 
 // Admin is the HTTP listener for metrics and health.

@@ -63,6 +63,8 @@ max_per_48 = 5
 lease = "10s"
 publish_rate = 6
 publish_burst = 7
+publish_egress = 8
+mesh_egress = 9
 [admin]
 listen = ""
 [log]
@@ -75,7 +77,7 @@ level = "debug"
 		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second)},
 		Datapath: Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery: Delivery{GroupPort: 8, HopLimit: 9},
-		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7},
+		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9},
 		Log:      Log{Level: slog.LevelDebug},
 	}, *c)
 	nodes, err := c.Neighbours()
@@ -101,6 +103,7 @@ func TestErrors(t *testing.T) {
 		"no toml":        {"[node]\naddress = \n", []string{"line 2: "}},
 		"wrong type":     {minimal + "[limits]\nmax_peers = \"many\"\n", []string{"line 8: limits.max_peers: "}},
 		"out of range":   {minimal + "[limits]\npublish_rate = -1\n", []string{"line 8: limits.publish_rate: "}},
+		"negative limit": {minimal + "[limits]\nmesh_egress = -1\n", []string{"line 8: limits.mesh_egress: "}},
 		"no duration":    {minimal + "[limits]\nlease = \"soon\"\n", []string{"line 8: limits.lease: ", "invalid duration"}},
 		"no level":       {minimal + "[log]\nlevel = \"loud\"\n", []string{"line 8: log.level: "}},
 		"table in table": {minimal + "[node.x]\n", []string{"line 7: unknown key node.x"}},
