@@ -32,6 +32,7 @@ type RpCounters struct {
 	Chained      uint64
 	Recirculated uint64
 	Refused      uint64
+	QueueLost    uint64
 	RecircLost   uint64
 	Skipped      uint64
 	Unresolved   uint64
@@ -147,7 +148,7 @@ type RpSlice struct {
 	Chained    uint8
 	First      [8]uint8
 	Pad        [52]uint8
-	Replicas   [16]RpReplica
+	Replicas   [8]RpReplica
 }
 
 type RpStream struct {
@@ -222,12 +223,14 @@ const (
 	RpMapTotals         = "totals"
 	RpMapVerdicts       = "verdicts"
 	RpProgMdcsRpFan     = "mdcs_rp_fan"
+	RpProgMdcsRpFull    = "mdcs_rp_full"
 	RpProgMdcsRpIn      = "mdcs_rp_in"
 	RpProgMdcsRpLost    = "mdcs_rp_lost"
 	RpProgMdcsRpOut     = "mdcs_rp_out"
 	RpProgMdcsRpRecirc  = "mdcs_rp_recirc"
 	RpVarAuditOn        = "audit_on"
 	RpVarCacheOn        = "cache_on"
+	RpVarFanCpusId      = "fan_cpus_id"
 	RpVarHandleKey      = "handle_key"
 	RpVarOwnAddr        = "own_addr"
 	RpVarOwnIncarnation = "own_incarnation"
@@ -281,6 +284,7 @@ type RpSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type RpProgramSpecs struct {
 	MdcsRpFan    *ebpf.ProgramSpec `ebpf:"mdcs_rp_fan"`
+	MdcsRpFull   *ebpf.ProgramSpec `ebpf:"mdcs_rp_full"`
 	MdcsRpIn     *ebpf.ProgramSpec `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.ProgramSpec `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.ProgramSpec `ebpf:"mdcs_rp_out"`
@@ -318,6 +322,7 @@ type RpMapSpecs struct {
 type RpVariableSpecs struct {
 	AuditOn        *ebpf.VariableSpec `ebpf:"audit_on"`
 	CacheOn        *ebpf.VariableSpec `ebpf:"cache_on"`
+	FanCpusId      *ebpf.VariableSpec `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.VariableSpec `ebpf:"handle_key"`
 	OwnAddr        *ebpf.VariableSpec `ebpf:"own_addr"`
 	OwnIncarnation *ebpf.VariableSpec `ebpf:"own_incarnation"`
@@ -399,6 +404,7 @@ func (m *RpMaps) Close() error {
 type RpVariables struct {
 	AuditOn        *ebpf.Variable `ebpf:"audit_on"`
 	CacheOn        *ebpf.Variable `ebpf:"cache_on"`
+	FanCpusId      *ebpf.Variable `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.Variable `ebpf:"handle_key"`
 	OwnAddr        *ebpf.Variable `ebpf:"own_addr"`
 	OwnIncarnation *ebpf.Variable `ebpf:"own_incarnation"`
@@ -414,6 +420,7 @@ type RpVariables struct {
 // It can be passed to LoadRpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RpPrograms struct {
 	MdcsRpFan    *ebpf.Program `ebpf:"mdcs_rp_fan"`
+	MdcsRpFull   *ebpf.Program `ebpf:"mdcs_rp_full"`
 	MdcsRpIn     *ebpf.Program `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.Program `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.Program `ebpf:"mdcs_rp_out"`
@@ -423,6 +430,7 @@ type RpPrograms struct {
 func (p *RpPrograms) Close() error {
 	return _RpClose(
 		p.MdcsRpFan,
+		p.MdcsRpFull,
 		p.MdcsRpIn,
 		p.MdcsRpLost,
 		p.MdcsRpOut,

@@ -17,13 +17,14 @@ const volatile __be16 own_port;
 const volatile __u32 own_incarnation;
 const volatile struct key handle_key;
 const volatile __u64 quiet_ns;	/* without datagrams before one goes inline; ~0 for never */
-const volatile __u32 own_netns; /* inode of the network namespace */
+const volatile __u32 own_netns;	  /* inode of the network namespace */
+const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot refer to it */
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
 const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 
 #define MAX_GROUPS  16 /* of a session */
 #define MAX_DEVICES 8
-#define SLICE_SIZE  16
+#define SLICE_SIZE  8
 #define INDEXES	    65536 /* of slices and anchors */
 
 /* Roles of a session, values as datapath.Role. */
@@ -147,7 +148,7 @@ struct {
 } echoes SEC(".maps");
 
 /*
- * A slice: up to 16 receivers that one broadcast reaches. It is not changed while
+ * A slice: the receivers that one broadcast reaches. It is not changed while
  * frames may refer to it; generation tells those that took too long. The replicas
  * stand in the order of the target map's slots, those of one device together:
  * the n-th copy on device d is replica first[d] + n.
@@ -163,7 +164,7 @@ struct slice {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 8192);
 	__type(key, __u32);
 	__type(value, struct slice);
 } slices SEC(".maps");
@@ -178,7 +179,7 @@ struct target_map {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 8192);
 	__type(key, __u32);
 	__array(values, struct target_map);
 } targets SEC(".maps");

@@ -7,7 +7,7 @@
 //
 // User space fills tables. All receivers of a group form a chain of slices:
 //
-//	stream --> anchor --> slice of 16 --> slice of 16 --> ... --> end
+//	stream --> anchor --> slice of 8 --> slice of 8 --> ... --> end
 //
 // A published slice is never changed: one who joins or leaves gets a new slice in
 // the old one's place, by one store. So a datagram in flight sees a receiver once,
@@ -29,6 +29,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -47,8 +48,8 @@ const (
 	MaxGroups   = 16    // of one session
 	MaxSessions = 16384 // all together
 	MaxStreams  = 4096  // ingress RPs times groups
-	maxSlices   = 4096
-	sliceSize   = 16
+	maxSlices   = 8192
+	sliceSize   = 8
 )
 
 // defaultQuiet is Options.Quiet when it is 0: several times what the copies to a few
@@ -103,7 +104,7 @@ type Engine struct {
 	// The rest belongs to the thread.
 	netns     uint32 // inode of the namespace
 	objects   bpf.RpObjects
-	lost      link.Link // counts what rings drop
+	watches   []link.Link // count what rings and queues drop
 	nl        *netlink.Handle
 	events    *events
 	devices   [MaxDevices]*device // by number; nil: none, or gone
@@ -266,9 +267,15 @@ func (e *Engine) open() error {
 	if err := e.objects.Devices.Put(uint32(e.recirc.in), uint32(MaxDevices+1)); err != nil {
 		return fmt.Errorf("recirculation pair: interface index %d: %w", e.recirc.in, err)
 	}
-	e.lost, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: "xdp_devmap_xmit", Program: e.objects.MdcsRpLost})
-	if err != nil {
-		return fmt.Errorf("watch rings: %w", err)
+	for name, p := range map[string]*ebpf.Program{
+		"xdp_devmap_xmit":    e.objects.MdcsRpLost,
+		"xdp_cpumap_enqueue": e.objects.MdcsRpFull,
+	} {
+		watch, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: name, Program: p})
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", name, err)
+		}
+		e.watches = append(e.watches, watch)
 	}
 	if err := e.openReaders(); err != nil {
 		return err
@@ -295,8 +302,8 @@ func (e *Engine) shut() {
 			d.link.Close()
 		}
 	}
-	if e.lost != nil {
-		e.lost.Close()
+	for _, watch := range e.watches {
+		watch.Close()
 	}
 	if e.recirc != nil {
 		e.recirc.close(e.nl)

@@ -50,6 +50,19 @@ func (e *Engine) load() error {
 		spec.Maps[name].MaxEntries = uint32(os.Getpagesize())
 		return 0
 	}
+	fans, err := ebpf.NewMap(spec.Maps[bpf.RpMapFanCpus])
+	if err != nil {
+		return fmt.Errorf("load programs: queues: %w", err)
+	}
+	defer fans.Close() // the objects have their own
+	info, err := fans.Info()
+	if err != nil {
+		return fmt.Errorf("load programs: queues: %w", err)
+	}
+	fansID, ok := info.ID()
+	if !ok {
+		return errors.New("load programs: queues without id")
+	}
 	k0, k1 := halves(e.cfg.HandleKey)
 	for name, value := range map[string]any{
 		bpf.RpVarOwnAddr:        e.addr.Addr().As16(),
@@ -58,6 +71,7 @@ func (e *Engine) load() error {
 		bpf.RpVarHandleKey:      [2]uint64{k0, k1},
 		bpf.RpVarQuietNs:        quiet,
 		bpf.RpVarOwnNetns:       e.netns,
+		bpf.RpVarFanCpusId:      uint32(fansID),
 		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.opt.Cache != nil),
 		bpf.RpVarAuditOn:        on(bpf.RpMapAudit, e.opt.Audit != nil),
 	} {
@@ -65,7 +79,10 @@ func (e *Engine) load() error {
 			return fmt.Errorf("load programs: option %s: %w", name, err)
 		}
 	}
-	if err := spec.LoadAndAssign(&e.objects, nil); err != nil {
+	err = spec.LoadAndAssign(&e.objects, &ebpf.CollectionOptions{
+		MapReplacements: map[string]*ebpf.Map{bpf.RpMapFanCpus: fans},
+	})
+	if err != nil {
 		if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
 			return fmt.Errorf("load programs: refused by the verifier: %w", v)
 		}
