@@ -190,7 +190,15 @@ type Stats struct {
 	SendErrors    uint64        // datagrams that the host refused to send
 	ReceiveErrors uint64        // reads that failed
 	ReceiveDrops  uint64        // datagrams that came faster than the engine took them
+	Overflows     []Overflow    // of each further queue of the engine
 	Sessions      []SessionStats
+}
+
+// Overflow counts what a queue of an engine had no room for: copies, or frames and
+// records that stand for several.
+type Overflow struct {
+	Queue string
+	Lost  uint64
 }
 
 // Config is what every engine is made from.

@@ -8,8 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
@@ -312,6 +314,38 @@ func TestXDPRecords(t *testing.T) {
 	}
 	counters := c.Engine.(*Engine).Counters()
 	require.Zero(t, counters.CacheLost+counters.AuditLost)
+}
+
+// What the queue of the fan-out has no room for is counted.
+func TestXDPQueueOverflow(t *testing.T) {
+	const frames, room = 64, 8
+	c := newCrowd(t, newLab(t, 1), -1, 1, func(int) int { return 0 })
+	e := c.Engine.(*Engine)
+	before := e.Counters()
+	require.NoError(t, e.do(func() {
+		cpu := e.table.cpus[0]
+		value := cpumapValue{QueueSize: room, Program: uint32(e.objects.MdcsRpFan.FD())}
+		require.NoError(t, e.objects.FanCpus.Put(cpu, value))
+		scratch := native.AppendUint32(nil, 0)
+		scratch = native.AppendUint16(scratch, uint16(e.table.groups[testGroup].peers.anchor))
+		scratch = append(scratch, make([]byte, 8)...)
+		scratch = append(scratch, byte(cpu), 0)
+		f := frame(c.sessions[0].Addr, c.Addr(), make([]byte, wire.HeaderSize))
+		copy(f[ipOff+24:], scratch)
+		// One turn, so that on this CPU nothing leaves the queue meanwhile.
+		_, err := e.objects.MdcsRpRecirc.Run(&ebpf.RunOptions{
+			Data: f, Repeat: frames, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: frames,
+		})
+		require.NoError(t, err)
+	}))
+	counters := e.Counters()
+	require.Equal(t, before.Queued+frames, counters.Queued)
+	require.Eventually(t, func() bool {
+		counters = e.Counters()
+		return counters.Dequeued-before.Dequeued+counters.QueueLost == frames
+	}, 10*time.Second, time.Millisecond)
+	require.Positive(t, counters.QueueLost)
+	require.Contains(t, e.Stats().Overflows, datapath.Overflow{Queue: "fan-out", Lost: counters.QueueLost})
 }
 
 // A recirculation pair that a killed process left is replaced.
