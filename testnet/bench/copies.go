@@ -130,7 +130,7 @@ func (l *lane) block(ctx context.Context, size, repeat int) (blk block, err erro
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			burst, err := l.burst(ctx, size)
+			burst, err := l.burst(ctx, size, l.settle)
 			if err != nil {
 				return err
 			}
@@ -144,9 +144,9 @@ func (l *lane) block(ctx context.Context, size, repeat int) (blk block, err erro
 	return blk, err
 }
 
-// burst injects size datagrams back to back and waits for their copies. It must run
-// in the lane's lan.
-func (l *lane) burst(ctx context.Context, size int) (burst, error) {
+// burst injects size datagrams back to back and waits for their copies by settle or the
+// like. It must run in the lane's lan.
+func (l *lane) burst(ctx context.Context, size int, settle func(ctx context.Context, from, want uint64) error) (burst, error) {
 	before, err := l.traffic.counters()
 	if err != nil {
 		return burst{}, err
@@ -160,7 +160,7 @@ func (l *lane) burst(ctx context.Context, size int) (burst, error) {
 		return burst{}, err
 	}
 	sent := injected - before.injected
-	if err := l.settle(ctx, before.copies, sent*uint64(l.n)); err != nil {
+	if err := settle(ctx, before.copies, sent*uint64(l.n)); err != nil {
 		return burst{}, err
 	}
 	list, err := l.traffic.arrivals(before.injected, int(sent))
