@@ -261,6 +261,7 @@ func (e *Engine) open() error {
 	if e.table.cpus, err = e.startFans(); err != nil {
 		return err
 	}
+	e.favour()
 	if e.recirc, err = newRecirculation(e.nl, e.addr, e.objects.MdcsRpRecirc); err != nil {
 		return err
 	}
