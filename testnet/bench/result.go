@@ -63,6 +63,7 @@ type Row struct {
 	PerCopy     Figure `json:"ns_per_copy"` // that arrived
 	Burst       int    `json:"burst"`
 	LastCopy    Figure `json:"last_copy_ms"` // after the burst's first injection
+	Rounds      int    `json:"rounds"`       // fewer than of the result where one takes seconds
 	Copies      uint64 `json:"copies"`       // that arrived
 	Lost        uint64 `json:"lost"`         // copies
 	Duplicated  uint64 `json:"duplicated"`   // copies
