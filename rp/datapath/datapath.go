@@ -232,6 +232,24 @@ type Engine interface {
 	Close() error
 }
 
+// State is what an engine holds after all its changes, and who stamps.
+type State struct {
+	Incarnation uint32
+	HandleKey   auth.Key
+	Keys        []proto.GroupKey // of each (ingress RP, group) the older one first; none is active
+	Sessions    []Session        // ordered by index
+}
+
+// Adopter is an Engine that may go on with the datapath of a process that died.
+type Adopter interface {
+	Engine
+
+	// Adopted returns what the engine found when it was opened: it stamps the
+	// incarnation and uses the handle key of the state, not those of Config. It
+	// is nil when the engine began anew.
+	Adopted() *State
+}
+
 // Multicaster is an Engine that replicates to channels, too: Apply takes sessions
 // of that role and silent peers, and Probe the address of a channel.
 type Multicaster interface {
