@@ -75,6 +75,18 @@ type RpKey struct {
 	K1 uint64
 }
 
+type RpLife struct {
+	_          structs.HostLayout
+	ValidUntil uint64
+	HandleKey  struct {
+		_  structs.HostLayout
+		K0 uint64
+		K1 uint64
+	}
+	Incarnation uint32
+	Pad         uint32
+}
+
 type RpRecord struct {
 	_        structs.HostLayout
 	Session  uint32
@@ -123,6 +135,19 @@ type RpSession struct {
 	Role      uint8
 	GroupsLen uint8
 	Groups    [16]uint32
+	SendKey   struct {
+		_  structs.HostLayout
+		K0 uint64
+		K1 uint64
+	}
+	SendSession uint32
+	Rate        uint32
+	Burst       uint32
+	Subscribed  uint8
+	Publish     uint8
+	Silent      uint8
+	Pad         uint8
+	Zone        [16]uint8
 }
 
 type RpSessionState struct {
@@ -188,7 +213,8 @@ const (
 	RpVerdictVERDICT_FAR_AHEAD       RpVerdict = 16
 	RpVerdictVERDICT_REPLAYED        RpVerdict = 17
 	RpVerdictVERDICT_TOO_OLD         RpVerdict = 18
-	RpVerdictVERDICTS                RpVerdict = 19
+	RpVerdictVERDICT_ORPHANED        RpVerdict = 19
+	RpVerdictVERDICTS                RpVerdict = 20
 )
 
 // Names of all BPF objects in the ELF.
@@ -201,6 +227,7 @@ const (
 	RpMapDevices        = "devices"
 	RpMapEchoes         = "echoes"
 	RpMapFanCpus        = "fan_cpus"
+	RpMapLives          = "lives"
 	RpMapNexts          = "nexts"
 	RpMapPace           = "pace"
 	RpMapPasses         = "passes"
@@ -289,6 +316,7 @@ type RpMapSpecs struct {
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Echoes       *ebpf.MapSpec `ebpf:"echoes"`
 	FanCpus      *ebpf.MapSpec `ebpf:"fan_cpus"`
+	Lives        *ebpf.MapSpec `ebpf:"lives"`
 	Nexts        *ebpf.MapSpec `ebpf:"nexts"`
 	Pace         *ebpf.MapSpec `ebpf:"pace"`
 	Passes       *ebpf.MapSpec `ebpf:"passes"`
@@ -345,6 +373,7 @@ type RpMaps struct {
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Echoes       *ebpf.Map `ebpf:"echoes"`
 	FanCpus      *ebpf.Map `ebpf:"fan_cpus"`
+	Lives        *ebpf.Map `ebpf:"lives"`
 	Nexts        *ebpf.Map `ebpf:"nexts"`
 	Pace         *ebpf.Map `ebpf:"pace"`
 	Passes       *ebpf.Map `ebpf:"passes"`
@@ -367,6 +396,7 @@ func (m *RpMaps) Close() error {
 		m.Devices,
 		m.Echoes,
 		m.FanCpus,
+		m.Lives,
 		m.Nexts,
 		m.Pace,
 		m.Passes,

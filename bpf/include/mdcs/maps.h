@@ -43,6 +43,17 @@ struct session {
 	__u8 role;
 	__u8 groups_len; /* that it may publish to; 0 when it may not publish */
 	__u32 groups[MAX_GROUPS];
+
+	/* What the programs do not read: user space that takes over learns from it. */
+	struct key send_key;
+	__be32 send_session;
+	__u32 rate;
+	__u32 burst;
+	__u8 subscribed; /* number of groups */
+	__u8 publish;
+	__u8 silent;
+	__u8 pad;
+	__u8 zone[16]; /* of the address, padded with 0 */
 };
 
 struct {
@@ -281,6 +292,25 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } audit SEC(".maps");
+
+/*
+ * Who filled the tables, and until when they hold: user space moves the time on
+ * while it lives.
+ */
+struct life {
+	__u64 valid_until; /* ns, CLOCK_MONOTONIC */
+	struct key handle_key;
+	__u32 incarnation;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct life);
+} lives SEC(".maps");
 
 /* Without a variable the compiler would not describe these types to user space. */
 const struct record *record_type __attribute__((unused));

@@ -20,6 +20,7 @@ type memory struct {
 	streams  region[bpf.RpStreamState]
 	nexts    region[uint64]
 	passes   region[uint64]
+	lives    region[bpf.RpLife]
 }
 
 func (m *memory) open(o *bpf.RpObjects) error {
@@ -31,6 +32,7 @@ func (m *memory) open(o *bpf.RpObjects) error {
 		{"stream states", func() error { return m.streams.open(o.StreamStates) }},
 		{"nexts", func() error { return m.nexts.open(o.Nexts) }},
 		{"passes", func() error { return m.passes.open(o.Passes) }},
+		{"lives", func() error { return m.lives.open(o.Lives) }},
 	} {
 		if err := r.open(); err != nil {
 			return fmt.Errorf("map %s into memory: %w", r.name, err)
@@ -44,6 +46,7 @@ func (m *memory) close() {
 	m.streams.close()
 	m.nexts.close()
 	m.passes.close()
+	m.lives.close()
 }
 
 // region is an array map with BPF_F_MMAPABLE. Its elements are multiples of 8 bytes.

@@ -104,6 +104,7 @@ func (e *Engine) resubscribe() {
 		}
 		select {
 		case <-time.After(time.Second):
+			e.refresh()
 		case <-e.quit:
 			return
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -21,7 +22,12 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath/socket"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(childEnv); spec != "" {
+		os.Exit(child(spec))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // gro makes an interface poll: a veth takes redirected frames only then.
 func gro(t testing.TB, name string) {
