@@ -52,6 +52,7 @@ rekey_interval = "90s"
 [datapath]
 engine = "xdp"
 devices = ["eth0", "eth1"]
+pin = ""
 [delivery]
 ssm = false
 group_port = 8
@@ -131,6 +132,7 @@ func TestErrors(t *testing.T) {
 		"[limits]\nlease = \"5500ms\"":                         "limits.lease: 5.5s: want whole seconds",
 		"[limits]\npublish_rate = 0":                           "limits.publish_rate: 0 lets nobody publish",
 		"[limits]\npublish_burst = 0":                          "limits.publish_burst: 0 lets nobody publish",
+		"[datapath]\npin = \"bpf/mdcs\"":                       `datapath.pin: "bpf/mdcs" is not an absolute path`,
 		"[delivery]\nssm = true\n[datapath]\nengine = \"xdp\"": "delivery.ssm: the xdp engine does not",
 		"[admin]\nlisten = \"here\"":                           "admin.listen: ",
 		"[mesh]\npeers = [\"" + v4(t) + "\"]":                  "no IPv6 address",

@@ -70,6 +70,7 @@ type rpFile struct {
 	} `toml:"mesh"`
 	Datapath struct {
 		Engine string `toml:"engine"`
+		Pin    string `toml:"pin"` // "": what is left of a run ends with it
 	} `toml:"datapath"`
 	Admin struct {
 		Listen string `toml:"listen"`
