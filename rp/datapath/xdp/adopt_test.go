@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -596,5 +597,34 @@ func TestSessionValue(t *testing.T) {
 		require.Equal(t, uint32(77), value.State)
 		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
 		require.Equal(t, s, sessionOf(s.Index, &value))
+	}
+}
+
+// Tables of another form have another name; what a successor makes itself does not count.
+func TestLayout(t *testing.T) {
+	name := func(edit func(*ebpf.CollectionSpec)) string {
+		spec, err := bpf.LoadRp()
+		require.NoError(t, err)
+		edit(spec)
+		name, err := layout(spec)
+		require.NoError(t, err)
+		require.NotContains(t, name, ".", "which bpf file systems refuse")
+		return name
+	}
+	same := name(func(*ebpf.CollectionSpec) {})
+	require.Regexp(t, fmt.Sprintf("^v%d_[0-9a-f]{8}$", layoutVersion), same)
+	require.Equal(t, same, name(func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapCache].MaxEntries = 4096 }))
+	for what, edit := range map[string]func(*ebpf.CollectionSpec){
+		"size":  func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapSessions].MaxEntries++ },
+		"flags": func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapNexts].Flags = 0 },
+		"kind":  func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapStamps].Type = ebpf.Array },
+		"inner": func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapTargets].InnerMap.MaxEntries++ },
+		"gone":  func(s *ebpf.CollectionSpec) { delete(s.Maps, bpf.RpMapPace) },
+		"field": func(s *ebpf.CollectionSpec) {
+			value := s.Maps[bpf.RpMapStreams].Value.(*btf.Struct)
+			value.Members[1].Name, value.Members[2].Name = value.Members[2].Name, value.Members[1].Name
+		},
+	} {
+		require.NotEqual(t, same, name(edit), what)
 	}
 }

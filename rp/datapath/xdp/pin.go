@@ -82,7 +82,11 @@ func newPins(root string, addr netip.AddrPort, netns uint32) (*pins, error) {
 	if err := CheckPin(root); err != nil {
 		return nil, fmt.Errorf("pin: %w", err)
 	}
-	layout, err := layout()
+	spec, err := bpf.LoadRp()
+	if err != nil {
+		return nil, fmt.Errorf("pin: %w", err)
+	}
+	layout, err := layout(spec)
 	if err != nil {
 		return nil, fmt.Errorf("pin: %w", err)
 	}
@@ -96,11 +100,7 @@ func endpointDir(root string, addr netip.AddrPort, netns uint32) string {
 }
 
 // layout names the form and the meaning of the tables.
-func layout() (string, error) {
-	spec, err := bpf.LoadRp()
-	if err != nil {
-		return "", err
-	}
+func layout(spec *ebpf.CollectionSpec) (string, error) {
 	var text strings.Builder
 	describe := func(m *ebpf.MapSpec) error {
 		fmt.Fprintln(&text, m.Name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
@@ -282,8 +282,10 @@ func (p *pins) sweep(nl *netlink.Handle, boot time.Time, log *slog.Logger) {
 			continue
 		}
 		_ = os.Remove(endpoint) // not when it has another layout
-		name, _, _ := strings.Cut(filepath.Base(endpoint), "_")
-		(&recirculation{name: name}).remove(nl)
+		name, netns, _ := strings.Cut(filepath.Base(endpoint), "_")
+		if strings.HasSuffix(p.endpoint, "_"+netns) { // else it is none of ours, or gone with its namespace
+			(&recirculation{name: name}).remove(nl)
+		}
 		log.Info("datapath of a dead process removed", "pin", dir)
 	}
 }
