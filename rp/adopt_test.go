@@ -218,11 +218,18 @@ type daemon struct {
 	log bytes.Buffer
 }
 
-// start starts rpd.
+// start starts rpd with the privileges that the unit file gives.
 func (i *island) start() *daemon {
 	d := &daemon{t: i.t, cmd: exec.Command(i.binary, "--config", i.config)}
 	d.cmd.Stderr = d
-	inNamespace(i.t, i.rp, func() { require.NoError(i.t, d.cmd.Start()) })
+	inNamespace(i.t, i.rp, func() {
+		for c := range uintptr(unix.CAP_LAST_CAP + 1) { // of this thread, which ends
+			if c != unix.CAP_BPF && c != unix.CAP_PERFMON && c != unix.CAP_NET_ADMIN {
+				require.NoError(i.t, unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0))
+			}
+		}
+		require.NoError(i.t, d.cmd.Start())
+	})
 	i.t.Cleanup(func() { d.end(syscall.SIGKILL) })
 	return d
 }
@@ -263,6 +270,9 @@ func (d *daemon) end(s syscall.Signal) {
 // nothing is left.
 func TestXDPDaemonRefuses(t *testing.T) {
 	i := newIsland(t)
+	inNamespace(t, i.rp, func() { // a bridge has no native XDP
+		require.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
+	})
 	good, err := os.ReadFile(i.config)
 	require.NoError(t, err)
 	for _, bad := range []struct {
@@ -271,7 +281,8 @@ func TestXDPDaemonRefuses(t *testing.T) {
 		want          string
 	}{
 		{"missing device", `["rp0", "none"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to none: Link not found\n"},
-		{"no native XDP", `["rp0", "lo"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to lo: the driver has no native XDP"},
+		{"no Ethernet device", `["rp0", "lo"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to lo: not an Ethernet device\n"},
+		{"no native XDP", `["rp0", "br0"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to br0: the driver has no native XDP"},
 		{"no privileges", `[]`, []uintptr{unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN},
 			"rpd: rp: data port: xdp engine: privileges: no CAP_BPF, no CAP_NET_ADMIN\n"},
 	} {
@@ -299,7 +310,7 @@ func TestXDPDaemonRefuses(t *testing.T) {
 				links, err := netlink.LinkList()
 				require.NoError(t, err)
 				for _, l := range links {
-					require.Contains(t, []string{"lo", "rp0"}, l.Attrs().Name)
+					require.Contains(t, []string{"lo", "rp0", "br0"}, l.Attrs().Name)
 					require.True(t, l.Attrs().Xdp == nil || !l.Attrs().Xdp.Attached, "%s has a program", l.Attrs().Name)
 				}
 			})
