@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
@@ -297,6 +298,7 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 	c.sessions = append(c.sessions, late)
 	require.NoError(t, c.Apply(datapath.Change{Add: []datapath.Session{late}}))
 	mark := e.Marks()[0].Sequence
+	e.disjoint(t)
 	y.during(c.sessions, func() error {
 		for end := time.Now().Add(2 * quarantine); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 			if err := e.Apply(datapath.Change{Remove: []uint32{9999}}); err != nil {
@@ -320,6 +322,36 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 
 	require.NoError(t, e.Close())
 	c.nothingLeft(spec.Pin)
+}
+
+// disjoint makes sure that nothing is in use twice, and that no frame of a dead
+// process can take a slice for another.
+func (e *Engine) disjoint(t *testing.T) {
+	t.Helper()
+	var elements, anchors []uint32
+	var generations []uint16
+	require.NoError(t, e.do(func() {
+		for _, s := range e.table.sessions {
+			elements = append(elements, s.state.element)
+		}
+		for _, g := range e.table.groups {
+			anchors = append(anchors, g.peers.anchor, g.all.anchor)
+		}
+		generations = slices.Clone(e.pool.generations)
+	}))
+	for _, used := range [][]uint32{elements, anchors} {
+		slices.Sort(used)
+		require.Equal(t, len(used), len(slices.Compact(slices.Clone(used))), "%v", used)
+	}
+	require.Greater(t, slices.Min(anchors), uint32(firstAnchor+1), "those of the first process are not used again")
+	used := 0
+	for i := 1; i < len(generations); i++ {
+		var s bpf.RpSlice
+		require.NoError(t, e.objects.Slices.Lookup(uint32(i), &s))
+		require.Equal(t, s.Generation, generations[i], "slice %d", i)
+		used += int(min(s.Generation, 1))
+	}
+	require.Greater(t, used, 3*100/sliceSize, "slices of three processes")
 }
 
 func requireProgram(t *testing.T, path string, want *ebpf.Program) {
@@ -378,6 +410,59 @@ func TestXDPAdoptsWithOtherDevices(t *testing.T) {
 	y.exact(by[0], 1)
 	require.NoError(t, e.Close())
 	c.nothingLeft(spec.Pin)
+}
+
+// The kernel may have forgotten neighbours, because nothing but the programs sent to
+// them. Then the next hops are those of the old copies until the neighbours answer.
+func TestXDPAdoptsNextHops(t *testing.T) {
+	c, spec := newOrphanCrowd(t, 1, 20, func(int) int { return 0 })
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	y := c.tally()
+	y.during(c.sessions, func() error { kill(); return nil })
+
+	// The host hears no ICMPv6, and so no question for a neighbour.
+	deaf, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:    ebpf.XDP,
+		License: "GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R2, asm.R1, 4, asm.Word),
+			asm.LoadMem(asm.R1, asm.R1, 0, asm.Word),
+			asm.Mov.Reg(asm.R3, asm.R1),
+			asm.Add.Imm(asm.R3, udpOff),
+			asm.Mov.Imm(asm.R0, xdpPass),
+			asm.JGT.Reg(asm.R3, asm.R2, "out"),
+			asm.LoadMem(asm.R4, asm.R1, ipOff+6, asm.Byte),
+			asm.JNE.Imm(asm.R4, unix.IPPROTO_ICMPV6, "out"),
+			asm.Mov.Imm(asm.R0, xdpDrop),
+			asm.Return().WithSymbol("out"),
+		},
+	})
+	require.NoError(t, err)
+	defer deaf.Close()
+	c.lab.in(c.lab.hosts[0], func() {
+		h0, err := netlink.LinkByName("h0")
+		require.NoError(t, err)
+		l, err := link.AttachXDP(link.XDPOptions{Program: deaf, Interface: h0.Attrs().Index, Flags: link.XDPDriverMode})
+		require.NoError(t, err)
+		t.Cleanup(func() { l.Close() })
+	})
+	nl, err := netlink.NewHandleAt(c.lab.rp)
+	require.NoError(t, err)
+	defer nl.Close()
+	known, err := nl.NeighList(0, netlink.FAMILY_V6)
+	require.NoError(t, err)
+	for _, n := range known {
+		require.NoError(t, nl.NeighDel(&n))
+	}
+
+	e, err := c.adoptHere(spec, io.Discard)
+	require.NoError(t, err)
+	c.Engine = e
+	require.Zero(t, e.missing())
+	y.during(c.sessions, func() error { return nil })
+	y.exact(c.sessions, 1)
+	require.NoError(t, e.Close())
 }
 
 // A start that fails leaves what it found: nothing, or a datapath that forwards.
