@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"sync"
 	"syscall"
@@ -316,6 +317,44 @@ func TestXDPDaemonRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a killed rpd left does not stand in the way of one that takes the socket
+// engine, and without a bpf file system the XDP engine runs all the same.
+func TestXDPDaemonWithoutPins(t *testing.T) {
+	i := newIsland(t)
+	first := i.start()
+	first.says("replication point serves")
+	require.DirExists(t, i.pin)
+	first.end(syscall.SIGKILL)
+	require.DirExists(t, i.pin)
+
+	edit := func(from, to string) {
+		text, err := os.ReadFile(i.config)
+		require.NoError(t, err)
+		require.Contains(t, string(text), from)
+		require.NoError(t, os.WriteFile(i.config, bytes.Replace(text, []byte(from), []byte(to), 1), 0o600))
+	}
+	edit(`engine = "xdp"`, `engine = "socket"`)
+	second := i.start()
+	second.says("old datapath taken down")
+	second.says("replication point serves")
+	require.NoDirExists(t, i.pin)
+	peers := []*lightPeer{newPeer(t, nil, peerOptions{host: i.peers}), newPeer(t, nil, peerOptions{host: i.peers})}
+	members(t, peers...)
+	peers[0].publish("by a socket")
+	require.Eventually(t, func() bool { return len(peers[1].got()) == 1 }, patience, 5*time.Millisecond)
+	second.end(syscall.SIGTERM)
+
+	edit(`engine = "socket"`, `engine = "xdp"`)
+	edit(i.pin, filepath.Join(filepath.Dir(i.config), "mdcs"))
+	third := i.start()
+	third.says("replication point serves")
+	warning := regexp.MustCompile(`(?m)^.*level=WARN.*$`).FindAllString(third.logged(), -1)
+	require.Len(t, warning, 1)
+	require.Contains(t, warning[0], "datapath not pinned: it ends with rpd")
+	require.Contains(t, warning[0], "mount -t bpf bpf /sys/fs/bpf")
+	third.end(syscall.SIGTERM)
 }
 
 // What is published while rpd is dead, or starts again, arrives at all who were there,
