@@ -56,7 +56,9 @@ func TestXDPDiffersNowhereFromSocket(t *testing.T) {
 	}
 	l := newLab(t, 1)
 	datapathtest.Differ(t,
-		func(_ *testing.T, cfg datapath.Config) datapathtest.Subject { return newChannelSubject(newSocketSubject(l, cfg)) },
+		func(_ *testing.T, cfg datapath.Config) datapathtest.Subject {
+			return newChannelSubject(newSocketSubject(l, cfg))
+		},
 		func(_ *testing.T, cfg datapath.Config) datapathtest.Subject {
 			return newChannelSubject(newSubjectAt(l, cfg, Options{}))
 		},
