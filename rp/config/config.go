@@ -208,9 +208,6 @@ func (c *Config) check() error {
 	if e := c.Datapath.Engine; e != "auto" && e != "xdp" && e != "socket" {
 		bad("datapath.engine", "%q is none of auto, xdp, socket", e)
 	}
-	if c.Delivery.SSM && c.Datapath.Engine == "xdp" {
-		bad("delivery.ssm", "the xdp engine does not replicate to multicast channels")
-	}
 	if c.Delivery.GroupPort == 0 {
 		bad("delivery.group_port", "0 is not a port")
 	}
