@@ -111,7 +111,8 @@ type RpReplica struct {
 	Port        uint16
 	DstMac      [6]uint8
 	SrcMac      [6]uint8
-	Pad         [4]uint8
+	HopLimit    uint8
+	Pad         [3]uint8
 	_           [4]byte
 }
 

@@ -213,9 +213,6 @@ func (c *Config) check() error {
 	if p := c.Datapath.Pin; p != "" && !filepath.IsAbs(p) {
 		bad("datapath.pin", "%q is not an absolute path", p)
 	}
-	if c.Delivery.SSM && c.Datapath.Engine == "xdp" {
-		bad("delivery.ssm", "the xdp engine does not replicate to multicast channels")
-	}
 	if c.Delivery.GroupPort == 0 {
 		bad("delivery.group_port", "0 is not a port")
 	}

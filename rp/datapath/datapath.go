@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/net/ipv6"
+
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -132,6 +134,18 @@ func Interface(addr netip.Addr) (int, error) {
 		return 0, fmt.Errorf("zone of %v is not the index of an interface", addr)
 	}
 	return index, nil
+}
+
+// Destination returns an address as a UDP socket takes it, and the control message
+// that goes with it. The zone of a channel turns into the message: without it the host
+// would choose the interface by its route to the group. There is none for others.
+func Destination(addr netip.AddrPort) (dst netip.AddrPort, control []byte) {
+	index, err := Interface(addr.Addr())
+	if err != nil {
+		return addr, nil
+	}
+	message := ipv6.ControlMessage{IfIndex: index}
+	return netip.AddrPortFrom(addr.Addr().WithZone(""), addr.Port()), message.Marshal()
 }
 
 // Change is a step from one desired state to the next. Its parts take effect in

@@ -27,8 +27,9 @@ const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 #define INDEXES	    65536 /* of slices and anchors */
 
 /* Roles of a session, values as datapath.Role. */
-#define ROLE_PEER 1
-#define ROLE_MESH 2
+#define ROLE_PEER    1
+#define ROLE_MESH    2
+#define ROLE_CHANNEL 3
 
 /* Sessions by index. */
 struct session {
@@ -133,8 +134,11 @@ struct replica {
 	__be16 port;
 	__u8 dst_mac[6];
 	__u8 src_mac[6];
-	__u8 pad[4];
+	__u8 hop_limit; /* of the IPv6 packet */
+	__u8 pad[3];
 };
+
+_Static_assert(sizeof(struct replica) == 64, "a replica is one cache line");
 
 /* The publishers' own replicas, by session index. */
 struct echo {

@@ -191,7 +191,8 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 	s = bpf_map_lookup_elem(&sessions, &index);
 	if (!s)
 		return VERDICT_NO_SESSION;
-	if (p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
+	/* A frame may claim a channel's address as its source: the kernel's check of that comes later. */
+	if (s->role == ROLE_CHANNEL || p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
 		return VERDICT_BAD_SOURCE;
 	if (hop_tag(&s->key, p->h) != p->h->hop_tag)
 		return VERDICT_BAD_HOP_TAG;

@@ -97,7 +97,12 @@ type Options struct {
 	validity time.Duration // for tests; 0 is validity
 }
 
-// Engine implements datapath.Engine.
+// Engine implements datapath.Multicaster.
+//
+// A channel leaves by the interface of its zone, which is one of the engine's devices
+// when the channel is added. While the device is gone the copies to the channel count
+// as send errors; should it come back with another index, it is another zone, and the
+// channel's members fall back to unicast.
 type Engine struct {
 	cfg  datapath.Config
 	opt  Options
@@ -134,7 +139,10 @@ type Engine struct {
 	late      *time.Timer // resolution after a change of routes
 }
 
-var _ datapath.Adopter = (*Engine)(nil)
+var (
+	_ datapath.Multicaster = (*Engine)(nil)
+	_ datapath.Adopter     = (*Engine)(nil)
+)
 
 // Attach starts the engine in the network namespace of the calling thread. When a
 // process that died left its datapath in the directory of Options.Pin, the engine goes
@@ -285,6 +293,12 @@ func (e *Engine) open() error {
 	}
 	e.addr = e.conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	e.batch = ipv6.NewPacketConn(e.conn)
+	if err := e.batch.SetMulticastHopLimit(int(max(e.cfg.HopLimit, 1))); err != nil {
+		return fmt.Errorf("hop limit of channels: %w", err)
+	}
+	if err := e.batch.SetMulticastLoopback(false); err != nil {
+		return fmt.Errorf("loopback of channels: %w", err)
+	}
 	if e.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("netlink: %w", err)
 	}

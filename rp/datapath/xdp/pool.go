@@ -246,7 +246,7 @@ func (p *pool) account(s *slice, add func(*session, uint64)) {
 
 // replica is the member as the egress program needs it.
 func (m *member) replica() (r bpf.RpReplica) {
-	r.DstMac, r.SrcMac = m.hop.dst, m.hop.src
+	r.DstMac, r.SrcMac, r.HopLimit = m.hop.dst, m.hop.src, m.hop.hopLimit
 	if m.session == nil {
 		return r
 	}

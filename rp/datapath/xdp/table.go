@@ -140,8 +140,11 @@ func (t *table) check(c datapath.Change) error {
 		if err := s.Check(); err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
-		if s.Role == datapath.Channel || s.Silent {
-			return fmt.Errorf("apply: session %08x: this engine has no channels", s.Index)
+		if s.Role == datapath.Channel {
+			index, _ := datapath.Interface(s.Addr.Addr()) // as checked
+			if err := t.e.serves(index); err != nil {
+				return fmt.Errorf("apply: session %08x: channel %v: %w", s.Index, s.Addr, err)
+			}
 		}
 		if s.Ingress == own {
 			return fmt.Errorf("apply: session %08x: own incarnation %08x as ingress", s.Index, own)
@@ -236,7 +239,7 @@ func (e *Engine) apply(c datapath.Change) error {
 	added := make([]*session, len(c.Add))
 	paths := make([]path, len(c.Add))
 	for i := range c.Add {
-		paths[i] = e.route(c.Add[i].Addr.Addr())
+		paths[i], _ = e.route(c.Add[i].Addr.Addr()) // without one it waits for a change of routes
 		added[i] = &session{Session: c.Add[i], path: paths[i]}
 		added[i].Groups = distinct(c.Add[i].Groups)
 	}
