@@ -76,6 +76,18 @@ type RpKey struct {
 	K1 uint64
 }
 
+type RpLife struct {
+	_          structs.HostLayout
+	ValidUntil uint64
+	HandleKey  struct {
+		_  structs.HostLayout
+		K0 uint64
+		K1 uint64
+	}
+	Incarnation uint32
+	Pad         uint32
+}
+
 type RpPolicer struct {
 	_         structs.HostLayout
 	Rate      uint64
@@ -106,7 +118,8 @@ type RpReplica struct {
 	Port        uint16
 	DstMac      [6]uint8
 	SrcMac      [6]uint8
-	Pad         [4]uint8
+	HopLimit    uint8
+	Pad         [3]uint8
 	_           [4]byte
 }
 
@@ -130,6 +143,21 @@ type RpSession struct {
 	Role      uint8
 	GroupsLen uint8
 	Groups    [16]uint32
+	SendKey   struct {
+		_  structs.HostLayout
+		K0 uint64
+		K1 uint64
+	}
+	Egress      uint64
+	EgressBurst uint64
+	SendSession uint32
+	Rate        uint32
+	Burst       uint32
+	Subscribed  uint8
+	Publish     uint8
+	Silent      uint8
+	Pad         uint8
+	Zone        [16]uint8
 }
 
 type RpSessionState struct {
@@ -196,7 +224,8 @@ const (
 	RpVerdictVERDICT_FAR_AHEAD       RpVerdict = 16
 	RpVerdictVERDICT_REPLAYED        RpVerdict = 17
 	RpVerdictVERDICT_TOO_OLD         RpVerdict = 18
-	RpVerdictVERDICTS                RpVerdict = 19
+	RpVerdictVERDICT_ORPHANED        RpVerdict = 19
+	RpVerdictVERDICTS                RpVerdict = 20
 )
 
 // Names of all BPF objects in the ELF.
@@ -209,6 +238,7 @@ const (
 	RpMapDevices        = "devices"
 	RpMapEchoes         = "echoes"
 	RpMapFanCpus        = "fan_cpus"
+	RpMapLives          = "lives"
 	RpMapNexts          = "nexts"
 	RpMapPace           = "pace"
 	RpMapPasses         = "passes"
@@ -301,6 +331,7 @@ type RpMapSpecs struct {
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Echoes       *ebpf.MapSpec `ebpf:"echoes"`
 	FanCpus      *ebpf.MapSpec `ebpf:"fan_cpus"`
+	Lives        *ebpf.MapSpec `ebpf:"lives"`
 	Nexts        *ebpf.MapSpec `ebpf:"nexts"`
 	Pace         *ebpf.MapSpec `ebpf:"pace"`
 	Passes       *ebpf.MapSpec `ebpf:"passes"`
@@ -359,6 +390,7 @@ type RpMaps struct {
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Echoes       *ebpf.Map `ebpf:"echoes"`
 	FanCpus      *ebpf.Map `ebpf:"fan_cpus"`
+	Lives        *ebpf.Map `ebpf:"lives"`
 	Nexts        *ebpf.Map `ebpf:"nexts"`
 	Pace         *ebpf.Map `ebpf:"pace"`
 	Passes       *ebpf.Map `ebpf:"passes"`
@@ -382,6 +414,7 @@ func (m *RpMaps) Close() error {
 		m.Devices,
 		m.Echoes,
 		m.FanCpus,
+		m.Lives,
 		m.Nexts,
 		m.Pace,
 		m.Passes,

@@ -68,14 +68,20 @@ type Config struct {
 	Rand io.Reader
 }
 
+// orphanGrace is how long sessions and streams of an adopted datapath wait for those
+// whom they belong to (SPEC section 11).
+const orphanGrace = 30 * time.Second
+
 // RP is a replication point. New makes it, Start lets it serve, Stop ends it for
 // good.
 type RP struct {
-	cfg         Config
-	self        enode.ID
+	cfg    Config
+	self   enode.ID
+	groups []uint32
+
+	// Drawn by New, replaced by Start when the engine adopted a datapath.
 	incarnation uint32
 	handleKey   auth.Key
-	groups      []uint32
 
 	keys    *keyring.Ring
 	members *membership.Table
@@ -173,7 +179,18 @@ func (r *RP) start() error {
 	if err != nil {
 		return fmt.Errorf("data port: %w", err)
 	}
-	r.engine = datapath.NewBatcher(engine)
+	front := engine
+	var adopted *datapath.State
+	var orphans *datapath.Orphans
+	if a, ok := engine.(datapath.Adopter); ok {
+		adopted = a.Adopted()
+	}
+	if adopted != nil {
+		r.incarnation, r.handleKey = adopted.Incarnation, adopted.HandleKey
+		orphans = datapath.NewOrphans(engine, adopted)
+		front = orphans
+	}
+	r.engine = datapath.NewBatcher(front)
 	var link func(netip.Addr) (string, error)
 	if cfg.GroupPort != 0 {
 		m, ok := engine.(datapath.Multicaster)
@@ -228,7 +245,7 @@ func (r *RP) start() error {
 	if err != nil {
 		return err
 	}
-	if err := r.firstKeys(); err != nil {
+	if err := r.firstKeys(adopted); err != nil {
 		return err
 	}
 	if r.server, err = r.startServer(); err != nil {
@@ -239,6 +256,9 @@ func (r *RP) start() error {
 	r.cancel = cancel
 	r.wg.Go(func() { r.heartbeat(ctx) })
 	r.wg.Go(func() { r.rekey(ctx) })
+	if orphans != nil {
+		r.wg.Go(func() { r.expire(ctx, orphans) })
+	}
 	return nil
 }
 
@@ -259,6 +279,17 @@ func (r *RP) heartbeat(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// expire ends what is left of an adopted datapath, unless ctx ends before.
+func (r *RP) expire(ctx context.Context, orphans *datapath.Orphans) {
+	select {
+	case <-time.After(orphanGrace):
+		if err := orphans.Expire(); err != nil && !errors.Is(err, datapath.ErrClosed) {
+			r.cfg.Log.Error("adopted sessions not ended", "err", err)
+		}
+	case <-ctx.Done():
 	}
 }
 
@@ -299,7 +330,8 @@ func (r *RP) stop() {
 // Self returns the node record: address and control port. The RP must be started.
 func (r *RP) Self() *enode.Node { return r.server.Self() }
 
-// Incarnation returns the number that this RP stamps as ingress RP.
+// Incarnation returns the number that this RP stamps as ingress RP. The RP must be
+// started.
 func (r *RP) Incarnation() uint32 { return r.incarnation }
 
 // Addr returns the data endpoint. The RP must be started.

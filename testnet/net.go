@@ -66,11 +66,12 @@ type Config struct {
 	// points run if there is one such node.
 	Patched func(host string) bool
 
-	Links  LinkBackend  // default Auto
-	Engine string       // datapath of the replication points, default auto
-	Seed   uint64       // of all keys
-	LogDir string       // one file per process; default: in the scratch directory
-	Log    *slog.Logger // default: discard
+	Links    LinkBackend  // default Auto
+	Engine   string       // datapath of the replication points, default auto
+	Delivery string       // wished by the nodes that speak mDCS, default unicast; ssm is offered if it is that
+	Seed     uint64       // of all keys
+	LogDir   string       // one file per process; default: in the scratch directory
+	Log      *slog.Logger // default: discard
 }
 
 // All and None are choices for Config.Patched.
@@ -266,6 +267,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 			Peers:     byName(n.cfg.Topology.Peers(h.Name)),
 			Multicast: n.cfg.Patched(h.Name),
 			RPs:       byName(names(n.cfg.Topology.Nearest(h, topology.RP))),
+			Delivery:  n.cfg.Delivery,
 		})
 		if err != nil {
 			return err
@@ -291,6 +293,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 			Log:       filepath.Join(n.cfg.LogDir, h.Name+".log"),
 			Peers:     byName(names(others(rps, i))),
 			Engine:    n.cfg.Engine,
+			SSM:       n.cfg.Delivery == "ssm",
 		})
 		if err != nil {
 			return err

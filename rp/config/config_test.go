@@ -52,6 +52,7 @@ rekey_interval = "90s"
 [datapath]
 engine = "xdp"
 devices = ["eth0", "eth1"]
+pin = ""
 [delivery]
 ssm = false
 group_port = 8
@@ -122,22 +123,22 @@ func TestErrors(t *testing.T) {
 		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
 	}
 	for line, want := range map[string]string{
-		"[mesh]\npeers = [\"http://x\"]":                       "mesh.peers[0]: ",
-		"[mesh]\nrekey_interval = \"30s\"":                     "mesh.rekey_interval: 30s is less than 1m",
-		"[datapath]\nengine = \"dpdk\"":                        `datapath.engine: "dpdk" is none of auto, xdp, socket`,
-		"[delivery]\ngroup_port = 0":                           "delivery.group_port: 0 is not a port",
-		"[delivery]\nhop_limit = 0":                            "delivery.hop_limit: 0 lets nothing leave this host",
-		"[limits]\nmax_peers = -1":                             "limits.max_peers: -1 is negative",
-		"[limits]\nmax_per_64 = -1":                            "limits.max_per_64: -1 is negative",
-		"[limits]\nmax_per_48 = -1":                            "limits.max_per_48: -1 is negative",
-		"[limits]\nlease = \"1s\"":                             "limits.lease: 1s: want whole seconds from 5s to 10m0s",
-		"[limits]\nlease = \"5500ms\"":                         "limits.lease: 5.5s: want whole seconds",
-		"[limits]\npublish_rate = 0":                           "limits.publish_rate: 0 lets nobody publish",
-		"[limits]\npublish_burst = 0":                          "limits.publish_burst: 0 lets nobody publish",
-		"[delivery]\nssm = true\n[datapath]\nengine = \"xdp\"": "delivery.ssm: the xdp engine does not",
-		"[admin]\nlisten = \"here\"":                           "admin.listen: ",
-		"[mesh]\npeers = [\"" + v4(t) + "\"]":                  "no IPv6 address",
-		"[mesh]\npeers = [\"" + udp(t) + "\"]":                 "no TCP port",
+		"[mesh]\npeers = [\"http://x\"]":       "mesh.peers[0]: ",
+		"[mesh]\nrekey_interval = \"30s\"":     "mesh.rekey_interval: 30s is less than 1m",
+		"[datapath]\nengine = \"dpdk\"":        `datapath.engine: "dpdk" is none of auto, xdp, socket`,
+		"[delivery]\ngroup_port = 0":           "delivery.group_port: 0 is not a port",
+		"[delivery]\nhop_limit = 0":            "delivery.hop_limit: 0 lets nothing leave this host",
+		"[limits]\nmax_peers = -1":             "limits.max_peers: -1 is negative",
+		"[limits]\nmax_per_64 = -1":            "limits.max_per_64: -1 is negative",
+		"[limits]\nmax_per_48 = -1":            "limits.max_per_48: -1 is negative",
+		"[limits]\nlease = \"1s\"":             "limits.lease: 1s: want whole seconds from 5s to 10m0s",
+		"[limits]\nlease = \"5500ms\"":         "limits.lease: 5.5s: want whole seconds",
+		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
+		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
+		"[admin]\nlisten = \"here\"":           "admin.listen: ",
+		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
+		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
+		"[datapath]\npin = \"bpf/mdcs\"":       `datapath.pin: "bpf/mdcs" is not an absolute path`,
 	} {
 		t.Run(line, func(t *testing.T) { requireErrors(t, minimal+line, []string{want}) })
 	}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/net/ipv6"
+
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -80,7 +82,7 @@ type Session struct {
 
 	// Egress limits the copies of what comes from a publisher or a neighbouring RP:
 	// bytes of UDP payload times receivers, per second, 0 for no limit. EgressBurst
-	// is how many at once, positive then (SPEC 6.6).
+	// is how many at once, positive then (SPEC 6.7).
 	Egress, EgressBurst uint64
 
 	// Ingress is a neighbouring RP's incarnation, the only ingress RP whose
@@ -139,6 +141,18 @@ func Interface(addr netip.Addr) (int, error) {
 		return 0, fmt.Errorf("zone of %v is not the index of an interface", addr)
 	}
 	return index, nil
+}
+
+// Destination returns an address as a UDP socket takes it, and the control message
+// that goes with it. The zone of a channel turns into the message: without it the host
+// would choose the interface by its route to the group. There is none for others.
+func Destination(addr netip.AddrPort) (dst netip.AddrPort, control []byte) {
+	index, err := Interface(addr.Addr())
+	if err != nil {
+		return addr, nil
+	}
+	message := ipv6.ControlMessage{IfIndex: index}
+	return netip.AddrPortFrom(addr.Addr().WithZone(""), addr.Port()), message.Marshal()
 }
 
 // Change is a step from one desired state to the next. Its parts take effect in
@@ -245,6 +259,24 @@ type Engine interface {
 	// Close stops the engine and releases its port. When it returns no
 	// goroutine of the engine is left. Further calls do nothing.
 	Close() error
+}
+
+// State is what an engine holds after all its changes, and who stamps.
+type State struct {
+	Incarnation uint32
+	HandleKey   auth.Key
+	Keys        []proto.GroupKey // of each (ingress RP, group) the older one first; none is active
+	Sessions    []Session        // ordered by index
+}
+
+// Adopter is an Engine that may go on with the datapath of a process that died.
+type Adopter interface {
+	Engine
+
+	// Adopted returns what the engine found when it was opened: it stamps the
+	// incarnation and uses the handle key of the state, not those of Config. It
+	// is nil when the engine began anew.
+	Adopted() *State
 }
 
 // Multicaster is an Engine that replicates to channels, too: Apply takes sessions

@@ -15,7 +15,7 @@ const PolicerSlack = 10 * time.Microsecond
 const maxTolerance = 1 << 62
 
 // Policer limits what passes to a rate and a burst: the generic cell rate algorithm
-// in whole numbers, so that all engines agree on each datagram (SPEC 6.6). Its units
+// in whole numbers, so that all engines agree on each datagram (SPEC 6.7). Its units
 // are datagrams, or bytes of copies. The zero Policer has no limit.
 //
 // What moves is one word for each policer, kept by the engine: due, the time at which

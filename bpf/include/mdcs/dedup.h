@@ -79,7 +79,7 @@ __inline_always int raise(__u64 *word, __u64 value)
 	return 0;
 }
 
-/* conforms tells whether a policer lets a datagram pass now: the generic cell rate algorithm. spec: 6.6 */
+/* conforms tells whether a policer lets a datagram pass now: the generic cell rate algorithm. spec: 6.7 */
 __inline_always int conforms(const struct policer *p, __u64 *due, __u64 now)
 {
 	return !p->rate || load(due) <= now + p->tolerance;

@@ -28,10 +28,11 @@ const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 #define INDEXES	    65536 /* of slices and anchors */
 
 /* Roles of a session, values as datapath.Role. */
-#define ROLE_PEER 1
-#define ROLE_MESH 2
+#define ROLE_PEER    1
+#define ROLE_MESH    2
+#define ROLE_CHANNEL 3
 
-/* A limit of what comes from a session. spec: 6.6 */
+/* A limit of what comes from a session. spec: 6.7 */
 struct policer {
 	__u64 rate;	 /* units per second, 0: no limit */
 	__u64 tolerance; /* ns that due may lie in the future */
@@ -50,6 +51,19 @@ struct session {
 	__u8 role;
 	__u8 groups_len; /* that it may publish to; 0 when it may not publish */
 	__u32 groups[MAX_GROUPS];
+
+	/* What the programs do not read: user space that takes over learns from it. */
+	struct key send_key;
+	__u64 egress;
+	__u64 egress_burst;
+	__be32 send_session;
+	__u32 rate;
+	__u32 burst;
+	__u8 subscribed; /* number of groups */
+	__u8 publish;
+	__u8 silent;
+	__u8 pad;
+	__u8 zone[16]; /* of the address, padded with 0 */
 };
 
 struct {
@@ -130,8 +144,11 @@ struct replica {
 	__be16 port;
 	__u8 dst_mac[6];
 	__u8 src_mac[6];
-	__u8 pad[4];
+	__u8 hop_limit; /* of the IPv6 packet */
+	__u8 pad[3];
 };
+
+_Static_assert(sizeof(struct replica) == 64, "a replica is one cache line");
 
 /* The publishers' own replicas, by session index. */
 struct echo {
@@ -298,6 +315,25 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } audit SEC(".maps");
+
+/*
+ * Who filled the tables, and until when they hold: user space moves the time on
+ * while it lives.
+ */
+struct life {
+	__u64 valid_until; /* ns, CLOCK_MONOTONIC */
+	struct key handle_key;
+	__u32 incarnation;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct life);
+} lives SEC(".maps");
 
 /* Without a variable the compiler would not describe these types to user space. */
 const struct record *record_type __attribute__((unused));

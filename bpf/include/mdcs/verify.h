@@ -82,7 +82,7 @@ __inline_always struct key *epoch_key(struct stream *s, __u8 epoch)
 	return NULL;
 }
 
-/* authentic is steps 7 to 9: key, the window without changing it, payload tag. */
+/* authentic is steps 8 to 10: key, the window without changing it, payload tag. */
 __inline_always int authentic(struct xdp_md *ctx, const struct packet *p, struct outcome *o, __u64 *window)
 {
 	struct key *key = epoch_key(o->stream, p->h->epoch);
@@ -194,7 +194,16 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	return VERDICT_PASS;
 }
 
-/* accept is steps 2 to 12. What it changes, it changes only for VERDICT_PASS. */
+/* orphaned tells whether user space, which filled the tables, is gone for too long. */
+__inline_always int orphaned(__u64 now)
+{
+	__u32 zero = 0;
+	struct life *l = bpf_map_lookup_elem(&lives, &zero);
+
+	return !l || load(&l->valid_until) < now;
+}
+
+/* accept is steps 2 to 13. What it changes, it changes only for VERDICT_PASS. */
 __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct outcome *o, __u64 now)
 {
 	__u32 index = bpf_ntohl(p->h->session), type = p->h->version_type & 15;
@@ -202,10 +211,13 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 	struct session *s;
 	int v = VERDICT_PASS;
 
+	if (orphaned(now))
+		return VERDICT_ORPHANED;
 	s = bpf_map_lookup_elem(&sessions, &index);
 	if (!s)
 		return VERDICT_NO_SESSION;
-	if (p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
+	/* A frame may claim a channel's address as its source: the kernel's check of that comes later. */
+	if (s->role == ROLE_CHANNEL || p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
 		return VERDICT_BAD_SOURCE;
 	if (hop_tag(&s->key, p->h) != p->h->hop_tag)
 		return VERDICT_BAD_HOP_TAG;

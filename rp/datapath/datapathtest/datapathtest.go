@@ -138,10 +138,11 @@ func lines(outputs []Output) []string {
 	return all
 }
 
-// testComplete makes sure that no verdict goes untested.
+// testComplete makes sure that no verdict goes untested, but for the one that a live
+// engine has no reason for.
 func testComplete(t *testing.T) {
 	for _, v := range wire.Verdicts() {
-		if !slices.ContainsFunc(cases, func(c testCase) bool { return c.verdict == v }) {
+		if v != wire.Orphaned && !slices.ContainsFunc(cases, func(c testCase) bool { return c.verdict == v }) {
 			t.Errorf("no case ends in %v", v)
 		}
 	}

@@ -4,12 +4,9 @@ package socket
 
 import (
 	"net"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/ipv6"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -40,11 +37,8 @@ type sessionState struct {
 
 func newSession(s datapath.Session, old *session) *session {
 	s.Groups = slices.Clone(s.Groups)
-	next := &session{Session: s, control: interfaceControl(s.Addr.Addr())}
-	if s.Role == datapath.Channel {
-		s.Addr = netip.AddrPortFrom(s.Addr.Addr().WithZone(""), s.Addr.Port())
-	}
-	next.dst = net.UDPAddrFromAddrPort(s.Addr)
+	dst, control := datapath.Destination(s.Addr)
+	next := &session{Session: s, dst: net.UDPAddrFromAddrPort(dst), control: control}
 	if old != nil && old.ReceiveKey == s.ReceiveKey {
 		next.state = old.state
 	} else {
@@ -52,18 +46,6 @@ func newSession(s datapath.Session, old *session) *session {
 	}
 	next.datagrams, next.copies = s.Policers()
 	return next
-}
-
-// interfaceControl returns the control message that makes the host send by the
-// interface of a channel: it would choose by the route to the group. It is nil for
-// other addresses.
-func interfaceControl(addr netip.Addr) []byte {
-	index, err := datapath.Interface(addr)
-	if err != nil {
-		return nil
-	}
-	control := ipv6.ControlMessage{IfIndex: index}
-	return control.Marshal()
 }
 
 // has reports whether the session has the group.

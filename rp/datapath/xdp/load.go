@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -32,8 +33,9 @@ const (
 // cpumapValue is struct bpf_cpumap_val.
 type cpumapValue struct{ QueueSize, Program uint32 }
 
-// load loads the programs with their options.
-func (e *Engine) load() error {
+// load loads the programs with their options, on tables of their own or on those that
+// are left.
+func (e *Engine) load(left *legacy) error {
 	spec, err := bpf.LoadRp()
 	if err != nil {
 		return fmt.Errorf("load programs: %w", err)
@@ -50,12 +52,19 @@ func (e *Engine) load() error {
 		spec.Maps[name].MaxEntries = uint32(os.Getpagesize())
 		return 0
 	}
-	fans, err := ebpf.NewMap(spec.Maps[bpf.RpMapFanCpus])
-	if err != nil {
-		return fmt.Errorf("load programs: queues: %w", err)
+	var options ebpf.CollectionOptions
+	if left != nil {
+		options.MapReplacements = left.maps
+		e.cfg.Incarnation, e.cfg.HandleKey = left.life.Incarnation, wholeKey(left.life.HandleKey)
+	} else {
+		fans, err := ebpf.NewMap(spec.Maps[bpf.RpMapFanCpus])
+		if err != nil {
+			return fmt.Errorf("load programs: queues: %w", err)
+		}
+		defer fans.Close() // the objects have their own
+		options.MapReplacements = map[string]*ebpf.Map{bpf.RpMapFanCpus: fans}
 	}
-	defer fans.Close() // the objects have their own
-	info, err := fans.Info()
+	info, err := options.MapReplacements[bpf.RpMapFanCpus].Info()
 	if err != nil {
 		return fmt.Errorf("load programs: queues: %w", err)
 	}
@@ -79,10 +88,7 @@ func (e *Engine) load() error {
 			return fmt.Errorf("load programs: option %s: %w", name, err)
 		}
 	}
-	err = spec.LoadAndAssign(&e.objects, &ebpf.CollectionOptions{
-		MapReplacements: map[string]*ebpf.Map{bpf.RpMapFanCpus: fans},
-	})
-	if err != nil {
+	if err := spec.LoadAndAssign(&e.objects, &options); err != nil {
 		if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
 			return fmt.Errorf("load programs: refused by the verifier: %w", v)
 		}
@@ -91,11 +97,22 @@ func (e *Engine) load() error {
 	if err := e.memory.open(&e.objects); err != nil {
 		return fmt.Errorf("load programs: %w", err)
 	}
+	if left == nil {
+		life := e.memory.lives.at(0)
+		life.Incarnation, life.HandleKey = e.cfg.Incarnation, bpf.RpKey{K0: k0, K1: k1}
+		e.refresh()
+	}
 	return nil
 }
 
+// refresh says that user space lives.
+func (e *Engine) refresh() {
+	store(&e.memory.lives.at(0).ValidUntil, uint64(time.Since(e.boot)+e.opt.validity))
+}
+
 // startFans makes a queue and its kernel thread for each CPU that the process may
-// use, and returns the CPUs.
+// use, and returns the CPUs. A queue that is there already is replaced, and the kernel
+// empties it.
 func (e *Engine) startFans() ([]uint32, error) {
 	var allowed unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
@@ -103,14 +120,17 @@ func (e *Engine) startFans() ([]uint32, error) {
 	}
 	var cpus []uint32
 	for cpu := uint32(0); cpu < e.objects.FanCpus.MaxEntries() && len(cpus) < maxFans; cpu++ {
-		if !allowed.IsSet(int(cpu)) {
+		var there cpumapValue
+		if !allowed.IsSet(int(cpu)) && e.objects.FanCpus.Lookup(cpu, &there) != nil {
 			continue
 		}
 		value := cpumapValue{QueueSize: fanQueue, Program: uint32(e.objects.MdcsRpFan.FD())}
 		if err := e.objects.FanCpus.Put(cpu, value); err != nil {
 			return nil, fmt.Errorf("start fan-out on CPU %d: %w", cpu, err)
 		}
-		cpus = append(cpus, cpu)
+		if allowed.IsSet(int(cpu)) {
+			cpus = append(cpus, cpu)
+		}
 	}
 	return cpus, nil
 }

@@ -21,6 +21,7 @@ type memory struct {
 	nexts     region[uint64]
 	receivers region[uint64]
 	passes    region[uint64]
+	lives     region[bpf.RpLife]
 }
 
 func (m *memory) open(o *bpf.RpObjects) error {
@@ -33,6 +34,7 @@ func (m *memory) open(o *bpf.RpObjects) error {
 		{"nexts", func() error { return m.nexts.open(o.Nexts) }},
 		{"receivers", func() error { return m.receivers.open(o.Receivers) }},
 		{"passes", func() error { return m.passes.open(o.Passes) }},
+		{"lives", func() error { return m.lives.open(o.Lives) }},
 	} {
 		if err := r.open(); err != nil {
 			return fmt.Errorf("map %s into memory: %w", r.name, err)
@@ -47,6 +49,7 @@ func (m *memory) close() {
 	m.nexts.close()
 	m.receivers.close()
 	m.passes.close()
+	m.lives.close()
 }
 
 // region is an array map with BPF_F_MMAPABLE. Its elements are multiples of 8 bytes.

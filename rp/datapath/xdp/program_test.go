@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
@@ -45,12 +46,13 @@ var bareAddr = netip.MustParseAddrPort("[2001:db8::53]:30500")
 // from BPF_PROG_TEST_RUN, and nothing leaves.
 func newBare(t testing.TB, cfg datapath.Config) *Engine {
 	needKernel(t)
-	e := &Engine{cfg: cfg, opt: Options{Quiet: -1}, addr: bareAddr, neighbors: make(map[neighborKey]mac)}
+	boot, err := bootTime()
+	require.NoError(t, err)
+	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr, neighbors: make(map[neighborKey]mac)}
 	t.Cleanup(e.shut)
-	var err error
 	e.nl, err = netlink.NewHandle()
 	require.NoError(t, err)
-	require.NoError(t, e.load())
+	require.NoError(t, e.load(nil))
 	e.pool = newPool(e)
 	e.table = newTable(e)
 	require.NoError(t, e.pool.grow())

@@ -44,6 +44,9 @@ func (e *Engine) tryReconcile() error {
 		if ok && s.Publish {
 			echoes[index] = m
 		}
+		if s.Silent {
+			continue
+		}
 		for _, id := range s.Groups {
 			all[id].add(m, ok)
 		}
@@ -73,7 +76,7 @@ func (e *Engine) tryReconcile() error {
 	return nil
 }
 
-// receivers are those of one group.
+// receivers are those of one group. Channels are among the peers.
 type receivers struct {
 	peers, mesh               []member
 	peersMissing, meshMissing int

@@ -37,9 +37,18 @@ func newCrowd(t testing.TB, l *lab, quiet time.Duration, n int, host func(i int)
 }
 
 func newCrowdWith(t testing.TB, l *lab, opt Options, n int, host func(i int) int) *crowd {
-	c := &crowd{subject: newSubjectAt(l, datapath.Config{Incarnation: testOwn, HandleKey: auth.Key{'h'}}, opt)}
+	c := &crowd{
+		subject:  newSubjectAt(l, datapath.Config{Incarnation: testOwn, HandleKey: auth.Key{'h'}}, opt),
+		sessions: crowdSessions(l, n, host),
+	}
+	require.NoError(t, c.Apply(c.change()))
+	return c
+}
+
+// crowdSessions returns n sessions, of which the first publishes.
+func crowdSessions(l *lab, n int, host func(i int) int) (sessions []datapath.Session) {
 	for i := range n {
-		c.sessions = append(c.sessions, datapath.Session{
+		sessions = append(sessions, datapath.Session{
 			Index:       uint32(i + 1),
 			Role:        datapath.Peer,
 			Addr:        netip.AddrPortFrom(l.hostAddr(host(i)), uint16(20000+i)),
@@ -49,12 +58,13 @@ func newCrowdWith(t testing.TB, l *lab, opt Options, n int, host func(i int) int
 			Groups:      []uint32{testGroup},
 		})
 	}
-	c.sessions[0].Publish, c.sessions[0].Rate, c.sessions[0].Burst = true, 1_000_000, 1_000_000
-	require.NoError(t, c.Apply(datapath.Change{
-		Keys: []proto.GroupKey{{Ingress: testOwn, Group: testGroup}},
-		Add:  c.sessions,
-	}))
-	return c
+	sessions[0].Publish, sessions[0].Rate, sessions[0].Burst = true, 1_000_000, 1_000_000
+	return sessions
+}
+
+// change makes all sessions members.
+func (c *crowd) change() datapath.Change {
+	return datapath.Change{Keys: []proto.GroupKey{{Ingress: testOwn, Group: testGroup}}, Add: c.sessions}
 }
 
 // publish sends the next datagram.
@@ -124,8 +134,12 @@ func (y *tally) complete(sessions []datapath.Session, first, last uint64) {
 	for _, s := range sessions {
 		for seq := first; seq <= last; seq++ {
 			if y.seen[s.Addr][seq] != 1 {
+				var counters Counters
+				if e, ok := y.c.Engine.(*Engine); ok {
+					counters = e.Counters()
+				}
 				t.Fatalf("session %08x got sequence %d %d times; %+v\n%s", s.Index, seq, y.seen[s.Addr][seq],
-					y.c.Engine.(*Engine).Counters(), y.c.lab.drops())
+					counters, y.c.lab.drops())
 			}
 		}
 	}
