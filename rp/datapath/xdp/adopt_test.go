@@ -401,7 +401,7 @@ func TestXDPAdoptsWithOtherDevices(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 	y.during(slices.Concat(by[0], by[2]), func() error { kill(); return nil })
 	require.ElementsMatch(t, []string{"rp0", "rp2", endpointName(c.Addr()) + "b"}, c.programs())
-	require.Len(t, entries(t, spec.Pin), 3+4, "links of two devices, the pair and the rings")
+	require.Len(t, entries(t, spec.Pin), 3+5, "links of two devices, the pair, the rings and the queues")
 
 	spec.Devices = []string{"rp0", "rp2"}
 	var e *Engine

@@ -34,7 +34,7 @@ const layoutVersion = 1
 // Names in the directory, besides those of tables. A bpf file system takes no dots.
 const (
 	linkPrefix = "link_" // and the interface index, or what is watched
-	unfinished = "_new" // behind the name of a directory that is being filled
+	unfinished = "_new"  // behind the name of a directory that is being filled
 )
 
 // pins is the directory of a datapath:
