@@ -67,7 +67,7 @@ func TestXDPProgramsLoad(t *testing.T) {
 	}
 	require.NoError(t, err)
 	defer objects.Close()
-	for _, p := range []*ebpf.Program{objects.MdcsRpIn, objects.MdcsRpOut, objects.MdcsRpFan, objects.MdcsRpRecirc, objects.MdcsRpLost} {
+	for _, p := range []*ebpf.Program{objects.MdcsRpIn, objects.MdcsRpOut, objects.MdcsRpFan, objects.MdcsRpRecirc, objects.MdcsRpLost, objects.MdcsRpFull} {
 		t.Logf("%v: %s", p, p.VerifierLog)
 	}
 }

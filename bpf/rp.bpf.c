@@ -5,14 +5,16 @@
 /*
  * The replication point in the kernel (spec 6):
  *
- *	NIC --> mdcs_rp_in --+--> cpumap --> mdcs_rp_fan --+--> up to 16 copies --> mdcs_rp_out --> NIC
+ *	NIC --> mdcs_rp_in --+--> cpumap --> mdcs_rp_fan --+--> up to 8 copies --> mdcs_rp_out --> NIC
  *	                     |      ^                      |
  *	                     |      |                      +--> recirculation pair --> mdcs_rp_recirc --+
  *	                     |      +-------------------------------------------------------------------+
  *	                     +--> at once, when nothing else is in flight
  *
- * A broadcast to a device map makes at most 16 copies, so that no ring overflows
- * when many datagrams arrive at once; the frame then goes around for the next 16.
+ * A broadcast to a device map makes at most 8 copies, and the frame then goes around
+ * for the next 8. The kernel takes 8 frames at once out of the queue: that makes 64
+ * copies, which is what a poll of a ring takes out of it. So no ring overflows when many
+ * datagrams arrive at once, however often the softirqs in between are broken off.
  */
 #include "mdcs/replicate.h"
 
@@ -203,6 +205,17 @@ int mdcs_rp_lost(struct bpf_raw_tracepoint_args *ctx)
 		count_n(recirc_lost, drops);
 	else
 		count_n(refused, drops);
+	return 0;
+}
+
+/* mdcs_rp_full sees each batch that the queue of a CPU was to take: (map, taken, drops, CPU). */
+SEC("raw_tp/xdp_cpumap_enqueue")
+int mdcs_rp_full(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 map = ctx->args[0], drops = ctx->args[2];
+
+	if (drops && map == fan_cpus_id)
+		count_n(queue_lost, drops);
 	return 0;
 }
 

@@ -32,6 +32,7 @@ type RpCounters struct {
 	Chained      uint64
 	Recirculated uint64
 	Refused      uint64
+	QueueLost    uint64
 	RecircLost   uint64
 	Skipped      uint64
 	Unresolved   uint64
@@ -75,6 +76,24 @@ type RpKey struct {
 	K1 uint64
 }
 
+type RpLife struct {
+	_          structs.HostLayout
+	ValidUntil uint64
+	HandleKey  struct {
+		_  structs.HostLayout
+		K0 uint64
+		K1 uint64
+	}
+	Incarnation uint32
+	Pad         uint32
+}
+
+type RpPolicer struct {
+	_         structs.HostLayout
+	Rate      uint64
+	Tolerance uint64
+}
+
 type RpRecord struct {
 	_        structs.HostLayout
 	Session  uint32
@@ -99,7 +118,8 @@ type RpReplica struct {
 	Port        uint16
 	DstMac      [6]uint8
 	SrcMac      [6]uint8
-	Pad         [4]uint8
+	HopLimit    uint8
+	Pad         [3]uint8
 	_           [4]byte
 }
 
@@ -114,8 +134,8 @@ type RpSession struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
-	Interval  uint64
-	Tolerance uint64
+	Datagrams RpPolicer
+	Copies    RpPolicer
 	Ingress   uint32
 	State     uint32
 	Sample    uint32
@@ -123,14 +143,30 @@ type RpSession struct {
 	Role      uint8
 	GroupsLen uint8
 	Groups    [16]uint32
+	SendKey   struct {
+		_  structs.HostLayout
+		K0 uint64
+		K1 uint64
+	}
+	Egress      uint64
+	EgressBurst uint64
+	SendSession uint32
+	Rate        uint32
+	Burst       uint32
+	Subscribed  uint8
+	Publish     uint8
+	Silent      uint8
+	Pad         uint8
+	Zone        [16]uint8
 }
 
 type RpSessionState struct {
-	_        structs.HostLayout
-	Received uint64
-	Heard    uint64
-	Due      uint64
-	Window   [128]uint64
+	_            structs.HostLayout
+	Received     uint64
+	Heard        uint64
+	DatagramsDue uint64
+	CopiesDue    uint64
+	Window       [128]uint64
 }
 
 type RpSlice struct {
@@ -140,7 +176,7 @@ type RpSlice struct {
 	Chained    uint8
 	First      [8]uint8
 	Pad        [52]uint8
-	Replicas   [16]RpReplica
+	Replicas   [8]RpReplica
 }
 
 type RpStream struct {
@@ -188,7 +224,8 @@ const (
 	RpVerdictVERDICT_FAR_AHEAD       RpVerdict = 16
 	RpVerdictVERDICT_REPLAYED        RpVerdict = 17
 	RpVerdictVERDICT_TOO_OLD         RpVerdict = 18
-	RpVerdictVERDICTS                RpVerdict = 19
+	RpVerdictVERDICT_ORPHANED        RpVerdict = 19
+	RpVerdictVERDICTS                RpVerdict = 20
 )
 
 // Names of all BPF objects in the ELF.
@@ -201,9 +238,11 @@ const (
 	RpMapDevices        = "devices"
 	RpMapEchoes         = "echoes"
 	RpMapFanCpus        = "fan_cpus"
+	RpMapLives          = "lives"
 	RpMapNexts          = "nexts"
 	RpMapPace           = "pace"
 	RpMapPasses         = "passes"
+	RpMapReceivers      = "receivers"
 	RpMapSessions       = "sessions"
 	RpMapSlices         = "slices"
 	RpMapStamps         = "stamps"
@@ -214,12 +253,14 @@ const (
 	RpMapTotals         = "totals"
 	RpMapVerdicts       = "verdicts"
 	RpProgMdcsRpFan     = "mdcs_rp_fan"
+	RpProgMdcsRpFull    = "mdcs_rp_full"
 	RpProgMdcsRpIn      = "mdcs_rp_in"
 	RpProgMdcsRpLost    = "mdcs_rp_lost"
 	RpProgMdcsRpOut     = "mdcs_rp_out"
 	RpProgMdcsRpRecirc  = "mdcs_rp_recirc"
 	RpVarAuditOn        = "audit_on"
 	RpVarCacheOn        = "cache_on"
+	RpVarFanCpusId      = "fan_cpus_id"
 	RpVarHandleKey      = "handle_key"
 	RpVarOwnAddr        = "own_addr"
 	RpVarOwnIncarnation = "own_incarnation"
@@ -273,6 +314,7 @@ type RpSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type RpProgramSpecs struct {
 	MdcsRpFan    *ebpf.ProgramSpec `ebpf:"mdcs_rp_fan"`
+	MdcsRpFull   *ebpf.ProgramSpec `ebpf:"mdcs_rp_full"`
 	MdcsRpIn     *ebpf.ProgramSpec `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.ProgramSpec `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.ProgramSpec `ebpf:"mdcs_rp_out"`
@@ -289,9 +331,11 @@ type RpMapSpecs struct {
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Echoes       *ebpf.MapSpec `ebpf:"echoes"`
 	FanCpus      *ebpf.MapSpec `ebpf:"fan_cpus"`
+	Lives        *ebpf.MapSpec `ebpf:"lives"`
 	Nexts        *ebpf.MapSpec `ebpf:"nexts"`
 	Pace         *ebpf.MapSpec `ebpf:"pace"`
 	Passes       *ebpf.MapSpec `ebpf:"passes"`
+	Receivers    *ebpf.MapSpec `ebpf:"receivers"`
 	Sessions     *ebpf.MapSpec `ebpf:"sessions"`
 	Slices       *ebpf.MapSpec `ebpf:"slices"`
 	Stamps       *ebpf.MapSpec `ebpf:"stamps"`
@@ -309,6 +353,7 @@ type RpMapSpecs struct {
 type RpVariableSpecs struct {
 	AuditOn        *ebpf.VariableSpec `ebpf:"audit_on"`
 	CacheOn        *ebpf.VariableSpec `ebpf:"cache_on"`
+	FanCpusId      *ebpf.VariableSpec `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.VariableSpec `ebpf:"handle_key"`
 	OwnAddr        *ebpf.VariableSpec `ebpf:"own_addr"`
 	OwnIncarnation *ebpf.VariableSpec `ebpf:"own_incarnation"`
@@ -345,9 +390,11 @@ type RpMaps struct {
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Echoes       *ebpf.Map `ebpf:"echoes"`
 	FanCpus      *ebpf.Map `ebpf:"fan_cpus"`
+	Lives        *ebpf.Map `ebpf:"lives"`
 	Nexts        *ebpf.Map `ebpf:"nexts"`
 	Pace         *ebpf.Map `ebpf:"pace"`
 	Passes       *ebpf.Map `ebpf:"passes"`
+	Receivers    *ebpf.Map `ebpf:"receivers"`
 	Sessions     *ebpf.Map `ebpf:"sessions"`
 	Slices       *ebpf.Map `ebpf:"slices"`
 	Stamps       *ebpf.Map `ebpf:"stamps"`
@@ -367,9 +414,11 @@ func (m *RpMaps) Close() error {
 		m.Devices,
 		m.Echoes,
 		m.FanCpus,
+		m.Lives,
 		m.Nexts,
 		m.Pace,
 		m.Passes,
+		m.Receivers,
 		m.Sessions,
 		m.Slices,
 		m.Stamps,
@@ -388,6 +437,7 @@ func (m *RpMaps) Close() error {
 type RpVariables struct {
 	AuditOn        *ebpf.Variable `ebpf:"audit_on"`
 	CacheOn        *ebpf.Variable `ebpf:"cache_on"`
+	FanCpusId      *ebpf.Variable `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.Variable `ebpf:"handle_key"`
 	OwnAddr        *ebpf.Variable `ebpf:"own_addr"`
 	OwnIncarnation *ebpf.Variable `ebpf:"own_incarnation"`
@@ -403,6 +453,7 @@ type RpVariables struct {
 // It can be passed to LoadRpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RpPrograms struct {
 	MdcsRpFan    *ebpf.Program `ebpf:"mdcs_rp_fan"`
+	MdcsRpFull   *ebpf.Program `ebpf:"mdcs_rp_full"`
 	MdcsRpIn     *ebpf.Program `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.Program `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.Program `ebpf:"mdcs_rp_out"`
@@ -412,6 +463,7 @@ type RpPrograms struct {
 func (p *RpPrograms) Close() error {
 	return _RpClose(
 		p.MdcsRpFan,
+		p.MdcsRpFull,
 		p.MdcsRpIn,
 		p.MdcsRpLost,
 		p.MdcsRpOut,

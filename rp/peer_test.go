@@ -3,6 +3,7 @@
 package rp_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
@@ -52,7 +53,8 @@ type keyID struct {
 
 // book is what arrived, in order.
 type book struct {
-	data       []wire.Header // DATA with right session and tags
+	sequences  map[sequence]int // DATA, whatever its session
+	data       []wire.Header    // DATA with right session and tags
 	payloads   []string
 	echoes     []wire.Header
 	heartbeats map[uint32]uint64 // newest sequence by ingress RP
@@ -61,12 +63,29 @@ type book struct {
 	left       []error
 }
 
+type sequence struct {
+	ingress uint32
+	number  uint64
+}
+
 // peerOptions are the ways in which a peer differs from a good one.
 type peerOptions struct {
 	deaf   bool // does not answer PROBEs
 	silent bool // does not announce itself
 	chain  byte // another genesis, when not 0
 	ssm    bool // wishes mode ssm, and hears nothing by the channel
+	stays  bool // publishes and listens as before when the connection is lost, until it is a member again
+
+	// host is where the peer is, nil for the loopback interface.
+	host *host
+}
+
+// host is a place that an RP is reached from.
+type host struct {
+	addr netip.Addr   // of the peer
+	rp   netip.Addr   // of the RP
+	node *enode.Node  // the RP
+	in   func(func()) // runs a function there
 }
 
 func (o peerOptions) mode() proto.DeliveryMode {
@@ -81,11 +100,17 @@ func newPeer(t *testing.T, point *rp.RP, opt peerOptions) *lightPeer {
 	t.Helper()
 	key, err := crypto.GenerateKey()
 	require.NoError(t, err)
-	udp, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(loopback))
+	if opt.host == nil {
+		opt.host = &host{addr: loopback.Addr(), rp: loopback.Addr(), node: point.Self(), in: func(f func()) { f() }}
+	}
+	var udp *net.UDPConn
+	opt.host.in(func() {
+		udp, err = net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(opt.host.addr, 0)))
+	})
 	require.NoError(t, err)
 	p := &lightPeer{t: t, opt: opt, key: key, udp: udp, keys: make(map[keyID]proto.GroupKey)}
-	p.heartbeats = make(map[uint32]uint64)
-	p.server = startServer(t, key, point.Self(), p.run)
+	p.heartbeats, p.sequences = make(map[uint32]uint64), make(map[sequence]int)
+	p.connect()
 	p.wg.Go(p.receive)
 	t.Cleanup(func() {
 		p.server.Stop()
@@ -95,8 +120,25 @@ func newPeer(t *testing.T, point *rp.RP, opt peerOptions) *lightPeer {
 	return p
 }
 
+// connect connects the peer, anew when it was connected before: devp2p itself waits
+// for half a minute before it dials a node again.
+func (p *lightPeer) connect() {
+	if p.server != nil {
+		p.server.Stop()
+	}
+	p.server = startServer(p.t, p.key, p.opt.host.node, p.run, func(c *p2p.Config) { c.Dialer = p.opt.host })
+}
+
+// Dial implements p2p.NodeDialer.
+func (h *host) Dial(ctx context.Context, n *enode.Node) (conn net.Conn, err error) {
+	addr, _ := n.TCPEndpoint()
+	var d net.Dialer
+	h.in(func() { conn, err = d.DialContext(ctx, "tcp6", addr.String()) })
+	return conn, err
+}
+
 // startServer starts devp2p with mdcs/1 alone and dials one node.
-func startServer(t *testing.T, key *ecdsa.PrivateKey, node *enode.Node, run func(*p2p.Peer, p2p.MsgReadWriter) error) *p2p.Server {
+func startServer(t *testing.T, key *ecdsa.PrivateKey, node *enode.Node, run func(*p2p.Peer, p2p.MsgReadWriter) error, edit ...func(*p2p.Config)) *p2p.Server {
 	t.Helper()
 	server := &p2p.Server{Config: p2p.Config{
 		PrivateKey:  key,
@@ -107,6 +149,9 @@ func startServer(t *testing.T, key *ecdsa.PrivateKey, node *enode.Node, run func
 		StaticNodes: []*enode.Node{node},
 		Protocols:   []p2p.Protocol{{Name: proto.Name, Version: proto.Version, Length: proto.Length, Run: run}},
 	}}
+	for _, f := range edit {
+		f(&server.Config)
+	}
 	require.NoError(t, server.Start())
 	return server
 }
@@ -155,8 +200,10 @@ func (p *lightPeer) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 		case m, ok := <-messages:
 			p.mu.Lock()
 			if !ok {
-				p.joiner.Fail(time.Now(), errors.New("connection lost"))
-				p.perform()
+				if !p.opt.stays {
+					p.joiner.Fail(time.Now(), errors.New("connection lost"))
+					p.perform()
+				}
 				p.joiner = nil
 				p.mu.Unlock()
 				return io.EOF
@@ -258,6 +305,9 @@ func (p *lightPeer) datagram(_ netip.AddrPort, b []byte) {
 		}
 		return
 	}
+	if h.Type == wire.Data {
+		p.sequences[sequence{h.Ingress, h.Sequence}]++
+	}
 	switch {
 	case p.member == nil:
 		p.bad = append(p.bad, "not a member: "+h.String())
@@ -266,7 +316,9 @@ func (p *lightPeer) datagram(_ netip.AddrPort, b []byte) {
 		p.bad = append(p.bad, "hop: "+h.String())
 		return
 	}
-	p.joiner.Heard(time.Now())
+	if p.joiner != nil {
+		p.joiner.Heard(time.Now())
+	}
 	switch h.Type {
 	case wire.Data:
 		k, ok := p.keys[keyID{h.Ingress, h.Group, h.Epoch}]
@@ -314,7 +366,7 @@ func (p *lightPeer) publish(payload string) {
 	b := append(h.Append(nil), payload...)
 	wire.SetPayloadTag(b, active.Key.PayloadTag(b))
 	wire.SetHopTag(b, p.member.SendKey.HopTag(b))
-	to := netip.AddrPortFrom(loopback.Addr(), p.member.RP.DataPort)
+	to := netip.AddrPortFrom(p.opt.host.rp, p.member.RP.DataPort)
 	_, err := p.udp.WriteToUDPAddrPort(b, to)
 	require.NoError(p.t, err)
 }

@@ -4,24 +4,41 @@ package rp
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
 // rekeyTimeout is how long a new epoch waits for the acknowledgements of members
 // and neighbours before it is used (SPEC 5.6).
 const rekeyTimeout = 5 * time.Second
 
-// firstKeys installs the first epoch of each own group, active at once: nobody is
-// there yet who would have to know it.
-func (r *RP) firstKeys() error {
+// firstKeys installs keys of each own group with the newest one active: nobody is
+// there yet who would have to know it. They are those of an adopted datapath, else
+// the first epoch.
+func (r *RP) firstKeys(adopted *datapath.State) error {
 	keys, err := r.nextKeys()
 	if err != nil {
 		return err
 	}
-	_, err = r.peers.Install(active(keys), nil, 0)
+	var all []proto.GroupKey
+	for _, first := range active(keys) {
+		own := []proto.GroupKey{first}
+		if adopted != nil {
+			had := slices.DeleteFunc(slices.Clone(adopted.Keys), func(k proto.GroupKey) bool {
+				return k.Ingress != first.Ingress || k.Group != first.Group
+			})
+			if n := len(had); n > 0 {
+				had[n-1].Active = true
+				own = had
+			}
+		}
+		all = append(all, own...)
+	}
+	_, err = r.peers.Install(all, nil, 0)
 	return err
 }
 

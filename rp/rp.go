@@ -48,6 +48,11 @@ type Config struct {
 	Rate, Burst   uint32        // datagrams per second, and at once, that a peer may publish
 	RekeyInterval time.Duration // between the epochs of the own group keys
 
+	// PublishEgress and MeshEgress limit the copies of what one peer publishes, and
+	// of what one neighbour sends: bytes of UDP payload per second, and a quarter of
+	// that at once; 0 is no limit.
+	PublishEgress, MeshEgress uint64
+
 	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
 	// is not offered; else the engine must be a datapath.Multicaster.
 	GroupPort uint16
@@ -63,14 +68,20 @@ type Config struct {
 	Rand io.Reader
 }
 
+// orphanGrace is how long sessions and streams of an adopted datapath wait for those
+// whom they belong to (SPEC section 11).
+const orphanGrace = 30 * time.Second
+
 // RP is a replication point. New makes it, Start lets it serve, Stop ends it for
 // good.
 type RP struct {
-	cfg         Config
-	self        enode.ID
+	cfg    Config
+	self   enode.ID
+	groups []uint32
+
+	// Drawn by New, replaced by Start when the engine adopted a datapath.
 	incarnation uint32
 	handleKey   auth.Key
-	groups      []uint32
 
 	keys    *keyring.Ring
 	members *membership.Table
@@ -168,7 +179,18 @@ func (r *RP) start() error {
 	if err != nil {
 		return fmt.Errorf("data port: %w", err)
 	}
-	r.engine = datapath.NewBatcher(engine)
+	front := engine
+	var adopted *datapath.State
+	var orphans *datapath.Orphans
+	if a, ok := engine.(datapath.Adopter); ok {
+		adopted = a.Adopted()
+	}
+	if adopted != nil {
+		r.incarnation, r.handleKey = adopted.Incarnation, adopted.HandleKey
+		orphans = datapath.NewOrphans(engine, adopted)
+		front = orphans
+	}
+	r.engine = datapath.NewBatcher(front)
 	var link func(netip.Addr) (string, error)
 	if cfg.GroupPort != 0 {
 		m, ok := engine.(datapath.Multicaster)
@@ -188,10 +210,14 @@ func (r *RP) start() error {
 			DataPort:    r.engine.Addr().Port(),
 			GroupPort:   cfg.GroupPort,
 		},
-		Groups:  r.groups,
-		Lease:   cfg.Lease,
-		Rate:    cfg.Rate,
-		Burst:   cfg.Burst,
+		Groups: r.groups,
+		Lease:  cfg.Lease,
+		Rate:   cfg.Rate,
+		Burst:  cfg.Burst,
+
+		Egress:      cfg.PublishEgress,
+		EgressBurst: egressBurst(cfg.PublishEgress),
+
 		Link:    link,
 		Engine:  r.engine,
 		Keys:    r.keys,
@@ -207,6 +233,8 @@ func (r *RP) start() error {
 		DataPort:    r.engine.Addr().Port(),
 		Groups:      r.groups,
 		Neighbours:  cfg.Neighbours,
+		Egress:      cfg.MeshEgress,
+		EgressBurst: egressBurst(cfg.MeshEgress),
 		Engine:      r.engine,
 		Keys:        r.keys,
 		Members:     r.members,
@@ -217,7 +245,7 @@ func (r *RP) start() error {
 	if err != nil {
 		return err
 	}
-	if err := r.firstKeys(); err != nil {
+	if err := r.firstKeys(adopted); err != nil {
 		return err
 	}
 	if r.server, err = r.startServer(); err != nil {
@@ -228,8 +256,15 @@ func (r *RP) start() error {
 	r.cancel = cancel
 	r.wg.Go(func() { r.heartbeat(ctx) })
 	r.wg.Go(func() { r.rekey(ctx) })
+	if orphans != nil {
+		r.wg.Go(func() { r.expire(ctx, orphans) })
+	}
 	return nil
 }
+
+// egressBurst returns how many bytes of copies may leave at once: those of a quarter
+// of a second, as default rate and burst have it for datagrams.
+func egressBurst(egress uint64) uint64 { return max(1, egress/4) }
 
 // heartbeat sends heart-beats until ctx ends.
 func (r *RP) heartbeat(ctx context.Context) {
@@ -244,6 +279,17 @@ func (r *RP) heartbeat(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// expire ends what is left of an adopted datapath, unless ctx ends before.
+func (r *RP) expire(ctx context.Context, orphans *datapath.Orphans) {
+	select {
+	case <-time.After(orphanGrace):
+		if err := orphans.Expire(); err != nil && !errors.Is(err, datapath.ErrClosed) {
+			r.cfg.Log.Error("adopted sessions not ended", "err", err)
+		}
+	case <-ctx.Done():
 	}
 }
 
@@ -284,7 +330,8 @@ func (r *RP) stop() {
 // Self returns the node record: address and control port. The RP must be started.
 func (r *RP) Self() *enode.Node { return r.server.Self() }
 
-// Incarnation returns the number that this RP stamps as ingress RP.
+// Incarnation returns the number that this RP stamps as ingress RP. The RP must be
+// started.
 func (r *RP) Incarnation() uint32 { return r.incarnation }
 
 // Addr returns the data endpoint. The RP must be started.

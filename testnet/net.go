@@ -97,6 +97,10 @@ type Config struct {
 	Engine  string      // datapath of the replication points, default auto
 	Seed    uint64      // of all keys, and of loss and jitter
 
+	// Delivery is wished by the nodes that speak mDCS: unicast, which is the default,
+	// or ssm, which is offered then.
+	Delivery string
+
 	// Accounts have money from the first block on; default those of package
 	// workload with this seed.
 	Accounts []common.Address
@@ -435,6 +439,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 			Peers:     byName(n.cfg.Topology.Peers(h.Name)),
 			Multicast: n.cfg.Patched(h.Name),
 			RPs:       byName(names(nearestRPs(n.cfg.Topology, h))),
+			Delivery:  n.cfg.Delivery,
 		})
 		if err != nil {
 			return err
@@ -464,6 +469,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 			Log:       filepath.Join(n.cfg.LogDir, h.Name+".log"),
 			Peers:     byName(names(others(rps, i))),
 			Engine:    engine,
+			SSM:       n.cfg.Delivery == "ssm",
 		})
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ package testnet
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -31,7 +32,11 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/ethmcasttest"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/testnet/beacon"
 	"github.com/ethmcast/mdcs/testnet/netns"
+	"github.com/ethmcast/mdcs/testnet/node"
+	"github.com/ethmcast/mdcs/testnet/topology"
+	"github.com/ethmcast/mdcs/testnet/workload"
 )
 
 // TestNetnsSSM has a real replication point and the service of ethmcast in other
@@ -47,9 +52,15 @@ import (
 // One datagram on the RP's link serves all in mode ssm, and the bridge keeps it
 // from the others. When the bridge drops the group, they turn to unicast.
 func TestNetnsSSM(t *testing.T) {
+	for _, engine := range []string{"socket", "xdp"} {
+		t.Run(engine, func(t *testing.T) { testSSM(t, engine) })
+	}
+}
+
+func testSSM(t *testing.T, engine string) {
 	rpd := programPath(t, "rpd")
 	lan := newSSMNet(t)
-	rp := lan.startRP(rpd)
+	rp := lan.startRP(rpd, engine)
 	g1, g2, g3 := lan.startNode(1, rp, ethmcast.DeliverSSM), lan.startNode(2, rp, ethmcast.DeliverSSM), lan.startNode(3, rp, ethmcast.DeliverSSM)
 	g4 := lan.startNode(4, rp, ethmcast.DeliverUnicast)
 	for _, n := range []*ssmNode{g1, g2, g3} {
@@ -57,7 +68,10 @@ func TestNetnsSSM(t *testing.T) {
 	}
 	g4.await(ethmcast.DeliverUnicast)
 
-	atRP, atG2, atG4, out := lan.watch("rp"), lan.watch("g2"), lan.watch("g4"), lan.watch("out")
+	// What XDP sends passes by the packet sockets at the RP's own end of its link.
+	atRP := watchSSM(t, lan.spaces["lan"], "p0", ssmRPPort)
+	watch := func(host string) *ssmWatch { return watchSSM(t, lan.spaces[host], "eth0", ssmRPPort) }
+	atG2, atG4, out := watch("g2"), watch("g4"), watch("out")
 	const txs = 40
 	g1.publish(txs)
 	for _, n := range []*ssmNode{g2, g3, g4} {
@@ -104,6 +118,78 @@ func TestNetnsSSM(t *testing.T) {
 		{wire.Data, g1.data()}: txs, {wire.Data, g3.data()}: txs, {wire.Data, g4.data()}: txs, {wire.Data, late.data()}: txs,
 		{wire.Echo, g2.data()}: txs,
 	}, atRP.frames())
+}
+
+// TestNetnsSSMGeths has geths on one LAN with their replication point, on a plain
+// bridge. All that one publishes reaches the others by the channel:
+//
+//	as1-rp  ::53 --.
+//	as1-g1  ::a1 --+-- ::1 [as1]
+//	as1-g2  ::a2 --'
+func TestNetnsSSMGeths(t *testing.T) {
+	for _, engine := range []string{"socket", "xdp"} {
+		t.Run(engine, func(t *testing.T) { testSSMGeths(t, engine) })
+	}
+}
+
+func testSSMGeths(t *testing.T, engine string) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	top, err := topology.Parse("one-as", []byte(`
+		[[as]]
+		name = "as1"
+		number = 1
+		share = 1
+		rp = true
+	`))
+	require.NoError(t, err)
+	top, err = top.Populate(topology.Population{Count: 2})
+	require.NoError(t, err)
+	n, err := Start(ctx, Config{
+		Topology: top,
+		Geth:     programPath(t, "geth"),
+		RPD:      programPath(t, "rpd"),
+		Patched:  All,
+		Engine:   engine,
+		Delivery: string(ethmcast.DeliverSSM),
+		Seed:     5,
+		Log:      testLog(t),
+	})
+	require.NoError(t, err)
+	defer n.Close()
+	running, err := n.RPs[0].Engine(ctx)
+	require.NoError(t, err)
+	require.Equal(t, engine, running)
+
+	const count = 20
+	txs, err := workload.Plan(workload.Params{ChainID: beacon.ChainID, Seed: 5, Txs: count, Rate: 20, Nodes: len(n.Geths)})
+	require.NoError(t, err)
+	atRP := watchSSM(t, n.fabric.routers["as1"], "p-as1-rp", node.RPDataPort)
+	for _, tx := range txs {
+		require.NoError(t, n.Geths[tx.Node].SendTx(ctx, tx.Raw))
+	}
+	for _, tx := range txs {
+		require.NoError(t, n.WaitTx(ctx, tx.Hash))
+	}
+	group := proto.GroupAddr(proto.GroupID(beacon.ChainID, n.Genesis().Hash(), proto.TopicTxs))
+	sent := make(map[wire.Type]int)
+	require.Eventually(t, func() bool {
+		for frame, frames := range atRP.frames() {
+			if frame.kind == wire.Data {
+				require.Equal(t, group, frame.dst.Addr(), "a copy for one node")
+			}
+			sent[frame.kind] += frames
+		}
+		return sent[wire.Data] >= count && sent[wire.Data] == sent[wire.Echo]
+	}, ssmPatience, 10*time.Millisecond)
+	for _, g := range n.Geths {
+		st, err := g.Status(ctx)
+		require.NoError(t, err)
+		require.Equal(t, []any{string(ethmcast.DeliverSSM), uint64(0)}, []any{st.Delivery, st.Failed})
+		require.Positive(t, st.Received)
+	}
+	require.NoError(t, n.Close())
+	requireNothingLeft(t, n.run.Prefix())
 }
 
 const (
@@ -169,14 +255,15 @@ func (l *ssmNet) command(ns, program string, args ...string) {
 }
 
 // startRP starts rpd, which offers mode ssm, and returns its node.
-func (l *ssmNet) startRP(rpd string) *enode.Node {
+func (l *ssmNet) startRP(rpd, engine string) *enode.Node {
 	l.t.Helper()
 	key, err := crypto.GenerateKey()
 	require.NoError(l.t, err)
 	keyFile, file := filepath.Join(l.run.Dir(), "key"), filepath.Join(l.run.Dir(), "rpd.toml")
 	require.NoError(l.t, crypto.SaveECDSA(keyFile, key))
 	text := fmt.Sprintf("[node]\nkey_file = %q\naddress = %q\ncontrol_port = %d\ndata_port = %d\n[chain]\nnetwork_id = %d\ngenesis = %q\n"+
-		"[delivery]\nssm = true\ngroup_port = %d\n", keyFile, l.rp, ssmControlPort, ssmRPPort, ssmNetwork, ssmGenesis.Hex(), ssmGroupPort)
+		"[datapath]\nengine = %q\n[delivery]\nssm = true\ngroup_port = %d\n",
+		keyFile, l.rp, ssmControlPort, ssmRPPort, ssmNetwork, ssmGenesis.Hex(), engine, ssmGroupPort)
 	require.NoError(l.t, os.WriteFile(file, []byte(text), 0o600))
 	cmd := exec.Command(rpd, "--config", file)
 	cmd.Stderr = l.t.Output()
@@ -275,16 +362,17 @@ type ssmFrame struct {
 
 // ssmWatch reads the frames at an interface.
 type ssmWatch struct {
-	t  *testing.T
-	fd int
+	t    *testing.T
+	fd   int
+	port uint16 // of the RP
 }
 
-// watch begins to read at the eth0 of a host.
-func (l *ssmNet) watch(host string) *ssmWatch {
-	l.t.Helper()
-	w := &ssmWatch{t: l.t}
-	require.NoError(l.t, l.spaces[host].Do(func() error {
-		intf, err := net.InterfaceByName("eth0")
+// watchSSM begins to read at an interface.
+func watchSSM(t *testing.T, ns *netns.Namespace, name string, port uint16) *ssmWatch {
+	t.Helper()
+	w := &ssmWatch{t: t, port: port}
+	require.NoError(t, ns.Do(func() error {
+		intf, err := net.InterfaceByName(name)
 		if err != nil {
 			return err
 		}
@@ -297,7 +385,7 @@ func (l *ssmNet) watch(host string) *ssmWatch {
 		}
 		return unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: intf.Index})
 	}))
-	l.t.Cleanup(func() { unix.Close(w.fd) })
+	t.Cleanup(func() { unix.Close(w.fd) })
 	return w
 }
 
@@ -318,7 +406,7 @@ func (w *ssmWatch) frames() map[ssmFrame]int {
 			continue
 		}
 		ports := b[ethernet+ipv6:]
-		if binary.BigEndian.Uint16(ports) != ssmRPPort {
+		if binary.BigEndian.Uint16(ports) != w.port {
 			continue
 		}
 		h, _, v := wire.Parse(b[ethernet+ipv6+udp : n])

@@ -28,7 +28,7 @@ var (
 	subscribersFlag = &cli.StringFlag{Name: "subscribers", Usage: "numbers of subscribers, ascending, separated by commas", DefaultText: list(bench.Full().Subscribers)}
 	burstsFlag      = &cli.StringFlag{Name: "bursts", Usage: "numbers of datagrams back to back, ascending, separated by commas", DefaultText: list(bench.Full().Bursts)}
 	roundsFlag      = &cli.IntFlag{Name: "rounds", Usage: "measurements of everything in turn; 7 or more for figures to rely on", DefaultText: strconv.Itoa(bench.Full().Rounds)}
-	sustainFlag     = &cli.DurationFlag{Name: "sustain", Usage: "time at 60 % of the capacity, for each engine and number of subscribers; 0 for none", DefaultText: bench.Full().Sustain.String()}
+	sustainFlag     = &cli.DurationFlag{Name: "sustain", Usage: "time of each sustained load: for each engine and number of subscribers at 60 % of what that engine can do, and for xdp beside bare with up to 4 datagrams in flight, as many as bare bears without loss; 0 for none", DefaultText: bench.Full().Sustain.String()}
 	quickFlag       = &cli.BoolFlag{Name: "quick", Usage: "measure little, in a few seconds"}
 	benchJSONFlag   = &cli.BoolFlag{Name: "json", Usage: "print JSON instead of a table"}
 )

@@ -17,9 +17,18 @@ import (
 // and why.
 func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (datapath.Engine, error) {
 	name, why := cfg.Engine, "configured"
+	pin, unpinned := cfg.Pin, error(nil)
+	if pin != "" {
+		if unpinned = xdp.CheckPin(pin); unpinned != nil {
+			pin = ""
+		}
+	}
 	if name != "socket" {
-		e, err := openXDP(cfg.Devices, c)
+		e, err := openXDP(c, xdp.Options{Devices: cfg.Devices, Pin: pin, Log: log})
 		if err == nil {
+			if unpinned != nil {
+				log.Warn("datapath not pinned: it ends with rpd", "reason", unpinned)
+			}
 			log.Info("datapath engine", "engine", "xdp", "why", map[string]string{"auto": "it runs here", "xdp": why}[name])
 			return e, nil
 		}
@@ -27,6 +36,12 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 			return nil, err
 		}
 		why = err.Error()
+	}
+	if pin != "" {
+		// Programs of an rpd that was killed would take what the socket is to get.
+		if err := xdp.TakeDown(pin, c.Addr, log); err != nil {
+			return nil, err
+		}
 	}
 	e, err := socket.Listen(c)
 	if err != nil {
@@ -37,19 +52,19 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 }
 
 // openXDP attaches the XDP engine, after the checks that know in words what is missing.
-func openXDP(devices []string, c datapath.Config) (datapath.Engine, error) {
+func openXDP(c datapath.Config, opt xdp.Options) (datapath.Engine, error) {
 	addr := c.Addr.Addr()
 	if err := host.Basics(addr).Err(); err != nil {
 		return nil, fmt.Errorf("xdp engine: %w", err)
 	}
-	if len(devices) == 0 {
+	if len(opt.Devices) == 0 {
 		name, err := host.Device(addr)
 		if err != nil {
 			return nil, fmt.Errorf("xdp engine: %w", err)
 		}
-		devices = []string{name}
+		opt.Devices = []string{name}
 	}
-	e, err := xdp.Attach(c, xdp.Options{Devices: devices})
+	e, err := xdp.Attach(c, opt)
 	if err != nil {
 		return nil, fmt.Errorf("xdp engine: %w", err)
 	}

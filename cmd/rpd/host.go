@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp"
 	"github.com/ethmcast/mdcs/rp/host"
 )
 
@@ -39,8 +40,12 @@ func hostCommand(stdout io.Writer) *cli.Command {
 				if report.Err() == nil {
 					report = append(report, host.Live(cfg.Node.Address, peer)...)
 				}
+				missing := report.Err()
+				if pin := cfg.Datapath.Pin; pin != "" { // the engine runs without
+					report = append(report, host.Finding{What: "pin", Err: xdp.CheckPin(pin), Detail: pin + ": outlives rpd"})
+				}
 				fmt.Fprint(stdout, report)
-				if report.Err() != nil {
+				if missing != nil {
 					return errors.New("the xdp engine cannot run here; the socket engine can")
 				}
 				return nil

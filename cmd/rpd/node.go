@@ -37,12 +37,9 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	if err != nil {
 		return nil, err
 	}
-	engine, groupPort := cfg.Datapath, uint16(0)
+	groupPort := uint16(0)
 	if cfg.Delivery.SSM {
 		groupPort = cfg.Delivery.GroupPort
-		if engine.Engine == "auto" {
-			engine.Engine = "socket" // which replicates to channels
-		}
 	}
 	return rp.New(rp.Config{
 		PrivateKey:  key,
@@ -62,10 +59,12 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		Lease:         time.Duration(cfg.Limits.Lease),
 		Rate:          cfg.Limits.PublishRate,
 		Burst:         cfg.Limits.PublishBurst,
+		PublishEgress: cfg.Limits.PublishEgress,
+		MeshEgress:    cfg.Limits.MeshEgress,
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
 		GroupPort:     groupPort,
 		HopLimit:      cfg.Delivery.HopLimit,
-		Engine:        func(c datapath.Config) (datapath.Engine, error) { return openEngine(&engine, c, log) },
+		Engine:        func(c datapath.Config) (datapath.Engine, error) { return openEngine(&cfg.Datapath, c, log) },
 		Log:           log,
 	})
 }

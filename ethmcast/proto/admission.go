@@ -38,6 +38,8 @@ type Grant struct {
 	Channel Channel // that serves the peer, zero in mode unicast
 	Keys    []GroupKey
 	Marks   []Mark // the sequences from which on the datapath replicates
+
+	Rate, Burst uint32 // datagrams per second, and at once, that the peer may publish
 }
 
 // Refresh says that the peer announced itself.
@@ -79,7 +81,6 @@ type AdmissionConfig struct {
 	Status       Status   // the RP's own; mode ssm is offered if it has a GroupPort
 	Groups       []uint32 // served
 	Lease        time.Duration
-	Rate, Burst  uint32 // datagrams per second, and at once, that a peer may publish
 	Rand         io.Reader
 }
 
@@ -274,8 +275,8 @@ func (a *Admission) Admitted(now time.Time, g Grant) {
 		Session: g.Session,
 		Share:   a.share,
 		Lease:   uint32(a.cfg.Lease / time.Second),
-		Rate:    a.cfg.Rate,
-		Burst:   a.cfg.Burst,
+		Rate:    g.Rate,
+		Burst:   g.Burst,
 		Channel: g.Channel,
 		Keys:    g.Keys,
 		Marks:   g.Marks,

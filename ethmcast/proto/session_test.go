@@ -40,7 +40,7 @@ func newPair(t *testing.T, change func(*JoinerConfig, *AdmissionConfig)) *pair {
 		Groups: []uint32{testGroup}, Publish: true, Port: 30400, Rand: rng,
 	}
 	ac := AdmissionConfig{
-		Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: Lease, Rate: 100, Burst: 10, Rand: rng,
+		Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: Lease, Rand: rng,
 		Status: Status{Role: RoleRP, NetworkID: 5, Genesis: [32]byte{6}, Incarnation: 77, DataPort: 30501},
 	}
 	if change != nil {
@@ -53,7 +53,7 @@ func newPair(t *testing.T, change func(*JoinerConfig, *AdmissionConfig)) *pair {
 
 // grant is what the datapath of the test gives.
 func (p *pair) grant(mode DeliveryMode) Grant {
-	g := Grant{Session: 99, Marks: []Mark{{77, testGroup, 41}}}
+	g := Grant{Session: 99, Marks: []Mark{{77, testGroup, 41}}, Rate: 100, Burst: 10}
 	if mode == ModeSSM {
 		g.Channel = Channel{Session: 98, Key: auth.Key{97}}
 	}
@@ -367,7 +367,7 @@ func FuzzAdmission(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 40, 40, 100, 100, 2, 4, 20, 7, 1, 20, 20})
 	f.Fuzz(func(t *testing.T, script []byte) {
 		a := NewAdmission(AdmissionConfig{
-			Groups: []uint32{1}, Lease: Lease, Rate: 1, Burst: 1, Rand: rand.NewChaCha8([32]byte{}),
+			Groups: []uint32{1}, Lease: Lease, Rand: rand.NewChaCha8([32]byte{}),
 			Status: Status{Role: RoleRP, Incarnation: 1, DataPort: 1, GroupPort: 2},
 		})
 		now := time.Unix(0, 0)
@@ -408,7 +408,7 @@ func FuzzAdmission(f *testing.F) {
 					if !proven[ModeUnicast] || !proven[x.Mode] {
 						t.Fatalf("admitted in mode %v without an echo", x.Mode)
 					}
-					a.Admitted(now, Grant{Session: 1})
+					a.Admitted(now, Grant{Session: 1, Rate: 1, Burst: 1})
 				}
 			}
 			if max(probes[ModeUnicast], probes[ModeSSM]) > MaxProbes {

@@ -29,13 +29,14 @@ const (
 	FarAhead                     // sequence far beyond the newest one known
 	Replayed                     // sequence seen before
 	TooOld                       // sequence older than its window word
+	Orphaned                     // the RP's control plane is gone for too long
 	verdicts
 )
 
 var verdictNames = [verdicts]string{
 	"pass", "truncated", "oversized", "bad_version", "bad_type", "bad_length", "malformed", "no_session",
 	"bad_source", "bad_hop_tag", "no_key", "bad_payload_tag", "not_publisher", "bad_upstream", "hop_limit",
-	"over_rate", "far_ahead", "replayed", "too_old",
+	"over_rate", "far_ahead", "replayed", "too_old", "orphaned",
 }
 
 func (v Verdict) String() string {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -59,6 +60,7 @@ type Mesh struct {
 type Datapath struct {
 	Engine  string   `toml:"engine"`  // "auto", "xdp" or "socket"
 	Devices []string `toml:"devices"` // of the XDP engine; none: the one that has the address
+	Pin     string   `toml:"pin"`     // directory that its tables and programs are kept in, "" for none
 }
 
 // Delivery says how copies reach peers, besides one by one.
@@ -76,6 +78,10 @@ type Limits struct {
 	Lease        Duration `toml:"lease"`
 	PublishRate  uint32   `toml:"publish_rate"`  // datagrams per second and publisher
 	PublishBurst uint32   `toml:"publish_burst"` // datagrams at once
+
+	// Bytes of copies per second, of what one publisher and one neighbour send.
+	PublishEgress uint64 `toml:"publish_egress"`
+	MeshEgress    uint64 `toml:"mesh_egress"`
 }
 
 // Admin is the HTTP listener for metrics and health.
@@ -107,7 +113,7 @@ func Default() Config {
 	return Config{
 		Node:     Node{KeyFile: "/var/lib/rpd/nodekey", ControlPort: 30500, DataPort: 30501},
 		Mesh:     Mesh{RekeyInterval: Duration(time.Hour)},
-		Datapath: Datapath{Engine: "auto"},
+		Datapath: Datapath{Engine: "auto", Pin: "/sys/fs/bpf/mdcs"},
 		Delivery: Delivery{GroupPort: 30502, HopLimit: 1},
 		Limits: Limits{
 			MaxPeers:     10_000,
@@ -208,8 +214,8 @@ func (c *Config) check() error {
 	if e := c.Datapath.Engine; e != "auto" && e != "xdp" && e != "socket" {
 		bad("datapath.engine", "%q is none of auto, xdp, socket", e)
 	}
-	if c.Delivery.SSM && c.Datapath.Engine == "xdp" {
-		bad("delivery.ssm", "the xdp engine does not replicate to multicast channels")
+	if p := c.Datapath.Pin; p != "" && !filepath.IsAbs(p) {
+		bad("datapath.pin", "%q is not an absolute path", p)
 	}
 	if c.Delivery.GroupPort == 0 {
 		bad("delivery.group_port", "0 is not a port")

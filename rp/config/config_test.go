@@ -52,6 +52,7 @@ rekey_interval = "90s"
 [datapath]
 engine = "xdp"
 devices = ["eth0", "eth1"]
+pin = ""
 [delivery]
 ssm = false
 group_port = 8
@@ -63,6 +64,8 @@ max_per_48 = 5
 lease = "10s"
 publish_rate = 6
 publish_burst = 7
+publish_egress = 8
+mesh_egress = 9
 [admin]
 listen = ""
 [log]
@@ -75,7 +78,7 @@ level = "debug"
 		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second)},
 		Datapath: Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery: Delivery{GroupPort: 8, HopLimit: 9},
-		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7},
+		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9},
 		Log:      Log{Level: slog.LevelDebug},
 	}, *c)
 	nodes, err := c.Neighbours()
@@ -101,6 +104,7 @@ func TestErrors(t *testing.T) {
 		"no toml":        {"[node]\naddress = \n", []string{"line 2: "}},
 		"wrong type":     {minimal + "[limits]\nmax_peers = \"many\"\n", []string{"line 8: limits.max_peers: "}},
 		"out of range":   {minimal + "[limits]\npublish_rate = -1\n", []string{"line 8: limits.publish_rate: "}},
+		"negative limit": {minimal + "[limits]\nmesh_egress = -1\n", []string{"line 8: limits.mesh_egress: "}},
 		"no duration":    {minimal + "[limits]\nlease = \"soon\"\n", []string{"line 8: limits.lease: ", "invalid duration"}},
 		"no level":       {minimal + "[log]\nlevel = \"loud\"\n", []string{"line 8: log.level: "}},
 		"table in table": {minimal + "[node.x]\n", []string{"line 7: unknown key node.x"}},
@@ -119,22 +123,22 @@ func TestErrors(t *testing.T) {
 		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
 	}
 	for line, want := range map[string]string{
-		"[mesh]\npeers = [\"http://x\"]":                       "mesh.peers[0]: ",
-		"[mesh]\nrekey_interval = \"30s\"":                     "mesh.rekey_interval: 30s is less than 1m",
-		"[datapath]\nengine = \"dpdk\"":                        `datapath.engine: "dpdk" is none of auto, xdp, socket`,
-		"[delivery]\ngroup_port = 0":                           "delivery.group_port: 0 is not a port",
-		"[delivery]\nhop_limit = 0":                            "delivery.hop_limit: 0 lets nothing leave this host",
-		"[limits]\nmax_peers = -1":                             "limits.max_peers: -1 is negative",
-		"[limits]\nmax_per_64 = -1":                            "limits.max_per_64: -1 is negative",
-		"[limits]\nmax_per_48 = -1":                            "limits.max_per_48: -1 is negative",
-		"[limits]\nlease = \"1s\"":                             "limits.lease: 1s: want whole seconds from 5s to 10m0s",
-		"[limits]\nlease = \"5500ms\"":                         "limits.lease: 5.5s: want whole seconds",
-		"[limits]\npublish_rate = 0":                           "limits.publish_rate: 0 lets nobody publish",
-		"[limits]\npublish_burst = 0":                          "limits.publish_burst: 0 lets nobody publish",
-		"[delivery]\nssm = true\n[datapath]\nengine = \"xdp\"": "delivery.ssm: the xdp engine does not",
-		"[admin]\nlisten = \"here\"":                           "admin.listen: ",
-		"[mesh]\npeers = [\"" + v4(t) + "\"]":                  "no IPv6 address",
-		"[mesh]\npeers = [\"" + udp(t) + "\"]":                 "no TCP port",
+		"[mesh]\npeers = [\"http://x\"]":       "mesh.peers[0]: ",
+		"[mesh]\nrekey_interval = \"30s\"":     "mesh.rekey_interval: 30s is less than 1m",
+		"[datapath]\nengine = \"dpdk\"":        `datapath.engine: "dpdk" is none of auto, xdp, socket`,
+		"[delivery]\ngroup_port = 0":           "delivery.group_port: 0 is not a port",
+		"[delivery]\nhop_limit = 0":            "delivery.hop_limit: 0 lets nothing leave this host",
+		"[limits]\nmax_peers = -1":             "limits.max_peers: -1 is negative",
+		"[limits]\nmax_per_64 = -1":            "limits.max_per_64: -1 is negative",
+		"[limits]\nmax_per_48 = -1":            "limits.max_per_48: -1 is negative",
+		"[limits]\nlease = \"1s\"":             "limits.lease: 1s: want whole seconds from 5s to 10m0s",
+		"[limits]\nlease = \"5500ms\"":         "limits.lease: 5.5s: want whole seconds",
+		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
+		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
+		"[admin]\nlisten = \"here\"":           "admin.listen: ",
+		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
+		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
+		"[datapath]\npin = \"bpf/mdcs\"":       `datapath.pin: "bpf/mdcs" is not an absolute path`,
 	} {
 		t.Run(line, func(t *testing.T) { requireErrors(t, minimal+line, []string{want}) })
 	}

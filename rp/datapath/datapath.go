@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/net/ipv6"
+
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -78,6 +80,11 @@ type Session struct {
 	Publish     bool
 	Rate, Burst uint32
 
+	// Egress limits the copies of what comes from a publisher or a neighbouring RP:
+	// bytes of UDP payload times receivers, per second, 0 for no limit. EgressBurst
+	// is how many at once, positive then (SPEC 6.7).
+	Egress, EgressBurst uint64
+
 	// Ingress is a neighbouring RP's incarnation, the only ingress RP whose
 	// datagrams are accepted on the session. It is 0 for a peer.
 	Ingress uint32
@@ -97,6 +104,8 @@ func (s *Session) Check() error {
 		return fmt.Errorf("session %08x: address %v is not a unicast IPv6 endpoint", s.Index, s.Addr)
 	case s.Publish && (s.Rate == 0 || s.Burst == 0):
 		return fmt.Errorf("session %08x: publisher with rate %d and burst %d", s.Index, s.Rate, s.Burst)
+	case s.Egress != 0 && s.EgressBurst == 0:
+		return fmt.Errorf("session %08x: egress limit of %d without burst", s.Index, s.Egress)
 	case (s.Role == Mesh) != (s.Ingress != 0):
 		return fmt.Errorf("session %08x: %v session with ingress %08x", s.Index, s.Role, s.Ingress)
 	case s.Role == Mesh && s.Publish:
@@ -134,6 +143,18 @@ func Interface(addr netip.Addr) (int, error) {
 	return index, nil
 }
 
+// Destination returns an address as a UDP socket takes it, and the control message
+// that goes with it. The zone of a channel turns into the message: without it the host
+// would choose the interface by its route to the group. There is none for others.
+func Destination(addr netip.AddrPort) (dst netip.AddrPort, control []byte) {
+	index, err := Interface(addr.Addr())
+	if err != nil {
+		return addr, nil
+	}
+	message := ipv6.ControlMessage{IfIndex: index}
+	return netip.AddrPortFrom(addr.Addr().WithZone(""), addr.Port()), message.Marshal()
+}
+
 // Change is a step from one desired state to the next. Its parts take effect in
 // the order of its fields.
 type Change struct {
@@ -149,7 +170,7 @@ type Change struct {
 	Keys []proto.GroupKey
 
 	// Add starts sessions. An index that is there already is replaced; with the
-	// same ReceiveKey it keeps its window, its rate and its counters.
+	// same ReceiveKey it keeps its window, its buckets and its counters.
 	Add []Session
 }
 
@@ -183,7 +204,15 @@ type Stats struct {
 	SendErrors    uint64        // datagrams that the host refused to send
 	ReceiveErrors uint64        // reads that failed
 	ReceiveDrops  uint64        // datagrams that came faster than the engine took them
+	Overflows     []Overflow    // of each further queue of the engine
 	Sessions      []SessionStats
+}
+
+// Overflow counts what a queue of an engine had no room for: copies, or frames and
+// records that stand for several.
+type Overflow struct {
+	Queue string
+	Lost  uint64
 }
 
 // Config is what every engine is made from.
@@ -230,6 +259,24 @@ type Engine interface {
 	// Close stops the engine and releases its port. When it returns no
 	// goroutine of the engine is left. Further calls do nothing.
 	Close() error
+}
+
+// State is what an engine holds after all its changes, and who stamps.
+type State struct {
+	Incarnation uint32
+	HandleKey   auth.Key
+	Keys        []proto.GroupKey // of each (ingress RP, group) the older one first; none is active
+	Sessions    []Session        // ordered by index
+}
+
+// Adopter is an Engine that may go on with the datapath of a process that died.
+type Adopter interface {
+	Engine
+
+	// Adopted returns what the engine found when it was opened: it stamps the
+	// incarnation and uses the handle key of the state, not those of Config. It
+	// is nil when the engine began anew.
+	Adopted() *State
 }
 
 // Multicaster is an Engine that replicates to channels, too: Apply takes sessions

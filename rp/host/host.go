@@ -43,15 +43,18 @@ type Finding struct {
 // it builds on failed.
 type Report []Finding
 
-// Err joins what is missing, nil if nothing is.
+// Err says in one line what is missing, nil if nothing is.
 func (r Report) Err() error {
-	var errs []error
+	var missing []string
 	for _, f := range r {
 		if f.Err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", f.What, f.Err))
+			missing = append(missing, fmt.Sprintf("%s: %v", f.What, f.Err))
 		}
 	}
-	return errors.Join(errs...)
+	if len(missing) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(missing, "; "))
 }
 
 func (r Report) String() string {

@@ -202,6 +202,8 @@ func (l *link) up(a mesh.Up) {
 		SendKey:     a.SendKey,
 		ReceiveKey:  a.ReceiveKey,
 		Ingress:     a.Hello.Incarnation,
+		Egress:      l.srv.cfg.Egress,
+		EgressBurst: l.srv.cfg.EgressBurst,
 	}
 	l.session = session
 	if err := l.srv.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {

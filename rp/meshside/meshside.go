@@ -45,6 +45,10 @@ type Config struct {
 	Groups      []uint32 // served
 	Neighbours  []*enode.Node
 
+	// Egress and EgressBurst limit the copies of what a neighbour sends, see
+	// datapath.Session.
+	Egress, EgressBurst uint64
+
 	Engine  datapath.Engine
 	Keys    *keyring.Ring
 	Members *membership.Table

@@ -85,6 +85,8 @@ func newRig(t *testing.T) *rig {
 		DataPort:    30501,
 		Groups:      []uint32{group},
 		Neighbours:  r.neighbours,
+		Egress:      7,
+		EgressBurst: 8,
 		Engine:      r.engine,
 		Keys:        keyring.New(),
 		Members:     membership.New(membership.Limits{}, rand.Reader),
@@ -183,6 +185,7 @@ func TestLink(t *testing.T) {
 		require.Equal(t, uint32(0x77), session.SendSession)
 		require.Equal(t, uint32(0x0b), session.Ingress)
 		require.Equal(t, receive, session.ReceiveKey)
+		require.Equal(t, [2]uint64{7, 8}, [2]uint64{session.Egress, session.EgressBurst})
 		require.Empty(t, session.Groups)
 		require.NoError(t, session.Check())
 

@@ -27,6 +27,7 @@ var (
 	sendErrors    = desc("send_errors_total", "Datagrams that the host refused to send.")
 	receiveErrors = desc("receive_errors_total", "Reads from the data port that failed.")
 	receiveDrops  = desc("receive_drops_total", "Datagrams that came faster than the engine took them.")
+	overflows     = desc("overflows_total", "Copies, frames or records that a queue of the engine had no room for.", "queue")
 
 	connections = desc("peer_connections", "Control connections of peers.")
 	sessions    = desc("sessions", "Sessions of peers, admitted or being proven.")
@@ -87,6 +88,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(sendErrors, st.Datapath.SendErrors)
 	counter(receiveErrors, st.Datapath.ReceiveErrors)
 	counter(receiveDrops, st.Datapath.ReceiveDrops)
+	for _, o := range st.Datapath.Overflows {
+		counter(overflows, o.Lost, o.Queue)
+	}
 
 	gauge(connections, float64(st.Peers.Connections))
 	gauge(sessions, float64(st.Sessions))

@@ -47,6 +47,7 @@ func TestCollector(t *testing.T) {
 		Datapath: datapath.Stats{
 			Engine: "socket",
 			Copies: 1, CopyBytes: 2, Echoes: 3, Heartbeats: 4, Probes: 5, SendErrors: 6, ReceiveErrors: 7, ReceiveDrops: 19,
+			Overflows: []datapath.Overflow{{Queue: "device", Lost: 26}, {Queue: "fan-out"}},
 			Sessions: []datapath.SessionStats{
 				{Index: 1, Role: datapath.Mesh, Received: 21, Copies: 22, Heard: time.UnixMilli(1500)},
 				{Index: 2, Role: datapath.Mesh},
@@ -82,6 +83,8 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_send_errors_total 6",
 		"mdcs_rp_receive_errors_total 7",
 		"mdcs_rp_receive_drops_total 19",
+		`mdcs_rp_overflows_total{queue="device"} 26`,
+		`mdcs_rp_overflows_total{queue="fan-out"} 0`,
 		"mdcs_rp_peer_connections 8",
 		"mdcs_rp_admissions_total 9",
 		`mdcs_rp_violations_total{role="peer"} 10`,

@@ -14,6 +14,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/msgio"
 	"github.com/ethmcast/mdcs/rp/round"
@@ -77,8 +78,6 @@ func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
 			Status: s.cfg.Status,
 			Groups: s.cfg.Groups,
 			Lease:  s.cfg.Lease,
-			Rate:   s.cfg.Rate,
-			Burst:  s.cfg.Burst,
 			Rand:   s.cfg.Rand,
 		}),
 	}
@@ -277,6 +276,8 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		Publish:     a.Join.Publish,
 		Rate:        cfg.Rate,
 		Burst:       cfg.Burst,
+		Egress:      cfg.Egress,
+		EgressBurst: cfg.EgressBurst,
 	}}})
 	if err != nil {
 		c.log.Error("peer not admitted", "err", err)
@@ -287,9 +288,30 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 	cfg.Members.Admit(c.index, c.groups)
 	c.srv.admitted.Add(1)
 	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
-	c.adm.Admitted(now, proto.Grant{Session: c.index, Channel: channel, Keys: cfg.Keys.Groups(c.groups), Marks: marks})
+	grant := proto.Grant{Session: c.index, Channel: channel, Keys: cfg.Keys.Groups(c.groups), Marks: marks}
+	grant.Rate, grant.Burst = c.grant()
+	c.adm.Admitted(now, grant)
 	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", a.Join.Publish,
 		"delivery", a.Mode)
+}
+
+// grant returns what the Welcome says that the peer may publish: what the limit of
+// copies lets it publish in datagrams of full size now, and never nothing.
+func (c *conn) grant() (rate, burst uint32) {
+	cfg := &c.srv.cfg
+	if cfg.Egress == 0 {
+		return cfg.Rate, cfg.Burst
+	}
+	most := 1
+	members := cfg.Members.Members()
+	for _, group := range c.groups {
+		most = max(most, members[group])
+	}
+	cost := uint64(most) * wire.MaxDatagram
+	within := func(granted uint32, limit uint64) uint32 {
+		return uint32(min(uint64(granted), max(1, limit/cost)))
+	}
+	return within(cfg.Rate, cfg.Egress), within(cfg.Burst, cfg.EgressBurst)
 }
 
 func (c *conn) remove(reason error) {

@@ -34,6 +34,10 @@ type Config struct {
 	Lease       time.Duration
 	Rate, Burst uint32 // datagrams per second, and at once, that a peer may publish
 
+	// Egress and EgressBurst limit the copies of what a peer publishes, see
+	// datapath.Session.
+	Egress, EgressBurst uint64
+
 	// Link returns the interface by which datagrams to a peer leave, as the zone
 	// of a channel. It is needed when Status has a GroupPort, and Engine must be
 	// able to replicate to channels then.

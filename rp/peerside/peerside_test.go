@@ -189,6 +189,39 @@ func TestAdmission(t *testing.T) {
 	})
 }
 
+// A peer is granted what the limit of copies lets it publish to those who are there.
+func TestGrantFollowsMembers(t *testing.T) {
+	for _, c := range []struct {
+		egress, burst uint64
+		rates, bursts []uint32 // of the first, the second and the third member
+	}{
+		{0, 0, []uint32{10, 10, 10}, []uint32{20, 20, 20}},
+		{1 << 40, 1 << 40, []uint32{10, 10, 10}, []uint32{20, 20, 20}},
+		{12 * wire.MaxDatagram, 45 * wire.MaxDatagram, []uint32{10, 6, 4}, []uint32{20, 20, 15}},
+		{2 * wire.MaxDatagram, 1, []uint32{2, 1, 1}, []uint32{1, 1, 1}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, membership.Limits{})
+			r.Server.cfg.Egress, r.Server.cfg.EgressBurst = c.egress, c.burst
+			for i := range c.rates {
+				p := r.connect(home)
+				p.greet()
+				join := theJoin
+				p.send(&join)
+				sent := <-r.engine.probes
+				p.send(&proto.Echo{Nonce: sent.nonce, Size: wire.MaxDatagram})
+				welcome := expect[*proto.Welcome](p)
+				require.Equal(t, c.rates[i], welcome.Rate)
+				require.Equal(t, c.bursts[i], welcome.Burst)
+				added := r.engine.Changes()[0].Add[0]
+				require.Equal(t, [2]uint64{c.egress, c.burst}, [2]uint64{added.Egress, added.EgressBurst})
+				require.Equal(t, [2]uint32{10, 20}, [2]uint32{added.Rate, added.Burst}, "those who left make room")
+			}
+			r.Stop()
+		})
+	}
+}
+
 func TestEngineRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})

@@ -38,7 +38,7 @@ type Config struct {
 	Subscribers []int         // ascending, each at most MaxSubscribers
 	Bursts      []int         // datagrams back to back, ascending
 	Rounds      int           //
-	Sustain     time.Duration // of the load at 60 % of the capacity, 0 for none
+	Sustain     time.Duration // of each sustained load, 0 for none
 	Changes     time.Duration // of joining, and of leaving
 	Flood       time.Duration //
 	Log         *slog.Logger
@@ -198,6 +198,9 @@ func (b *bench) measure(ctx context.Context) error {
 	for _, n := range b.cfg.Subscribers {
 		b.cfg.Log.Info("copies", "subscribers", n)
 		if err := b.copies(ctx, n); err != nil {
+			return err
+		}
+		if err := b.compare(ctx, n); err != nil {
 			return err
 		}
 		if err := b.sustain(ctx, n); err != nil {

@@ -98,13 +98,22 @@ func TestBenchFanoutQuick(t *testing.T) {
 		require.Equal(t, m.Engine == XDP, m.Maps > 0, "%+v", m)
 	}
 	require.Len(t, r.Drop, 4)
-	require.Len(t, r.Flood, 2)
-	for _, f := range r.Flood {
+	require.Len(t, r.Flood, 4, "two engines, two ports")
+	for i, f := range r.Flood {
+		require.Equal(t, i%2 == 1, f.Shared)
 		require.Zero(t, f.Leaked, "%+v", f)
-		require.NotZero(t, f.Refused)
-		if f.Engine == XDP {
+		require.NotZero(t, f.Refused, "%+v", f)
+		if f.Engine == XDP && !f.Shared {
 			require.Zero(t, f.Lost, "%+v", f)
 		}
+	}
+	require.Len(t, r.Compared, 2, "lone and sustained, at 64 alone")
+	for i, c := range r.Compared {
+		require.Equal(t, []string{"lone", "sustained"}[i], c.Load)
+		require.Equal(t, 64, c.Subscribers)
+		require.Zero(t, c.Lost, "%+v", c)
+		require.Greater(t, float64(c.Ratio), 0.5, "%+v", c)
+		require.True(t, c.Noise.known(), "%+v", c)
 	}
 	require.NoError(t, r.Write(cfg.Dir()))
 }

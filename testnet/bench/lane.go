@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/testnet/netns"
@@ -47,6 +49,8 @@ type lane struct {
 	subject      subject
 	sink         link.Link
 
+	lanHandle vnetns.NsHandle // for threads besides that of lan
+
 	l0, h0 int // interface indexes
 	n      int // subscribers now
 
@@ -55,7 +59,7 @@ type lane struct {
 
 // newLane builds the namespaces and starts in them what the lane is named after.
 func newLane(run *netns.Run, name string, t *traffic) (*lane, error) {
-	l := &lane{name: name, traffic: t}
+	l := &lane{name: name, traffic: t, lanHandle: vnetns.None()}
 	err := l.open(run)
 	if err == nil {
 		err = l.footprint.start(func() (err error) {
@@ -94,7 +98,7 @@ func (l *lane) open(run *netns.Run) error {
 	}{
 		{l.rp, rpLink, rpMAC, rpAddr.Addr()},
 		{l.lan, lanLink, lanMAC, publisherAddr.Addr()},
-		{l.rp, floodLink, floodMAC, floodAddr},
+		{l.rp, floodLink, rpMAC, floodAddr},
 		{l.out, hostileLink, hostileMAC, hostileAddr.Addr()},
 	} {
 		if err := setUp(x.ns, x.name, x.mac, x.addr); err != nil {
@@ -116,7 +120,13 @@ func (l *lane) open(run *netns.Run) error {
 	if l.sink, err = attachXDP(l.lan, lanLink, l.traffic.objects.BenchSink); err != nil {
 		return err
 	}
-	if err := l.lan.Do(func() error { return pin(0) }); err != nil {
+	err = l.lan.Do(func() (err error) {
+		if l.lanHandle, err = vnetns.Get(); err != nil {
+			return fmt.Errorf("open namespace of %s-lan: %w", l.name, err)
+		}
+		return pin(0)
+	})
+	if err != nil {
 		return err
 	}
 	return l.out.Do(func() error { return pin(1) })
@@ -130,6 +140,9 @@ func (l *lane) close() error {
 	}
 	if l.sink != nil {
 		errs = append(errs, l.sink.Close())
+	}
+	if l.lanHandle.IsOpen() {
+		errs = append(errs, l.lanHandle.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -283,9 +296,27 @@ func (l *lane) inject(n int) error {
 	return nil
 }
 
-// flood sends n hostile datagrams. It must run in the lane's out.
-func (l *lane) flood(n int) error {
-	if err := transmit(l.traffic.objects.BenchFlood, l.traffic.template, l.h0, n); err != nil {
+// hostile runs f where hostile datagrams come from, with the interface to send by: out,
+// or the publisher's own interface, beside the publisher.
+func (l *lane) hostile(shared bool, f func(ifindex int) error) error {
+	if !shared {
+		return l.out.Do(func() error { return f(l.h0) })
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // which ends with the goroutine
+		if err := errors.Join(vnetns.Set(l.lanHandle), pin(1)); err != nil {
+			done <- fmt.Errorf("%s: enter lan: %w", l.name, err)
+			return
+		}
+		done <- f(l.l0)
+	}()
+	return <-done
+}
+
+// flood sends n hostile datagrams. It must run in the namespace of the interface.
+func (l *lane) flood(ifindex, n int) error {
+	if err := transmit(l.traffic.objects.BenchFlood, l.traffic.template, ifindex, n); err != nil {
 		return fmt.Errorf("%s: flood: %w", l.name, err)
 	}
 	return nil

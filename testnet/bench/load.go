@@ -104,12 +104,22 @@ const floodSubscribers = 64
 // honestRate is the honest publisher's during a flood, in datagrams per second.
 const honestRate = 1000
 
-// flood sends hostile datagrams as fast as the generator can, at an interface of
-// their own, while an honest publisher goes on.
+// flood measures both floods.
 func (b *bench) flood(ctx context.Context, l *lane, e *engine) error {
 	if b.cfg.Flood == 0 {
 		return nil
 	}
+	for _, shared := range []bool{false, true} {
+		if err := b.floodPort(ctx, l, e, shared); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// floodPort sends hostile datagrams as fast as the generator can, at an interface of
+// their own or at the publisher's, while an honest publisher goes on.
+func (b *bench) floodPort(ctx context.Context, l *lane, e *engine, shared bool) error {
 	n := b.most(floodSubscribers)
 	if err := l.resize(n); err != nil {
 		return err
@@ -122,9 +132,9 @@ func (b *bench) flood(ctx context.Context, l *lane, e *engine) error {
 	flooding, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() {
-		done <- l.out.Do(func() error {
+		done <- l.hostile(shared, func(ifindex int) error {
 			for flooding.Err() == nil {
-				if err := l.flood(16 * maxBatch); err != nil {
+				if err := l.flood(ifindex, 16*maxBatch); err != nil {
 					return err
 				}
 			}
@@ -155,13 +165,14 @@ func (b *bench) flood(ctx context.Context, l *lane, e *engine) error {
 		return err
 	}
 	hostile := now.flooded - before.flooded
+	lost := int64(want) - int64(now.copies-before.copies)
 	b.result.Flood = append(b.result.Flood, Flood{
-		Engine: l.name, Subscribers: n, Hostile: hostile,
+		Engine: l.name, Shared: shared, Subscribers: n, Hostile: hostile,
 		HostileRate: Figure(float64(hostile) / s.duration.Seconds()),
 		Refused:     refusals(e) - refused,
 		Leaked:      now.leaked - before.leaked,
 		Honest:      s.datagrams, HonestRate: Figure(s.rate()),
-		Lost: int64(want) - int64(now.copies-before.copies),
+		Lost: lost, LostShare: Figure(float64(lost) / float64(want)),
 	})
 	return nil
 }

@@ -61,11 +61,11 @@ var (
 
 type mac [6]byte
 
-// The same in each lane, so that all lanes get the same frames.
+// The same in each lane, and for both interfaces of a replication point, so that all
+// get the same frames.
 var (
 	rpMAC      = mac{2, 0, 0, 0, 0, 1}
 	lanMAC     = mac{2, 0, 0, 0, 0, 2}
-	floodMAC   = mac{2, 0, 0, 0, 0, 3}
 	hostileMAC = mac{2, 0, 0, 0, 0, 4}
 )
 
@@ -237,7 +237,7 @@ func hostileFrame(i int) frame {
 	case 2:
 		from, key = publisherAddr, auth.Key{'?'}
 	}
-	f := newFrame(hostileMAC, floodMAC, from, h)
+	f := newFrame(hostileMAC, rpMAC, from, h)
 	wire.SetPayloadTag(f.datagram(), groupKey.PayloadTag(f.datagram()))
 	wire.SetHopTag(f.datagram(), key.HopTag(f.datagram()))
 	f.seal()

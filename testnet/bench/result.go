@@ -28,6 +28,7 @@ type Result struct {
 
 	Rows      []Row       `json:"rows"`
 	Noise     []Noise     `json:"noise"`
+	Compared  []Compared  `json:"compared"`
 	Sustained []Sustained `json:"sustained"`
 	Joins     []Joins     `json:"joins"`
 	Memory    []Memory    `json:"memory"`
@@ -62,6 +63,7 @@ type Row struct {
 	PerCopy     Figure `json:"ns_per_copy"` // that arrived
 	Burst       int    `json:"burst"`
 	LastCopy    Figure `json:"last_copy_ms"` // after the burst's first injection
+	Rounds      int    `json:"rounds"`       // fewer than of the result where one takes seconds
 	Copies      uint64 `json:"copies"`       // that arrived
 	Lost        uint64 `json:"lost"`         // copies
 	Duplicated  uint64 `json:"duplicated"`   // copies
@@ -83,7 +85,41 @@ type Noise struct {
 	Ratio       Figure `json:"ratio"` // of the second to the first
 }
 
-// Sustained is a steady load.
+// Compared is the time per copy of xdp in relation to that of bare, measured in turn. The
+// load is "lone", single datagrams with pauses, or "sustained": as many datagrams as the
+// window are in flight, and when the last of their copies has arrived the next follow.
+// The window is the largest one, up to 4, at which bare loses nothing.
+type Compared struct {
+	Subscribers int    `json:"subscribers"`
+	Load        string `json:"load"`
+	Window      int    `json:"window"`
+	Bare        Figure `json:"bare_ns_per_copy"`
+	XDP         Figure `json:"xdp_ns_per_copy"`
+	Ratio       Figure `json:"xdp_of_bare"`
+	Noise       Figure `json:"bare_again_of_bare"`
+	Lost        uint64 `json:"lost"` // copies, of both
+}
+
+// compare adds the comparison of times per copy, of bare, xdp, and bare again.
+func (r *Result) compare(load string, n, window int, perCopy [3]float64, lost uint64) {
+	bare, xdp, again := perCopy[0], perCopy[1], perCopy[2]
+	r.Compared = append(r.Compared, Compared{
+		Subscribers: n, Load: load, Window: window, Bare: Figure(bare), XDP: Figure(xdp),
+		Ratio: Figure(xdp / bare), Noise: Figure(again / bare), Lost: lost,
+	})
+}
+
+// compareLone adds the comparison of the rows of lone datagrams to n subscribers.
+func (r *Result) compareLone(n int) {
+	bare, xdp, again := r.find(Bare, false, n, 1), r.find(XDP, false, n, 1), r.find(Bare, true, n, 1)
+	if bare == nil || xdp == nil || again == nil {
+		return // a measurement of bursts alone
+	}
+	perCopy := [3]float64{float64(bare.PerCopy), float64(xdp.PerCopy), float64(again.PerCopy)}
+	r.compare("lone", n, 1, perCopy, bare.Lost+xdp.Lost+again.Lost)
+}
+
+// Sustained is a steady load at a share of what the engine itself can do.
 type Sustained struct {
 	Engine      string `json:"engine"`
 	Subscribers int    `json:"subscribers"`
@@ -130,11 +166,13 @@ type Drop struct {
 	Nanoseconds Figure `json:"ns"`
 }
 
-// Flood is a time in which an engine got hostile datagrams besides honest ones.
+// Flood is a time in which an engine got hostile datagrams besides honest ones, at an
+// interface of their own or at the same one.
 // Refused are those that it counted; the others overran a queue of the host. Lost
 // are copies of honest datagrams, Leaked copies of hostile ones.
 type Flood struct {
 	Engine      string `json:"engine"`
+	Shared      bool   `json:"shared_port"`
 	Subscribers int    `json:"subscribers"`
 	Hostile     uint64 `json:"hostile"`
 	HostileRate Figure `json:"hostile_s"`
@@ -143,6 +181,7 @@ type Flood struct {
 	Honest      uint64 `json:"honest"`
 	HonestRate  Figure `json:"honest_s"`
 	Lost        int64  `json:"lost"`
+	LostShare   Figure `json:"lost_share"` // of the copies of honest datagrams
 }
 
 // notes explain figures that could be misread.
@@ -150,6 +189,9 @@ var notes = []string{
 	"time runs from the injection of a burst's first datagram at the publisher's interface to the arrival of the last copy at the sink, on the kernel's clock; a row is the median over the rounds of the medians over the bursts of a round",
 	"figures of one run may be compared, those of different runs not: compare ratios, and only differences above the noise",
 	"bare, tc and sendmmsg rewrite addresses, port and checksum, and check and authenticate nothing",
+	"sustained load: 60 % of what the engine itself did in its largest burst without loss, in batches of up to 64 datagrams; bare has no queue for these, so its losses there are no ground for a ratio",
+	"xdp beside bare: lone datagrams, and a sustained load that bare bears: the next datagrams follow when the last copy of those before has arrived, 4 in flight, or 2 or 1 where bare would lose some of more",
+	"flood, own port: the hostile datagrams come by another interface than the honest ones; shared port: by the same one, where both go through one ring of 256 frames before any program sees them",
 	"subscribers are those besides the publisher, which gets an ECHO for each datagram from xdp and socket",
 	"with losses, ns per copy is of the copies that arrived",
 	"a copy occupies 1224 bytes of a line: frame, FCS, preamble and gap",
@@ -167,7 +209,7 @@ func newResult(cfg *Config) (*Result, error) {
 		Packet:  Packet{FrameSize, PacketSize, UDPPayload, PayloadSize, LineSize},
 		Rounds:  cfg.Rounds,
 		Notes:   notes,
-		Rows:    []Row{}, Noise: []Noise{}, Sustained: []Sustained{}, Joins: []Joins{},
+		Rows:    []Row{}, Noise: []Noise{}, Compared: []Compared{}, Sustained: []Sustained{}, Joins: []Joins{},
 		Memory: []Memory{}, Drop: []Drop{}, Flood: []Flood{},
 	}, nil
 }

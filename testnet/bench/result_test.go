@@ -34,10 +34,12 @@ func exampleResult() *Result {
 		Joins:     []Joins{{Engine: XDP, Stayers: 1000, Batch: 1, Changes: 512, JoinRate: 600, LeaveRate: 700}},
 		Memory:    []Memory{{Engine: XDP, Subscribers: 1000, Maps: 43 << 20, PerSubscriber: 300}},
 		Drop:      []Drop{{XDP, "no_session", 50}},
-		Flood:     []Flood{{Engine: XDP, Subscribers: 64, Hostile: 1e6, Refused: 1e6, Honest: 2000}},
+		Flood:     []Flood{{Engine: XDP, Subscribers: 64, Hostile: 1e6, Refused: 1e6, Honest: 2000, Lost: 640, LostShare: 0.005}, {Engine: XDP, Shared: true, Subscribers: 64}},
 	}
 	r.compareBare(1)
 	r.compareBare(1000)
+	r.compareLone(1)
+	r.compareLone(1000)
 	return r
 }
 
@@ -45,12 +47,18 @@ func TestNoise(t *testing.T) {
 	require.Equal(t, []Noise{{1, 1, 1.04}}, exampleResult().Noise)
 }
 
+func TestCompareLone(t *testing.T) {
+	require.Equal(t, []Compared{{
+		Subscribers: 1, Load: "lone", Window: 1, Bare: 2500, XDP: 5000, Ratio: 2, Noise: 1.04,
+	}}, exampleResult().Compared, "at 1,000 bare was not measured again")
+}
+
 func TestJSON(t *testing.T) {
 	text, err := exampleResult().JSON()
 	require.NoError(t, err)
 	var all map[string]any
 	require.NoError(t, json.Unmarshal(text, &all))
-	for _, key := range []string{"rows", "joins", "memory", "drop", "flood", "host", "sustained", "noise"} {
+	for _, key := range []string{"rows", "joins", "memory", "drop", "flood", "host", "compared", "sustained", "noise"} {
 		require.Contains(t, all, key)
 	}
 	rows := all["rows"].([]any)
@@ -71,7 +79,10 @@ func TestTable(t *testing.T) {
 		"1000 1 bare 400 - 0.4 50 % ",
 		"1000 8 tc - - - 100 % - - ",
 		"1000 xdp 30 1200 60 % 0",
+		"1 lone 1 2500 5000 2 1.04 0",
 		"xdp no_session 50",
+		"xdp own 64 0 1000000 1000000 0 0 2000 640 0.5 %",
+		"xdp shared 64 ",
 	} {
 		require.Contains(t, squeezed, want)
 	}

@@ -57,7 +57,7 @@ func TestRow(t *testing.T) {
 	}, 5)
 	require.Equal(t, Row{
 		Engine: Socket, Subscribers: 5, Burst: 2,
-		PerCopy: 3, LastCopy: 24e-6, Copies: 36, Lost: 14, Gbit: LineSize * 8 / 3.0,
+		PerCopy: 3, LastCopy: 24e-6, Rounds: 5, Copies: 36, Lost: 14, Gbit: LineSize * 8 / 3.0,
 	}, row)
 
 	row = newRow(&blocks{lane: &lane{name: Bare}, again: true, size: 1, list: []block{{{lost: 5}}}}, 5)

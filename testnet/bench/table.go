@@ -24,6 +24,9 @@ func (r *Result) Table(out io.Writer) error {
 		{"bare measured twice", "subscribers burst ratio", cells(r.Noise, func(x Noise) []any {
 			return []any{x.Subscribers, x.Burst, x.Ratio}
 		})},
+		{"xdp beside bare", "subscribers load window bare-ns xdp-ns xdp-of-bare bare-again lost", cells(r.Compared, func(x Compared) []any {
+			return []any{x.Subscribers, x.Load, x.Window, x.Bare, x.XDP, x.Ratio, x.Noise, x.Lost}
+		})},
 		{"sustained load", "subscribers engine seconds datagrams/s of-capacity lost Gbit/s", cells(r.Sustained, func(x Sustained) []any {
 			return []any{x.Subscribers, x.Engine, x.Seconds, x.Rate, percent(float64(x.Share)), x.Lost, x.Gbit}
 		})},
@@ -36,8 +39,13 @@ func (r *Result) Table(out io.Writer) error {
 		{"refused datagram", "engine verdict ns", cells(r.Drop, func(x Drop) []any {
 			return []any{x.Engine, x.Verdict, x.Nanoseconds}
 		})},
-		{"hostile flood", "engine subscribers hostile/s hostile refused leaked honest/s honest lost", cells(r.Flood, func(x Flood) []any {
-			return []any{x.Engine, x.Subscribers, x.HostileRate, x.Hostile, x.Refused, x.Leaked, x.HonestRate, x.Honest, x.Lost}
+		{"hostile flood", "engine port subscribers hostile/s hostile refused leaked honest/s honest lost lost-share", cells(r.Flood, func(x Flood) []any {
+			port := "own"
+			if x.Shared {
+				port = "shared"
+			}
+			return []any{x.Engine, port, x.Subscribers, x.HostileRate, x.Hostile, x.Refused, x.Leaked, x.HonestRate, x.Honest,
+				x.Lost, percent(float64(x.LostShare))}
 		})},
 	} {
 		if len(t.rows) == 0 {

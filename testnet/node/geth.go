@@ -55,6 +55,7 @@ type GethConfig struct {
 	Peers     []*enode.Node
 	Multicast bool          // --mdcs; needs the patched binary
 	RPs       []*enode.Node // replication points, the preferred one first
+	Delivery  string        // wished of them: unicast or ssm; "" is unicast
 }
 
 // Geth is an Ethereum node. Start, Stop and Kill must not run at the same time;
@@ -118,6 +119,9 @@ func (g *Geth) args() []string {
 		args = append(args, "--mdcs", "--mdcs.port", strconv.Itoa(GethDataPort))
 		for _, url := range urls(g.cfg.RPs) {
 			args = append(args, "--mdcs.rp", url)
+		}
+		if g.cfg.Delivery != "" {
+			args = append(args, "--mdcs.delivery", g.cfg.Delivery)
 		}
 	}
 	return args
@@ -246,8 +250,9 @@ func (g *Geth) SendTx(ctx context.Context, raw []byte) error {
 // Status is the answer of mdcs_status.
 type Status struct {
 	Enabled    bool   `json:"enabled"`
-	State      string `json:"state"` // active, joining or idle
-	RP         string `json:"rp"`    // id of the replication point, hex
+	State      string `json:"state"`    // active, joining or idle
+	RP         string `json:"rp"`       // id of the replication point, hex
+	Delivery   string `json:"delivery"` // that it granted, when active: unicast or ssm
 	Neighbours int    `json:"neighbours"`
 	Covered    int    `json:"covered"` // neighbours that also receive by multicast
 	Published  uint64 `json:"published"`

@@ -53,6 +53,9 @@ func TestGethArgs(t *testing.T) {
 	require.NotContains(t, strings.Join(g.args(), " "), "mdcs")
 	g.cfg.Multicast = true
 	require.Contains(t, strings.Join(g.args(), " "), "--mdcs --mdcs.port 30400 --mdcs.rp enode://")
+	require.NotContains(t, g.args(), "--mdcs.delivery")
+	g.cfg.Delivery = "ssm"
+	require.Contains(t, strings.Join(g.args(), " "), "--mdcs.delivery ssm")
 }
 
 func TestRPFile(t *testing.T) {
@@ -60,7 +63,7 @@ func TestRPFile(t *testing.T) {
 	require.NoError(t, err)
 	r := &RP{cfg: RPConfig{
 		Addr: netip.MustParseAddr("2001:db8:1:1::53"), NetworkID: 1337,
-		Genesis: common.Hash{0xab}, Dir: "/d", Engine: "socket",
+		Genesis: common.Hash{0xab}, Dir: "/d", Engine: "socket", SSM: true,
 		Peers: []*enode.Node{RPURL(key, netip.MustParseAddr("2001:db8:2:1::53"))},
 	}}
 	text, err := toml.Marshal(r.file())
@@ -80,6 +83,9 @@ peers = ['enode://` + id + `@[2001:db8:2:1::53]:30500?discport=0']
 
 [datapath]
 engine = 'socket'
+
+[delivery]
+ssm = true
 
 [admin]
 listen = '[::1]:9300'

@@ -44,6 +44,7 @@ type RPConfig struct {
 	Log       string        // path of the log file
 	Peers     []*enode.Node // the other replication points
 	Engine    string        // datapath: auto, socket or xdp
+	SSM       bool          // offer source-specific multicast
 }
 
 // RP is a replication point. Start, Stop and Kill must not run at the same
@@ -70,7 +71,11 @@ type rpFile struct {
 	} `toml:"mesh"`
 	Datapath struct {
 		Engine string `toml:"engine"`
+		Pin    string `toml:"pin"` // "": what is left of a run ends with it
 	} `toml:"datapath"`
+	Delivery struct {
+		SSM bool `toml:"ssm"`
+	} `toml:"delivery"`
 	Admin struct {
 		Listen string `toml:"listen"`
 	} `toml:"admin"`
@@ -108,6 +113,7 @@ func (r *RP) file() rpFile {
 	f.Chain.Genesis = r.cfg.Genesis.Hex()
 	f.Mesh.Peers = urls(r.cfg.Peers)
 	f.Datapath.Engine = r.cfg.Engine
+	f.Delivery.SSM = r.cfg.SSM
 	f.Admin.Listen = fmt.Sprintf("[::1]:%d", rpAdminPort)
 	f.Log.Level = "info"
 	return f

@@ -79,19 +79,26 @@ __inline_always int raise(__u64 *word, __u64 value)
 	return 0;
 }
 
-/* conforms tells whether a datagram may pass now: the generic cell rate algorithm. */
-__inline_always int conforms(const struct session *s, struct session_state *state, __u64 now)
+/* conforms tells whether a policer lets a datagram pass now: the generic cell rate algorithm. spec: 6.7 */
+__inline_always int conforms(const struct policer *p, __u64 *due, __u64 now)
 {
-	return load(&state->due) <= now + s->tolerance;
+	return !p->rate || load(due) <= now + p->tolerance;
 }
 
-/* spend accounts for a datagram that passes. */
-__inline_always void spend(const struct session *s, struct session_state *state, __u64 now)
+/*
+ * charge accounts for a datagram that passes. Until then another CPU may have found
+ * the same bucket full enough.
+ */
+__inline_always void charge(const struct policer *p, __u64 *due, __u64 now, __u64 cost)
 {
-	for (int i = 0; i < TRIES; i++) {
-		__u64 old = load(&state->due), from = old > now ? old : now;
+	__u64 rate = p->rate;
 
-		if (__sync_val_compare_and_swap(&state->due, old, from + s->interval) == old)
+	if (!rate)
+		return;
+	for (int i = 0; i < TRIES; i++) {
+		__u64 old = load(due), from = old > now ? old : now;
+
+		if (__sync_val_compare_and_swap(due, old, from + cost * 1000000000 / rate) == old)
 			return;
 	}
 	count(contended);

@@ -17,32 +17,53 @@ const volatile __be16 own_port;
 const volatile __u32 own_incarnation;
 const volatile struct key handle_key;
 const volatile __u64 quiet_ns;	/* without datagrams before one goes inline; ~0 for never */
-const volatile __u32 own_netns; /* inode of the network namespace */
+const volatile __u32 own_netns;	  /* inode of the network namespace */
+const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot refer to it */
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
 const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 
 #define MAX_GROUPS  16 /* of a session */
 #define MAX_DEVICES 8
-#define SLICE_SIZE  16
+#define SLICE_SIZE  8
 #define INDEXES	    65536 /* of slices and anchors */
 
 /* Roles of a session, values as datapath.Role. */
-#define ROLE_PEER 1
-#define ROLE_MESH 2
+#define ROLE_PEER    1
+#define ROLE_MESH    2
+#define ROLE_CHANNEL 3
+
+/* A limit of what comes from a session. spec: 6.7 */
+struct policer {
+	__u64 rate;	 /* units per second, 0: no limit */
+	__u64 tolerance; /* ns that due may lie in the future */
+};
 
 /* Sessions by index. */
 struct session {
 	struct key key; /* of datagrams from it */
 	struct address addr;
-	__u64 interval;	 /* ns between datagrams at the granted rate */
-	__u64 tolerance; /* ns that the bucket may be ahead */
-	__u32 ingress;	 /* of a mesh session */
-	__u32 state;	 /* index in states */
-	__u32 sample;	 /* of 2^32, audited */
+	struct policer datagrams;
+	struct policer copies; /* in bytes of UDP payload */
+	__u32 ingress;	       /* of a mesh session */
+	__u32 state;	       /* index in states */
+	__u32 sample;	       /* of 2^32, audited */
 	__be16 port;
 	__u8 role;
 	__u8 groups_len; /* that it may publish to; 0 when it may not publish */
 	__u32 groups[MAX_GROUPS];
+
+	/* What the programs do not read: user space that takes over learns from it. */
+	struct key send_key;
+	__u64 egress;
+	__u64 egress_burst;
+	__be32 send_session;
+	__u32 rate;
+	__u32 burst;
+	__u8 subscribed; /* number of groups */
+	__u8 publish;
+	__u8 silent;
+	__u8 pad;
+	__u8 zone[16]; /* of the address, padded with 0 */
 };
 
 struct {
@@ -55,8 +76,9 @@ struct {
 /* What moves of a session. There are more than sessions: those that ended keep theirs for a while. */
 struct session_state {
 	__u64 received;
-	__u64 heard; /* ns, CLOCK_MONOTONIC */
-	__u64 due;   /* ns, when the policer's bucket is full again */
+	__u64 heard;	     /* ns, CLOCK_MONOTONIC */
+	__u64 datagrams_due; /* ns, when the policer's bucket is full again */
+	__u64 copies_due;
 	__u64 window[WINDOW_WORDS];
 };
 
@@ -122,8 +144,11 @@ struct replica {
 	__be16 port;
 	__u8 dst_mac[6];
 	__u8 src_mac[6];
-	__u8 pad[4];
+	__u8 hop_limit; /* of the IPv6 packet */
+	__u8 pad[3];
 };
+
+_Static_assert(sizeof(struct replica) == 64, "a replica is one cache line");
 
 /* The publishers' own replicas, by session index. */
 struct echo {
@@ -140,7 +165,7 @@ struct {
 } echoes SEC(".maps");
 
 /*
- * A slice: up to 16 receivers that one broadcast reaches. It is not changed while
+ * A slice: the receivers that one broadcast reaches. It is not changed while
  * frames may refer to it; generation tells those that took too long. The replicas
  * stand in the order of the target map's slots, those of one device together:
  * the n-th copy on device d is replica first[d] + n.
@@ -156,7 +181,7 @@ struct slice {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 8192);
 	__type(key, __u32);
 	__type(value, struct slice);
 } slices SEC(".maps");
@@ -171,7 +196,7 @@ struct target_map {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 8192);
 	__type(key, __u32);
 	__array(values, struct target_map);
 } targets SEC(".maps");
@@ -193,6 +218,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } nexts SEC(".maps");
+
+/* How many receivers the chain behind each anchor has, by index from FIRST_ANCHOR on: those that it lacks, too. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, INDEXES - FIRST_ANCHOR);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} receivers SEC(".maps");
 
 /* How many frames went through each slice. */
 struct {
@@ -281,6 +315,25 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } audit SEC(".maps");
+
+/*
+ * Who filled the tables, and until when they hold: user space moves the time on
+ * while it lives.
+ */
+struct life {
+	__u64 valid_until; /* ns, CLOCK_MONOTONIC */
+	struct key handle_key;
+	__u32 incarnation;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct life);
+} lives SEC(".maps");
 
 /* Without a variable the compiler would not describe these types to user space. */
 const struct record *record_type __attribute__((unused));

@@ -6,9 +6,6 @@
 
 #include "verify.h"
 
-/* Hop limit of the IPv6 packets sent. */
-#define IP_HOP_LIMIT 64
-
 /*
  * What the fan-out remembers of a datagram stands in its IPv6 destination address,
  * which every copy overwrites.
@@ -79,7 +76,6 @@ __inline_always void own_headers(struct packet *p, struct scratch *s, __u64 sum)
 
 	*(__be32 *)p->ip = bpf_htonl(6U << 28);
 	p->ip->payload_len = p->udp->len;
-	p->ip->hop_limit = IP_HOP_LIMIT;
 	from[0] = own_addr.word[0];
 	from[1] = own_addr.word[1];
 	from[2] = own_addr.word[2];
@@ -101,6 +97,7 @@ __inline_always void address_to(const struct replica *r, void *data, struct head
 	mac[3] = src[0];
 	mac[4] = src[1];
 	mac[5] = src[2];
+	((struct ipv6hdr *)(data + IP_OFF))->hop_limit = r->hop_limit; /* no part of the checksum */
 	*(struct address *)(data + DADDR_OFF) = r->addr;
 	udp->dest = r->port;
 	h->session = r->send_session;

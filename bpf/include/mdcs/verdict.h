@@ -29,6 +29,7 @@ enum verdict {
 	VERDICT_FAR_AHEAD,
 	VERDICT_REPLAYED,
 	VERDICT_TOO_OLD,
+	VERDICT_ORPHANED,
 	VERDICTS,
 };
 
@@ -36,9 +37,8 @@ enum verdict {
 #define NOT_OURS (-1)
 
 /*
- * Counters of the fan-out, per CPU. What the cpumap queue drops, and broadcasts that
- * the kernel breaks off, cannot be counted where it happens: it is the difference of
- * two counters, one on each side.
+ * Counters of the fan-out, per CPU. Broadcasts that the kernel breaks off cannot be
+ * counted where it happens: they are the difference of two counters, one on each side.
  */
 struct counters {
 	/* What left. */
@@ -58,6 +58,7 @@ struct counters {
 
 	/* What did not leave, and why. */
 	__u64 refused;	   /* copies that mdcs_rp_out dropped or a device had no room for */
+	__u64 queue_lost;  /* frames that the cpumap queue had no room for: the slices behind are lost */
 	__u64 recirc_lost; /* frames that the recirculation pair had no room for: the slices behind are lost */
 	__u64 skipped;	   /* publisher's own copy, or its ECHO on another device */
 	__u64 unresolved;  /* copies to receivers without a known neighbour */

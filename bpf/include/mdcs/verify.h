@@ -82,7 +82,7 @@ __inline_always struct key *epoch_key(struct stream *s, __u8 epoch)
 	return NULL;
 }
 
-/* authentic is steps 7 to 9: key, the window without changing it, payload tag. */
+/* authentic is steps 8 to 10: key, the window without changing it, payload tag. */
 __inline_always int authentic(struct xdp_md *ctx, const struct packet *p, struct outcome *o, __u64 *window)
 {
 	struct key *key = epoch_key(o->stream, p->h->epoch);
@@ -111,6 +111,27 @@ __inline_always int may_publish(const struct session *s, __u32 group)
 	return 0;
 }
 
+/* within_rates is step 10, which changes nothing. */
+__inline_always int within_rates(const struct session *s, struct session_state *state, __u64 now)
+{
+	return conforms(&s->datagrams, &state->datagrams_due, now) && conforms(&s->copies, &state->copies_due, now);
+}
+
+/* charge_rates accounts for a datagram of len bytes that was accepted. */
+__inline_always void charge_rates(const struct session *s, struct session_state *state, const struct outcome *o,
+				  __u32 len, __u64 now)
+{
+	__u32 anchor = o->stream->anchor - FIRST_ANCHOR;
+	__u64 *n;
+
+	charge(&s->datagrams, &state->datagrams_due, now, 1);
+	if (!s->copies.rate)
+		return;
+	n = bpf_map_lookup_elem(&receivers, &anchor);
+	if (n)
+		charge(&s->copies, &state->copies_due, now, load(n) * len);
+}
+
 /* accept_published takes a peer's DATA: its window is that of its session. */
 __inline_always int accept_published(struct xdp_md *ctx, const struct packet *p, struct outcome *o,
 				     struct session_state *state, __u64 now)
@@ -128,16 +149,17 @@ __inline_always int accept_published(struct xdp_md *ctx, const struct packet *p,
 	v = authentic(ctx, p, o, state->window);
 	if (v != VERDICT_PASS)
 		return v;
-	if (!conforms(o->session, state, now))
+	if (!within_rates(o->session, state, now))
 		return VERDICT_OVER_RATE;
 	v = window_take(state->window, bpf_be64_to_cpu(p->h->sequence));
 	if (v == VERDICT_PASS)
-		spend(o->session, state, now);
+		charge_rates(o->session, state, o, p->len, now);
 	return v;
 }
 
 /* accept_relayed takes DATA and HEARTBEAT of a neighbouring RP. */
-__inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, struct outcome *o)
+__inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, struct outcome *o,
+				   struct session_state *state, __u64 now)
 {
 	__u64 seq = bpf_be64_to_cpu(p->h->sequence), newest;
 	__u32 ingress = bpf_ntohl(p->h->ingress);
@@ -157,19 +179,31 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 		v = authentic(ctx, p, o, o->stream_state->window);
 		if (v != VERDICT_PASS)
 			return v;
+		if (!within_rates(o->session, state, now))
+			return VERDICT_OVER_RATE;
 		newest = load(&o->stream_state->newest);
 		if (load(&o->stream_state->known) && seq > newest && seq - newest > MAX_AHEAD)
 			return VERDICT_FAR_AHEAD;
 		v = window_take(o->stream_state->window, seq);
 		if (v != VERDICT_PASS)
 			return v;
+		charge_rates(o->session, state, o, p->len, now);
 	}
 	raise(&o->stream_state->newest, seq);
 	o->stream_state->known = 1;
 	return VERDICT_PASS;
 }
 
-/* accept is steps 2 to 12. What it changes, it changes only for VERDICT_PASS. */
+/* orphaned tells whether user space, which filled the tables, is gone for too long. */
+__inline_always int orphaned(__u64 now)
+{
+	__u32 zero = 0;
+	struct life *l = bpf_map_lookup_elem(&lives, &zero);
+
+	return !l || load(&l->valid_until) < now;
+}
+
+/* accept is steps 2 to 13. What it changes, it changes only for VERDICT_PASS. */
 __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct outcome *o, __u64 now)
 {
 	__u32 index = bpf_ntohl(p->h->session), type = p->h->version_type & 15;
@@ -177,10 +211,13 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 	struct session *s;
 	int v = VERDICT_PASS;
 
+	if (orphaned(now))
+		return VERDICT_ORPHANED;
 	s = bpf_map_lookup_elem(&sessions, &index);
 	if (!s)
 		return VERDICT_NO_SESSION;
-	if (p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
+	/* A frame may claim a channel's address as its source: the kernel's check of that comes later. */
+	if (s->role == ROLE_CHANNEL || p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
 		return VERDICT_BAD_SOURCE;
 	if (hop_tag(&s->key, p->h) != p->h->hop_tag)
 		return VERDICT_BAD_HOP_TAG;
@@ -191,7 +228,7 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 		return VERDICT_NO_SESSION;
 	o->session = s;
 	if (s->role == ROLE_MESH)
-		v = accept_relayed(ctx, p, o);
+		v = accept_relayed(ctx, p, o, state, now);
 	else if (type == TYPE_DATA)
 		v = accept_published(ctx, p, o, state, now);
 	/* A peer's HEARTBEAT says only that the peer is there. */

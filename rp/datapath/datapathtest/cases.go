@@ -320,6 +320,42 @@ var cases = []testCase{
 		},
 		edit: func(_ *world, p *packet) { p.header.Sequence = burst + 1 },
 	},
+	{
+		name: "publisher beyond its copies", from: publisher, verdict: wire.OverRate,
+		before: func(w *world) {
+			w.limit(publisher, 1)
+			publisherSent(1)(w)
+			w.next.skip = true
+		},
+		edit: func(_ *world, p *packet) { p.header.Sequence = 2 },
+	},
+	{
+		name: "neighbour beyond its copies", from: rp, verdict: wire.OverRate,
+		before: func(w *world) {
+			w.limit(rp, 1)
+			neighbourSent(1)(w)
+			w.next.skip = true
+		},
+		edit: func(_ *world, p *packet) { p.header.Sequence = 2 },
+	},
+	{
+		name: "neighbour's rate comes before its sequence", from: rp, verdict: wire.OverRate,
+		before: func(w *world) {
+			w.limit(rp, 1)
+			neighbourSent(1)(w)
+			w.next.skip = true
+		},
+		edit: func(_ *world, p *packet) { p.header.Sequence = datapath.MaxAhead + 2 },
+	},
+	{
+		name: "neighbour beyond its copies may still beat", from: rp, verdict: wire.Pass,
+		before: func(w *world) {
+			w.limit(rp, 1)
+			neighbourSent(1)(w)
+		},
+		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1) },
+		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
+	},
 	{name: "publisher's datagram again", from: publisher, verdict: wire.Replayed, before: publisherSent(1)},
 	{
 		name: "replay is seen before the payload tag is computed", from: publisher, verdict: wire.Replayed,

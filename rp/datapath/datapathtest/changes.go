@@ -136,6 +136,7 @@ func testRefused(t *testing.T, new New) {
 	session("no role", good, func(s *datapath.Session) { s.Role = 0 })
 	session("publisher without rate", good, func(s *datapath.Session) { s.Rate = 0 })
 	session("publisher without burst", good, func(s *datapath.Session) { s.Burst = 0 })
+	session("egress limit without burst", mesh, func(s *datapath.Session) { s.Egress = 1 })
 	session("peer with ingress", good, func(s *datapath.Session) { s.Ingress = 7 })
 	session("mesh without ingress", mesh, func(s *datapath.Session) { s.Ingress = 0 })
 	session("mesh with the own ingress", mesh, func(s *datapath.Session) { s.Ingress = incarnation })
@@ -161,6 +162,60 @@ func testRefused(t *testing.T, new New) {
 		})
 	}
 	w.next.check(t)
+}
+
+// limit gives a session a byte of copies per second, and some at once.
+func (w *world) limit(node int, burst uint64) {
+	w.t.Helper()
+	w.sessions[node].Egress, w.sessions[node].EgressBurst = 1, burst
+	w.apply(datapath.Change{Add: w.sessions[node : node+1]})
+}
+
+// testEgress counts what passes until the bucket of copies is empty. It gets so little
+// back that the time a test takes does not matter.
+func testEgress(t *testing.T, new New) {
+	for _, c := range []struct {
+		name      string
+		from      int
+		gone      []int  // who left before
+		receivers uint64 // of the rest, the publisher too
+	}{
+		{"of a publisher: the mesh and all peers count", publisher, nil, 4},
+		{"of a publisher: who left does not count", publisher, []int{rp, reader}, 2},
+		{"of a neighbour: local peers alone count", rp, nil, 3},
+		{"of a neighbour: who left does not count", rp, []int{reader}, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, new)
+			w.sessions[publisher].Burst = 100
+			var change datapath.Change
+			for _, i := range c.gone {
+				change.Remove = append(change.Remove, w.sessions[i].Index)
+			}
+			w.apply(change)
+			// Two and a half datagrams of one size, and one that is longer.
+			cost := c.receivers * uint64(len(w.packet(c.from).bytes()))
+			w.limit(c.from, 2*cost+cost/2)
+			w.pass(w.packet(c.from).seq(1))
+			long := w.packet(c.from).seq(2)
+			long.payload = make([]byte, wire.MaxPayload)
+			w.pass(long)
+			w.drop(w.packet(c.from).seq(3), wire.OverRate)
+
+			// The refused sequence is not used up, and a replacement keeps the bucket.
+			w.limit(c.from, 2*cost+cost/2)
+			w.drop(w.packet(c.from).seq(3), wire.OverRate)
+			longCost := c.receivers * uint64(len(long.bytes()))
+			w.limit(c.from, cost+longCost+2*cost+cost/2)
+			for seq := uint64(3); seq < 6; seq++ {
+				w.pass(w.packet(c.from).seq(seq))
+			}
+			w.drop(w.packet(c.from).seq(6), wire.OverRate)
+			w.sessions[c.from].Egress = 0
+			w.apply(datapath.Change{Add: w.sessions[c.from : c.from+1]})
+			w.pass(w.packet(c.from).seq(6))
+		})
+	}
 }
 
 func testHeartbeat(t *testing.T, new New) {

@@ -30,10 +30,18 @@ type channelWorld struct {
 	channel datapath.Session
 }
 
+const channelIndex = 0x3001
+
 func newChannelWorld(t *testing.T, new New) *channelWorld {
-	w := &channelWorld{world: newWorld(t, new)}
-	w.channel = datapath.Session{
-		Index:       0x3001,
+	w := newWorld(t, new)
+	return &channelWorld{w, w.listen()}
+}
+
+// listen turns the publisher and the subscriber to the channel, which it returns.
+func (w *world) listen() datapath.Session {
+	w.t.Helper()
+	channel := datapath.Session{
+		Index:       channelIndex,
 		Role:        datapath.Channel,
 		Addr:        w.subject.(ChannelSubject).Channel(),
 		SendSession: 0x4001,
@@ -42,8 +50,8 @@ func newChannelWorld(t *testing.T, new New) *channelWorld {
 	}
 	w.sessions[publisher].Silent = true
 	w.sessions[subscriber].Silent = true
-	w.apply(datapath.Change{Add: append(slices.Clone(w.sessions[:reader]), w.channel)})
-	return w
+	w.apply(datapath.Change{Add: append(slices.Clone(w.sessions[:reader]), channel)})
+	return channel
 }
 
 // with returns the outputs and the copy of the last of them, which is the reader's,

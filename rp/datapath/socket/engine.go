@@ -161,10 +161,7 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	}
 	h := wire.Header{Type: wire.Probe}
 	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)
-	control := interfaceControl(dst.Addr())
-	if control != nil {
-		dst = netip.AddrPortFrom(dst.Addr().WithZone(""), dst.Port())
-	}
+	dst, control := datapath.Destination(dst)
 	if _, _, err := e.conn.WriteMsgUDPAddrPort(b[:size], control, dst); err != nil {
 		e.sender.sent.errors.Add(1)
 		return fmt.Errorf("probe: %w", err)

@@ -23,6 +23,10 @@ type fanout struct {
 	scratch [wire.HeaderSize]byte // header of one copy
 }
 
+// receivers is the number of sessions that the datagram is for. Its publisher is among
+// them if it gets the copies of others.
+func (f *fanout) receivers() int { return len(f.mesh) + len(f.peers) }
+
 // copies calls put for each datagram in the order of sending. put must not keep
 // the header.
 func (f *fanout) copies(put func(to *session, header *[wire.HeaderSize]byte, payload []byte)) {
@@ -79,7 +83,7 @@ func (t *table) accept(now time.Duration, src netip.AddrPort, b []byte, h *wire.
 	case s.Role == datapath.Peer && h.Type == wire.Data:
 		v = t.publish(now, s, b, h, payload, f)
 	case s.Role == datapath.Mesh && h.Type == wire.Data:
-		v = t.relay(s, b, h, payload, f)
+		v = t.relay(now, s, b, h, payload, f)
 	case s.Role == datapath.Mesh:
 		v = t.relayHeartbeat(s, b, h, f)
 	}
@@ -106,13 +110,12 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	if v := authentic(stream, b, h, &s.state.window); v != wire.Pass {
 		return v
 	}
-	if !s.state.policer.conforms(now) {
+	if !s.conforms(now) {
 		return wire.OverRate
 	}
 	if v := s.state.window.Take(h.Sequence); v != wire.Pass {
 		return v
 	}
-	s.state.policer.take(now)
 	stream.newest++
 
 	f.header, f.payload = [wire.HeaderSize]byte(b), payload
@@ -126,12 +129,13 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	if r := t.groups[h.Group]; r != nil { // nil when all of the group are silent
 		f.mesh = r.mesh
 	}
+	s.charge(now, f.receivers()*len(b))
 	return wire.Pass
 }
 
 // relay takes a neighbouring RP's DATA: it goes to the local subscribers alone,
 // because every RP has a link to every other (split horizon).
-func (t *table) relay(s *session, b []byte, h *wire.Header, payload []byte, f *fanout) wire.Verdict {
+func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, payload []byte, f *fanout) wire.Verdict {
 	switch {
 	case h.Ingress != s.Ingress:
 		return wire.BadUpstream
@@ -145,6 +149,9 @@ func (t *table) relay(s *session, b []byte, h *wire.Header, payload []byte, f *f
 	if v := authentic(stream, b, h, &stream.window); v != wire.Pass {
 		return v
 	}
+	if !s.conforms(now) {
+		return wire.OverRate
+	}
 	if stream.known && h.Sequence > stream.newest && h.Sequence-stream.newest > datapath.MaxAhead {
 		return wire.FarAhead
 	}
@@ -156,6 +163,7 @@ func (t *table) relay(s *session, b []byte, h *wire.Header, payload []byte, f *f
 	f.header, f.payload = [wire.HeaderSize]byte(b), payload
 	wire.SetHopLimit(f.header[:], h.HopLimit-1)
 	t.to(f, h.Group, h.Sequence)
+	s.charge(now, f.receivers()*len(b))
 	return wire.Pass
 }
 

@@ -4,12 +4,9 @@ package socket
 
 import (
 	"net"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/ipv6"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -24,43 +21,31 @@ type session struct {
 	control []byte   // control message that goes with each datagram, nil for none
 	state   *sessionState
 	removed bool // from the table; of no concern to a sender
+
+	datagrams, copies datapath.Policer // of what comes from it
 }
 
 // sessionState is what moves while datagrams pass.
 type sessionState struct {
-	window   auth.Window   // of a peer's own sequences
-	policer  policer       // of a publisher
-	received uint64        // datagrams accepted
-	heard    time.Duration // last accepted datagram, on the table's clock
-	copies   atomic.Uint64 // datagrams sent
+	window       auth.Window   // of a peer's own sequences
+	datagramsDue uint64        // of the policers, ns on the table's clock
+	copiesDue    uint64        //
+	received     uint64        // datagrams accepted
+	heard        time.Duration // last accepted datagram, on the table's clock
+	copies       atomic.Uint64 // datagrams sent
 }
 
 func newSession(s datapath.Session, old *session) *session {
 	s.Groups = slices.Clone(s.Groups)
-	next := &session{Session: s, control: interfaceControl(s.Addr.Addr())}
-	if s.Role == datapath.Channel {
-		s.Addr = netip.AddrPortFrom(s.Addr.Addr().WithZone(""), s.Addr.Port())
-	}
-	next.dst = net.UDPAddrFromAddrPort(s.Addr)
+	dst, control := datapath.Destination(s.Addr)
+	next := &session{Session: s, dst: net.UDPAddrFromAddrPort(dst), control: control}
 	if old != nil && old.ReceiveKey == s.ReceiveKey {
 		next.state = old.state
 	} else {
 		next.state = new(sessionState)
 	}
-	next.state.policer.set(s.Rate, s.Burst)
+	next.datagrams, next.copies = s.Policers()
 	return next
-}
-
-// interfaceControl returns the control message that makes the host send by the
-// interface of a channel: it would choose by the route to the group. It is nil for
-// other addresses.
-func interfaceControl(addr netip.Addr) []byte {
-	index, err := datapath.Interface(addr)
-	if err != nil {
-		return nil
-	}
-	control := ipv6.ControlMessage{IfIndex: index}
-	return control.Marshal()
 }
 
 // has reports whether the session has the group.
@@ -72,24 +57,13 @@ func (s *session) seal(header *[wire.HeaderSize]byte) {
 	wire.SetHopTag(header[:], s.SendKey.HopTag(header[:]))
 }
 
-// policer admits a rate of datagrams with a burst, by the generic cell rate
-// algorithm: due is when the bucket would be full again.
-type policer struct {
-	interval  time.Duration // between datagrams at the granted rate
-	tolerance time.Duration // how far due may lie in the future
-	due       time.Duration
+// conforms reports whether the policers let a datagram from the session pass now.
+func (s *session) conforms(now time.Duration) bool {
+	return s.datagrams.Conforms(s.state.datagramsDue, uint64(now)) && s.copies.Conforms(s.state.copiesDue, uint64(now))
 }
 
-func (p *policer) set(rate, burst uint32) {
-	if rate == 0 || burst == 0 {
-		return
-	}
-	p.interval = time.Second / time.Duration(rate)
-	p.tolerance = time.Duration(burst-1) * p.interval
+// charge accounts for a datagram that passes and goes out in bytes of copies.
+func (s *session) charge(now time.Duration, copies int) {
+	s.state.datagramsDue = s.datagrams.Charge(s.state.datagramsDue, uint64(now), 1)
+	s.state.copiesDue = s.copies.Charge(s.state.copiesDue, uint64(now), uint64(copies))
 }
-
-// conforms reports whether a datagram may pass now.
-func (p *policer) conforms(now time.Duration) bool { return p.due-now <= p.tolerance }
-
-// take accounts for a datagram that passes.
-func (p *policer) take(now time.Duration) { p.due = max(p.due, now) + p.interval }

@@ -9,7 +9,7 @@ import (
 
 // maxInline is how many slices may follow each other without the queue. More take so
 // long that the next datagrams would meet them, however far apart they arrive.
-const maxInline = 16
+const maxInline = 32
 
 // longChain is LONG_CHAIN of the programs.
 const longChain = 1 << 63

@@ -47,6 +47,10 @@ func (e *Engine) attach(i int, name string) error {
 		xdp.Close()
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
 	}
+	if err := e.pins.add(attrs.Index, xdp); err != nil {
+		xdp.Close()
+		return fmt.Errorf("attach XDP to %s: %w", name, err)
+	}
 	e.devices[i] = &device{name: name, index: attrs.Index, mac: mac(attrs.HardwareAddr), link: xdp}
 	return nil
 }
@@ -55,6 +59,7 @@ func (e *Engine) attach(i int, name string) error {
 func (e *Engine) detach(i int) {
 	d := e.devices[i]
 	e.devices[i] = nil
+	e.pins.drop(d.index)
 	d.link.Close()
 	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
 }
@@ -106,13 +111,20 @@ func attachNative(p *ebpf.Program, ifindex int) (link.Link, error) {
 type recirculation struct {
 	name string
 	in   int // interface that slices redirect to
+	out  int // where they come out
 	link link.Link
+}
+
+// endpointName names what belongs to an address and port, in the form of an interface
+// or of a file on a bpf file system, less one letter.
+func endpointName(addr netip.AddrPort) string {
+	return fmt.Sprintf("mdcs%08x", crc32.ChecksumIEEE([]byte(addr.String())))
 }
 
 // newRecirculation makes the pair. The name is that of the address and port, which
 // the engine has bound: a pair of this name was left by a process that was killed.
 func newRecirculation(nl *netlink.Handle, addr netip.AddrPort, p *ebpf.Program) (*recirculation, error) {
-	r := &recirculation{name: fmt.Sprintf("mdcs%08x", crc32.ChecksumIEEE([]byte(addr.String())))}
+	r := &recirculation{name: endpointName(addr)}
 	a, b := r.name+"a", r.name+"b"
 	if old, err := nl.LinkByName(a); err == nil {
 		if err := nl.LinkDel(old); err != nil {
@@ -125,7 +137,7 @@ func newRecirculation(nl *netlink.Handle, addr netip.AddrPort, p *ebpf.Program) 
 		return nil, fmt.Errorf("create recirculation pair %s: %w", a, err)
 	}
 	if err := r.open(nl, a, b, p); err != nil {
-		r.close(nl)
+		r.remove(nl)
 		return nil, fmt.Errorf("set up recirculation pair %s: %w", a, err)
 	}
 	return r, nil
@@ -147,17 +159,18 @@ func (r *recirculation) open(nl *netlink.Handle, a, b string, p *ebpf.Program) e
 		}
 		if name == a {
 			r.in = l.Attrs().Index
-		} else if r.link, err = attachNative(p, l.Attrs().Index); err != nil {
+			continue
+		}
+		r.out = l.Attrs().Index
+		if r.link, err = attachNative(p, r.out); err != nil {
 			return fmt.Errorf("attach XDP: %w", err)
 		}
 	}
 	return nil
 }
 
-func (r *recirculation) close(nl *netlink.Handle) {
-	if r.link != nil {
-		r.link.Close()
-	}
+// remove removes the pair.
+func (r *recirculation) remove(nl *netlink.Handle) {
 	if l, err := nl.LinkByName(r.name + "a"); err == nil {
 		_ = nl.LinkDel(l) // gone already, or the next start removes it
 	}

@@ -7,7 +7,7 @@
 //
 // User space fills tables. All receivers of a group form a chain of slices:
 //
-//	stream --> anchor --> slice of 16 --> slice of 16 --> ... --> end
+//	stream --> anchor --> slice of 8 --> slice of 8 --> ... --> end
 //
 // A published slice is never changed: one who joins or leaves gets a new slice in
 // the old one's place, by one store. So a datagram in flight sees a receiver once,
@@ -22,6 +22,7 @@ package xdp
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"runtime"
@@ -29,6 +30,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -47,8 +49,8 @@ const (
 	MaxGroups   = 16    // of one session
 	MaxSessions = 16384 // all together
 	MaxStreams  = 4096  // ingress RPs times groups
-	maxSlices   = 4096
-	sliceSize   = 16
+	maxSlices   = 8192
+	sliceSize   = 8
 )
 
 // defaultQuiet is Options.Quiet when it is 0: several times what the copies to a few
@@ -58,6 +60,10 @@ const defaultQuiet = time.Millisecond
 // quarantine is how long what was taken out of the tables is not used for something
 // else: frames that know of it may still wait in a queue.
 const quarantine = 2 * time.Second
+
+// validity is how long the programs accept datagrams without a sign of life of user
+// space (SPEC section 11).
+const validity = 30 * time.Second
 
 // settle is the pause between a change of routes and the new resolution, so that
 // one is enough for changes that come together.
@@ -70,6 +76,14 @@ type Options struct {
 	// come back.
 	Devices []string
 
+	// Pin is a directory on a bpf file system, made when it is missing. What is
+	// pinned there goes on without the process, for 30 seconds, and the next Attach
+	// of the same address and port goes on with it. "" pins nothing.
+	Pin string
+
+	// Log is told what became of a datapath that was left. Nil: nobody.
+	Log *slog.Logger
+
 	// Quiet is how long no datagram may have passed before the next one is
 	// copied at once instead of through the queue, which spares it the wake-up of
 	// a kernel thread. 0 is 1 ms, negative is never.
@@ -80,9 +94,16 @@ type Options struct {
 	// by one goroutine each; what they are too slow for is lost and counted.
 	Cache, Audit func(Record)
 	AuditShare   float64
+
+	validity time.Duration // for tests; 0 is validity
 }
 
-// Engine implements datapath.Engine.
+// Engine implements datapath.Multicaster.
+//
+// A channel leaves by the interface of its zone, which is one of the engine's devices
+// when the channel is added. While the device is gone the copies to the channel count
+// as send errors; should it come back with another index, it is another zone, and the
+// channel's members fall back to unicast.
 type Engine struct {
 	cfg  datapath.Config
 	opt  Options
@@ -101,9 +122,12 @@ type Engine struct {
 	probes, heartbeats, sendErrors atomic.Uint64
 
 	// The rest belongs to the thread.
-	netns     uint32 // inode of the namespace
+	netns     uint32  // inode of the namespace
+	pins      *pins   // nil: nothing is pinned
+	left      *legacy // while another process's datapath is being adopted
+	adopted   *datapath.State
 	objects   bpf.RpObjects
-	lost      link.Link // counts what rings drop
+	watches   map[string]link.Link // by pin: count what rings and queues drop
 	nl        *netlink.Handle
 	events    *events
 	devices   [MaxDevices]*device // by number; nil: none, or gone
@@ -116,10 +140,15 @@ type Engine struct {
 	late      *time.Timer // resolution after a change of routes
 }
 
-var _ datapath.Engine = (*Engine)(nil)
+var (
+	_ datapath.Multicaster = (*Engine)(nil)
+	_ datapath.Adopter     = (*Engine)(nil)
+)
 
-// Attach starts the engine in the network namespace of the calling thread. With an
-// error nothing of it is left.
+// Attach starts the engine in the network namespace of the calling thread. When a
+// process that died left its datapath in the directory of Options.Pin, the engine goes
+// on with it. With an error nothing of the engine is left; the datapath that it was to
+// go on with forwards until its time is over.
 func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 	addr := cfg.Addr.Addr()
 	switch {
@@ -133,9 +162,15 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 	if opt.Quiet == 0 {
 		opt.Quiet = defaultQuiet
 	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return nil, fmt.Errorf("attach: clock: %w", err)
+	if opt.validity == 0 {
+		opt.validity = validity
+	}
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	boot, err := bootTime()
+	if err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
 	}
 	// The thread starts in a namespace of its own choice and must be told ours.
 	runtime.LockOSThread()
@@ -147,7 +182,7 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 	e := &Engine{
 		cfg:   cfg,
 		opt:   opt,
-		boot:  time.Now().Add(-time.Duration(now.Nano())),
+		boot:  boot,
 		calls: make(chan func()),
 		quit:  make(chan struct{}),
 		done:  make(chan struct{}),
@@ -159,6 +194,15 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// bootTime returns when CLOCK_MONOTONIC was zero.
+func bootTime() (time.Time, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return time.Time{}, fmt.Errorf("clock: %w", err)
+	}
+	return time.Now().Add(-time.Duration(now.Nano())), nil
 }
 
 // run is the engine's thread. It is never unlocked, so that it ends with the
@@ -177,6 +221,8 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 	}
 	expire := time.NewTicker(quarantine / 4)
 	defer expire.Stop()
+	alive := time.NewTicker(e.opt.validity / 30)
+	defer alive.Stop()
 	for {
 		streams := true
 		select {
@@ -202,6 +248,8 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 		case <-expire.C:
 			e.pool.expire(time.Now())
 			e.table.expire(time.Now())
+		case <-alive.C:
+			e.refresh()
 		case <-e.quit:
 			return
 		}
@@ -246,33 +294,29 @@ func (e *Engine) open() error {
 	}
 	e.addr = e.conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	e.batch = ipv6.NewPacketConn(e.conn)
+	if err := e.batch.SetMulticastHopLimit(int(max(e.cfg.HopLimit, 1))); err != nil {
+		return fmt.Errorf("hop limit of channels: %w", err)
+	}
+	if err := e.batch.SetMulticastLoopback(false); err != nil {
+		return fmt.Errorf("loopback of channels: %w", err)
+	}
 	if e.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("netlink: %w", err)
 	}
-	if err := e.load(); err != nil {
+	if e.opt.Pin != "" {
+		if e.pins, err = newPins(e.opt.Pin, e.addr, e.netns); err != nil {
+			return err
+		}
+		e.pins.sweep(e.nl, e.boot, e.opt.Log)
+		if e.left, err = e.pins.find(e.nl, e.addr, e.boot); err != nil {
+			e.opt.Log.Warn("datapath that was left cannot be adopted", "err", err)
+		}
+	}
+	if err := e.load(e.left); err != nil {
 		return err
 	}
 	e.pool = newPool(e)
 	e.table = newTable(e)
-	if err := e.pool.grow(); err != nil {
-		return err
-	}
-	if e.table.cpus, err = e.startFans(); err != nil {
-		return err
-	}
-	if e.recirc, err = newRecirculation(e.nl, e.addr, e.objects.MdcsRpRecirc); err != nil {
-		return err
-	}
-	if err := e.objects.Devices.Put(uint32(e.recirc.in), uint32(MaxDevices+1)); err != nil {
-		return fmt.Errorf("recirculation pair: interface index %d: %w", e.recirc.in, err)
-	}
-	e.lost, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: "xdp_devmap_xmit", Program: e.objects.MdcsRpLost})
-	if err != nil {
-		return fmt.Errorf("watch rings: %w", err)
-	}
-	if err := e.openReaders(); err != nil {
-		return err
-	}
 	// Events first, state then: nothing that happens in between is missed.
 	if e.events, err = subscribe(); err != nil {
 		return err
@@ -280,26 +324,97 @@ func (e *Engine) open() error {
 	if err := e.learnAll(); err != nil {
 		return err
 	}
+	if err := e.openReaders(); err != nil {
+		return err
+	}
+	if e.left != nil {
+		return e.adopt()
+	}
+	return e.begin()
+}
+
+// begin makes a datapath where none is, and pins it when it is complete.
+func (e *Engine) begin() error {
+	err := e.pool.grow()
+	if err != nil {
+		return err
+	}
+	if e.table.cpus, err = e.startFans(); err != nil {
+		return err
+	}
+	e.favour()
+	if e.pins != nil {
+		if err := e.pins.takeDown(e.opt.Log); err != nil {
+			return err
+		}
+	}
+	if e.recirc, err = newRecirculation(e.nl, e.addr, e.objects.MdcsRpRecirc); err != nil {
+		return err
+	}
+	if err := e.objects.Devices.Put(uint32(e.recirc.in), uint32(MaxDevices+1)); err != nil {
+		return fmt.Errorf("recirculation pair: interface index %d: %w", e.recirc.in, err)
+	}
+	if err := e.watchRings(); err != nil {
+		return err
+	}
 	for i, name := range e.opt.Devices {
 		if err := e.attach(i, name); err != nil {
 			return err
 		}
 	}
+	if e.pins == nil {
+		return nil
+	}
+	return e.pins.commit(e.tables(), e.links())
+}
+
+// watchedBy are the programs that count what rings and queues drop, by pin.
+var watchedBy = map[string]struct {
+	tracepoint string
+	program    func(*bpf.RpObjects) *ebpf.Program
+}{
+	linkPrefix + "lost": {"xdp_devmap_xmit", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpLost }},
+	linkPrefix + "full": {"xdp_cpumap_enqueue", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpFull }},
+}
+
+// watchRings attaches them.
+func (e *Engine) watchRings() error {
+	e.watches = make(map[string]link.Link)
+	for name, w := range watchedBy {
+		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: w.tracepoint, Program: w.program(&e.objects)})
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", w.tracepoint, err)
+		}
+		e.watches[name] = l
+	}
 	return nil
 }
 
-// shut releases what open acquired.
+// shut releases what open acquired. What is left of another process stays while it is
+// not adopted wholly.
 func (e *Engine) shut() {
+	if e.pins != nil && e.left == nil {
+		e.pins.remove()
+	}
 	for _, d := range e.devices {
 		if d != nil {
+			if e.left != nil && e.left.links[d.index] == nil { // a new one
+				_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
+			}
 			d.link.Close()
 		}
 	}
-	if e.lost != nil {
-		e.lost.Close()
+	for _, watch := range e.watches {
+		watch.Close()
 	}
 	if e.recirc != nil {
-		e.recirc.close(e.nl)
+		e.recirc.link.Close()
+		if e.left == nil {
+			e.recirc.remove(e.nl)
+		}
+	}
+	if e.left != nil {
+		e.left.close()
 	}
 	for _, r := range e.readers {
 		r.close()
@@ -349,6 +464,9 @@ func (e *Engine) Marks() (marks []proto.Mark) {
 	return marks
 }
 
+// Adopted implements datapath.Adopter.
+func (e *Engine) Adopted() *datapath.State { return e.adopted }
+
 // Addr implements datapath.Engine.
 func (e *Engine) Addr() netip.AddrPort { return e.addr }
 
@@ -363,3 +481,10 @@ func (e *Engine) Close() error {
 
 // halves are a key's two words as SipHash takes them.
 func halves(k auth.Key) (k0, k1 uint64) { return le.Uint64(k[:8]), le.Uint64(k[8:]) }
+
+// wholeKey is the inverse of halves.
+func wholeKey(k bpf.RpKey) (whole auth.Key) {
+	le.PutUint64(whole[:8], k.K0)
+	le.PutUint64(whole[8:], k.K1)
+	return whole
+}

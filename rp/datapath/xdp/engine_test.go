@@ -26,6 +26,17 @@ func TestXDPTable(t *testing.T) {
 	}
 }
 
+// TestXDPChannels runs the tests of channels.
+func TestXDPChannels(t *testing.T) {
+	for name, quiet := range paths {
+		t.Run(name, func(t *testing.T) {
+			datapathtest.RunChannels(t, func(t *testing.T, cfg datapath.Config) datapathtest.Subject {
+				return newChannelSubject(newXDPSubject(t, cfg, quiet))
+			})
+		})
+	}
+}
+
 func TestXDPGolden(t *testing.T) {
 	for name, quiet := range paths {
 		t.Run(name, func(t *testing.T) {
@@ -45,7 +56,11 @@ func TestXDPDiffersNowhereFromSocket(t *testing.T) {
 	}
 	l := newLab(t, 1)
 	datapathtest.Differ(t,
-		func(_ *testing.T, cfg datapath.Config) datapathtest.Subject { return newSocketSubject(l, cfg) },
-		func(_ *testing.T, cfg datapath.Config) datapathtest.Subject { return newSubjectAt(l, cfg, Options{}) },
+		func(_ *testing.T, cfg datapath.Config) datapathtest.Subject {
+			return newChannelSubject(newSocketSubject(l, cfg))
+		},
+		func(_ *testing.T, cfg datapath.Config) datapathtest.Subject {
+			return newChannelSubject(newSubjectAt(l, cfg, Options{}))
+		},
 		n, uint64(time.Now().UnixNano()))
 }

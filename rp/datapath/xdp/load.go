@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -32,8 +33,9 @@ const (
 // cpumapValue is struct bpf_cpumap_val.
 type cpumapValue struct{ QueueSize, Program uint32 }
 
-// load loads the programs with their options.
-func (e *Engine) load() error {
+// load loads the programs with their options, on tables of their own or on those that
+// are left.
+func (e *Engine) load(left *legacy) error {
 	spec, err := bpf.LoadRp()
 	if err != nil {
 		return fmt.Errorf("load programs: %w", err)
@@ -50,6 +52,26 @@ func (e *Engine) load() error {
 		spec.Maps[name].MaxEntries = uint32(os.Getpagesize())
 		return 0
 	}
+	var options ebpf.CollectionOptions
+	if left != nil {
+		options.MapReplacements = left.maps
+		e.cfg.Incarnation, e.cfg.HandleKey = left.life.Incarnation, wholeKey(left.life.HandleKey)
+	} else {
+		fans, err := ebpf.NewMap(spec.Maps[bpf.RpMapFanCpus])
+		if err != nil {
+			return fmt.Errorf("load programs: queues: %w", err)
+		}
+		defer fans.Close() // the objects have their own
+		options.MapReplacements = map[string]*ebpf.Map{bpf.RpMapFanCpus: fans}
+	}
+	info, err := options.MapReplacements[bpf.RpMapFanCpus].Info()
+	if err != nil {
+		return fmt.Errorf("load programs: queues: %w", err)
+	}
+	fansID, ok := info.ID()
+	if !ok {
+		return errors.New("load programs: queues without id")
+	}
 	k0, k1 := halves(e.cfg.HandleKey)
 	for name, value := range map[string]any{
 		bpf.RpVarOwnAddr:        e.addr.Addr().As16(),
@@ -58,6 +80,7 @@ func (e *Engine) load() error {
 		bpf.RpVarHandleKey:      [2]uint64{k0, k1},
 		bpf.RpVarQuietNs:        quiet,
 		bpf.RpVarOwnNetns:       e.netns,
+		bpf.RpVarFanCpusId:      uint32(fansID),
 		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.opt.Cache != nil),
 		bpf.RpVarAuditOn:        on(bpf.RpMapAudit, e.opt.Audit != nil),
 	} {
@@ -65,7 +88,7 @@ func (e *Engine) load() error {
 			return fmt.Errorf("load programs: option %s: %w", name, err)
 		}
 	}
-	if err := spec.LoadAndAssign(&e.objects, nil); err != nil {
+	if err := spec.LoadAndAssign(&e.objects, &options); err != nil {
 		if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
 			return fmt.Errorf("load programs: refused by the verifier: %w", v)
 		}
@@ -74,11 +97,22 @@ func (e *Engine) load() error {
 	if err := e.memory.open(&e.objects); err != nil {
 		return fmt.Errorf("load programs: %w", err)
 	}
+	if left == nil {
+		life := e.memory.lives.at(0)
+		life.Incarnation, life.HandleKey = e.cfg.Incarnation, bpf.RpKey{K0: k0, K1: k1}
+		e.refresh()
+	}
 	return nil
 }
 
+// refresh says that user space lives.
+func (e *Engine) refresh() {
+	store(&e.memory.lives.at(0).ValidUntil, uint64(time.Since(e.boot)+e.opt.validity))
+}
+
 // startFans makes a queue and its kernel thread for each CPU that the process may
-// use, and returns the CPUs.
+// use, and returns the CPUs. A queue that is there already is replaced, and the kernel
+// empties it.
 func (e *Engine) startFans() ([]uint32, error) {
 	var allowed unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
@@ -86,14 +120,17 @@ func (e *Engine) startFans() ([]uint32, error) {
 	}
 	var cpus []uint32
 	for cpu := uint32(0); cpu < e.objects.FanCpus.MaxEntries() && len(cpus) < maxFans; cpu++ {
-		if !allowed.IsSet(int(cpu)) {
+		var there cpumapValue
+		if !allowed.IsSet(int(cpu)) && e.objects.FanCpus.Lookup(cpu, &there) != nil {
 			continue
 		}
 		value := cpumapValue{QueueSize: fanQueue, Program: uint32(e.objects.MdcsRpFan.FD())}
 		if err := e.objects.FanCpus.Put(cpu, value); err != nil {
 			return nil, fmt.Errorf("start fan-out on CPU %d: %w", cpu, err)
 		}
-		cpus = append(cpus, cpu)
+		if allowed.IsSet(int(cpu)) {
+			cpus = append(cpus, cpu)
+		}
 	}
 	return cpus, nil
 }

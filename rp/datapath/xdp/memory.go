@@ -16,10 +16,12 @@ import (
 // memory is the tables that the programs write, mapped into the process: words are
 // read and stored whole, without system calls.
 type memory struct {
-	sessions region[bpf.RpSessionState]
-	streams  region[bpf.RpStreamState]
-	nexts    region[uint64]
-	passes   region[uint64]
+	sessions  region[bpf.RpSessionState]
+	streams   region[bpf.RpStreamState]
+	nexts     region[uint64]
+	receivers region[uint64]
+	passes    region[uint64]
+	lives     region[bpf.RpLife]
 }
 
 func (m *memory) open(o *bpf.RpObjects) error {
@@ -30,7 +32,9 @@ func (m *memory) open(o *bpf.RpObjects) error {
 		{"session states", func() error { return m.sessions.open(o.States) }},
 		{"stream states", func() error { return m.streams.open(o.StreamStates) }},
 		{"nexts", func() error { return m.nexts.open(o.Nexts) }},
+		{"receivers", func() error { return m.receivers.open(o.Receivers) }},
 		{"passes", func() error { return m.passes.open(o.Passes) }},
+		{"lives", func() error { return m.lives.open(o.Lives) }},
 	} {
 		if err := r.open(); err != nil {
 			return fmt.Errorf("map %s into memory: %w", r.name, err)
@@ -43,7 +47,9 @@ func (m *memory) close() {
 	m.sessions.close()
 	m.streams.close()
 	m.nexts.close()
+	m.receivers.close()
 	m.passes.close()
+	m.lives.close()
 }
 
 // region is an array map with BPF_F_MMAPABLE. Its elements are multiples of 8 bytes.

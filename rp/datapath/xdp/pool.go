@@ -43,10 +43,11 @@ func (s *slice) reference() uint64 { return uint64(s.generation)<<16 | uint64(s.
 // generation that grows with each use.
 type pool struct {
 	e           *Engine
-	maps        []*ebpf.Map // by index; 0 is not used: it ends a chain
+	maps        []*ebpf.Map // by index; 0 is not used: it ends a chain; nil: that of another process
 	slots       []int       // in use of each map, by index
 	generations []uint16
 	free        []uint32
+	bare        []uint32       // unused, but without a map
 	retired     []retiredSlice // oldest first
 }
 
@@ -62,8 +63,11 @@ func newPool(e *Engine) *pool {
 // grow installs poolStep more device maps.
 func (p *pool) grow() error {
 	first := len(p.maps)
-	n := min(poolStep, maxSlices-first)
-	if n <= 0 {
+	keys := slices.Clone(p.bare[:min(poolStep, len(p.bare))])
+	for i := first; i < maxSlices && len(keys) < poolStep; i++ {
+		keys = append(keys, uint32(i))
+	}
+	if len(keys) == 0 {
 		return errors.New("no slice is left")
 	}
 	spec, err := bpf.LoadRp()
@@ -72,24 +76,29 @@ func (p *pool) grow() error {
 	}
 	inner := spec.Maps[bpf.RpMapTargets].InnerMap
 	inner.Name = "target"
-	keys, values := make([]uint32, n), make([]uint32, n)
-	maps := make([]*ebpf.Map, n)
+	values := make([]uint32, len(keys))
+	maps := make([]*ebpf.Map, len(keys))
 	for i := range maps {
 		if maps[i], err = ebpf.NewMap(inner); err != nil {
 			closeAll(maps)
 			return fmt.Errorf("grow slices: %w", err)
 		}
-		keys[i], values[i] = uint32(first+i), uint32(maps[i].FD())
+		values[i] = uint32(maps[i].FD())
 	}
 	if err := install(p.e.objects.Targets, keys, values); err != nil {
 		closeAll(maps)
 		return fmt.Errorf("grow slices: %w", err)
 	}
-	for i := range maps {
-		p.maps = append(p.maps, maps[i])
-		p.slots = append(p.slots, 0)
-		p.generations = append(p.generations, 0)
-		p.free = append(p.free, keys[i])
+	for i, index := range keys {
+		if int(index) < first {
+			p.maps[index] = maps[i]
+			p.bare = p.bare[1:]
+		} else {
+			p.maps = append(p.maps, maps[i])
+			p.slots = append(p.slots, 0)
+			p.generations = append(p.generations, 0)
+		}
+		p.free = append(p.free, index)
 	}
 	return nil
 }
@@ -119,12 +128,12 @@ func (p *pool) close() { closeAll(p.maps) }
 
 // take returns an unused index. When all are in quarantine it waits for the oldest.
 func (p *pool) take() (uint32, error) {
-	if len(p.free) == 0 {
-		if err := p.grow(); err != nil && len(p.retired) == 0 {
+	for len(p.free) == 0 {
+		if err := p.grow(); err == nil {
+			break
+		} else if len(p.retired) == 0 {
 			return 0, err
 		}
-	}
-	if len(p.free) == 0 {
 		time.Sleep(time.Until(p.retired[0].at.Add(quarantine)))
 		p.expire(time.Now())
 	}
@@ -207,7 +216,11 @@ func (p *pool) expire(now time.Time) {
 		s := p.retired[0].slice
 		p.retired = slices.Delete(p.retired, 0, 1)
 		p.account(s, func(a *session, n uint64) { a.state.copies.Add(n) })
-		p.free = append(p.free, s.index)
+		if p.maps[s.index] == nil {
+			p.bare = append(p.bare, s.index)
+		} else {
+			p.free = append(p.free, s.index)
+		}
 	}
 }
 
@@ -233,7 +246,7 @@ func (p *pool) account(s *slice, add func(*session, uint64)) {
 
 // replica is the member as the egress program needs it.
 func (m *member) replica() (r bpf.RpReplica) {
-	r.DstMac, r.SrcMac = m.hop.dst, m.hop.src
+	r.DstMac, r.SrcMac, r.HopLimit = m.hop.dst, m.hop.src, m.hop.hopLimit
 	if m.session == nil {
 		return r
 	}

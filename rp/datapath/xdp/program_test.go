@@ -11,10 +11,13 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
@@ -43,12 +46,13 @@ var bareAddr = netip.MustParseAddrPort("[2001:db8::53]:30500")
 // from BPF_PROG_TEST_RUN, and nothing leaves.
 func newBare(t testing.TB, cfg datapath.Config) *Engine {
 	needKernel(t)
-	e := &Engine{cfg: cfg, opt: Options{Quiet: -1}, addr: bareAddr, neighbors: make(map[neighborKey]mac)}
+	boot, err := bootTime()
+	require.NoError(t, err)
+	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr, neighbors: make(map[neighborKey]mac)}
 	t.Cleanup(e.shut)
-	var err error
 	e.nl, err = netlink.NewHandle()
 	require.NoError(t, err)
-	require.NoError(t, e.load())
+	require.NoError(t, e.load(nil))
 	e.pool = newPool(e)
 	e.table = newTable(e)
 	require.NoError(t, e.pool.grow())
@@ -265,6 +269,86 @@ func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 	for _, s := range e.table.stats() {
 		require.Equal(t, uint64(datagrams), s.Received)
 	}
+}
+
+// The programs' arithmetic is that of datapath.Policer, to the nanosecond.
+func TestXDPPolicerProperty(t *testing.T) {
+	const own, neighbour, group, receivers = 7, 8, 9, 5
+	e := newBare(t, datapath.Config{Incarnation: own})
+	from := make([]datapath.Session, receivers)
+	for i := range from {
+		from[i] = datapath.Session{
+			Index: uint32(i + 1), Role: datapath.Peer, Groups: []uint32{group}, Publish: true,
+			Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"),
+		}
+	}
+	from[1] = datapath.Session{Index: 2, Role: datapath.Mesh, Ingress: neighbour, Addr: from[0].Addr, Groups: []uint32{group}}
+	clock := func() uint64 {
+		var now unix.Timespec
+		require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
+		return uint64(now.Nano())
+	}
+	sequence := uint64(0)
+	rapid.Check(t, func(t *rapid.T) {
+		s := &from[rapid.IntRange(0, 1).Draw(t, "session")]
+		for i := range from {
+			from[i].Rate = rapid.Uint32Range(1, 1e9).Draw(t, "rate")
+			from[i].Burst = rapid.Uint32Range(1, 1e6).Draw(t, "burst")
+			from[i].Egress = rapid.Uint64Range(0, 1e11).Draw(t, "egress")
+			from[i].EgressBurst = rapid.Uint64Range(1, 1e11).Draw(t, "egress burst")
+		}
+		require.NoError(t, e.apply(datapath.Change{
+			Add: from, Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}},
+		}))
+		size := rapid.IntRange(1, wire.MaxPayload).Draw(t, "payload")
+		state := e.memory.sessions.at(e.table.sessions[s.Index].state.element)
+		datagrams, copies := s.Policers()
+		cost := uint64(wire.HeaderSize+size) * receivers
+		if s.Role == datapath.Mesh {
+			cost = uint64(wire.HeaderSize+size) * (receivers - 1)
+		}
+
+		// Both buckets are full again some time before or after the datagram may pass.
+		begin := clock()
+		draw := func(p datapath.Policer, what string) uint64 {
+			ahead := rapid.Int64Range(-1e9, 1e9).Draw(t, what)
+			return uint64(max(0, int64(begin+p.Tolerance)+ahead))
+		}
+		due, copiesDue := draw(datagrams, "due"), draw(copies, "copies due")
+		store(&state.DatagramsDue, due)
+		store(&state.CopiesDue, copiesDue)
+		sequence++
+		h := wire.Header{
+			Type: wire.Data, HopLimit: 8, Session: s.Index, Group: group, Ingress: s.Ingress, Sequence: sequence,
+			K: 1, N: 1, PayloadLen: uint16(size), ObjectLen: uint32(size),
+		}
+		b := append(h.Append(nil), make([]byte, size)...)
+		wire.SetPayloadTag(b, new(auth.Key).PayloadTag(b))
+		wire.SetHopTag(b, s.ReceiveKey.HopTag(b))
+		before := e.verdicts()
+		_, err := e.objects.MdcsRpIn.Run(&ebpf.RunOptions{Data: frame(s.Addr, bareAddr, b)})
+		require.NoError(t, err)
+		end := clock()
+		after := e.verdicts()
+
+		got, gotCopies := load(&state.DatagramsDue), load(&state.CopiesDue)
+		conforms := func(now uint64) bool { return datagrams.Conforms(due, now) && copies.Conforms(copiesDue, now) }
+		if after[wire.OverRate] > before[wire.OverRate] {
+			require.False(t, conforms(begin))
+			require.Equal(t, due, got)
+			require.Equal(t, copiesDue, gotCopies)
+			return
+		}
+		require.Equal(t, before[wire.Pass]+1, after[wire.Pass])
+		require.True(t, conforms(end))
+		for _, x := range []struct {
+			policer        datapath.Policer
+			due, got, cost uint64
+		}{{datagrams, due, got, 1}, {copies, copiesDue, gotCopies, cost}} {
+			require.GreaterOrEqual(t, x.got, x.policer.Charge(x.due, begin, x.cost))
+			require.LessOrEqual(t, x.got, x.policer.Charge(x.due, end, x.cost))
+		}
+	})
 }
 
 // One on the wire is as one in the kernel: the tables are read without translation.

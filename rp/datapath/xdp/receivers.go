@@ -44,6 +44,9 @@ func (e *Engine) tryReconcile() error {
 		if ok && s.Publish {
 			echoes[index] = m
 		}
+		if s.Silent {
+			continue
+		}
 		for _, id := range s.Groups {
 			all[id].add(m, ok)
 		}
@@ -65,11 +68,15 @@ func (e *Engine) tryReconcile() error {
 		if err := g.all.replaceIfChanged(append(first, r.mesh...), r.meshMissing); err != nil {
 			return fmt.Errorf("apply: mesh of group %08x: %w", id, err)
 		}
+		// What a datagram costs follows its receivers, known neighbour or not.
+		peers := uint64(len(r.peers) + r.peersMissing)
+		store(e.memory.receivers.at(g.peers.anchor-firstAnchor), peers)
+		store(e.memory.receivers.at(g.all.anchor-firstAnchor), peers+uint64(len(r.mesh)+r.meshMissing))
 	}
 	return nil
 }
 
-// receivers are those of one group.
+// receivers are those of one group. Channels are among the peers.
 type receivers struct {
 	peers, mesh               []member
 	peersMissing, meshMissing int

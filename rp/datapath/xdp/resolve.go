@@ -3,13 +3,18 @@
 package xdp
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
 // resolveWait is how long a change waits for the neighbours of those who join.
@@ -31,7 +36,11 @@ type path struct {
 type nextHop struct {
 	device   int // number
 	dst, src mac
+	hopLimit uint8
 }
+
+// unicastHopLimit is the hop limit of packets that are not to a channel.
+const unicastHopLimit = 64
 
 // events are the kernel's messages about what paths depend on.
 type events struct {
@@ -104,6 +113,7 @@ func (e *Engine) resubscribe() {
 		}
 		select {
 		case <-time.After(time.Second):
+			e.refresh()
 		case <-e.quit:
 			return
 		}
@@ -139,7 +149,7 @@ const usable = netlink.NUD_PERMANENT | netlink.NUD_NOARP | netlink.NUD_REACHABLE
 // answer: the kernel does not see that it is in use.
 func (e *Engine) learn(u netlink.NeighUpdate) bool {
 	addr, ok := netip.AddrFromSlice(u.IP)
-	if !ok || !addr.Is6() {
+	if !ok || !addr.Is6() || addr.IsMulticast() {
 		return false
 	}
 	key := neighborKey{u.LinkIndex, addr}
@@ -172,19 +182,26 @@ func (e *Engine) ask(key neighborKey) {
 	})
 }
 
-// route asks the kernel for the path to an endpoint.
-func (e *Engine) route(addr netip.Addr) path {
+// route returns the path to an endpoint: by the interface of a channel's zone, else
+// as the kernel says.
+func (e *Engine) route(addr netip.Addr) (path, error) {
+	if index, err := datapath.Interface(addr); err == nil {
+		return path{index, addr.WithZone("")}, nil
+	}
 	opt := &netlink.RouteGetOptions{SrcAddr: e.addr.Addr().AsSlice(), Oif: addr.Zone()}
 	addr = addr.WithZone("")
 	routes, err := e.nl.RouteGetWithOptions(net.IP(addr.AsSlice()), opt)
-	if err != nil || len(routes) == 0 {
-		return path{}
+	if err != nil {
+		return path{}, fmt.Errorf("route to %v: %w", addr, err)
+	}
+	if len(routes) == 0 || routes[0].LinkIndex == 0 {
+		return path{}, fmt.Errorf("route to %v: no interface", addr)
 	}
 	via, ok := netip.AddrFromSlice(routes[0].Gw)
 	if !ok {
 		via = addr
 	}
-	return path{routes[0].LinkIndex, via}
+	return path{routes[0].LinkIndex, via}, nil
 }
 
 // hop returns the next hop of a path, when there is a device and a neighbour for it.
@@ -193,14 +210,47 @@ func (e *Engine) hop(p path) (nextHop, bool) {
 	if device < 0 {
 		return nextHop{}, false
 	}
+	src := e.devices[device].mac
+	if p.via.IsMulticast() {
+		return nextHop{device, groupMAC(p.via), src, max(e.cfg.HopLimit, 1)}, true
+	}
 	dst, ok := e.neighbors[neighborKey{p.ifindex, p.via}]
-	return nextHop{device, dst, e.devices[device].mac}, ok
+	return nextHop{device, dst, src, unicastHopLimit}, ok
+}
+
+// groupMAC is the Ethernet address of a multicast group (RFC 2464, section 7).
+func groupMAC(group netip.Addr) mac {
+	a := group.As16()
+	return mac{0x33, 0x33, a[12], a[13], a[14], a[15]}
+}
+
+// Link implements datapath.Multicaster. It is an error when the interface is none of
+// the engine's devices: what leaves there is not copied by this engine.
+func (e *Engine) Link(peer netip.Addr) (zone string, err error) {
+	closed := e.do(func() {
+		var p path
+		if p, err = e.route(peer); err == nil {
+			err = e.serves(p.ifindex)
+		}
+		if err == nil {
+			zone = strconv.Itoa(p.ifindex)
+		}
+	})
+	return zone, cmp.Or(closed, err)
+}
+
+// serves returns an error when an interface is none of the engine's devices.
+func (e *Engine) serves(ifindex int) error {
+	if e.number(ifindex) < 0 {
+		return fmt.Errorf("interface %d is none of the devices %s", ifindex, strings.Join(e.opt.Devices, ", "))
+	}
+	return nil
 }
 
 // resolveAll looks up all paths again and asks for neighbours that are missing.
 func (e *Engine) resolveAll() {
 	for _, s := range e.table.sessions {
-		s.path = e.route(s.Addr.Addr())
+		s.path, _ = e.route(s.Addr.Addr()) // without one it waits for the next change of routes
 		e.want(s.path)
 	}
 }
@@ -208,7 +258,7 @@ func (e *Engine) resolveAll() {
 // want asks for the neighbour of a path unless it is known, and reports whether it
 // may become known.
 func (e *Engine) want(p path) bool {
-	if e.number(p.ifindex) < 0 {
+	if e.number(p.ifindex) < 0 || p.via.IsMulticast() {
 		return false
 	}
 	key := neighborKey{p.ifindex, p.via}

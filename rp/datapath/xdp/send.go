@@ -65,7 +65,8 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	}
 	h := wire.Header{Type: wire.Probe}
 	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)
-	if _, err := e.conn.WriteToUDPAddrPort(b[:size], dst); err != nil {
+	dst, control := datapath.Destination(dst)
+	if _, _, err := e.conn.WriteMsgUDPAddrPort(b[:size], control, dst); err != nil {
 		e.sendErrors.Add(1)
 		return fmt.Errorf("probe: %w", err)
 	}
@@ -96,7 +97,8 @@ func (e *Engine) Heartbeat() error {
 				b.header.Session = s.SendSession
 				datagram := b.header.Append(make([]byte, 0, wire.HeaderSize))
 				wire.SetHopTag(datagram, s.SendKey.HopTag(datagram))
-				batch[i] = ipv6.Message{Buffers: [][]byte{datagram}, Addr: net.UDPAddrFromAddrPort(s.Addr)}
+				dst, control := datapath.Destination(s.Addr)
+				batch[i] = ipv6.Message{Buffers: [][]byte{datagram}, OOB: control, Addr: net.UDPAddrFromAddrPort(dst)}
 			}
 			e.send(batch[:n], b.to[:n])
 			b.to = b.to[n:]
@@ -125,9 +127,9 @@ func (e *Engine) send(batch []ipv6.Message, to []*session) {
 // beats returns the next heart-beat of each own stream that has receivers.
 func (t *table) beats() []beat {
 	to := make(map[uint32][]*session)
-	for _, role := range []datapath.Role{datapath.Mesh, datapath.Peer} {
+	for _, role := range []datapath.Role{datapath.Mesh, datapath.Peer, datapath.Channel} {
 		for _, s := range t.sessions {
-			if s.Role != role {
+			if s.Role != role || s.Silent {
 				continue
 			}
 			for _, group := range s.Groups {

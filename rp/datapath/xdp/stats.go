@@ -12,9 +12,10 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
-// Counters are the programs' own, summed over all CPUs. What the kernel drops between
-// two of them shows as a difference that stays: Queued - Dequeued for the queue of the
-// fan-out, Chained - Recirculated for the recirculation pair, Planned - Made for copies.
+// Counters are the programs' own, summed over all CPUs. What is on its way between two of
+// them is their difference: Queued - Dequeued - QueueLost in the queue of the fan-out,
+// Chained - Recirculated - RecircLost in the recirculation pair. Planned - Made are
+// copies that the kernel could not allocate.
 type Counters = bpf.RpCounters
 
 // Stats implements datapath.Engine. A send error is a copy to a receiver whose
@@ -31,8 +32,15 @@ func (e *Engine) Stats() (st datapath.Stats) {
 			Echoes:     c.Echoes,
 			Heartbeats: c.Heartbeats + e.heartbeats.Load(),
 			Probes:     e.probes.Load(),
-			SendErrors: ringLost(&c) + c.RecircLost + c.Unresolved + c.NoEcho + c.Stale + c.NoReplica + c.NoTrim + e.sendErrors.Load(),
+			SendErrors: ringLost(&c) + c.QueueLost + c.RecircLost + c.Unresolved + c.NoEcho + c.Stale + c.NoReplica + c.NoTrim + e.sendErrors.Load(),
 			Sessions:   e.table.stats(),
+			Overflows: []datapath.Overflow{
+				{Queue: "fan-out", Lost: c.QueueLost},
+				{Queue: "recirculation", Lost: c.RecircLost},
+				{Queue: "device", Lost: ringLost(&c)},
+				{Queue: "cache", Lost: c.CacheLost},
+				{Queue: "audit", Lost: c.AuditLost},
+			},
 		}
 	})
 	return st
@@ -86,6 +94,7 @@ func (e *Engine) counters() (sum Counters) {
 			{&sum.Chained, &c.Chained},
 			{&sum.Recirculated, &c.Recirculated},
 			{&sum.Refused, &c.Refused},
+			{&sum.QueueLost, &c.QueueLost},
 			{&sum.RecircLost, &c.RecircLost},
 			{&sum.Skipped, &c.Skipped},
 			{&sum.Unresolved, &c.Unresolved},

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/safchain/ethtool"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -21,7 +23,12 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath/socket"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(childEnv); spec != "" {
+		os.Exit(child(spec))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // gro makes an interface poll: a veth takes redirected frames only then.
 func gro(t testing.TB, name string) {
@@ -114,11 +121,16 @@ func (s *subject) Apply(c datapath.Change) error {
 	return nil
 }
 
-// missing returns how many receivers have no next hop.
+// missing returns how many receivers and silent publishers have no next hop.
 func (e *Engine) missing() (n int) {
 	_ = e.do(func() {
 		for _, g := range e.table.groups {
 			n += g.all.missing + g.peers.missing
+		}
+		for _, s := range e.table.sessions {
+			if _, ok := e.table.echoes[s.Index]; s.Silent && s.Publish && !ok {
+				n++
+			}
 		}
 	})
 	return n
@@ -130,22 +142,29 @@ func (s *subject) node(addr netip.AddrPort) *node {
 	if n := s.nodes[addr]; n != nil {
 		return n
 	}
-	n := &node{addr: addr}
 	ns := s.lab.hosts[s.lab.host(addr.Addr())]
 	s.lab.addAddr(ns, "h0", addr.Addr(), 128)
-	s.lab.in(ns, func() {
+	n := s.lab.listen(ns, addr)
+	s.nodes[addr] = n
+	return n
+}
+
+// listen returns a node in a namespace.
+func (l *lab) listen(ns netns.NsHandle, addr netip.AddrPort) *node {
+	l.t.Helper()
+	n := &node{addr: addr}
+	l.in(ns, func() {
 		var err error
 		n.conn, err = net.ListenUDP("udp6", net.UDPAddrFromAddrPort(addr))
-		require.NoError(s.lab.t, err)
+		require.NoError(l.t, err)
 		raw, err := n.conn.SyscallConn()
-		require.NoError(s.lab.t, err)
-		require.NoError(s.lab.t, raw.Control(func(fd uintptr) {
-			require.NoError(s.lab.t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1))
-			require.NoError(s.lab.t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20))
+		require.NoError(l.t, err)
+		require.NoError(l.t, raw.Control(func(fd uintptr) {
+			require.NoError(l.t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1))
+			require.NoError(l.t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20))
 		}))
 	})
-	s.lab.t.Cleanup(func() { n.conn.Close() })
-	s.nodes[addr] = n
+	l.t.Cleanup(func() { n.conn.Close() })
 	return n
 }
 

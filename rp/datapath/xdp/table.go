@@ -140,8 +140,11 @@ func (t *table) check(c datapath.Change) error {
 		if err := s.Check(); err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
-		if s.Role == datapath.Channel || s.Silent {
-			return fmt.Errorf("apply: session %08x: this engine has no channels", s.Index)
+		if s.Role == datapath.Channel {
+			index, _ := datapath.Interface(s.Addr.Addr()) // as checked
+			if err := t.e.serves(index); err != nil {
+				return fmt.Errorf("apply: session %08x: channel %v: %w", s.Index, s.Addr, err)
+			}
 		}
 		if s.Ingress == own {
 			return fmt.Errorf("apply: session %08x: own incarnation %08x as ingress", s.Index, own)
@@ -236,7 +239,7 @@ func (e *Engine) apply(c datapath.Change) error {
 	added := make([]*session, len(c.Add))
 	paths := make([]path, len(c.Add))
 	for i := range c.Add {
-		paths[i] = e.route(c.Add[i].Addr.Addr())
+		paths[i], _ = e.route(c.Add[i].Addr.Addr()) // without one it waits for a change of routes
 		added[i] = &session{Session: c.Add[i], path: paths[i]}
 		added[i].Groups = distinct(c.Add[i].Groups)
 	}
@@ -279,26 +282,17 @@ func (t *table) add(s *session) error {
 	for _, id := range s.Groups {
 		t.group(id)
 	}
-	value := bpf.RpSession{
-		Ingress: s.Ingress,
-		State:   s.state.element,
-		Port:    port(s.Addr.Port()),
-		Role:    uint8(s.Role),
-	}
-	value.Key.K0, value.Key.K1 = halves(s.ReceiveKey)
-	value.Addr.Word = words(s.Addr.Addr().As16())
-	if s.Publish {
-		interval := time.Second / time.Duration(s.Rate)
-		value.Interval = uint64(interval)
-		value.Tolerance = uint64(time.Duration(s.Burst-1) * interval)
-		value.Sample = t.e.opt.sample()
-		value.GroupsLen = uint8(copy(value.Groups[:], s.Groups))
-	}
+	value := valueOf(&s.Session, s.state.element, t.e.opt.sample())
 	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
 		return fmt.Errorf("apply: session %08x: %w", s.Index, err)
 	}
 	t.sessions[s.Index] = s
 	return nil
+}
+
+// policer is a Policer as the programs need it.
+func policer(p datapath.Policer) bpf.RpPolicer {
+	return bpf.RpPolicer{Rate: p.Rate, Tolerance: p.Tolerance}
 }
 
 func (t *table) remove(index uint32) error {
@@ -319,11 +313,18 @@ func (t *table) remove(index uint32) error {
 func (t *table) group(id uint32) *group {
 	g := t.groups[id]
 	if g == nil {
-		peers := &chain{e: t.e, anchor: t.anchors.take()}
-		g = &group{id: id, peers: peers, all: &chain{e: t.e, anchor: t.anchors.take(), end: uint64(peers.anchor)}}
+		peers := &chain{e: t.e, anchor: t.anchor()}
+		g = &group{id: id, peers: peers, all: &chain{e: t.e, anchor: t.anchor(), end: uint64(peers.anchor)}}
 		t.groups[id] = g
 	}
 	return g
+}
+
+// anchor returns an anchor that leads nowhere.
+func (t *table) anchor() uint32 {
+	anchor := t.anchors.take()
+	store(t.e.memory.nexts.at(anchor), 0)
+	return anchor
 }
 
 func (t *table) install(k *proto.GroupKey) error {
@@ -339,6 +340,16 @@ func (t *table) install(k *proto.GroupKey) error {
 		s.keys = append(s.keys, epochKey{k.Epoch, k.Key})
 		s.keys = s.keys[max(0, len(s.keys)-datapath.EpochsKept):]
 	}
+	if err := t.put(s); err != nil {
+		return fmt.Errorf("apply: %w", err)
+	}
+	t.streams[id] = s
+	return nil
+}
+
+// put makes a stream of the programs what it is here.
+func (t *table) put(s *stream) error {
+	id := s.id
 	value := bpf.RpStream{State: s.element, Anchor: s.group.peers.anchor, Cpu: t.cpus[int(s.element)%len(t.cpus)]}
 	if id.ingress == t.e.cfg.Incarnation {
 		value.Anchor = s.group.all.anchor
@@ -348,9 +359,8 @@ func (t *table) install(k *proto.GroupKey) error {
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
 	}
 	if err := t.e.objects.Streams.Put(bpf.RpStreamKey{Ingress: id.ingress, Group: id.group}, &value); err != nil {
-		return fmt.Errorf("apply: key of stream %08x/%08x: %w", id.ingress, id.group, err)
+		return fmt.Errorf("stream %08x/%08x: %w", id.ingress, id.group, err)
 	}
-	t.streams[id] = s
 	return nil
 }
 

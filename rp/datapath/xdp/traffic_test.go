@@ -8,8 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
@@ -35,9 +37,18 @@ func newCrowd(t testing.TB, l *lab, quiet time.Duration, n int, host func(i int)
 }
 
 func newCrowdWith(t testing.TB, l *lab, opt Options, n int, host func(i int) int) *crowd {
-	c := &crowd{subject: newSubjectAt(l, datapath.Config{Incarnation: testOwn, HandleKey: auth.Key{'h'}}, opt)}
+	c := &crowd{
+		subject:  newSubjectAt(l, datapath.Config{Incarnation: testOwn, HandleKey: auth.Key{'h'}}, opt),
+		sessions: crowdSessions(l, n, host),
+	}
+	require.NoError(t, c.Apply(c.change()))
+	return c
+}
+
+// crowdSessions returns n sessions, of which the first publishes.
+func crowdSessions(l *lab, n int, host func(i int) int) (sessions []datapath.Session) {
 	for i := range n {
-		c.sessions = append(c.sessions, datapath.Session{
+		sessions = append(sessions, datapath.Session{
 			Index:       uint32(i + 1),
 			Role:        datapath.Peer,
 			Addr:        netip.AddrPortFrom(l.hostAddr(host(i)), uint16(20000+i)),
@@ -47,12 +58,13 @@ func newCrowdWith(t testing.TB, l *lab, opt Options, n int, host func(i int) int
 			Groups:      []uint32{testGroup},
 		})
 	}
-	c.sessions[0].Publish, c.sessions[0].Rate, c.sessions[0].Burst = true, 1_000_000, 1_000_000
-	require.NoError(t, c.Apply(datapath.Change{
-		Keys: []proto.GroupKey{{Ingress: testOwn, Group: testGroup}},
-		Add:  c.sessions,
-	}))
-	return c
+	sessions[0].Publish, sessions[0].Rate, sessions[0].Burst = true, 1_000_000, 1_000_000
+	return sessions
+}
+
+// change makes all sessions members.
+func (c *crowd) change() datapath.Change {
+	return datapath.Change{Keys: []proto.GroupKey{{Ingress: testOwn, Group: testGroup}}, Add: c.sessions}
 }
 
 // publish sends the next datagram.
@@ -122,8 +134,12 @@ func (y *tally) complete(sessions []datapath.Session, first, last uint64) {
 	for _, s := range sessions {
 		for seq := first; seq <= last; seq++ {
 			if y.seen[s.Addr][seq] != 1 {
+				var counters Counters
+				if e, ok := y.c.Engine.(*Engine); ok {
+					counters = e.Counters()
+				}
 				t.Fatalf("session %08x got sequence %d %d times; %+v\n%s", s.Index, seq, y.seen[s.Addr][seq],
-					y.c.Engine.(*Engine).Counters(), y.c.lab.drops())
+					counters, y.c.lab.drops())
 			}
 		}
 	}
@@ -312,6 +328,38 @@ func TestXDPRecords(t *testing.T) {
 	}
 	counters := c.Engine.(*Engine).Counters()
 	require.Zero(t, counters.CacheLost+counters.AuditLost)
+}
+
+// What the queue of the fan-out has no room for is counted.
+func TestXDPQueueOverflow(t *testing.T) {
+	const frames, room = 64, 8
+	c := newCrowd(t, newLab(t, 1), -1, 1, func(int) int { return 0 })
+	e := c.Engine.(*Engine)
+	before := e.Counters()
+	require.NoError(t, e.do(func() {
+		cpu := e.table.cpus[0]
+		value := cpumapValue{QueueSize: room, Program: uint32(e.objects.MdcsRpFan.FD())}
+		require.NoError(t, e.objects.FanCpus.Put(cpu, value))
+		scratch := native.AppendUint32(nil, 0)
+		scratch = native.AppendUint16(scratch, uint16(e.table.groups[testGroup].peers.anchor))
+		scratch = append(scratch, make([]byte, 8)...)
+		scratch = append(scratch, byte(cpu), 0)
+		f := frame(c.sessions[0].Addr, c.Addr(), make([]byte, wire.HeaderSize))
+		copy(f[ipOff+24:], scratch)
+		// One turn, so that on this CPU nothing leaves the queue meanwhile.
+		_, err := e.objects.MdcsRpRecirc.Run(&ebpf.RunOptions{
+			Data: f, Repeat: frames, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: frames,
+		})
+		require.NoError(t, err)
+	}))
+	counters := e.Counters()
+	require.Equal(t, before.Queued+frames, counters.Queued)
+	require.Eventually(t, func() bool {
+		counters = e.Counters()
+		return counters.Dequeued-before.Dequeued+counters.QueueLost == frames
+	}, 10*time.Second, time.Millisecond)
+	require.Positive(t, counters.QueueLost)
+	require.Contains(t, e.Stats().Overflows, datapath.Overflow{Queue: "fan-out", Lost: counters.QueueLost})
 }
 
 // A recirculation pair that a killed process left is replaced.

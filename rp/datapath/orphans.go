@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package datapath
+
+import (
+	"maps"
+	"slices"
+	"sync"
+)
+
+// Orphans is an Engine that adopted a datapath: its sessions and the streams of other
+// RPs go on, but nobody asks for them any more. Each is replaced by what comes for it,
+// in the same change, so that nobody is served twice:
+//
+//   - a session with the same index, endpoint or, from the mesh, ingress RP replaces
+//     a session;
+//   - keys of an ingress RP, or a session with it, make its streams belong to somebody.
+//
+// Expire ends the rest.
+type Orphans struct {
+	Engine
+
+	mu       sync.Mutex // held by Apply
+	sessions map[uint32]Session
+	ingress  map[uint32]bool
+}
+
+// NewOrphans returns an Orphans in front of an engine that adopted a state.
+func NewOrphans(e Engine, st *State) *Orphans {
+	o := &Orphans{Engine: e, sessions: make(map[uint32]Session), ingress: make(map[uint32]bool)}
+	for _, s := range st.Sessions {
+		o.sessions[s.Index] = s
+		if s.Ingress != 0 {
+			o.ingress[s.Ingress] = true
+		}
+	}
+	for _, k := range st.Keys {
+		if k.Ingress != st.Incarnation {
+			o.ingress[k.Ingress] = true
+		}
+	}
+	return o
+}
+
+// Apply implements Engine.
+func (o *Orphans) Apply(c Change) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var gone []uint32
+	for index, s := range o.sessions {
+		replaced := func(by Session) bool {
+			return by.Index == index || by.Addr == s.Addr || by.Ingress != 0 && by.Ingress == s.Ingress
+		}
+		if slices.Contains(c.Remove, index) || slices.ContainsFunc(c.Add, replaced) {
+			gone = append(gone, index)
+		}
+	}
+	slices.Sort(gone)
+	claimed := slices.Clone(c.Retire)
+	for _, k := range c.Keys {
+		claimed = append(claimed, k.Ingress)
+	}
+	for _, s := range c.Add {
+		claimed = append(claimed, s.Ingress)
+	}
+	c.Remove = slices.Concat(gone, c.Remove)
+	if err := o.Engine.Apply(c); err != nil {
+		return err
+	}
+	for _, index := range gone {
+		delete(o.sessions, index)
+	}
+	for _, ingress := range claimed {
+		delete(o.ingress, ingress)
+	}
+	return nil
+}
+
+// Expire ends the sessions and streams that nothing came for.
+func (o *Orphans) Expire() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	rest := Change{Remove: slices.Sorted(maps.Keys(o.sessions)), Retire: slices.Sorted(maps.Keys(o.ingress))}
+	if len(rest.Remove) == 0 && len(rest.Retire) == 0 {
+		return nil
+	}
+	if err := o.Engine.Apply(rest); err != nil {
+		return err
+	}
+	clear(o.sessions)
+	clear(o.ingress)
+	return nil
+}

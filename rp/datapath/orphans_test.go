@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package datapath_test
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+)
+
+// Orphans are replaced in the change that brings what replaces them, and only once.
+func TestOrphans(t *testing.T) {
+	const own, near, far = 1, 2, 3
+	at := func(host string) netip.AddrPort { return netip.MustParseAddrPort(host) }
+	peer := func(index uint32, addr string) datapath.Session {
+		return datapath.Session{Index: index, Role: datapath.Peer, Addr: at(addr)}
+	}
+	mesh := func(index uint32, addr string, ingress uint32) datapath.Session {
+		return datapath.Session{Index: index, Role: datapath.Mesh, Addr: at(addr), Ingress: ingress}
+	}
+	state := &datapath.State{
+		Incarnation: own,
+		Keys:        []proto.GroupKey{{Ingress: own, Group: 9}, {Ingress: near, Group: 9}, {Ingress: far, Group: 9}},
+		Sessions: []datapath.Session{
+			peer(10, "[2001:db8::10]:1"), peer(11, "[2001:db8::11]:1"), peer(12, "[2001:db8::12]:1"),
+			mesh(20, "[2001:db8::20]:1", near), mesh(21, "[2001:db8::21]:1", far), peer(13, "[2001:db8::13]:1"),
+		},
+	}
+	refused := errors.New("refused")
+	var refuse error
+	engine := &datapathtest.Recorder{OnApply: func(datapath.Change) error { return refuse }}
+	o := datapath.NewOrphans(engine, state)
+	apply := func(c datapath.Change) datapath.Change {
+		t.Helper()
+		require.NoError(t, o.Apply(c))
+		changes := engine.Changes()
+		require.Len(t, changes, 1)
+		return changes[0]
+	}
+
+	// By endpoint, by index, and by what the change itself removes.
+	refuse = refused
+	rejoin := datapath.Change{Remove: []uint32{99}, Add: []datapath.Session{peer(50, "[2001:db8::10]:1")}}
+	require.ErrorIs(t, o.Apply(rejoin), refused)
+	refuse = nil
+	require.Equal(t, []uint32{10, 99}, apply(rejoin).Remove, "after a refusal as before it")
+	require.Equal(t, []uint32{99}, rejoin.Remove, "the caller's change is its own")
+	require.Equal(t, []uint32{99}, apply(rejoin).Remove, "not twice")
+	require.Equal(t, []uint32{11}, apply(datapath.Change{Add: []datapath.Session{peer(11, "[2001:db8::aa]:1")}}).Remove)
+	require.Equal(t, []uint32{12, 12}, apply(datapath.Change{Remove: []uint32{12}}).Remove)
+	require.Empty(t, apply(datapath.Change{Add: []datapath.Session{peer(51, "[2001:db8::13]:2")}}).Remove, "another port")
+
+	// A neighbour at another address is still the same ingress RP.
+	require.Equal(t, []uint32{20}, apply(datapath.Change{Add: []datapath.Session{mesh(60, "[2001:db8::bb]:1", near)}}).Remove)
+
+	// What nobody came for ends, and then nothing more.
+	refuse = refused
+	require.ErrorIs(t, o.Expire(), refused)
+	refuse = nil
+	require.NoError(t, o.Expire())
+	require.Equal(t, []datapath.Change{{Remove: []uint32{13, 21}, Retire: []uint32{far}}}, engine.Changes())
+	require.NoError(t, o.Expire())
+	require.Empty(t, engine.Changes())
+}
+
+// Keys are enough for the streams of an ingress RP to stay.
+func TestOrphanStreamsByKey(t *testing.T) {
+	engine := new(datapathtest.Recorder)
+	o := datapath.NewOrphans(engine, &datapath.State{Incarnation: 1, Keys: []proto.GroupKey{{Ingress: 2}, {Ingress: 3}}})
+	require.NoError(t, o.Apply(datapath.Change{Keys: []proto.GroupKey{{Ingress: 2}}}))
+	require.NoError(t, o.Apply(datapath.Change{Retire: []uint32{3}}))
+	engine.Changes()
+	require.NoError(t, o.Expire())
+	require.Empty(t, engine.Changes())
+}

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+
+	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// adopt goes on with the datapath that was left. Whatever it is stopped by, the old
+// programs or the new ones forward by tables that are complete: the new programs take
+// the place of the old ones each at once, then each stream goes over to a new chain
+// by one store. Old slices are not touched; frames may still be in them.
+func (e *Engine) adopt() error {
+	left := e.left
+	e.recirc = left.recirc
+	old, err := e.pool.adopt()
+	if err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	e.table.adoptAnchors()
+	if err := e.table.adoptSessions(); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	anchors, err := e.table.adoptStreams()
+	if err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	if err := e.adoptDevices(); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	e.resolveAll()
+	e.recall(old, anchors)
+
+	if e.table.cpus, err = e.startFans(); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	e.favour()
+	if err := e.recirc.link.Update(e.objects.MdcsRpRecirc); err != nil {
+		return fmt.Errorf("adopt: program of recirculation pair %s: %w", e.recirc.name, err)
+	}
+	for _, d := range e.devices {
+		if d != nil && left.links[d.index] != nil {
+			if err := d.link.Update(e.objects.MdcsRpIn); err != nil {
+				return fmt.Errorf("adopt: program of %s: %w", d.name, err)
+			}
+		}
+	}
+
+	var paths []path
+	for _, s := range e.table.sessions {
+		paths = append(paths, s.path)
+	}
+	e.await(paths)
+	if err := e.reconcileAll(); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	for _, s := range e.table.streams {
+		if err := e.table.put(s); err != nil {
+			return fmt.Errorf("adopt: %w", err)
+		}
+	}
+	if err := e.takeOver(); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	e.adopted = e.table.state()
+	e.opt.Log.Info("datapath adopted", "pin", e.pins.dir, "incarnation", fmt.Sprintf("%08x", e.cfg.Incarnation),
+		"sessions", len(e.adopted.Sessions), "streams", len(e.table.streams))
+	return nil
+}
+
+// takeOver makes the directory that of this engine: pins for new devices, none for those that are not used any
+// more.
+func (e *Engine) takeOver() error {
+	left := e.left
+	for _, d := range e.devices {
+		if d != nil && left.links[d.index] == nil {
+			if err := d.link.Pin(filepath.Join(e.pins.dir, linkName(d.index))); err != nil {
+				return fmt.Errorf("pin %s: %w", d.name, err)
+			}
+		}
+	}
+	for ifindex, l := range left.links {
+		if e.number(ifindex) >= 0 {
+			continue
+		}
+		_ = os.Remove(filepath.Join(e.pins.dir, linkName(ifindex))) // without it the link ends here, too
+		_ = l.Detach()                                              // unless its device is gone
+		l.Close()
+		_ = e.objects.Devices.Put(uint32(ifindex), uint32(0)) // an index in range: cannot fail
+	}
+	// The kernel has no other program take the place of these. Two at once would
+	// count what rings drop twice.
+	for name := range watchedBy {
+		path := filepath.Join(e.pins.dir, name)
+		if l, err := link.LoadPinnedLink(path, nil); err == nil {
+			_ = os.Remove(path)
+			l.Close()
+		}
+	}
+	if err := e.watchRings(); err != nil {
+		return err
+	}
+	for name, watch := range e.watches {
+		if err := watch.Pin(filepath.Join(e.pins.dir, name)); err != nil {
+			return fmt.Errorf("pin %s: %w", name, err)
+		}
+	}
+	for _, m := range left.maps {
+		m.Close() // the programs have their own
+	}
+	e.refresh()
+	e.left, e.pins.live = nil, true
+	return nil
+}
+
+// adoptDevices takes the devices that have programs and attaches to those that have
+// none. A device keeps its number, which frames in old slices depend on.
+func (e *Engine) adoptDevices() error {
+	names := e.opt.Devices
+	e.opt.Devices = make([]string, MaxDevices)
+	var used [MaxDevices]bool
+	for ifindex, l := range e.left.links {
+		var number uint32
+		if err := e.objects.Devices.Lookup(uint32(ifindex), &number); err != nil {
+			return fmt.Errorf("device %d: %w", ifindex, err)
+		}
+		if number == 0 || number > MaxDevices {
+			continue // not wholly attached or detached
+		}
+		i := int(number - 1)
+		used[i] = true
+		dev, err := e.nl.LinkByIndex(ifindex)
+		if err != nil || !attached(l, ifindex) || !slices.Contains(names, dev.Attrs().Name) {
+			continue
+		}
+		a := dev.Attrs()
+		e.opt.Devices[i] = a.Name
+		e.devices[i] = &device{name: a.Name, index: ifindex, mac: mac(a.HardwareAddr), link: l}
+	}
+	for _, name := range names {
+		if slices.Contains(e.opt.Devices, name) {
+			continue
+		}
+		i := slices.Index(used[:], false)
+		if i < 0 {
+			return fmt.Errorf("attach XDP to %s: no number is free beside the devices that are left", name)
+		}
+		used[i] = true
+		e.opt.Devices[i] = name
+		if err := e.attach(i, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recall takes the next hops of old copies for neighbours that the kernel forgot
+// meanwhile: while nobody sends by its own means it does not see that they are in use.
+func (e *Engine) recall(old []bpf.RpSlice, anchors []uint32) {
+	for _, anchor := range anchors {
+		ref := load(e.memory.nexts.at(anchor))
+		for range maxSlices {
+			index := uint32(ref & 0xffff)
+			if index == 0 {
+				break
+			}
+			if index < maxSlices {
+				for _, r := range old[index].Replicas[:min(old[index].Len, sliceSize)] {
+					e.recallOne(&r)
+				}
+			}
+			ref = load(e.memory.nexts.at(index))
+		}
+	}
+}
+
+func (e *Engine) recallOne(r *bpf.RpReplica) {
+	s := e.table.sessions[r.Session]
+	if s == nil || !e.want(s.path) {
+		return
+	}
+	if d := e.devices[e.number(s.path.ifindex)]; d.mac == r.SrcMac {
+		e.neighbors[neighborKey{s.path.ifindex, s.path.via}] = r.DstMac
+	}
+}
+
+// adopt takes over the indexes of slices, and returns the slices. Those that were ever
+// used are as if retired just now.
+func (p *pool) adopt() ([]bpf.RpSlice, error) {
+	old := make([]bpf.RpSlice, maxSlices)
+	last := 0
+	for i := 1; i < maxSlices; i++ {
+		if err := p.e.objects.Slices.Lookup(uint32(i), &old[i]); err != nil {
+			return nil, fmt.Errorf("slice %d: %w", i, err)
+		}
+		if old[i].Generation != 0 {
+			last = i
+		}
+	}
+	now := time.Now()
+	for i := 1; i <= last; i++ {
+		p.maps, p.slots = append(p.maps, nil), append(p.slots, 0)
+		p.generations = append(p.generations, old[i].Generation)
+		p.retire(&slice{index: uint32(i), generation: old[i].Generation}, now)
+	}
+	return old, nil
+}
+
+// adopt takes over elements below next; those that are not used are as if retired just now.
+func (s *elements) adopt(next uint32, used map[uint32]bool) {
+	for element := s.next; element < next; element++ {
+		if !used[element] {
+			s.retire(element)
+		}
+	}
+	s.next = max(s.next, next)
+}
+
+// adoptAnchors keeps the anchors that frames may still come by from being used.
+func (t *table) adoptAnchors() {
+	next := uint32(firstAnchor)
+	for i := range t.e.memory.nexts.len {
+		ref := load(t.e.memory.nexts.at(i))
+		if i >= firstAnchor && ref != 0 {
+			next = max(next, i+1)
+		}
+		next = max(next, uint32(ref&0xffff)+1)
+	}
+	t.anchors.adopt(next, nil)
+}
+
+func (t *table) adoptSessions() error {
+	var index, next uint32
+	var value bpf.RpSession
+	used := make(map[uint32]bool)
+	it := t.e.objects.Sessions.Iterate()
+	for it.Next(&index, &value) {
+		s := &session{Session: sessionOf(index, &value), state: &sessionState{element: value.State}}
+		t.sessions[index] = s
+		used[value.State], next = true, max(next, value.State+1)
+		for _, id := range s.Groups {
+			t.group(id)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("sessions: %w", err)
+	}
+	t.sessionStates.adopt(next, used)
+
+	var echo bpf.RpEcho
+	it = t.e.objects.Echoes.Iterate()
+	for it.Next(&index, &echo) {
+		t.echoes[index] = member{} // which is unlike any: it is written again
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("echoes: %w", err)
+	}
+	return nil
+}
+
+// adoptStreams returns the anchors that the streams have until they are put again.
+func (t *table) adoptStreams() (anchors []uint32, err error) {
+	var key bpf.RpStreamKey
+	var value bpf.RpStream
+	var next, nextAnchor uint32
+	used := make(map[uint32]bool)
+	it := t.e.objects.Streams.Iterate()
+	for it.Next(&key, &value) {
+		s := &stream{id: streamID{key.Ingress, key.Group}, element: value.State}
+		for _, k := range value.Keys {
+			if k.Valid != 0 {
+				s.keys = append(s.keys, epochKey{k.Epoch, wholeKey(k.Key)})
+			}
+		}
+		t.streams[s.id] = s
+		used[value.State], next = true, max(next, value.State+1)
+		anchors, nextAnchor = append(anchors, value.Anchor), max(nextAnchor, value.Anchor+1)
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("streams: %w", err)
+	}
+	t.streamStates.adopt(next, used)
+	t.anchors.adopt(nextAnchor, nil)
+	for _, s := range t.streams {
+		s.group = t.group(s.id.group)
+	}
+	return anchors, nil
+}
+
+// state returns what the table holds.
+func (t *table) state() *datapath.State {
+	st := &datapath.State{Incarnation: t.e.cfg.Incarnation, HandleKey: t.e.cfg.HandleKey}
+	for id, s := range t.streams {
+		for _, k := range s.keys {
+			st.Keys = append(st.Keys, proto.GroupKey{Ingress: id.ingress, Group: id.group, Epoch: k.epoch, Key: k.key})
+		}
+	}
+	slices.SortStableFunc(st.Keys, func(a, b proto.GroupKey) int {
+		return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
+	})
+	for _, index := range slices.Sorted(maps.Keys(t.sessions)) {
+		st.Sessions = append(st.Sessions, t.sessions[index].Session)
+	}
+	return st
+}
+
+// valueOf is a session as the programs' table has it.
+func valueOf(s *datapath.Session, element, sample uint32) bpf.RpSession {
+	value := bpf.RpSession{
+		Ingress:     s.Ingress,
+		State:       element,
+		Port:        port(s.Addr.Port()),
+		Role:        uint8(s.Role),
+		SendSession: wire32(s.SendSession),
+		Rate:        s.Rate,
+		Burst:       s.Burst,
+		Egress:      s.Egress,
+		EgressBurst: s.EgressBurst,
+	}
+	datagrams, copies := s.Policers()
+	value.Datagrams, value.Copies = policer(datagrams), policer(copies)
+	value.Key.K0, value.Key.K1 = halves(s.ReceiveKey)
+	value.SendKey.K0, value.SendKey.K1 = halves(s.SendKey)
+	value.Addr.Word = words(s.Addr.Addr().As16())
+	value.Subscribed = uint8(copy(value.Groups[:], s.Groups))
+	copy(value.Zone[:], s.Addr.Addr().Zone())
+	if s.Silent {
+		value.Silent = 1
+	}
+	if s.Publish {
+		value.Publish = 1
+		value.Sample = sample
+		value.GroupsLen = value.Subscribed
+	}
+	return value
+}
+
+// sessionOf is the inverse of valueOf.
+func sessionOf(index uint32, value *bpf.RpSession) datapath.Session {
+	var addr [16]byte
+	for i, w := range value.Addr.Word {
+		native.PutUint32(addr[4*i:], w)
+	}
+	zone := strings.TrimRight(string(value.Zone[:]), "\x00")
+	return datapath.Session{
+		Index:       index,
+		Role:        datapath.Role(value.Role),
+		Addr:        netip.AddrPortFrom(netip.AddrFrom16(addr).WithZone(zone), port(value.Port)),
+		SendSession: wire32(value.SendSession),
+		SendKey:     wholeKey(value.SendKey),
+		ReceiveKey:  wholeKey(value.Key),
+		Groups:      append([]uint32(nil), value.Groups[:min(value.Subscribed, MaxGroups)]...),
+		Silent:      value.Silent != 0,
+		Publish:     value.Publish != 0,
+		Rate:        value.Rate,
+		Burst:       value.Burst,
+		Egress:      value.Egress,
+		EgressBurst: value.EgressBurst,
+		Ingress:     value.Ingress,
+	}
+}

@@ -1,0 +1,716 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// childEnv makes the test binary a process that only owns an engine, and can be killed.
+const childEnv = "MDCS_TEST_XDP_CHILD"
+
+// childSpec says what the process does.
+type childSpec struct {
+	Config   datapath.Config
+	Devices  []string
+	Pin      string
+	Quiet    time.Duration
+	Validity time.Duration
+	Change   datapath.Change
+}
+
+func (s *childSpec) options() Options {
+	return Options{Devices: s.Devices, Pin: s.Pin, Quiet: s.Quiet, validity: s.Validity}
+}
+
+// child owns an engine until its standard input ends.
+func child(spec string) int {
+	var s childSpec
+	err := json.Unmarshal([]byte(spec), &s)
+	if err == nil {
+		var e *Engine
+		if e, err = Attach(s.Config, s.options()); err == nil {
+			err = e.Apply(s.Change)
+			fmt.Println("ready", err, e.Adopted() != nil)
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			e.Close()
+		}
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
+}
+
+// startChild starts the process in the RP's namespace, and returns how to kill it
+// when its engine runs.
+func (l *lab) startChild(s childSpec, adopts bool) (kill func(), err error) {
+	spec, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childEnv+"="+string(spec))
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe() // which ends with this process
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	l.in(l.rp, func() { err = cmd.Start() })
+	if err != nil {
+		return nil, err
+	}
+	kill = func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		stdin.Close()
+	}
+	l.t.Cleanup(kill)
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if want := fmt.Sprintln("ready", nil, adopts); err != nil || line != want {
+		kill()
+		return nil, fmt.Errorf("child says %q, want %q: %v", line, want, err)
+	}
+	return kill, nil
+}
+
+// mountBPF returns a directory on a bpf file system of its own.
+func mountBPF(t testing.TB) string {
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("bpf", dir, "bpf", 0, ""))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return filepath.Join(dir, "mdcs")
+}
+
+// elsewhere is the engine of another process.
+type elsewhere struct {
+	datapath.Engine
+	addr netip.AddrPort
+}
+
+func (e elsewhere) Addr() netip.AddrPort { return e.addr }
+
+// newOrphanCrowd has n subscribers, and what a process needs that serves them.
+func newOrphanCrowd(t *testing.T, hosts, n int, host func(i int) int) (*crowd, childSpec) {
+	l := newLab(t, hosts)
+	spec := childSpec{
+		Config: datapath.Config{
+			Addr:        netip.AddrPortFrom(l.rpAddr(0), 30500),
+			Incarnation: testOwn,
+			HandleKey:   auth.Key{'h'},
+		},
+		Devices:  l.devices(),
+		Pin:      mountBPF(t),
+		Validity: time.Minute, // however slow the machine is
+	}
+	c := &crowd{
+		subject:  newSubject(l, elsewhere{addr: spec.Config.Addr}, 40000, nil),
+		sessions: crowdSessions(l, n, host),
+	}
+	for _, s := range c.sessions {
+		c.node(s.Addr)
+	}
+	spec.Change = c.change()
+	return c, spec
+}
+
+// during publishes, a few datagrams in flight at a time, as long as f runs and a
+// little longer. What was published has arrived then, once.
+func (y *tally) during(sessions []datapath.Session, f func() error) {
+	t := y.c.lab.t
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	const more = 50
+	first := y.c.sent + 1
+	for n := 0; n < more; {
+		y.c.publish(100)
+		if y.c.sent >= first+3 {
+			y.complete(sessions, y.c.sent-3, y.c.sent-3)
+		}
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+			n = 1
+		default:
+			if n > 0 {
+				n++
+			}
+		}
+	}
+	y.complete(sessions, y.c.sent-3, y.c.sent)
+}
+
+// exact makes sure that sessions got all sequences from first on, and everybody
+// each at most once.
+func (y *tally) exact(sessions []datapath.Session, first uint64) {
+	t := y.c.lab.t
+	t.Helper()
+	y.complete(sessions, first, y.c.sent)
+	for addr, seen := range y.seen {
+		for seq, n := range seen {
+			require.Equal(t, 1, n, "%v got sequence %d", addr, seq)
+		}
+	}
+}
+
+// adoptHere attaches in this process.
+func (c *crowd) adoptHere(s childSpec, log io.Writer) (e *Engine, err error) {
+	opt := s.options()
+	opt.Log = slog.New(slog.NewTextHandler(log, nil))
+	c.lab.in(c.lab.rp, func() { e, err = Attach(s.Config, opt) })
+	return e, err
+}
+
+// entries lists what is pinned, without the tables.
+func entries(t testing.TB, pin string) (all []string) {
+	require.NoError(t, filepath.WalkDir(filepath.Dir(pin), func(path string, d os.DirEntry, err error) error {
+		rel, _ := filepath.Rel(filepath.Dir(pin), path)
+		if d.IsDir() && rel != "." || strings.HasPrefix(d.Name(), linkPrefix) {
+			all = append(all, rel)
+		}
+		return err
+	}))
+	return all
+}
+
+// nothingLeft makes sure that neither pins nor programs nor the pair are there.
+func (c *crowd) nothingLeft(pin string) {
+	t := c.lab.t
+	t.Helper()
+	require.Empty(t, entries(t, pin))
+	require.Empty(t, c.programs())
+	nl, err := netlink.NewHandleAt(c.lab.rp)
+	require.NoError(t, err)
+	defer nl.Close()
+	_, err = nl.LinkByName(endpointName(c.Addr()) + "a")
+	require.ErrorAs(t, err, new(netlink.LinkNotFoundError))
+}
+
+// programs returns the names of the RP's interfaces with a program.
+func (c *crowd) programs() (names []string) {
+	nl, err := netlink.NewHandleAt(c.lab.rp)
+	require.NoError(c.lab.t, err)
+	defer nl.Close()
+	all, err := nl.LinkList()
+	require.NoError(c.lab.t, err)
+	for _, l := range all {
+		if x := l.Attrs().Xdp; x != nil && x.Attached {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names
+}
+
+// The kernel forwards when the process is killed, another process goes on where it
+// stopped, with programs of another build, and so does the next one: nobody loses a
+// datagram or gets one twice. Then everything is as in an engine that was never
+// interrupted.
+func TestXDPKilledAndAdopted(t *testing.T) {
+	const n = 100
+	c, spec := newOrphanCrowd(t, 2, n, func(i int) int { return i % 2 })
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	y := c.tally()
+	y.during(c.sessions, func() error { time.Sleep(100 * time.Millisecond); return nil })
+
+	killed := c.sent
+	y.during(c.sessions, func() error { kill(); time.Sleep(300 * time.Millisecond); return nil })
+	orphaned := c.sent - killed
+
+	// The second process knows nothing of the first but the directory.
+	second := spec
+	second.Config.Incarnation, second.Config.HandleKey, second.Quiet = 1, auth.Key{}, -1
+	second.Change = datapath.Change{}
+	y.during(c.sessions, func() error { kill, err = c.lab.startChild(second, true); return err })
+	y.during(c.sessions, func() error { kill(); time.Sleep(100 * time.Millisecond); return nil })
+
+	// The third is this one.
+	var e *Engine
+	before := c.sent
+	y.during(c.sessions, func() error {
+		third := second
+		third.Quiet = 0
+		var err error
+		e, err = c.adoptHere(third, io.Discard)
+		return err
+	})
+	t.Logf("%d datagrams to %d sessions: %d without a process, %d while one adopted", c.sent, n, orphaned, c.sent-before)
+	t.Cleanup(func() { require.NoError(t, e.Close()) })
+	c.Engine = e
+	st := e.Adopted()
+	require.NotNil(t, st)
+	require.Equal(t, uint32(testOwn), st.Incarnation)
+	require.Equal(t, auth.Key{'h'}, st.HandleKey)
+	require.Equal(t, spec.Change.Keys, st.Keys)
+	require.Equal(t, c.sessions, st.Sessions)
+	require.Equal(t, []proto.Mark{{Ingress: testOwn, Group: testGroup, Sequence: c.sent}}, e.Marks())
+	require.Equal(t, c.sent, e.Stats().Verdicts[wire.Pass], "counters go on")
+	dir := e.pins.dir
+	programs := map[string]*ebpf.Program{
+		linkName(e.devices[0].index): e.objects.MdcsRpIn,
+		linkName(e.devices[1].index): e.objects.MdcsRpIn,
+		linkName(e.recirc.out):       e.objects.MdcsRpRecirc,
+	}
+	for name, w := range watchedBy {
+		programs[name] = w.program(&e.objects)
+	}
+	for name, program := range programs {
+		requireProgram(t, filepath.Join(dir, name), program)
+	}
+
+	// Who joins now gets everything after its mark, also when indexes of the processes
+	// before are used again, and their frames are long gone.
+	late := c.sessions[n-1]
+	late.Index, late.SendSession, late.Addr = n+1, 0x10000+n, netip.AddrPortFrom(c.lab.hostAddr(0), 20000+n)
+	c.sessions = append(c.sessions, late)
+	require.NoError(t, c.Apply(datapath.Change{Add: []datapath.Session{late}}))
+	mark := e.Marks()[0].Sequence
+	e.disjoint(t)
+	y.during(c.sessions, func() error {
+		for end := time.Now().Add(2 * quarantine); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			if err := e.Apply(datapath.Change{Remove: []uint32{9999}}); err != nil {
+				return err
+			}
+			extra := c.sessions[3]
+			extra.Index, extra.Addr = 9999, netip.AddrPortFrom(extra.Addr.Addr(), 9) // nobody listens
+			if err := e.Apply(datapath.Change{Add: []datapath.Session{extra}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	y.exact(c.sessions[:n], 1)
+	y.exact(c.sessions[n:], mark+1)
+	var reused int
+	require.NoError(t, e.do(func() { reused = slices.IndexFunc(e.pool.maps[1:], func(m *ebpf.Map) bool { return m != nil }) + 1 }))
+	require.Less(t, reused, 2*n/sliceSize, "indexes of the dead processes are used again")
+	counters := e.Counters()
+	require.Zero(t, counters.Stale+counters.NoReplica+counters.NoTrim+counters.RecircLost)
+
+	require.NoError(t, e.Close())
+	c.nothingLeft(spec.Pin)
+}
+
+// disjoint makes sure that nothing is in use twice, and that no frame of a dead
+// process can take a slice for another.
+func (e *Engine) disjoint(t *testing.T) {
+	t.Helper()
+	var elements, anchors []uint32
+	var generations []uint16
+	require.NoError(t, e.do(func() {
+		for _, s := range e.table.sessions {
+			elements = append(elements, s.state.element)
+		}
+		for _, g := range e.table.groups {
+			anchors = append(anchors, g.peers.anchor, g.all.anchor)
+		}
+		generations = slices.Clone(e.pool.generations)
+	}))
+	for _, used := range [][]uint32{elements, anchors} {
+		slices.Sort(used)
+		require.Equal(t, len(used), len(slices.Compact(slices.Clone(used))), "%v", used)
+	}
+	require.Greater(t, slices.Min(anchors), uint32(firstAnchor+1), "those of the first process are not used again")
+	used := 0
+	for i := 1; i < len(generations); i++ {
+		var s bpf.RpSlice
+		require.NoError(t, e.objects.Slices.Lookup(uint32(i), &s))
+		require.Equal(t, s.Generation, generations[i], "slice %d", i)
+		used += int(min(s.Generation, 1))
+	}
+	require.Greater(t, used, 3*100/sliceSize, "slices of three processes")
+}
+
+func requireProgram(t *testing.T, path string, want *ebpf.Program) {
+	t.Helper()
+	l, err := link.LoadPinnedLink(path, nil)
+	require.NoError(t, err)
+	defer l.Close()
+	linked, err := l.Info()
+	require.NoError(t, err)
+	info, err := want.Info()
+	require.NoError(t, err)
+	id, ok := info.ID()
+	require.True(t, ok)
+	require.Equal(t, id, linked.Program, path)
+}
+
+// Devices may be others than before: who is reached by those that stay does not notice.
+func TestXDPAdoptsWithOtherDevices(t *testing.T) {
+	const n = 40
+	c, spec := newOrphanCrowd(t, 3, n, func(i int) int { return i % 3 })
+	var by [3][]datapath.Session
+	for i, s := range c.sessions {
+		by[i%3] = append(by[i%3], s)
+	}
+	spec.Devices = []string{"rp0", "rp1"}
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	y, both := c.tally(), slices.Concat(by[0], by[1])
+	y.during(both, func() error { kill(); return nil })
+
+	spec.Devices, spec.Change = []string{"rp2", "rp0"}, datapath.Change{}
+	y.during(by[0], func() error { kill, err = c.lab.startChild(spec, true); return err })
+	// rp2 has a program at once, but its neighbours may be found late.
+	first := c.sent + 1
+	require.Eventually(t, func() bool {
+		c.publish(100)
+		first = c.sent + 1
+		time.Sleep(10 * time.Millisecond)
+		y.take()
+		for _, s := range by[2] {
+			if y.seen[s.Addr][c.sent] != 1 {
+				return false
+			}
+		}
+		return true
+	}, 10*time.Second, time.Millisecond)
+	y.during(slices.Concat(by[0], by[2]), func() error { kill(); return nil })
+	require.ElementsMatch(t, []string{"rp0", "rp2", endpointName(c.Addr()) + "b"}, c.programs())
+	require.Len(t, entries(t, spec.Pin), 3+5, "links of two devices, the pair, the rings and the queues")
+
+	spec.Devices = []string{"rp0", "rp2"}
+	var e *Engine
+	y.during(slices.Concat(by[0], by[2]), func() (err error) { e, err = c.adoptHere(spec, io.Discard); return err })
+	c.Engine = e
+	y.exact(slices.Concat(by[0], by[2]), first)
+	y.exact(by[0], 1)
+	require.NoError(t, e.Close())
+	c.nothingLeft(spec.Pin)
+}
+
+// The kernel may have forgotten neighbours, because nothing but the programs sent to
+// them. Then the next hops are those of the old copies until the neighbours answer.
+func TestXDPAdoptsNextHops(t *testing.T) {
+	c, spec := newOrphanCrowd(t, 1, 20, func(int) int { return 0 })
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	y := c.tally()
+	y.during(c.sessions, func() error { kill(); return nil })
+
+	// The host hears no ICMPv6, and so no question for a neighbour.
+	deaf, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:    ebpf.XDP,
+		License: "GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R2, asm.R1, 4, asm.Word),
+			asm.LoadMem(asm.R1, asm.R1, 0, asm.Word),
+			asm.Mov.Reg(asm.R3, asm.R1),
+			asm.Add.Imm(asm.R3, udpOff),
+			asm.Mov.Imm(asm.R0, xdpPass),
+			asm.JGT.Reg(asm.R3, asm.R2, "out"),
+			asm.LoadMem(asm.R4, asm.R1, ipOff+6, asm.Byte),
+			asm.JNE.Imm(asm.R4, unix.IPPROTO_ICMPV6, "out"),
+			asm.Mov.Imm(asm.R0, xdpDrop),
+			asm.Return().WithSymbol("out"),
+		},
+	})
+	require.NoError(t, err)
+	defer deaf.Close()
+	c.lab.in(c.lab.hosts[0], func() {
+		h0, err := netlink.LinkByName("h0")
+		require.NoError(t, err)
+		l, err := link.AttachXDP(link.XDPOptions{Program: deaf, Interface: h0.Attrs().Index, Flags: link.XDPDriverMode})
+		require.NoError(t, err)
+		t.Cleanup(func() { l.Close() })
+	})
+	nl, err := netlink.NewHandleAt(c.lab.rp)
+	require.NoError(t, err)
+	defer nl.Close()
+	known, err := nl.NeighList(0, netlink.FAMILY_V6)
+	require.NoError(t, err)
+	for _, n := range known {
+		require.NoError(t, nl.NeighDel(&n))
+	}
+
+	e, err := c.adoptHere(spec, io.Discard)
+	require.NoError(t, err)
+	c.Engine = e
+	require.Zero(t, e.missing())
+	y.during(c.sessions, func() error { return nil })
+	y.exact(c.sessions, 1)
+	require.NoError(t, e.Close())
+}
+
+// A start that fails leaves what it found: nothing, or a datapath that forwards.
+func TestXDPFailedStartsLeavePinsAlone(t *testing.T) {
+	c, spec := newOrphanCrowd(t, 1, 20, func(int) int { return 0 })
+	bad := spec
+	bad.Devices = []string{"rp0", "none"}
+	_, err := c.adoptHere(bad, io.Discard)
+	require.ErrorContains(t, err, "attach XDP to none: Link not found")
+	c.nothingLeft(spec.Pin)
+	elsewhere := spec
+	elsewhere.Pin = t.TempDir()
+	_, err = c.adoptHere(elsewhere, io.Discard)
+	require.ErrorContains(t, err, "is on no bpf file system; to mount one: mount -t bpf bpf /sys/fs/bpf")
+	c.nothingLeft(spec.Pin)
+
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	pinned := entries(t, spec.Pin)
+	_, err = c.adoptHere(spec, io.Discard)
+	require.ErrorContains(t, err, "address already in use")
+	y := c.tally()
+	y.during(c.sessions, func() error { kill(); return nil })
+	for _, devices := range [][]string{{"rp0", "none"}, {"rp0", "lo"}, {"none"}} {
+		bad.Devices = devices
+		y.during(c.sessions, func() error {
+			_, err := c.adoptHere(bad, io.Discard)
+			if err == nil || strings.Contains(err.Error(), "\n") {
+				return fmt.Errorf("devices %q: error %w", devices, err)
+			}
+			return nil
+		})
+		require.Equal(t, pinned, entries(t, spec.Pin))
+	}
+	var e *Engine
+	y.during(c.sessions, func() (err error) { e, err = c.adoptHere(spec, io.Discard); return err })
+	require.NotNil(t, e.Adopted())
+	c.Engine = e
+	y.exact(c.sessions, 1)
+	require.NoError(t, e.Close())
+	c.nothingLeft(spec.Pin)
+}
+
+// When nobody comes, the programs stop, and a process that comes then begins anew.
+func TestXDPOrphanStops(t *testing.T) {
+	c, spec := newOrphanCrowd(t, 1, 20, func(int) int { return 0 })
+	spec.Validity = 3 * time.Second
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	y := c.tally()
+	y.during(c.sessions, func() error { kill(); return nil })
+	end := time.Now().Add(spec.Validity)
+
+	verdicts, err := filepath.Glob(filepath.Join(spec.Pin, "*", "*", bpf.RpMapVerdicts))
+	require.NoError(t, err)
+	require.Len(t, verdicts, 1)
+	m, err := ebpf.LoadPinnedMap(verdicts[0], nil)
+	require.NoError(t, err)
+	defer m.Close()
+	count := func(v wire.Verdict) (sum uint64) {
+		var perCPU []uint64
+		require.NoError(t, m.Lookup(uint32(v), &perCPU))
+		for _, n := range perCPU {
+			sum += n
+		}
+		return sum
+	}
+	require.Zero(t, count(wire.Orphaned))
+	time.Sleep(time.Until(end))
+	passed := count(wire.Pass)
+	require.Equal(t, c.sent, passed)
+	const dropped = 10
+	for range dropped {
+		c.publish(100)
+	}
+	require.Eventually(t, func() bool { return count(wire.Orphaned) == dropped }, 10*time.Second, time.Millisecond)
+	require.Equal(t, passed, count(wire.Pass))
+	require.Empty(t, c.waiting())
+
+	// Neither does it hold a device against another address and port.
+	other := spec
+	other.Config.Addr = netip.AddrPortFrom(c.lab.rpAddr(0), 30501)
+	e, err := c.adoptHere(other, io.Discard)
+	require.NoError(t, err)
+	c.nothingLeftOf(spec)
+	require.NoError(t, e.Close())
+
+	var log bytes.Buffer
+	kill, err = c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	kill()
+	time.Sleep(spec.Validity)
+	e, err = c.adoptHere(spec, &log)
+	require.NoError(t, err)
+	require.Contains(t, log.String(), "its time is over")
+	require.Nil(t, e.Adopted())
+	require.Empty(t, e.Stats().Sessions)
+	require.NoError(t, e.Close())
+	c.nothingLeft(spec.Pin)
+}
+
+// nothingLeftOf makes sure that an endpoint has no pins.
+func (c *crowd) nothingLeftOf(s childSpec) {
+	left, err := filepath.Glob(filepath.Join(s.Pin, endpointName(s.Config.Addr)+"_*"))
+	require.NoError(c.lab.t, err)
+	require.Empty(c.lab.t, left)
+}
+
+// What cannot be adopted is taken down, with a word, and replaced.
+func TestXDPTakesDownWhatItCannotAdopt(t *testing.T) {
+	c, spec := newOrphanCrowd(t, 1, 20, func(int) int { return 0 })
+	layoutDir := func() string {
+		dirs, err := filepath.Glob(filepath.Join(spec.Pin, "*", "v*"))
+		require.NoError(t, err)
+		require.Len(t, dirs, 1)
+		return dirs[0]
+	}
+	nl, err := netlink.NewHandleAt(c.lab.rp)
+	require.NoError(t, err)
+	defer nl.Close()
+	for _, spoil := range []struct {
+		what, want string
+		do         func(dir string) error
+	}{
+		{"another layout", "old datapath taken down", func(dir string) error {
+			return os.Rename(dir, filepath.Join(filepath.Dir(dir), "v0_12345678"))
+		}},
+		{"a table is missing", "table sessions is missing", func(dir string) error {
+			return os.Remove(filepath.Join(dir, bpf.RpMapSessions))
+		}},
+		{"the pair is gone", "recirculation pair", func(string) error {
+			pair, err := nl.LinkByName(endpointName(c.Addr()) + "a")
+			if err != nil {
+				return err
+			}
+			return nl.LinkDel(pair)
+		}},
+		{"half a directory besides", "datapath adopted", func(dir string) error {
+			return os.Mkdir(filepath.Join(filepath.Dir(dir), "v9_00000000"+unfinished), 0o700)
+		}},
+	} {
+		t.Run(spoil.what, func(t *testing.T) {
+			kill, err := c.lab.startChild(spec, false)
+			require.NoError(t, err)
+			kill()
+			require.NoError(t, spoil.do(layoutDir()))
+			var log bytes.Buffer
+			e, err := c.adoptHere(spec, &log)
+			require.NoError(t, err)
+			require.Contains(t, log.String(), spoil.want)
+			require.Equal(t, spoil.want == "datapath adopted", e.Adopted() != nil)
+			require.Equal(t, e.pins.dir, layoutDir())
+			c.Engine, c.sent = e, 0
+			require.NoError(t, c.Apply(spec.Change))
+			y := c.tally()
+			y.during(c.sessions, func() error { return nil })
+			y.exact(c.sessions, 1)
+			require.NoError(t, e.Close())
+			c.nothingLeft(spec.Pin)
+		})
+	}
+
+	// And when another engine is to have the port.
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	var log bytes.Buffer
+	takeDown := func() (err error) {
+		c.lab.in(c.lab.rp, func() { err = TakeDown(spec.Pin, spec.Config.Addr, slog.New(slog.NewTextHandler(&log, nil))) })
+		return err
+	}
+	require.ErrorContains(t, takeDown(), "address already in use")
+	kill()
+	require.Len(t, c.programs(), 2)
+	require.NoError(t, takeDown())
+	require.Contains(t, log.String(), "old datapath taken down")
+	c.nothingLeft(spec.Pin)
+	require.NoError(t, takeDown(), "there need be none")
+}
+
+// An orphan drops what has the form of a datagram, and changes nothing.
+func TestXDPProgramOrphaned(t *testing.T) {
+	f, err := wiretest.Load()
+	require.NoError(t, err)
+	e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
+	require.NoError(t, e.apply(goldenChange(f)))
+	store(&e.memory.lives.at(0).ValidUntil, uint64(time.Since(e.boot)))
+	state := e.state(t)
+	var want wire.Counters
+	for _, v := range f.Vectors {
+		_, _, verdict := wire.Parse(v.Datagram)
+		if verdict == wire.Pass {
+			verdict = wire.Orphaned
+		}
+		want[verdict]++
+		in := frame(v.Source, bareAddr, v.Datagram)
+		action, out := e.receive(t, in)
+		require.Equal(t, uint32(xdpDrop), action)
+		require.Equal(t, in, out)
+	}
+	require.NotZero(t, want[wire.Orphaned])
+	require.Equal(t, want, e.verdicts())
+	require.Equal(t, state, e.state(t))
+}
+
+// A session is read back as it was written.
+func TestSessionValue(t *testing.T) {
+	for _, s := range []datapath.Session{
+		{Index: 1, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"), SendSession: 0x01020304,
+			SendKey: auth.Key{1, 2, 3}, ReceiveKey: auth.Key{4, 5, 6, 15: 7}, Groups: []uint32{7, 8}, Publish: true, Rate: 3000, Burst: 7},
+		{Index: 2, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[fe80::2%eth0]:4000"), Groups: []uint32{9}, Silent: true},
+		{Index: 3, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:1"), Rate: 5, Burst: 6},
+		{Index: 4, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::3]:65535"), Ingress: 0xfffefdfc},
+		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []uint32{1}},
+	} {
+		require.NoError(t, s.Check())
+		value := valueOf(&s, 77, 88)
+		require.Equal(t, uint32(77), value.State)
+		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
+		require.Equal(t, s, sessionOf(s.Index, &value))
+	}
+}
+
+// Tables of another form have another name; what a successor makes itself does not count.
+func TestLayout(t *testing.T) {
+	name := func(edit func(*ebpf.CollectionSpec)) string {
+		spec, err := bpf.LoadRp()
+		require.NoError(t, err)
+		edit(spec)
+		name, err := layout(spec)
+		require.NoError(t, err)
+		require.NotContains(t, name, ".", "which bpf file systems refuse")
+		return name
+	}
+	same := name(func(*ebpf.CollectionSpec) {})
+	require.Regexp(t, fmt.Sprintf("^v%d_[0-9a-f]{8}$", layoutVersion), same)
+	require.Equal(t, same, name(func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapCache].MaxEntries = 4096 }))
+	for what, edit := range map[string]func(*ebpf.CollectionSpec){
+		"size":  func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapSessions].MaxEntries++ },
+		"flags": func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapNexts].Flags = 0 },
+		"kind":  func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapStamps].Type = ebpf.Array },
+		"inner": func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapTargets].InnerMap.MaxEntries++ },
+		"gone":  func(s *ebpf.CollectionSpec) { delete(s.Maps, bpf.RpMapPace) },
+		"field": func(s *ebpf.CollectionSpec) {
+			value := s.Maps[bpf.RpMapStreams].Value.(*btf.Struct)
+			value.Members[1].Name, value.Members[2].Name = value.Members[2].Name, value.Members[1].Name
+		},
+	} {
+		require.NotEqual(t, same, name(edit), what)
+	}
+}
