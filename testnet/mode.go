@@ -61,6 +61,10 @@ const (
 // leadTime is between the moment the net is up and the first transaction.
 const leadTime = 2 * time.Second
 
+// slotTime is half of Ethereum's. It lets transactions that are lost on the way be
+// repaired before they are in a block: later no pool takes them.
+const slotTime = 6 * time.Second
+
 // A node that is ready still computes cryptographic tables, for a second of processor
 // time. The workload waits until the processes of the net together use less than
 // quietShare of the machine for quietFor, but no longer than quietTimeout.
@@ -126,6 +130,7 @@ func (e *experiment) start(ctx context.Context, mode Mode) (*Net, error) {
 		Links:     e.Links,
 		Routing:   e.Routing,
 		Seed:      e.seed,
+		Slot:      slotTime,
 		LogDir:    filepath.Join(e.Dir(), logsDir, fmt.Sprintf("%s%s-%d-%d", e.name, mode, e.seed, e.round)),
 		Log:       e.Log,
 		Progress:  e.Progress,

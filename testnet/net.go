@@ -101,6 +101,8 @@ type Config struct {
 	// or ssm, which is offered then.
 	Delivery string
 
+	Slot time.Duration // between two blocks, whole seconds; default beacon.SlotTime
+
 	// Accounts have money from the first block on; default those of package
 	// workload with this seed.
 	Accounts []common.Address
@@ -136,6 +138,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Engine == "" {
 		c.Engine = "auto"
+	}
+	if c.Slot == 0 {
+		c.Slot = beacon.SlotTime
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -375,7 +380,7 @@ func (n *Net) startChain(ctx context.Context) error {
 	for i, g := range n.Geths {
 		engines[i] = g
 	}
-	driver := beacon.New(engines, n.genesis, n.cfg.Log)
+	driver := beacon.New(engines, n.genesis, n.cfg.Slot, n.cfg.Log)
 	if err := driver.Begin(ctx); err != nil {
 		return fmt.Errorf("start chain: %w", err)
 	}

@@ -39,8 +39,7 @@ func network(t *testing.T, top *topology.Topology, routing Routing) *Net {
 }
 
 // regionRTT are round-trip times between the regions of ten-as in ms, medians
-// between AWS regions in July 2025, from row to column in the order of the
-// replication points.
+// between AWS regions in July 2025, from row to column in the order of the ASes.
 var regionRTT = [10][10]float64{
 	{5.5, 64.4, 93.2, 112.8, 78.0, 84.0, 219.6, 149.7, 199.8, 115.3},
 	{64.0, 3.2, 142.8, 155.5, 128.9, 135.3, 160.2, 98.2, 141.0, 174.6},
@@ -63,17 +62,20 @@ func TestNetnsTenAS(t *testing.T) {
 	p := newProber(t, n, top.Hosts)
 	p.requireAll()
 
-	rps := top.HostsOf(topology.RP)
-	require.Len(t, rps, len(regionRTT))
+	require.Len(t, top.ASes, len(regionRTT))
+	region := make(map[string]int)
+	for i, as := range top.ASes {
+		region[as.Name] = i
+	}
 	paths, worst, late := top.BGP(), 0.0, []time.Duration(nil)
-	isRP := func(h topology.Host) bool { return h.Role == topology.RP }
-	for pair, times := range p.rounds(isRP, 5, 350*time.Millisecond) {
+	first := func(h topology.Host) bool { return h.Name == h.AS+"-g1" } // in a data centre
+	for pair, times := range p.rounds(first, 5, 350*time.Millisecond) {
 		a, b := top.Hosts[pair[0]], top.Hosts[pair[1]]
 		there, _ := paths.Delay(a, b)
 		back, _ := paths.Delay(b, a)
 		got := median(times)
 		require.Greater(t, got, there+back-time.Millisecond, "%s to %s", a.Name, b.Name)
-		i, k := pair[0], pair[1]
+		i, k := region[a.AS], region[b.AS]
 		want := (regionRTT[i][k] + regionRTT[k][i]) / 2
 		late = append(late, got-there-back)
 		deviation := got.Seconds()*1000/want - 1
@@ -85,12 +87,12 @@ func TestNetnsTenAS(t *testing.T) {
 		100*worst, median(late), slices.Max(late))
 
 	for _, failure := range []LinkState{Down, Blackhole} {
-		out := p.outage("frankfurt-rp", "stockholm-rp", func() {
+		out := p.outage("frankfurt-g1", "stockholm-g1", func() {
 			require.NoError(t, n.SetLink("frankfurt-stockholm", LinkChange{State: &failure}))
 		})
 		require.Less(t, out, time.Second, failure)
 		up := Up
-		back := p.outage("frankfurt-rp", "stockholm-rp", func() {
+		back := p.outage("frankfurt-g1", "stockholm-g1", func() {
 			require.NoError(t, n.SetLink("stockholm-frankfurt", LinkChange{State: &up}))
 			require.NoError(t, n.WaitConverged(t.Context()))
 		})

@@ -115,7 +115,7 @@ func newFakes(n int) ([]*fakeEngine, *Driver) {
 		}
 		fakes, engines = append(fakes, f), append(engines, f)
 	}
-	return fakes, New(engines, genesis, slog.New(slog.DiscardHandler))
+	return fakes, New(engines, genesis, SlotTime, slog.New(slog.DiscardHandler))
 }
 
 func runFor(t *testing.T, d *Driver, slots int) {
@@ -131,7 +131,7 @@ func TestDriver(t *testing.T) {
 		runFor(t, d, 7)
 		for _, n := range nodes {
 			require.Equal(t, nodes[0].heads, n.heads)
-			require.Equal(t, uint64(6), n.blocks[n.head].Number, "slots 2 to 7")
+			require.Equal(t, uint64(7), n.blocks[n.head].Number, "slots 1 to 7")
 			require.Equal(t, uint64(time.Now().Unix())-1, n.blocks[n.head].Timestamp)
 		}
 		proposers := make(map[byte]bool)

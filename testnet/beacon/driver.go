@@ -17,15 +17,19 @@ import (
 	"github.com/ethereum/go-ethereum/core/types"
 )
 
-// SlotTime is the time between two blocks.
+// SlotTime is a time between two blocks that is short enough for tests.
 const SlotTime = 2 * time.Second
 
-// buildTime is how long before its slot a block is begun. Geth chooses the
-// transactions at once and would choose again after 2 s, so the block holds what
-// its proposer knew buildTime ago. The margin is larger than the delay of the
-// slowest gossip (500 ms plus the links): a transaction is known everywhere when
-// the block with it arrives, and its diffusion can be measured to the end.
-const buildTime = 1200 * time.Millisecond
+// A block is begun long before its slot, and taken from its proposer soon after that:
+// geth chooses the transactions at once and would choose again after 2 s. So it holds
+// what its proposer knew two thirds of a slot ago. When that is longer than the
+// slowest diffusion, a transaction is known everywhere when the block with it
+// arrives, and its diffusion can be measured to the end.
+const (
+	aheadNumerator, aheadDenominator = 2, 3
+
+	takeTime = 500 * time.Millisecond // for the choice
+)
 
 // callTimeout limits one Engine API call. A node that does not answer in time
 // misses the block and gets it later from its peers.
@@ -41,16 +45,19 @@ type Engine interface {
 // then all nodes get it, one after another.
 type Driver struct {
 	engines []Engine
+	slot    time.Duration
 	head    common.Hash
 	parent  common.Hash // of the head; final, as there are no forks
 	genesis time.Time   // slot 0
 	log     *slog.Logger
 }
 
-// New makes a driver that starts from the genesis block.
-func New(engines []Engine, genesis *types.Block, log *slog.Logger) *Driver {
+// New makes a driver that starts from the genesis block, and makes a block in each
+// slot of the given length, whole seconds from 2 s on.
+func New(engines []Engine, genesis *types.Block, slot time.Duration, log *slog.Logger) *Driver {
 	return &Driver{
 		engines: engines,
+		slot:    slot,
 		head:    genesis.Hash(),
 		parent:  genesis.Hash(),
 		genesis: time.Unix(int64(genesis.Time()), 0),
@@ -61,16 +68,17 @@ func New(engines []Engine, genesis *types.Block, log *slog.Logger) *Driver {
 // Begin tells all nodes that the genesis block is the head. Until then they
 // refuse transactions from their peers.
 func (d *Driver) Begin(ctx context.Context) error {
-	return errors.Join(d.all(ctx, d.setHead)...)
+	return errors.Join(d.all(ctx, 0, d.setHead)...)
 }
 
 // Run produces blocks until ctx ends. A slot whose proposer fails stays empty,
 // and a node that does not accept a block is left alone; both are logged.
 func (d *Driver) Run(ctx context.Context) {
-	slot := int64(time.Since(d.genesis)/SlotTime) + 2
+	ahead := d.slot * aheadNumerator / aheadDenominator
+	slot := int64((time.Since(d.genesis)+ahead)/d.slot) + 1
 	for ; ; slot++ {
-		start := d.genesis.Add(time.Duration(slot) * SlotTime)
-		if !sleepUntil(ctx, start.Add(-buildTime)) {
+		start := d.genesis.Add(time.Duration(slot) * d.slot)
+		if !sleepUntil(ctx, start.Add(-ahead)) {
 			return
 		}
 		proposer := d.engines[slot%int64(len(d.engines))]
@@ -88,19 +96,22 @@ func (d *Driver) produce(ctx context.Context, proposer Engine, slot int64, start
 	if err != nil {
 		return err
 	}
-	if !sleepUntil(ctx, start) {
+	if !sleepUntil(ctx, time.Now().Add(takeTime)) {
 		return ctx.Err()
 	}
 	block, err := getPayload(ctx, proposer, id)
 	if err != nil {
 		return err
 	}
+	if !sleepUntil(ctx, start) {
+		return ctx.Err()
+	}
 	requests := make([]hexutil.Bytes, len(block.Requests))
 	for i, r := range block.Requests {
 		requests[i] = r
 	}
 	accepted := 0
-	for i, err := range d.all(ctx, func(ctx context.Context, e Engine) error {
+	for i, err := range d.all(ctx, d.gap(), func(ctx context.Context, e Engine) error {
 		return newPayload(ctx, e, block.ExecutionPayload, root, requests)
 	}) {
 		if err == nil {
@@ -113,7 +124,7 @@ func (d *Driver) produce(ctx context.Context, proposer Engine, slot int64, start
 		return errors.New("no node accepted the block")
 	}
 	d.head, d.parent = block.ExecutionPayload.BlockHash, d.head
-	for i, err := range d.all(ctx, d.setHead) {
+	for i, err := range d.all(ctx, d.gap(), d.setHead) {
 		if err != nil && ctx.Err() == nil {
 			d.log.Warn("head not set", "slot", slot, "node", d.engines[i].Name(), "err", err)
 		}
@@ -121,13 +132,18 @@ func (d *Driver) produce(ctx context.Context, proposer Engine, slot int64, start
 	return nil
 }
 
+// gap is between two nodes, so that all get and adopt a block in half a slot.
+func (d *Driver) gap() time.Duration { return d.slot / time.Duration(4*len(d.engines)) }
+
 // all calls f for every node and returns the errors in their order. One node works
-// at a time: elsewhere each has processors of its own, here all at once would take
-// them from the transactions on their way.
-func (d *Driver) all(ctx context.Context, f func(context.Context, Engine) error) []error {
+// at a time, and then none for a while: elsewhere each has processors of its own, here
+// all at once would take them from the transactions on their way.
+func (d *Driver) all(ctx context.Context, gap time.Duration, f func(context.Context, Engine) error) []error {
 	errs := make([]error, len(d.engines))
 	for i, e := range d.engines {
+		begin := time.Now()
 		errs[i] = f(ctx, e)
+		sleepUntil(ctx, begin.Add(gap))
 	}
 	return errs
 }

@@ -111,7 +111,7 @@ func (g *Geth) args() []string {
 		"--port", strconv.Itoa(GethPort),
 		"--nodiscover", "--nat", "none", "--maxpeers", "50",
 		"--syncmode", "full", "--state.scheme", "path", "--snapshot=false",
-		"--cache", "32", "--history.logs.disable", "--txpool.nolocals", "--lightkdf",
+		"--cache", "32", "--cache.noprefetch", "--history.logs.disable", "--txpool.nolocals", "--lightkdf",
 		"--metrics", "--metrics.addr", "::1", "--metrics.port", strconv.Itoa(gethMetricsPort),
 		"--verbosity", "3",
 	}

@@ -15,6 +15,7 @@ import (
 type file struct {
 	Nodes    nodesTable           `toml:"nodes,omitempty"`
 	Class    map[string]lineTable `toml:"class,omitempty"`
+	RP       *lineTable           `toml:"rp,omitempty"` // of replication points
 	Defaults defaultsTable        `toml:"defaults,omitempty"`
 	AS       []asTable            `toml:"as"`
 	IXP      []ixpTable           `toml:"ixp,omitempty"`

@@ -19,6 +19,10 @@ func (f *file) topology(name string) (*Topology, []problem) {
 		}
 		t.Classes[class] = l.line()
 	}
+	if f.RP != nil {
+		t.RPLine = new(Line)
+		*t.RPLine = f.RP.line()
+	}
 	numbers := make(map[string]int)
 	for _, a := range f.AS {
 		numbers[a.Name] = a.Number

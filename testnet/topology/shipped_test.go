@@ -74,7 +74,7 @@ var regionRTT = [][]float64{
 // TestTenASDelays compares round-trip times along the BGP paths with the table:
 // of each pair of regions, and of two hosts in the same one.
 func TestTenASDelays(t *testing.T) {
-	top := load(t, "ten-as")
+	top := populate(t, load(t, "ten-as"))
 	bgp, physical := top.BGP(), top.Physical()
 	rtt := func(p *Paths, a, b Host) float64 {
 		there, ok := p.Delay(a, b)
@@ -85,11 +85,17 @@ func TestTenASDelays(t *testing.T) {
 	}
 	var worst, overhead, most float64
 	pairs := 0
-	for i, a := range top.HostsOf(RP) {
+	var hosts []Host // one of each AS, in a data centre
+	for _, as := range top.ASes {
+		h, ok := top.Host(as.Name + "-g1")
+		require.True(t, ok)
+		hosts = append(hosts, h)
+	}
+	for i, a := range hosts {
 		as, _ := top.AS(a.AS)
 		require.Equal(t, regions[i], as.Region)
 		require.Equal(t, "datacentre", a.Class)
-		for k, b := range top.HostsOf(RP)[i:] {
+		for k, b := range hosts[i:] {
 			if k == 0 {
 				b.Name = "another host at the same place"
 			}

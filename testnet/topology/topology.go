@@ -56,6 +56,10 @@ type Topology struct {
 	Peerings [][2]string
 
 	Nodes Population // what the file asks for
+
+	// RPLine is the line between a replication point and the router of its AS; nil:
+	// that of a host of the first class.
+	RPLine *Line
 }
 
 // AS is an autonomous system: one border router and one LAN.
@@ -196,13 +200,16 @@ type Host struct {
 	Role  Role
 	AS    string
 	Addr  netip.Addr
-	Class string // "": the AS names no classes
+	Class string // "": the AS names no classes, or it is a replication point with RPLine
 	Line  Line   // between the host and its router: that of the class and the delay of the AS
 }
 
 // host puts a host with an interface identifier, in hexadecimal digits, behind
 // the router of an AS; of the first class there if none is named.
 func (t *Topology) host(name string, role Role, as AS, class, id string) Host {
+	if role == RP && class == "" && t.RPLine != nil {
+		return Host{name, role, as.Name, address("2001:db8:%d:1::%s", as.Number, id), "", *t.RPLine}
+	}
 	if classes := as.classes(); class == "" && len(classes) > 0 {
 		class = classes[0]
 	}

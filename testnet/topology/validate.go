@@ -91,6 +91,9 @@ func (t *Topology) problems() []problem {
 		}
 		c.line(element{"class." + name, 0}, "class "+name, t.Classes[name])
 	}
+	if t.RPLine != nil {
+		c.line(element{"rp", 0}, "rp", *t.RPLine)
+	}
 	c.ases()
 	for i, x := range t.IXPs {
 		c.ixp(element{"ixp", i}, x)

@@ -15,6 +15,10 @@ func (t *Topology) TOML() []byte {
 		}
 		f.Class[name] = l.table()
 	}
+	if t.RPLine != nil {
+		line := t.RPLine.table()
+		f.RP = &line
+	}
 	for _, a := range t.ASes {
 		names[a.Number] = a.Name
 		f.AS = append(f.AS, asTable{a.Name, a.Number, a.Region, a.Share, a.RP, duration(a.Access), a.Classes})
