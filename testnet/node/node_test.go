@@ -83,6 +83,7 @@ peers = ['enode://` + id + `@[2001:db8:2:1::53]:30500?discport=0']
 
 [datapath]
 engine = 'socket'
+pin = ''
 
 [delivery]
 ssm = true
