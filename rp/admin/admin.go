@@ -55,19 +55,19 @@ func Start(addr string, h http.Handler, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	s := serve(l, h, log, readTimeout)
+	s := serve(l, h, log, writeTimeout)
 	log.Info("admin listens", "url", "http://"+l.Addr().String())
 	return s, nil
 }
 
-// serve serves what comes to a listener. A request may take read to arrive.
-func serve(l net.Listener, h http.Handler, log *slog.Logger, read time.Duration) *Server {
+// serve serves what comes to a listener. An answer may take write.
+func serve(l net.Listener, h http.Handler, log *slog.Logger, write time.Duration) *Server {
 	ctx, end := context.WithCancel(context.Background())
 	s := &Server{
 		http: http.Server{
 			Handler:      h,
-			ReadTimeout:  read,
-			WriteTimeout: writeTimeout,
+			ReadTimeout:  readTimeout,
+			WriteTimeout: write,
 			ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 			BaseContext:  func(net.Listener) context.Context { return ctx },
 		},

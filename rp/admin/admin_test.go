@@ -65,8 +65,8 @@ func TestServer(t *testing.T) {
 	require.Error(t, err)
 }
 
-// A request that goes on outlives the time that one may take to arrive.
-func TestReadTimeout(t *testing.T) {
+// A stream of events outlives the time that an answer may take.
+func TestStreamOutlivesTimeout(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	const timeout = 20 * time.Millisecond
 	l, err := net.Listen("tcp", "[::1]:0")

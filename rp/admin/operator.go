@@ -413,14 +413,13 @@ func (o *Operator) events(w http.ResponseWriter, r *http.Request) {
 	defer l.Close()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	stream, lines := http.NewResponseController(w), json.NewEncoder(w)
-	stream.SetReadDeadline(time.Time{}) // that of the server would end the request
 	w.WriteHeader(http.StatusOK)
 	for err := stream.Flush(); err == nil; err = stream.Flush() {
 		e, err := l.Next(r.Context())
 		if err != nil {
 			return
 		}
-		stream.SetWriteDeadline(time.Now().Add(eventTimeout))
+		stream.SetWriteDeadline(time.Now().Add(eventTimeout)) // that of the server is for short answers
 		if lines.Encode(e) != nil {
 			return
 		}

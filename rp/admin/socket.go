@@ -34,7 +34,7 @@ func StartSocket(path string, h http.Handler, log *slog.Logger) (*Server, error)
 	if err != nil {
 		return nil, fmt.Errorf("admin socket %s: %w", path, err)
 	}
-	s := serve(l, h, log, readTimeout)
+	s := serve(l, h, log, writeTimeout)
 	log.Info("admin listens", "socket", path)
 	return s, nil
 }
