@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/user"
 	"strconv"
 	"syscall"
 	"time"
@@ -174,7 +175,14 @@ func (c *Client) explain(err error) error {
 func entitled(path string) string {
 	if info, err := os.Stat(path); err == nil {
 		if s, ok := info.Sys().(*syscall.Stat_t); ok {
-			return fmt.Sprintf("user %d and members of group %d may ask rpd", s.Uid, s.Gid)
+			owner, group := fmt.Sprint(s.Uid), fmt.Sprint(s.Gid)
+			if u, err := user.LookupId(owner); err == nil {
+				owner = u.Username
+			}
+			if g, err := user.LookupGroupId(group); err == nil {
+				group = g.Name
+			}
+			return fmt.Sprintf("%s and the members of group %s may ask rpd", owner, group)
 		}
 	}
 	return "its owner and the members of its group may ask rpd"

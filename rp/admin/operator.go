@@ -305,15 +305,14 @@ func (o *Operator) subscribers(p page) Subscribers {
 	now := o.now()
 	all := Subscribers{At: at, Total: len(members), Page: []Subscriber{}}
 	for _, m := range members {
-		s := subscriber(m, counts[m.Index], now)
-		if !s.matches(p.match) {
+		if !matches(m, p.match) {
 			continue
 		}
 		all.Matched++
 		switch {
 		case p.after != 0 && m.Index <= p.after:
 		case len(all.Page) < p.limit:
-			all.Page = append(all.Page, s)
+			all.Page = append(all.Page, subscriber(m, counts[m.Index], now))
 		default:
 			all.Next = all.Page[len(all.Page)-1].Session
 		}
@@ -339,14 +338,11 @@ func subscriber(m peerside.Session, counts datapath.SessionStats, now time.Time)
 	return s
 }
 
-// matches reports whether a text, in lower case, stands in what identifies the
-// subscriber.
-func (s *Subscriber) matches(text string) bool {
-	if strings.Contains(s.Session, text) || strings.Contains(s.Node, text) || strings.Contains(s.Addr.String(), text) ||
-		strings.Contains(s.Mode, text) {
-		return true
-	}
-	return slices.ContainsFunc(s.Groups, func(g string) bool { return strings.Contains(g, text) })
+// matches reports whether a text, in lower case, stands in what identifies a member.
+func matches(m peerside.Session, text string) bool {
+	has := func(s string) bool { return strings.Contains(s, text) }
+	return text == "" || has(hex32(m.Index)) || has(m.Node.String()) || has(m.Addr.String()) || has(m.Mode.String()) ||
+		slices.ContainsFunc(m.Groups, func(g uint32) bool { return has(hex32(g)) })
 }
 
 func (o *Operator) stats() Stats {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -82,7 +83,9 @@ func TestClientErrors(t *testing.T) {
 	require.EqualError(t, NewClient(path).explain(&net.OpError{Op: "dial", Err: fs.ErrPermission}),
 		path+": permission denied: only its owner and the members of its group may ask rpd")
 	require.NoError(t, os.WriteFile(path, nil, 0o600))
-	require.ErrorContains(t, NewClient(path).explain(fs.ErrPermission), "only user ")
+	me, err := user.Current()
+	require.NoError(t, err)
+	require.ErrorContains(t, NewClient(path).explain(fs.ErrPermission), "only "+me.Username+" and the members of group ")
 
 	require.NoError(t, os.Remove(path))
 	body, code := "", http.StatusOK
