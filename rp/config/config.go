@@ -84,9 +84,11 @@ type Limits struct {
 	MeshEgress    uint64 `toml:"mesh_egress"`
 }
 
-// Admin is the HTTP listener for metrics and health.
+// Admin is where an operator looks: the HTTP listener for metrics and health, and the
+// socket that mdcs asks.
 type Admin struct {
 	Listen string `toml:"listen"` // host:port, "" for none
+	Socket string `toml:"socket"` // path, "" for none
 }
 
 // Log says what is logged.
@@ -123,7 +125,7 @@ func Default() Config {
 			PublishRate:  2000,
 			PublishBurst: 512,
 		},
-		Admin: Admin{Listen: "[::1]:9300"},
+		Admin: Admin{Listen: "[::1]:9300", Socket: "/run/rpd/admin.sock"},
 	}
 }
 
@@ -248,6 +250,9 @@ func (c *Config) check() error {
 		if _, _, err := net.SplitHostPort(l); err != nil {
 			bad("admin.listen", "%v", err)
 		}
+	}
+	if s := c.Admin.Socket; s != "" && !filepath.IsAbs(s) {
+		bad("admin.socket", "%q is not an absolute path", s)
 	}
 	return errors.Join(errs...)
 }

@@ -68,6 +68,7 @@ publish_egress = 8
 mesh_egress = 9
 [admin]
 listen = ""
+socket = "/s"
 [log]
 level = "debug"
 `))
@@ -79,6 +80,7 @@ level = "debug"
 		Datapath: Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery: Delivery{GroupPort: 8, HopLimit: 9},
 		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9},
+		Admin:    Admin{Socket: "/s"},
 		Log:      Log{Level: slog.LevelDebug},
 	}, *c)
 	nodes, err := c.Neighbours()
@@ -136,6 +138,7 @@ func TestErrors(t *testing.T) {
 		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
 		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
 		"[admin]\nlisten = \"here\"":           "admin.listen: ",
+		"[admin]\nsocket = \"s\"":              `admin.socket: "s" is not an absolute path`,
 		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
 		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
 		"[datapath]\npin = \"bpf/mdcs\"":       `datapath.pin: "bpf/mdcs" is not an absolute path`,

@@ -16,6 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/msgio"
 	"github.com/ethmcast/mdcs/rp/round"
 )
@@ -41,6 +42,7 @@ var (
 // conn is one peer's connection. All its state belongs to the goroutine of run.
 type conn struct {
 	srv    *Server
+	id     enode.ID
 	addr   netip.Addr // of the connection, and of the endpoint
 	log    *slog.Logger
 	rekeys chan *rekey
@@ -67,6 +69,7 @@ type rekey struct {
 func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
 	return &conn{
 		srv:     s,
+		id:      id,
 		addr:    addr,
 		log:     s.cfg.Log.With("peer", id.TerminalString(), "addr", addr),
 		rekeys:  make(chan *rekey),
@@ -129,6 +132,9 @@ func (c *conn) handle(r msgio.Received[proto.Message]) {
 			c.blame(err)
 		default:
 			c.log.Info("peer refused", "reason", err)
+			if c.index == 0 { // else the session ends, which tells it
+				c.emit(events.Refused, err.Error())
+			}
 		}
 	}
 	c.perform(now)
@@ -145,6 +151,7 @@ func (c *conn) violation(err error) {
 func (c *conn) blame(err error) {
 	c.srv.violations.Add(1)
 	c.log.Warn("peer broke the protocol", "err", err)
+	c.emit(events.Violation, err.Error())
 	c.fatal = p2p.DiscSubprotocolError
 }
 
@@ -190,6 +197,7 @@ func (c *conn) perform(now time.Time) {
 				c.admit(now, a)
 			case proto.Refresh:
 				c.report(a.Counters)
+				c.srv.sessions.extend(c.index, c.adm.Deadline())
 			case proto.KeysInstalled:
 				c.answer(a.ID)
 			case proto.Remove:
@@ -227,6 +235,7 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 			return
 		}
 		c.index = index
+		c.emit(events.Join, "")
 	}
 	if err := c.srv.cfg.Members.Probe(now, c.addr); err != nil {
 		c.adm.Fail(err)
@@ -291,8 +300,27 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 	grant := proto.Grant{Session: c.index, Channel: channel, Keys: cfg.Keys.Groups(c.groups), Marks: marks}
 	grant.Rate, grant.Burst = c.grant()
 	c.adm.Admitted(now, grant)
+	c.srv.sessions.note(Session{
+		Index:   c.index,
+		Node:    c.id,
+		Addr:    netip.AddrPortFrom(c.addr, a.Join.Port),
+		Groups:  c.groups,
+		Mode:    a.Mode,
+		Publish: a.Join.Publish,
+		Lease:   c.adm.Deadline(),
+	})
+	c.emit(events.Admitted, a.Mode.String())
 	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", a.Join.Publish,
 		"delivery", a.Mode)
+}
+
+// emit tells the operator what happened to the peer.
+func (c *conn) emit(kind events.Kind, detail string) {
+	e := events.Event{Kind: kind, Node: c.id.TerminalString(), Addr: c.addr.String(), Detail: detail}
+	if c.index != 0 {
+		e.Session = fmt.Sprintf("%08x", c.index)
+	}
+	c.srv.cfg.Events.Emit(e)
 }
 
 // grant returns what the Welcome says that the peer may publish: what the limit of
@@ -320,8 +348,11 @@ func (c *conn) remove(reason error) {
 		if err != nil && !errors.Is(err, datapath.ErrClosed) {
 			c.log.Error("session not removed", "session", fmt.Sprintf("%08x", c.index), "err", err)
 		}
+		c.srv.sessions.forget(c.index)
+		c.emit(events.Leave, reason.Error())
 		c.log.Info("peer left", "session", fmt.Sprintf("%08x", c.index), "reason", reason)
 	} else {
+		c.emit(events.Refused, reason.Error())
 		c.log.Info("peer not admitted", "reason", reason)
 	}
 	if c.channel != nil {

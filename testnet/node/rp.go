@@ -78,6 +78,7 @@ type rpFile struct {
 	} `toml:"delivery"`
 	Admin struct {
 		Listen string `toml:"listen"`
+		Socket string `toml:"socket"` // for mdcs, in the directory of the node
 	} `toml:"admin"`
 	Log struct {
 		Level string `toml:"level"`
@@ -115,6 +116,7 @@ func (r *RP) file() rpFile {
 	f.Datapath.Engine = r.cfg.Engine
 	f.Delivery.SSM = r.cfg.SSM
 	f.Admin.Listen = fmt.Sprintf("[::1]:%d", rpAdminPort)
+	f.Admin.Socket = filepath.Join(r.cfg.Dir, "admin.sock")
 	f.Log.Level = "info"
 	return f
 }
