@@ -157,21 +157,31 @@ func (e *experiment) start(ctx context.Context, mode Mode) (*Net, error) {
 }
 
 // withRelays puts an Ethereum node in the place of each replication point, and
-// makes it a peer of all others.
+// makes it a peer of all others. Geth dials no more than a third of the 50 peers that
+// it may have, so both sides of a relay dial half of its peers.
 func withRelays(t *topology.Topology) *topology.Topology {
 	relayed := *t
 	relayed.Hosts, relayed.Peerings = slices.Clone(t.Hosts), slices.Clone(t.Peerings)
 	var relays []string
+	nodes := names(t.HostsOf(topology.Geth))
 	for i, h := range relayed.Hosts {
 		if h.Role != topology.RP {
 			continue
 		}
 		relayed.Hosts[i].Role = topology.Geth
-		for _, other := range relays {
-			relayed.Peerings = append(relayed.Peerings, [2]string{other, h.Name})
+		number := len(relays)
+		join := func(k int, other string) {
+			pair := [2]string{h.Name, other}
+			if (number+k)%2 == 0 {
+				slices.Reverse(pair[:])
+			}
+			relayed.Peerings = append(relayed.Peerings, pair)
 		}
-		for _, other := range t.HostsOf(topology.Geth) {
-			relayed.Peerings = append(relayed.Peerings, [2]string{h.Name, other.Name})
+		for k, other := range relays {
+			join(k, other)
+		}
+		for k, other := range nodes {
+			join(k, other)
 		}
 		relays = append(relays, h.Name)
 	}
