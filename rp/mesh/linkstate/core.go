@@ -26,6 +26,7 @@ const (
 	TreesSoon      = 20 * time.Millisecond // from the first change to a computation
 	HaveDelay      = 500 * time.Millisecond
 	DigestDelay    = time.Minute
+	ConfirmDelay   = 2 * time.Second         // until parents are told again what they are asked for
 	RequestDelay   = time.Second             // until another neighbour is asked for an advert
 	AckDelay       = 3 * time.Second         // neighbours that acknowledge later do not delay MayPublish
 	Overlap        = 2500 * time.Millisecond // the old parent goes on: longer than changes take to reach all trees
@@ -139,6 +140,7 @@ type Stats struct {
 	Published                          uint64
 	Downs                              uint64 // neighbours
 	Activations, Failovers, Timeouts   uint64 // of routes
+	Repairs                            uint64 // answers of neighbours that served something else than they were asked for
 	NotServed                          uint64 // routes that were asked for too often
 	BadEchoes                          uint64 // hellos with impossible times
 	Computed                           uint64 // times that trees were computed
@@ -167,7 +169,7 @@ type Core struct {
 	order     []*route // by ingress
 	touched   []*route // in this input
 	serves    []Action // of this input, behind the routes
-	lastID    uint32   // of an Activate or Release
+	lastID    uint32   // of an Activate
 	treeEdges bool     // the neighbours' tree flags are to be found anew
 }
 
@@ -252,6 +254,10 @@ func (c *Core) Handle(now time.Time, from ID, m Message) error {
 		c.released(n, m)
 	case *RouteAck:
 		c.routeAcked(n, m)
+	case *Confirm:
+		c.confirmed(n, m)
+	case *Serving:
+		c.repair(n, m)
 	default:
 		return unexpected("message 0x%02x", m.Code())
 	}

@@ -50,7 +50,7 @@ func TestHostileAdverts(t *testing.T) {
 		"unknown message":             {strange{}, true, nil},
 		"acknowledgement of nothing":  {&RouteAck{77}, false, nil},
 		"acknowledged advert of none": {&Acked{9999, 1}, false, nil},
-		"release of nothing":          {&Release{1, []uint32{5}}, false, nil},
+		"release of nothing":          {&Release{[]uint32{5}}, false, nil},
 		"have of what is known":       {&Have{[]Version{{rp(3), 1, 1}}}, false, nil},
 		"request of nothing":          {&Request{[]ID{42}}, false, nil},
 	} {
@@ -218,8 +218,23 @@ func TestFloodOfActivations(t *testing.T) {
 	for i := range uint32(2 * maxRoutes) {
 		require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{5000 + i, nil}}}))
 	}
-	require.LessOrEqual(t, len(core.routes), maxRoutes)
+	require.Len(t, core.routes, MaxServing)
 	core.Actions()
 	require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{1 << 30, nil}}}))
 	require.Empty(t, core.Actions())
+}
+
+// A parent that says again and again that it serves nothing is asked anew once for
+// each Confirm.
+func TestFloodOfServings(t *testing.T) {
+	w := square(t)
+	core := w.cores[4]
+	before := core.Stats().Activations
+	for range 100 {
+		require.NoError(t, core.Handle(w.now, rp(2), &Serving{}))
+		core.Actions()
+		require.NoError(t, core.Handle(w.now, rp(2), &RouteAck{core.lastID}))
+		core.Actions()
+	}
+	require.Equal(t, before+1, core.Stats().Activations)
 }

@@ -9,7 +9,8 @@
 // and to all neighbours of the RP whose advert it is; other neighbours are told of
 // them, and ask for what they miss. Neighbours watch each other by hellos, which are
 // datagrams. A child asks for the datagrams of an ingress RP by Activate, and ends
-// that by Release after it has a new parent: make before break.
+// that by Release after it has a new parent: make before break. Now and then it
+// confirms what it asks for, and the parent answers when it does something else.
 //
 // Messages travel on mdcsmesh connections, which are reliable and in order. They are
 // RLP lists of the fields in order:
@@ -22,8 +23,10 @@
 //	0x08  Have     [[Origin, Epoch, Sequence], ...]                 512
 //	0x09  Acked    Epoch, Sequence                                  of the receiver's own advert
 //	0x0a  Activate ID, [[Ingress, [[Group, Sequence], ...]], ...]   256 routes, 16 marks each
-//	0x0b  Release  ID, [Ingress, ...]                               512
-//	0x0c  RouteAck ID                                               of an Activate or Release that was sent
+//	0x0b  Release  [Ingress, ...]                                   512
+//	0x0c  RouteAck ID                                               of an Activate that was sent
+//	0x0d  Confirm  sum of 4 bytes                                   every 2 s on links of a tree
+//	0x0e  Serving  [Ingress, ...]                                   2048; after a Confirm that differs
 //
 // A message has at most 16 KiB; the sender keeps far below by count.
 package linkstate
@@ -49,6 +52,8 @@ const (
 	ActivateMsg = 0x0a
 	ReleaseMsg  = 0x0b
 	RouteAckMsg = 0x0c
+	ConfirmMsg  = 0x0d
+	ServingMsg  = 0x0e
 )
 
 // Limits on received messages.
@@ -57,6 +62,7 @@ const (
 	MaxVersions = 512      // in a Summary, Request, Have or Release
 	MaxAdverts  = 64       // in an Adverts
 	MaxRoutes   = 256      // in an Activate
+	MaxServing  = 2048     // in a Serving, so that a child has no more routes of one parent
 	MaxLinks    = 64       // in an advert
 	MaxGroups   = proto.MaxGroups
 	MaxOperator = 32 // bytes of an operator's name
@@ -139,13 +145,18 @@ type Mark struct {
 }
 
 // Release ends what Activate asked for.
-type Release struct {
-	ID      uint32
-	Ingress []uint32
-}
+type Release struct{ Ingress []uint32 }
 
-// RouteAck says that the Activate or Release with this ID is done.
+// RouteAck says that the Activate with this ID is done.
 type RouteAck struct{ ID uint32 }
+
+// Confirm sums up the ingress RPs that the sender asks the receiver for, with what
+// was sent before. The receiver answers with Serving when it does something else.
+type Confirm struct{ Sum uint32 }
+
+// Serving lists the ingress RPs whose datagrams the sender replicates to the
+// receiver, which answers with the Activate and the Release that it lacks.
+type Serving struct{ Ingress []uint32 }
 
 // Code returns the message's code.
 func (*Digest) Code() uint64   { return DigestMsg }
@@ -157,6 +168,8 @@ func (*Acked) Code() uint64    { return AckedMsg }
 func (*Activate) Code() uint64 { return ActivateMsg }
 func (*Release) Code() uint64  { return ReleaseMsg }
 func (*RouteAck) Code() uint64 { return RouteAckMsg }
+func (*Confirm) Code() uint64  { return ConfirmMsg }
+func (*Serving) Code() uint64  { return ServingMsg }
 
 func (m *Digest) check() error {
 	if len(m.Sums) != Buckets {
@@ -172,6 +185,8 @@ func (m *Acked) check() error   { return nil }
 func (m *Release) check() error { return checkCount("release", len(m.Ingress), MaxVersions) }
 
 func (m *RouteAck) check() error { return nil }
+func (m *Confirm) check() error  { return nil }
+func (m *Serving) check() error  { return checkCount("serving", len(m.Ingress), MaxServing) }
 
 func (m *Adverts) check() error {
 	for _, a := range m.Adverts {
@@ -254,6 +269,10 @@ func Decode(code uint64, payload []byte) (Message, error) {
 		m = new(Release)
 	case RouteAckMsg:
 		m = new(RouteAck)
+	case ConfirmMsg:
+		m = new(Confirm)
+	case ServingMsg:
+		m = new(Serving)
 	default:
 		return nil, malformed("unknown message code 0x%02x", code)
 	}

@@ -29,8 +29,10 @@ func messages(t require.TestingT) []Message {
 		&Have{versions},
 		&Acked{1, 2},
 		&Activate{1, []Activation{{2, []Mark{{3, 4}}}}},
-		&Release{1, []uint32{2, 3}},
+		&Release{[]uint32{2, 3}},
 		&RouteAck{1},
+		&Confirm{1},
+		&Serving{[]uint32{2, 3}},
 	}
 }
 
@@ -60,7 +62,8 @@ func TestLargestMessagesFit(t *testing.T) {
 		adverts(slices.Repeat([]*Signed{full}, sendAdverts)...),
 		&Activate{1 << 31, slices.Repeat([]Activation{activation}, sendRoutes)},
 		&Summary{slices.Repeat([]Version{{1 << 63, 1 << 40, 1 << 40}}, MaxVersions)},
-		&Release{1, slices.Repeat([]uint32{1 << 31}, MaxVersions)},
+		&Release{slices.Repeat([]uint32{1 << 31}, MaxVersions)},
+		&Serving{slices.Repeat([]uint32{1 << 31}, MaxServing)},
 	} {
 		b, err := Encode(m)
 		require.NoError(t, err)
@@ -77,7 +80,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"long summary":        &Summary{make([]Version, MaxVersions+1)},
 		"long request":        &Request{make([]ID, MaxVersions+1)},
 		"long have":           &Have{make([]Version, MaxVersions+1)},
-		"long release":        &Release{1, make([]uint32, MaxVersions+1)},
+		"long release":        &Release{make([]uint32, MaxVersions+1)},
+		"long serving":        &Serving{make([]uint32, MaxServing+1)},
 		"long activate":       &Activate{1, make([]Activation, MaxRoutes+1)},
 		"many marks":          &Activate{1, []Activation{{1, make([]Mark, MaxGroups+1)}}},
 		"many adverts":        adverts(slices.Repeat([]*Signed{advertOf(t, 1, 1, 1, nil)}, MaxAdverts+1)...),
@@ -99,7 +103,7 @@ func TestDecodeRefuses(t *testing.T) {
 		require.True(t, ok, "%s: %v", name, err)
 		require.Equal(t, proto.ReasonMalformed, violation.Reason, name)
 	}
-	for code, payload := range map[uint64][]byte{0x00: {0xc0}, 0x0d: {0xc0}, HaveMsg: make([]byte, MaxMessage+1), AckedMsg: {0xc1, 1}, RouteAckMsg: {0xc1, 1, 0}} {
+	for code, payload := range map[uint64][]byte{0x00: {0xc0}, 0x0f: {0xc0}, HaveMsg: make([]byte, MaxMessage+1), AckedMsg: {0xc1, 1}, RouteAckMsg: {0xc1, 1, 0}} {
 		_, err := Decode(code, payload)
 		require.Error(t, err)
 	}

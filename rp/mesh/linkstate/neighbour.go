@@ -43,18 +43,18 @@ type neighbour struct {
 	exchange limiter
 
 	// Routes.
-	served    limiter
-	activate  []uint32 // ingress RPs to ask for after this input
-	release   []uint32
-	activates map[uint32][]uint32 // by ID, not acknowledged
-	releases  map[uint32]*pendingRelease
+	served     limiter
+	activate   []uint32 // ingress RPs to ask for after this input
+	release    []uint32
+	confirm    bool // after this input, what it is asked for
+	confirmAt  time.Time
+	confirming bool // it may answer that it does something else
 }
 
 func newNeighbour(now time.Time, id ID) *neighbour {
 	return &neighbour{
 		id: id, since: now, interval: Interval,
-		have:      make(map[ID]bool),
-		activates: make(map[uint32][]uint32), releases: make(map[uint32]*pendingRelease),
+		have: make(map[ID]bool),
 	}
 }
 
@@ -169,9 +169,8 @@ func (c *Core) down(n *neighbour) {
 	n.up, n.since, n.polled = false, c.now, time.Time{}
 	n.spans, n.theirs = false, false
 	n.activate, n.release, n.adverts = nil, nil, nil
+	n.confirm, n.confirming = false, false
 	clear(n.have)
-	clear(n.activates)
-	clear(n.releases)
 	delete(c.awaited, n.id)
 	c.act(NeighbourDown{n.id})
 	c.lost(n)
@@ -203,6 +202,10 @@ func (c *Core) tickNeighbour(n *neighbour) {
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
 		c.send(n, &Digest{c.sums[:]})
 		n.digestAt = c.now.Add(DigestDelay + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay/4))))
+	}
+	if n.up && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
+		n.confirm = true
+		n.confirmAt = c.now.Add(ConfirmDelay + time.Duration(c.cfg.Rand.Int64N(int64(ConfirmDelay/4))))
 	}
 	if len(n.have) > 0 && !c.now.Before(n.haveAt) {
 		c.tell(n)

@@ -139,6 +139,7 @@ func (w *network) unlink(a, b int) {
 func (w *network) kill(n int) { delete(w.cores, n) }
 
 func (w *network) perform(n int) {
+	w.check(w.cores[n])
 	for _, a := range w.cores[n].Actions() {
 		p := parcel{from: n}
 		switch a := a.(type) {
@@ -156,6 +157,19 @@ func (w *network) perform(n int) {
 		p.at, p.life = w.now.Add(w.delay[pair(n, p.to)]), w.lives[n]+w.lives[p.to]
 		if !w.cut[pair(n, p.to)] {
 			w.way = append(w.way, p)
+		}
+	}
+}
+
+// check has the routes of an RP be with neighbours that are up.
+func (w *network) check(c *Core) {
+	for _, r := range c.order {
+		require.True(w.t, r.parent == 0 || c.alive(r.parent))
+		for _, p := range r.old {
+			require.True(w.t, c.alive(p.id))
+		}
+		for id := range r.children {
+			require.True(w.t, c.alive(id))
 		}
 	}
 }

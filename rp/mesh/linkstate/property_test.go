@@ -59,18 +59,22 @@ func TestAlwaysAgreesInTheEnd(t *testing.T) {
 		}
 		w.run(5*time.Second + Overlap)
 
-		for n, c := range w.cores {
-			for m, other := range w.cores {
-				if c.reached(rp(m)) {
-					require.True(t, other.reached(rp(n)))
-					same(t, c, other)
-				}
-			}
-			for id, root := range c.roots {
-				checkWay(t, w, n, id, root.incarnation)
+		requireAgreement(t, w)
+	})
+}
+
+func requireAgreement(t require.TestingT, w *network) {
+	for n, c := range w.cores {
+		for m, other := range w.cores {
+			if c.reached(rp(m)) {
+				require.True(t, other.reached(rp(n)))
+				same(t, c, other)
 			}
 		}
-	})
+		for id, root := range c.roots {
+			checkWay(t, w, n, id, root.incarnation)
+		}
+	}
 }
 
 // agreed reports whether those that reach each other have the same database, as far

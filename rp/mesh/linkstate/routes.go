@@ -4,31 +4,35 @@ package linkstate
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 )
 
 // route is this RP's place in the delivery of one ingress RP's datagrams. Trees say
-// who should be parent; children are those who asked. Both are accepted from and
-// replicated to until the other side says otherwise.
+// who should be parent; children are those who asked.
 //
 // A change of parent: Activate to the new one, both are accepted from, RouteAck,
 // Overlap, Release to the old one, which is accepted for 2 x the longest round-trip
 // time more. When the parent misses hellos, Activate to the backup, which becomes
 // parent when the old one is down, and is released when that comes back.
+//
+// Parents and children are up. What a child asks its neighbours for is its own state
+// alone, see asks; children of a parent are a copy of it, kept by Activate and
+// Release. A copy that went wrong is found by Confirm, which says the sum of what is
+// asked for, and repaired after Serving, which says the copy. The messages are in
+// order, so that neither takes what is under way for a difference.
 type route struct {
 	ingress uint32
 	parent  ID // 0 for none
+	asking
 	since   time.Time
-	acked   bool
 	old     []previous
 	backups []ID
 	wanted  ID // by the tree
 	root    *root
 	gone    time.Time // when the route ends, since the mesh has no tree for it; zero for not
 
-	children map[ID]bool
+	children map[ID]bool // those that are up, and asked
 
 	told  *Route // as the datapath has it
 	dirty bool
@@ -36,21 +40,20 @@ type route struct {
 
 // previous is an upstream besides the parent: a former one, or a backup.
 type previous struct {
-	id       ID
-	asked    bool      // to send, by an Activate without RouteAck
+	id ID
+	asking
 	release  time.Time // when Release goes out; zero until the new parent sends
 	released time.Time // until when it is accepted after that; zero before
 }
 
-type pendingRelease struct {
-	ingress []uint32
-	due     time.Time
-	tries   int
+// asking is how far an upstream is with what it was asked for.
+type asking struct {
+	activate uint32 // the newest Activate
+	acked    bool   // by its RouteAck
 }
 
 const (
 	activateTimeout = 300 * time.Millisecond // and two round trips
-	releaseTries    = 3
 	goneDelay       = 30 * time.Second
 )
 
@@ -113,17 +116,18 @@ func (c *Core) setParent(r *route, id ID) {
 		return
 	}
 	if r.parent != 0 {
-		r.old = append(r.old, previous{id: r.parent})
+		r.old = append(r.old, previous{id: r.parent, asking: r.asking})
 	}
-	r.parent, r.since, r.acked = id, c.now, false
+	r.parent, r.since, r.asking = id, c.now, asking{}
 	c.touch(r)
 	asked := false
 	r.old = slices.DeleteFunc(r.old, func(p previous) bool {
 		if p.id != id {
 			return false
 		}
-		asked = p.released.IsZero()
-		r.acked = asked && !p.asked // it sends already
+		if asked = p.released.IsZero(); asked {
+			r.asking = p.asking
+		}
 		return true
 	})
 	for i := range r.old {
@@ -138,6 +142,19 @@ func (c *Core) setParent(r *route, id ID) {
 	c.keepFew(r)
 }
 
+// asks tells what an upstream was asked for and not released from; nil for nothing.
+func (r *route) asks(id ID) *asking {
+	if r.parent == id {
+		return &r.asking
+	}
+	for i := range r.old {
+		if p := &r.old[i]; p.id == id && p.released.IsZero() {
+			return &p.asking
+		}
+	}
+	return nil
+}
+
 func (c *Core) ask(r *route, id ID) {
 	n := c.neighbour(id)
 	n.activate = append(n.activate, r.ingress)
@@ -145,7 +162,7 @@ func (c *Core) ask(r *route, id ID) {
 
 func (c *Core) keepFew(r *route) {
 	for len(r.old) > previousKept {
-		c.releaseOld(r, 0)
+		c.release(r, r.old[0].id)
 		r.old = slices.Delete(r.old, 0, 1)
 	}
 }
@@ -158,7 +175,7 @@ func (c *Core) doubt(n *neighbour) {
 		}
 		if b := c.backup(r); b != 0 {
 			r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == b })
-			r.old = append(r.old, previous{id: b, asked: true, release: c.now.Add(Overlap)})
+			r.old = append(r.old, previous{id: b, release: c.now.Add(Overlap)})
 			c.ask(r, b)
 			c.keepFew(r)
 			c.touch(r)
@@ -193,8 +210,9 @@ func (c *Core) longest() (rtt time.Duration) {
 	return max(rtt, minimumOverlap)
 }
 
-func (c *Core) releaseOld(r *route, i int) {
-	if n := c.neighbour(r.old[i].id); n != nil && n.up && r.old[i].released.IsZero() {
+// release tells a neighbour at the end of this input that it is not asked any more.
+func (c *Core) release(r *route, id ID) {
+	if n := c.neighbour(id); n != nil && n.up {
 		n.release = append(n.release, r.ingress)
 	}
 }
@@ -236,14 +254,24 @@ func (c *Core) lost(n *neighbour) {
 func compareRoute(a, b *route) int { return cmp.Compare(a.ingress, b.ingress) }
 
 // activated makes a neighbour a child. One that asks too often is not served from the
-// cache, and one that asks for too many ingress RPs that nobody knows gets no answer.
+// cache. There is no answer to one that is not heard, or that asks for too much: it
+// turns to others.
 func (c *Core) activated(n *neighbour, m *Activate) {
+	if !n.up {
+		return
+	}
+	served := len(c.serving(n))
 	for _, a := range m.Routes {
-		if c.routes[a.Ingress] == nil && len(c.routes) >= maxRoutes {
+		r := c.routes[a.Ingress]
+		switch {
+		case r != nil && r.children[n.id]:
+		case r == nil && len(c.routes) >= maxRoutes || served >= MaxServing:
 			c.stats.NotServed++
 			return
+		default:
+			served++
 		}
-		r := c.route(a.Ingress)
+		r = c.route(a.Ingress)
 		if !r.children[n.id] {
 			r.children[n.id] = true
 			c.touch(r)
@@ -264,25 +292,67 @@ func (c *Core) released(n *neighbour, m *Release) {
 			c.touch(r)
 		}
 	}
-	c.send(n, &RouteAck{m.ID})
 }
 
 func (c *Core) routeAcked(n *neighbour, m *RouteAck) {
-	for _, ingress := range n.activates[m.ID] {
-		r := c.routes[ingress]
-		if r == nil {
+	for _, r := range c.order {
+		a := r.asks(n.id)
+		if a == nil || a.acked || a.activate != m.ID {
 			continue
 		}
-		if r.parent == n.id && !r.acked {
-			r.acked = true
+		a.acked = true
+		if r.parent == n.id {
 			c.overlap(r)
 		}
-		for i := range r.old {
-			r.old[i].asked = r.old[i].asked && r.old[i].id != n.id
+	}
+}
+
+// serving lists the routes in which a neighbour is a child.
+func (c *Core) serving(n *neighbour) (ingress []uint32) {
+	for _, r := range c.order {
+		if r.children[n.id] {
+			ingress = append(ingress, r.ingress)
 		}
 	}
-	delete(n.activates, m.ID)
-	delete(n.releases, m.ID)
+	return ingress
+}
+
+// sumOf is of 4 bytes, 0 for nothing. As that of adverts it finds differences between
+// honest RPs.
+func sumOf(ingress []uint32) (sum uint32) {
+	for _, i := range ingress {
+		sum ^= uint32(mix(uint64(i)))
+	}
+	return sum
+}
+
+// confirmed answers when a neighbour is served with something else than it asks for.
+func (c *Core) confirmed(n *neighbour, m *Confirm) {
+	if serving := c.serving(n); sumOf(serving) != m.Sum && n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
+		c.send(n, &Serving{serving})
+	}
+}
+
+// repair asks a neighbour anew for what it acknowledged and does not know any more,
+// and releases it from what it was not asked for.
+func (c *Core) repair(n *neighbour, m *Serving) {
+	if !n.up || !n.confirming { // nobody is asked for it oftener than that
+		return
+	}
+	n.confirming = false
+	c.stats.Repairs++
+	for _, r := range c.order {
+		a := r.asks(n.id)
+		if a == nil || !a.acked || slices.Contains(m.Ingress, r.ingress) {
+			continue
+		}
+		*a = asking{}
+		if r.parent == n.id {
+			r.since = c.now
+		}
+		c.ask(r, n.id)
+	}
+	n.release = append(n.release, m.Ingress...) // but for those that are asked for
 }
 
 // tickRoutes ends what is over, and gives up parents that do not answer.
@@ -307,24 +377,12 @@ func (c *Core) tickRoutes() {
 			c.steer(r)
 		}
 	}
-	for _, n := range c.neighbours {
-		for _, id := range slices.Sorted(maps.Keys(n.releases)) {
-			p := n.releases[id]
-			if c.now.Before(p.due) {
-				continue
-			}
-			delete(n.releases, id)
-			if p.tries < releaseTries {
-				c.sendRelease(n, p.ingress, p.tries+1)
-			}
-		}
-	}
 }
 
 func (c *Core) tickOld(r *route) {
 	for i := range r.old {
 		if p := &r.old[i]; p.released.IsZero() && due(p.release, c.now) {
-			c.releaseOld(r, i)
+			c.release(r, p.id)
 			p.released = c.now.Add(2 * c.longest())
 		}
 	}
@@ -345,9 +403,7 @@ func (c *Core) turnAway(r *route) {
 		r.wanted = 0
 	}
 	r.backups = slices.DeleteFunc(r.backups, func(id ID) bool { return id == failed })
-	if n := c.neighbour(failed); n != nil && n.up {
-		n.release = append(n.release, r.ingress)
-	}
+	c.release(r, failed)
 	c.recover(r)
 	c.computeSoon()
 }
@@ -366,31 +422,43 @@ func (c *Core) flushRoutes() {
 	c.actions = append(c.actions, c.serves...)
 	c.touched, c.serves = c.touched[:0], nil
 	for _, n := range c.neighbours {
-		for chunk := range slices.Chunk(n.activate, sendRoutes) {
-			c.sendActivate(n, chunk)
-		}
-		for chunk := range slices.Chunk(n.release, MaxVersions) {
-			c.sendRelease(n, chunk, 1)
-		}
-		n.activate, n.release = nil, nil
+		c.flushAsks(n)
 	}
 }
 
-func (c *Core) sendActivate(n *neighbour, ingress []uint32) {
-	c.lastID++
-	c.stats.Activations += uint64(len(ingress))
-	m := &Activate{ID: c.lastID}
-	for _, i := range ingress {
-		m.Routes = append(m.Routes, Activation{i, c.cfg.Marks(i)})
+// flushAsks tells a neighbour what changed in what it is asked for. What is true at
+// the end of the input counts, in whatever order it came about.
+func (c *Core) flushAsks(n *neighbour) {
+	asked := func(ingress uint32) bool {
+		r := c.routes[ingress]
+		return r != nil && r.asks(n.id) != nil
 	}
-	n.activates[c.lastID] = slices.Clone(ingress)
-	c.send(n, m)
-}
-
-func (c *Core) sendRelease(n *neighbour, ingress []uint32, try int) {
-	c.lastID++
-	n.releases[c.lastID] = &pendingRelease{slices.Clone(ingress), c.now.Add(Interval + 2*n.rtt), try}
-	c.send(n, &Release{c.lastID, slices.Clone(ingress)})
+	activate := slices.DeleteFunc(n.activate, func(ingress uint32) bool { return !asked(ingress) })
+	for chunk := range slices.Chunk(activate, sendRoutes) {
+		c.lastID++
+		m := &Activate{ID: c.lastID}
+		for _, ingress := range chunk {
+			c.routes[ingress].asks(n.id).activate = m.ID
+			m.Routes = append(m.Routes, Activation{ingress, c.cfg.Marks(ingress)})
+		}
+		c.stats.Activations += uint64(len(chunk))
+		c.send(n, m)
+	}
+	release := slices.DeleteFunc(n.release, asked)
+	for chunk := range slices.Chunk(release, MaxVersions) {
+		c.send(n, &Release{chunk})
+	}
+	n.activate, n.release = nil, nil
+	if n.confirm { // behind what it sums up
+		n.confirm, n.confirming = false, true
+		var all []uint32
+		for _, r := range c.order {
+			if r.asks(n.id) != nil {
+				all = append(all, r.ingress)
+			}
+		}
+		c.send(n, &Confirm{sumOf(all)})
+	}
 }
 
 // export is the route for the datapath.

@@ -27,7 +27,10 @@ func TestMeshAgrees(t *testing.T) {
 	w.run(10 * time.Second)
 	for n := range 4 {
 		require.Empty(t, took[Route](w, n+1), "nothing changes when all is quiet")
-		require.Empty(t, took[Send](w, n+1))
+		for _, s := range took[Send](w, n+1) {
+			require.IsType(t, &Confirm{}, s.Message)
+		}
+		require.Zero(t, w.cores[n+1].Stats().Repairs)
 	}
 }
 
@@ -118,6 +121,54 @@ func TestFalseAlarm(t *testing.T) {
 	require.Len(t, sent[*Release](w, 4, 3), 1)
 	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3)}, w.route(4, ingress1))
 	require.Empty(t, w.route(3, ingress1).Children)
+}
+
+// A link is silent for a second while a restarted mesh finds its trees: a Release is
+// lost on it, and the same parent is asked again soon after.
+func TestReleaseIsLost(t *testing.T) {
+	w := newNetwork(t)
+	for n := range 5 {
+		w.start(n + 1)
+		w.cores[n+1].SetPublishes(w.now, n < 2)
+		for m := range n {
+			w.link(m+1, n+1, step)
+		}
+	}
+	w.delay[pair(2, 3)] = 3 * step
+	w.run(280 * time.Millisecond)
+	w.kill(3)
+	w.run(30 * time.Millisecond)
+	w.cut[pair(1, 2)] = true
+	w.run(1095 * time.Millisecond)
+	w.cut[pair(1, 2)] = false
+	w.run(8 * time.Second)
+	requireAgreement(t, w)
+}
+
+// What a parent does besides what it is asked for is found by the next Confirm.
+func TestRepair(t *testing.T) {
+	w := square(t)
+	w.run(2 * time.Second)
+	w.forget()
+	two, three := w.cores[2], w.cores[3]
+	delete(two.routes[ingress1].children, rp(4))
+	two.touch(two.routes[ingress1])
+	three.routes[ingress1].children[rp(4)] = true
+	three.touch(three.routes[ingress1])
+	w.perform(2)
+	w.perform(3)
+	require.Empty(t, w.route(2, ingress1).Children)
+	w.run(ConfirmDelay*5/4 + Interval) // 4 learns of the edge to 3 by a hello
+	require.Equal(t, []Child{{ID: rp(4)}}, w.route(2, ingress1).Children)
+	require.Empty(t, w.route(3, ingress1).Children)
+	require.Equal(t, uint64(2), w.cores[4].Stats().Repairs)
+	require.Len(t, sent[*Activate](w, 4, 2), 1)
+	require.Equal(t, []*Release{{[]uint32{ingress1}}}, sent[*Release](w, 4, 3))
+	require.Len(t, took[Serve](w, 2), 1, "the cache has what was missed")
+
+	w.run(ConfirmDelay * 2)
+	require.Equal(t, uint64(2), w.cores[4].Stats().Repairs)
+	requireAgreement(t, w)
 }
 
 // A new parent that does not acknowledge is left for one that still sends.
