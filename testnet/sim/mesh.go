@@ -50,6 +50,7 @@ type Result struct {
 	LinkCopiesMax float64 `json:"link_copies_max"`  // of a datagram on the busiest link between regions, mean of the ingress RPs
 	LinkCopies    float64 `json:"link_copies"`      // on all of them together
 	Activations   uint64  `json:"activations"`
+	Repairs       uint64  `json:"repairs"` // parents that served something else than they were asked for
 	Seconds       float64 `json:"simulated_s"`
 }
 
@@ -136,6 +137,7 @@ func Run(ctx context.Context, plan Plan) (*Result, error) {
 	for _, r := range w.rps {
 		if r.alive {
 			result.Activations += r.core.Stats().Activations
+			result.Repairs += r.core.Stats().Repairs
 		}
 	}
 	result.Seconds = w.now.Seconds()
