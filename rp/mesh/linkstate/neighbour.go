@@ -162,7 +162,7 @@ func (c *Core) measure(n *neighbour, rtt time.Duration) {
 }
 
 // smoothing is the number of round-trip times that the smoothed one follows.
-const smoothing = 8
+const smoothing = 32
 
 func costOf(rtt time.Duration) uint32 { return uint32(max(rtt/CostUnit, 1)) }
 
