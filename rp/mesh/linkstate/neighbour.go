@@ -161,7 +161,8 @@ func (c *Core) measure(n *neighbour, rtt time.Duration) {
 	}
 }
 
-// smoothing is the number of round-trip times that the smoothed one follows.
+// smoothing is the number of round-trip times that the smoothed one follows: jitter
+// shall not look like another cost, which the whole mesh is told.
 const smoothing = 32
 
 func costOf(rtt time.Duration) uint32 { return uint32(max(rtt/CostUnit, 1)) }
