@@ -44,10 +44,11 @@ func (a *adopter) Adopted() *datapath.State { return a.state }
 func TestAdoptedIncarnation(t *testing.T) {
 	t.Parallel()
 	points, sites := meshOf(t, 2)
-	a := newPeer(t, points[0], peerOptions{})
-	members(t, a)
+	a, gone := newPeer(t, points[0], peerOptions{}), newPeer(t, points[1], peerOptions{})
+	members(t, a, gone)
 	old := points[1].Incarnation()
 	knows(t, a, old)
+	gone.leave()
 	points[1].Stop()
 	require.Eventually(t, func() bool { return points[0].Ready() != nil }, patience, 5*time.Millisecond)
 
@@ -59,9 +60,11 @@ func TestAdoptedIncarnation(t *testing.T) {
 			{Ingress: old, Group: testGroup, Epoch: 6, Key: auth.Key{6}},
 			{Ingress: old, Group: testGroup, Epoch: 7, Key: auth.Key{7}},
 		},
-		Sessions: []datapath.Session{{
-			Index: 5, Role: datapath.Mesh, Addr: points[0].Addr(), Groups: []uint32{testGroup}, Ingress: points[0].Incarnation(),
-		}},
+		Sessions: []datapath.Session{{Index: 5, Role: datapath.Mesh, Addr: points[0].Addr()}},
+		Routes: []datapath.Route{
+			{Ingress: old, To: []datapath.Branch{{Session: 5, Groups: []uint32{testGroup}}}},
+			{Ingress: points[0].Incarnation(), From: []uint32{5}},
+		},
 	}
 	cfg := sites[1].config(t, sites[0])
 	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
@@ -70,7 +73,7 @@ func TestAdoptedIncarnation(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		return &adopter{e, state}, e.Apply(datapath.Change{Keys: state.Keys, Add: state.Sessions})
+		return &adopter{e, state}, e.Apply(datapath.Change{Keys: state.Keys, Add: state.Sessions, Routes: state.Routes})
 	}
 	again := start(t, cfg)
 	require.Equal(t, old, again.Incarnation())

@@ -32,7 +32,7 @@ type operator struct {
 func newOperator(t *testing.T, point *rp.RP) *operator {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
-	o := admin.Operator{Point: point, Mesh: admin.FullMesh(point)}
+	o := admin.Operator{Point: point}
 	s, err := admin.StartSocket(path, o.Handler(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	op := &operator{Client: admin.NewClient(path), t: t}
@@ -119,7 +119,7 @@ func TestOperator(t *testing.T) {
 	rps, err := o.RPs(ctx)
 	require.NoError(t, err)
 	require.Len(t, rps.RPs, 1)
-	require.Equal(t, []string{names[1], "replicating"}, []string{rps.RPs[0].ID, rps.RPs[0].State})
+	require.Equal(t, []string{names[1], "up"}, []string{rps.RPs[0].ID, rps.RPs[0].State})
 	require.GreaterOrEqual(t, rps.RPs[0].Copies, uint64(n))
 	require.Positive(t, rps.RPs[0].Received)
 	groups, err := o.Groups(ctx)
@@ -144,7 +144,12 @@ func TestOperator(t *testing.T) {
 	require.Equal(t, names[1], routes[1].Parent)
 	tree, err := o.Tree(ctx, "")
 	require.NoError(t, err)
-	require.Equal(t, []admin.TreeNode{{RP: names[0]}, {RP: names[1], Parent: names[0]}}, tree.Nodes)
+	parents := make(map[string]string)
+	for _, n := range tree.Nodes {
+		parents[n.RP] = n.Parent
+		require.Equal(t, n.RP == names[0], n.RTT == 0)
+	}
+	require.Equal(t, map[string]string{names[0]: "", names[1]: names[0]}, parents)
 
 	// What happens is told, of each node.
 	o.await(events.Join, a.id().TerminalString())

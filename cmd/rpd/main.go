@@ -132,7 +132,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	defer point.Stop()
 	if path := cfg.Admin.Socket; path != "" {
-		operator := admin.Operator{Point: point, Mesh: admin.FullMesh(point), Version: version}
+		operator := admin.Operator{Point: point, Version: version}
 		server, err := admin.StartSocket(path, operator.Handler(), log)
 		if err != nil { // who is served need not care
 			log.Warn("no socket for mdcs", "err", err)

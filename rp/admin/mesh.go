@@ -4,96 +4,86 @@ package admin
 
 import (
 	"fmt"
+	"time"
 
-	"github.com/ethmcast/mdcs/rp"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 )
 
-// Mesh is what an RP knows of the other ones.
-type Mesh interface {
-	// Neighbours, Routes and Database are ordered by RP.
-	Neighbours() []Neighbour
-	Routes() []Route
-	Database() []Advert
-
-	// Tree returns the tree of an ingress RP. It is false when none is known.
-	Tree(rp string) (Tree, bool)
-}
-
-// Linked is an RP of a full mesh.
-type Linked interface {
-	About() rp.About
-	Mesh() meshside.Stats
-}
-
-// FullMesh is the Mesh of an RP whose datagrams cross one link at most: its
-// neighbours are all that it knows.
-func FullMesh(point Linked) Mesh { return fullMesh{point} }
-
-type fullMesh struct{ Linked }
-
-func (m fullMesh) self() (id, incarnation string) {
-	about := m.About()
-	return about.Node.ID().TerminalString(), hex32(about.Incarnation)
-}
-
-func (m fullMesh) Neighbours() []Neighbour {
-	neighbours := []Neighbour{}
-	for _, n := range m.Mesh().Neighbours {
-		neighbours = append(neighbours, Neighbour{ID: n.ID.TerminalString(), Addr: n.Addr, State: linkState(n), Tree: n.Up()})
+// neighbours are the links of the mesh, ordered by RP.
+func neighbours(st meshside.Stats) []Neighbour {
+	all := []Neighbour{}
+	for _, n := range st.Neighbours {
+		all = append(all, Neighbour{
+			ID: n.ID.TerminalString(), Addr: n.Addr, State: n.State.String(), Tree: n.Tree, RTT: Seconds(n.RTT), Cost: n.Cost,
+		})
 	}
-	return neighbours
+	return all
 }
 
-// up returns the ids of those who are replicated to.
-func (m fullMesh) up() []string {
-	up := []string{}
-	for _, n := range m.Mesh().Neighbours {
-		if n.Up() {
-			up = append(up, n.ID.TerminalString())
+// routes are the ways of the ingress RPs' datagrams.
+func routes(st meshside.Stats) []Route {
+	all := []Route{}
+	for _, r := range st.Routes {
+		x := Route{
+			Ingress: hex32(r.Ingress), RP: hexID(r.RP), Parent: hexID(r.Parent), Backup: hexID(r.Backup),
+			Previous: []string{}, Children: []string{},
 		}
+		for _, id := range r.Previous {
+			x.Previous = append(x.Previous, hexID(id))
+		}
+		for _, c := range r.Children {
+			x.Children = append(x.Children, hexID(c.RP))
+		}
+		all = append(all, x)
 	}
-	return up
+	return all
 }
 
-func (m fullMesh) Routes() []Route {
-	self, incarnation := m.self()
-	routes := []Route{{Ingress: incarnation, RP: self, Previous: []string{}, Children: m.up()}}
-	for _, n := range m.Mesh().Neighbours {
-		if n.Session != 0 {
-			id := n.ID.TerminalString()
-			routes = append(routes, Route{Ingress: hex32(n.Incarnation), RP: id, Parent: id, Previous: []string{}, Children: []string{}})
+// database is what the RPs say of themselves, ordered by RP. topic names a group.
+func database(st meshside.Stats, topic func(group uint32) string) []Advert {
+	all := []Advert{}
+	for _, a := range st.Database {
+		x := Advert{
+			RP: hexID(a.Origin), Operator: a.Operator, Incarnation: hex32(a.Incarnation), Epoch: a.Epoch, Sequence: a.Sequence,
+			Age: Seconds(a.Age), Publishes: a.Publishes, Links: []AdvertLink{}, Groups: []GroupCount{},
 		}
+		for _, l := range a.Links {
+			x.Links = append(x.Links, AdvertLink{RP: hexID(l.Neighbour), Cost: l.Cost, Tree: l.Tree})
+		}
+		for _, g := range a.Groups {
+			x.Groups = append(x.Groups, GroupCount{Group: hex32(g.Group), Topic: topic(g.Group), Members: int(g.Count)})
+		}
+		all = append(all, x)
 	}
-	return routes
+	return all
 }
 
-func (m fullMesh) Database() []Advert { return []Advert{} }
-
-func (m fullMesh) Tree(root string) (Tree, bool) {
-	self, _ := m.self()
-	tree := Tree{RP: root, Self: self, Nodes: []TreeNode{{RP: root}}}
-	if root == self {
-		for _, id := range m.up() {
-			tree.Nodes = append(tree.Nodes, TreeNode{RP: id, Parent: self})
-		}
-		return tree, true
+// treeOf is the tree of an ingress RP by its edges. All RPs of the database are nodes.
+func treeOf(root, self linkstate.ID, edges []meshside.Edge, st meshside.Stats) Tree {
+	byRP := make(map[linkstate.ID]meshside.Edge)
+	for _, e := range edges {
+		byRP[e.RP] = e
 	}
-	for _, n := range m.Mesh().Neighbours {
-		if n.ID.TerminalString() == root && n.Session != 0 {
-			tree.Nodes = append(tree.Nodes, TreeNode{RP: self, Parent: root})
-			return tree, true
-		}
+	tree := Tree{RP: hexID(root), Self: hexID(self), Nodes: []TreeNode{}}
+	for _, a := range st.Database {
+		e := byRP[a.Origin]
+		tree.Nodes = append(tree.Nodes, TreeNode{
+			RP:       hexID(a.Origin),
+			Parent:   hexID(e.Parent),
+			RTT:      Seconds(time.Duration(e.Cost) * linkstate.CostUnit),
+			Operator: a.Operator,
+		})
 	}
-	return Tree{}, false
-}
-
-// linkState names the state of the link to a neighbour.
-func linkState(n meshside.Neighbour) string {
-	if !n.Connected {
-		return "down"
-	}
-	return n.State.String()
+	return tree
 }
 
 func hex32(v uint32) string { return fmt.Sprintf("%08x", v) }
+
+// hexID is empty for no RP.
+func hexID(id linkstate.ID) string {
+	if id == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%016x", id)
+}

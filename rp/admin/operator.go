@@ -19,6 +19,7 @@ import (
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
 )
@@ -48,6 +49,7 @@ type Point interface {
 	Sessions() []peerside.Session
 	Marks() []proto.Mark
 	Mesh() meshside.Stats
+	Tree(ingress linkstate.ID) ([]meshside.Edge, bool)
 	Events() *events.Hub
 }
 
@@ -57,7 +59,6 @@ var _ Point = (*rp.RP)(nil)
 // anything.
 type Operator struct {
 	Point   Point
-	Mesh    Mesh
 	Version string
 	Now     func() time.Time // time.Now when nil
 
@@ -97,9 +98,9 @@ func (o *Operator) Handler() http.Handler {
 		return o.subscribers(p), nil
 	}, "limit", "after", "match")
 	get("stats", func(url.Values) (any, error) { return o.stats(), nil })
-	get("mesh/neighbours", func(url.Values) (any, error) { return o.Mesh.Neighbours(), nil })
-	get("mesh/routes", func(url.Values) (any, error) { return o.Mesh.Routes(), nil })
-	get("mesh/database", func(url.Values) (any, error) { return o.Mesh.Database(), nil })
+	get("mesh/neighbours", func(url.Values) (any, error) { return neighbours(o.Point.Mesh()), nil })
+	get("mesh/routes", func(url.Values) (any, error) { return routes(o.Point.Mesh()), nil })
+	get("mesh/database", func(url.Values) (any, error) { return database(o.Point.Mesh(), o.topic), nil })
 	get("mesh/tree", func(q url.Values) (any, error) { return o.tree(q.Get("ingress")) }, "ingress")
 	mux.HandleFunc("GET /v1/events", o.events)
 	return mux
@@ -232,7 +233,7 @@ func (o *Operator) rps() RPs {
 	sessions := bySession(st)
 	all := RPs{At: at, RPs: []RP{}}
 	for _, n := range st.Mesh.Neighbours {
-		x := RP{ID: n.ID.TerminalString(), Addr: n.Addr, State: linkState(n)}
+		x := RP{ID: n.ID.TerminalString(), Addr: n.Addr, State: n.State.String()}
 		if n.Incarnation != 0 {
 			x.Incarnation = hex32(n.Incarnation)
 		}
@@ -248,11 +249,8 @@ func (o *Operator) rps() RPs {
 func (o *Operator) groups() []Group {
 	about := o.Point.About()
 	names := map[string]string{hex32(about.Incarnation): about.Node.ID().TerminalString()}
-	for _, n := range o.Point.Mesh().Neighbours {
-		names[hex32(n.Incarnation)] = n.ID.TerminalString()
-	}
-	for _, a := range o.Mesh.Database() {
-		names[a.Incarnation] = a.RP
+	for _, a := range o.Point.Mesh().Database {
+		names[hex32(a.Incarnation)] = hexID(a.Origin)
 	}
 	st, _ := o.counters()
 	marks := o.Point.Marks()
@@ -379,19 +377,31 @@ func (o *Operator) stats() Stats {
 	return s
 }
 
+// topic names a group, "" for one that is not served here.
+func (o *Operator) topic(group uint32) string {
+	for _, g := range o.Point.About().Groups {
+		if g.ID == group {
+			return g.Topic
+		}
+	}
+	return ""
+}
+
 func (o *Operator) tree(root string) (Tree, error) {
-	if root == "" {
-		root = o.Point.About().Node.ID().TerminalString()
+	self := linkstate.IDOf(o.Point.About().Node.ID())
+	id := self
+	if root != "" {
+		n, err := strconv.ParseUint(root, 16, 64)
+		if err != nil || len(root) != 16 {
+			return Tree{}, fmt.Errorf("rp %q is not 16 hex digits", root)
+		}
+		id = linkstate.ID(n)
 	}
-	if _, err := strconv.ParseUint(root, 16, 64); err != nil || len(root) != 16 {
-		return Tree{}, fmt.Errorf("rp %q is not 16 hex digits", root)
-	}
-	root = strings.ToLower(root)
-	t, ok := o.Mesh.Tree(root)
+	edges, ok := o.Point.Tree(id)
 	if !ok {
-		return t, fmt.Errorf("tree of rp %s: %w", root, errUnknown)
+		return Tree{}, fmt.Errorf("tree of rp %s: %w", hexID(id), errUnknown)
 	}
-	return t, nil
+	return treeOf(id, self, edges, o.Point.Mesh()), nil
 }
 
 // events sends what happens, an event in JSON on each line, until the other side or

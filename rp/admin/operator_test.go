@@ -57,10 +57,10 @@ func TestOperator(t *testing.T) {
 	rps, err := c.RPs(ctx)
 	require.NoError(t, err)
 	require.Len(t, rps.RPs, 4)
-	require.Equal(t, []any{"replicating", "000000b1", uint64(101), uint64(200)},
+	require.Equal(t, []any{"up", "000000b1", uint64(101), uint64(200)},
 		[]any{rps.RPs[1].State, rps.RPs[1].Incarnation, rps.RPs[1].Received, rps.RPs[1].Copies})
 	require.Equal(t, 250*time.Millisecond, rps.At.Sub(*rps.RPs[1].Heard))
-	require.Equal(t, "down", rps.RPs[3].State)
+	require.Equal(t, "disconnected", rps.RPs[3].State)
 	require.Nil(t, rps.RPs[3].Heard)
 
 	groups, err := c.Groups(ctx)
@@ -87,38 +87,17 @@ func TestOperator(t *testing.T) {
 	require.Equal(t, "b200000000000000", routes[1].Backup)
 	database, err := c.Database(ctx)
 	require.NoError(t, err)
-	require.Equal(t, admin.Seconds(90*time.Second), database[0].Age)
+	require.Equal(t, admin.Seconds(90*time.Second), database[1].Age)
 	own, err := c.Tree(ctx, "")
 	require.NoError(t, err)
 	require.Equal(t, point.ID(), own.RP)
 	other, err := c.Tree(ctx, "B100000000000000")
 	require.NoError(t, err)
-	require.Equal(t, []admin.TreeNode{{RP: "b100000000000000"}, {RP: point.ID(), Parent: "b100000000000000"}}, other.Nodes)
+	require.Contains(t, other.Nodes, admin.TreeNode{RP: "b100000000000000", Operator: "example.org"})
+	require.Contains(t, other.Nodes, admin.TreeNode{RP: point.ID(), Parent: "b100000000000000", RTT: admin.Seconds(1500 * time.Microsecond)})
+	require.Contains(t, other.Nodes, admin.TreeNode{RP: "b300000000000000"}, "not reached")
 	_, err = c.Tree(ctx, "b300000000000000")
 	require.EqualError(t, err, "tree of rp b300000000000000: not known here")
-}
-
-// A full mesh knows its neighbours, and no more.
-func TestFullMesh(t *testing.T) {
-	point := admintest.New(0)
-	m := admin.FullMesh(point)
-	up := []string{"b000000000000000", "b100000000000000", "b200000000000000"}
-	var named []string
-	for _, n := range m.Neighbours() {
-		named = append(named, n.ID)
-		require.Equal(t, n.State == "replicating", n.Tree)
-	}
-	require.Equal(t, append(up, "b300000000000000"), named)
-	routes := m.Routes()
-	require.Equal(t, admin.Route{Ingress: "000000a0", RP: point.ID(), Previous: []string{}, Children: up}, routes[0])
-	require.Len(t, routes, 4)
-	require.Equal(t, "b200000000000000", routes[3].Parent)
-	require.Empty(t, m.Database())
-	tree, ok := m.Tree(point.ID())
-	require.True(t, ok)
-	require.Len(t, tree.Nodes, 4)
-	_, ok = m.Tree("b300000000000000")
-	require.False(t, ok, "it is down")
 }
 
 // All of ten thousand members come in pages, each once and in order.
@@ -268,7 +247,7 @@ func (c *counted) Status() rp.Status {
 func TestCountersAreShared(t *testing.T) {
 	point := &counted{Point: admintest.New(1)}
 	now := admintest.Now
-	o := admin.Operator{Point: point, Mesh: admin.FullMesh(point), Now: func() time.Time { return now }}
+	o := admin.Operator{Point: point, Now: func() time.Time { return now }}
 	h := o.Handler()
 	at := func() time.Time {
 		w := httptest.NewRecorder()

@@ -5,9 +5,11 @@
 package admintest
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
@@ -20,7 +22,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/membership"
-	"github.com/ethmcast/mdcs/rp/mesh"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
 )
@@ -67,13 +69,21 @@ func New(members int) *Point {
 	for i := range byte(4) {
 		n := meshside.Neighbour{ID: enode.ID{0xb0 + i}, Addr: netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: 0xb0 + i})}
 		if i < 3 {
-			n.Connected, n.State, n.Incarnation, n.Session = true, mesh.Replicating, 0xb0+uint32(i), 0xffff0000+uint32(i)
+			n.State, n.Incarnation, n.Session = meshside.Up, 0xb0+uint32(i), 0xffff0000+uint32(i)
+			n.RTT, n.Cost, n.Tree = links[i].rtt, links[i].cost, links[i].tree
 			st.Datapath.Sessions = append(st.Datapath.Sessions, datapath.SessionStats{
 				Index: n.Session, Role: datapath.Mesh, Received: 100 + uint64(i), Copies: 200, Heard: Now.Add(-250 * time.Millisecond),
 			})
 		}
+		n.RP = linkstate.IDOf(n.ID)
 		st.Mesh.Neighbours = append(st.Mesh.Neighbours, n)
 	}
+	st.Mesh.Routes = []meshside.Route{
+		{Ingress: incarnation, RP: p.self(), Children: []meshside.Child{{RP: b0}, {RP: b1}}},
+		{Ingress: 0xb0, RP: b0, Parent: b0, Backup: b2, Children: []meshside.Child{{RP: b1}}},
+		{Ingress: 0xd0, RP: d0, Parent: b1, Previous: []linkstate.ID{b2}},
+	}
+	st.Mesh.Database = p.database()
 	for i := range members {
 		index := uint32(i + 1)
 		s := peerside.Session{
@@ -95,6 +105,63 @@ func New(members int) *Point {
 		st.Datapath.Sessions = append(st.Datapath.Sessions, counts)
 	}
 	return p
+}
+
+// Names of the RPs in the mesh: three neighbours that are up, one that is down, and d0
+// behind b1.
+const (
+	b0 linkstate.ID = 0xb0 << 56
+	b1 linkstate.ID = 0xb1 << 56
+	b2 linkstate.ID = 0xb2 << 56
+	b3 linkstate.ID = 0xb3 << 56
+	d0 linkstate.ID = 0xd0 << 56
+)
+
+// links are those to the neighbours that are up.
+var links = []struct {
+	rtt  time.Duration
+	cost uint32
+	tree bool
+}{{12 * time.Millisecond, 120, true}, {1500 * time.Microsecond, 15, true}, {80 * time.Millisecond, 800, false}}
+
+func (p *Point) self() linkstate.ID { return linkstate.IDOf(p.node.ID()) }
+
+// database is ordered by RP.
+func (p *Point) database() []meshside.Advert {
+	all := []meshside.Advert{
+		{Advert: linkstate.Advert{Origin: p.self(), Incarnation: incarnation, Epoch: 1_790_000_100, Sequence: 9, Publishes: true, Links: []linkstate.Link{
+			{Neighbour: b0, Cost: 120, Tree: true}, {Neighbour: b1, Cost: 15, Tree: true}, {Neighbour: b2, Cost: 800},
+		}}},
+		{Advert: linkstate.Advert{Origin: b0, Incarnation: 0xb0, Epoch: 1_790_000_000, Sequence: 2, Publishes: true, Operator: "example.net"}},
+		{
+			Advert: linkstate.Advert{
+				Origin: b1, Operator: "example.org", Incarnation: 0xb1, Epoch: 1_790_000_000, Sequence: 4, Publishes: true,
+				Links:  []linkstate.Link{{Neighbour: p.self(), Cost: 15, Tree: true}, {Neighbour: d0, Cost: 40, Tree: true}},
+				Groups: []linkstate.Members{{Group: Group, Count: 12}},
+			},
+			Age: 90 * time.Second,
+		},
+		{Advert: linkstate.Advert{Origin: b2, Incarnation: 0xb2, Epoch: 1_790_000_300, Sequence: 1, Links: []linkstate.Link{{Neighbour: d0, Cost: 20}}}},
+		{Advert: linkstate.Advert{Origin: b3, Incarnation: 0xb3, Epoch: 1_790_000_400, Sequence: 7}},
+		{Advert: linkstate.Advert{Origin: d0, Incarnation: 0xd0, Epoch: 1_790_000_500, Sequence: 1, Publishes: true, Links: []linkstate.Link{
+			{Neighbour: b1, Cost: 40}, {Neighbour: b2, Cost: 20},
+		}}},
+	}
+	slices.SortFunc(all, func(a, b meshside.Advert) int { return cmp.Compare(a.Origin, b.Origin) })
+	return all
+}
+
+// Tree implements admin.Point: that of the point, and those of b0 and b1.
+func (p *Point) Tree(ingress linkstate.ID) ([]meshside.Edge, bool) {
+	switch ingress {
+	case p.self():
+		return []meshside.Edge{{RP: ingress}, {RP: b0, Parent: ingress, Cost: 120}, {RP: b1, Parent: ingress, Cost: 15}, {RP: b2, Parent: d0, Cost: 20}, {RP: d0, Parent: b1, Cost: 40}}, true
+	case b0:
+		return []meshside.Edge{{RP: b0}, {RP: p.self(), Parent: b0, Cost: 120}, {RP: b1, Parent: p.self(), Cost: 15}}, true
+	case b1:
+		return []meshside.Edge{{RP: b1}, {RP: p.self(), Parent: b1, Cost: 15}, {RP: d0, Parent: b1, Cost: 40}}, true
+	}
+	return nil, false
 }
 
 // ID is the name of the RP.
@@ -146,62 +213,5 @@ func (p *Point) Events() *events.Hub { return p.hub }
 
 // Operator returns an Operator that looks at the point, when its clock shows Now.
 func (p *Point) Operator() *admin.Operator {
-	return &admin.Operator{Point: p, Mesh: linkState{p}, Version: "v0.9.0", Now: func() time.Time { return Now }}
-}
-
-// linkState is the Mesh of the point.
-type linkState struct{ *Point }
-
-// Names of the RPs in the mesh: three neighbours that are up, one that is down, and d0
-// behind b1.
-const (
-	b0 = "b000000000000000"
-	b1 = "b100000000000000"
-	b2 = "b200000000000000"
-	b3 = "b300000000000000"
-	d0 = "d000000000000000"
-)
-
-const ms = admin.Seconds(time.Millisecond)
-
-// Neighbours implements admin.Mesh.
-func (l linkState) Neighbours() []admin.Neighbour {
-	all := admin.FullMesh(l.Point).Neighbours()
-	for i, n := range []admin.Neighbour{{RTT: 12 * ms, Cost: 120, Tree: true}, {RTT: 3 * ms / 2, Cost: 15, Tree: true}, {RTT: 80 * ms, Cost: 800}, {}} {
-		all[i].RTT, all[i].Cost, all[i].Tree = n.RTT, n.Cost, n.Tree
-	}
-	return all
-}
-
-// Routes implements admin.Mesh.
-func (l linkState) Routes() []admin.Route {
-	return []admin.Route{
-		{Ingress: "000000a0", RP: l.ID(), Previous: []string{}, Children: []string{b0, b1}},
-		{Ingress: "000000b0", RP: b0, Parent: b0, Backup: b2, Previous: []string{}, Children: []string{b1}},
-		{Ingress: "000000d0", RP: d0, Parent: b1, Previous: []string{b2}, Children: []string{}},
-	}
-}
-
-// Database implements admin.Mesh.
-func (l linkState) Database() []admin.Advert {
-	return []admin.Advert{
-		{
-			RP: b1, Operator: "example.org", Incarnation: "000000b1", Epoch: 1_790_000_000, Sequence: 4,
-			Age: admin.Seconds(90 * time.Second), Publishes: true,
-			Links:  []admin.AdvertLink{{RP: l.ID(), Cost: 15, Tree: true}, {RP: d0, Cost: 40, Tree: true}},
-			Groups: []admin.GroupCount{{Group: "1234abcd", Members: 12}},
-		},
-		{RP: d0, Incarnation: "000000d0", Epoch: 1_790_000_500, Sequence: 1, Links: []admin.AdvertLink{{RP: b1, Cost: 40}}, Groups: []admin.GroupCount{}},
-	}
-}
-
-// Tree implements admin.Mesh.
-func (l linkState) Tree(root string) (admin.Tree, bool) {
-	if root != l.ID() {
-		return admin.FullMesh(l.Point).Tree(root)
-	}
-	return admin.Tree{RP: root, Self: root, Nodes: []admin.TreeNode{
-		{RP: root}, {RP: b0, Parent: root, RTT: 12 * ms, Operator: "example.net"}, {RP: b1, Parent: root, RTT: 3 * ms / 2, Operator: "example.org"},
-		{RP: b2, Parent: d0, RTT: 2 * ms}, {RP: b3}, {RP: d0, Parent: b1, RTT: 4 * ms},
-	}}, true
+	return &admin.Operator{Point: p, Version: "v0.9.0", Now: func() time.Time { return Now }}
 }
