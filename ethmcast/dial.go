@@ -58,14 +58,19 @@ func (d devp2p) connect(ctx context.Context, rp *enode.Node) (net.Conn, error) {
 	return conn, d.server.SetupConn(conn, staticDialed|trusted, rp)
 }
 
-// keepConnected connects to an RP whenever there is no connection, until ctx ends.
+// keepConnected connects to an RP whenever there is no connection, until it is not needed.
 // One attempt follows the other, so there is never a second connection while one is
 // in its handshake.
-func (s *Service) keepConnected(ctx context.Context, rp *rpConn) {
+func (s *Service) keepConnected(rp *rpConn) {
+	ctx := rp.ctx
 	pause := minRedial
 	for ctx.Err() == nil {
 		began := time.Now()
 		if !s.isConnected(rp) {
+			select {
+			case <-rp.ended: // the connection before
+			default:
+			}
 			conn, err := s.network.connect(ctx, rp.node)
 			switch {
 			case ctx.Err() != nil:

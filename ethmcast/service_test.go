@@ -434,14 +434,14 @@ func TestMalformedMessages(t *testing.T) {
 }
 
 func TestConfigErrors(t *testing.T) {
-	if _, err := ethmcast.New(ethmcast.Config{Publish: ethmcast.PublishAll}, nil, nil); err == nil {
+	if _, err := ethmcast.New(ethmcast.Config{Publish: ethmcast.PublishAll}, nil); err == nil {
 		t.Error("no RP accepted")
 	}
-	if _, err := ethmcast.New(ethmcast.Config{RPs: []*enode.Node{nil}, Publish: "some"}, nil, nil); err == nil {
+	if _, err := ethmcast.New(ethmcast.Config{RPs: []*enode.Node{nil}, Publish: "some"}, nil); err == nil {
 		t.Error("unknown publish mode accepted")
 	}
 	cfg := ethmcast.Config{RPs: []*enode.Node{nil}, Publish: ethmcast.PublishAll, Delivery: "some"}
-	if _, err := ethmcast.New(cfg, nil, nil); err == nil {
+	if _, err := ethmcast.New(cfg, nil); err == nil {
 		t.Error("unknown delivery accepted")
 	}
 }

@@ -53,6 +53,19 @@ type Config struct {
 	// that at once; 0 is no limit.
 	PublishEgress, MeshEgress uint64
 
+	// EgressLimit is what all copies may take, bytes of UDP payload per second: what
+	// one peer and one neighbour may take is not more. 0 is no limit.
+	EgressLimit uint64
+
+	// Joiners and Publishers are the nodes that may join, and of these those that may
+	// publish; nil is everybody.
+	Joiners, Publishers map[enode.ID]bool
+
+	Operator string // who runs the RP, "" to tell nobody
+
+	// Replay sends a session what is newer than its marks, nil for nothing.
+	Replay func(session uint32, marks []proto.Mark)
+
 	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
 	// is not offered; else the engine must be a datapath.Multicaster.
 	GroupPort uint16
@@ -143,6 +156,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("publish rate %d and burst %d: want both above 0", c.Rate, c.Burst)
 	case c.RekeyInterval <= 0:
 		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
+	case len(c.Operator) > proto.MaxOperator:
+		return fmt.Errorf("operator of %d bytes, at most %d", len(c.Operator), proto.MaxOperator)
 	case c.Engine == nil || c.Log == nil:
 		return errors.New("no engine or no log")
 	}
@@ -200,6 +215,10 @@ func (r *RP) start() error {
 		link = m.Link
 	}
 
+	resumeKey, err := r.resumeKey(engine)
+	if err != nil {
+		return err
+	}
 	r.peers = peerside.New(peerside.Config{
 		Self: r.self,
 		Status: proto.Status{
@@ -209,6 +228,7 @@ func (r *RP) start() error {
 			Incarnation: r.incarnation,
 			DataPort:    r.engine.Addr().Port(),
 			GroupPort:   cfg.GroupPort,
+			Operator:    cfg.Operator,
 		},
 		Groups: r.groups,
 		Lease:  cfg.Lease,
@@ -217,6 +237,14 @@ func (r *RP) start() error {
 
 		Egress:      cfg.PublishEgress,
 		EgressBurst: egressBurst(cfg.PublishEgress),
+		Limit:       cfg.EgressLimit,
+
+		Joiners:    cfg.Joiners,
+		Publishers: cfg.Publishers,
+		Others:     r.others,
+		Replay:     cfg.Replay,
+		ResumeKey:  resumeKey,
+		Adopted:    orphans,
 
 		Link:    link,
 		Engine:  r.engine,
@@ -225,6 +253,10 @@ func (r *RP) start() error {
 		Rand:    cfg.Rand,
 		Log:     cfg.Log,
 	})
+	meshEgress := cfg.MeshEgress
+	if limit := cfg.EgressLimit; limit != 0 && (meshEgress == 0 || limit < meshEgress) {
+		meshEgress = limit
+	}
 	r.mesh, err = meshside.New(meshside.Config{
 		Self:        r.self,
 		NetworkID:   cfg.NetworkID,
@@ -233,8 +265,8 @@ func (r *RP) start() error {
 		DataPort:    r.engine.Addr().Port(),
 		Groups:      r.groups,
 		Neighbours:  cfg.Neighbours,
-		Egress:      cfg.MeshEgress,
-		EgressBurst: egressBurst(cfg.MeshEgress),
+		Egress:      meshEgress,
+		EgressBurst: egressBurst(meshEgress),
 		Engine:      r.engine,
 		Keys:        r.keys,
 		Members:     r.members,
