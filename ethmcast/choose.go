@@ -159,6 +159,8 @@ func (s *Service) settle(now time.Time) {
 		s.usePath(now)
 		s.sendHave(now, true)
 	}
+	state := s.active.state()
+	s.outbox.SetPatient(state == proto.JoinerDetached || state == proto.JoinerResuming)
 }
 
 // redirected takes the names of other RPs. Only those that may be used anyway count.

@@ -17,6 +17,7 @@ import (
 const (
 	minRedial   = 200 * time.Millisecond // first pause, with jitter
 	maxRedial   = 10 * time.Second       // longest pause
+	maxDetached = time.Second            // the same, while a membership waits for the connection
 	steadyAfter = 10 * time.Second       // a connection that lived as long resets the pause
 	dialTimeout = 5 * time.Second        // of the TCP handshake; those of RLPx have their own
 )
@@ -87,6 +88,9 @@ func (s *Service) keepConnected(rp *rpConn) {
 		}
 		if time.Since(began) >= steadyAfter {
 			pause = minRedial
+		}
+		if s.isDetached(rp) {
+			pause = min(pause, maxDetached)
 		}
 		wait := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {

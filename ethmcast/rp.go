@@ -115,6 +115,12 @@ func (s *Service) isConnected(rp *rpConn) bool {
 	return rp.conn != nil
 }
 
+func (s *Service) isDetached(rp *rpConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return rp.state() == proto.JoinerDetached
+}
+
 func (s *Service) setSocket(rp *rpConn, socket net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

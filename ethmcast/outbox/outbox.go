@@ -80,7 +80,8 @@ type Outbox struct {
 	ready   []symbolRef // to send when tokens allow
 	actions []Action
 
-	srtt   time.Duration
+	patient bool // not sure of the RP
+	srtt    time.Duration
 	tokens float64
 	filled time.Time
 }
@@ -129,6 +130,10 @@ func (o *Outbox) Ready() bool { return o.path != nil }
 
 // Len returns the number of objects that wait.
 func (o *Outbox) Len() int { return len(o.objects) }
+
+// SetPatient makes the retransmission time-out as long as it may be: for an RP of which
+// only the ECHOs tell that it lives, so that a late one is not taken for its end.
+func (o *Outbox) SetPatient(patient bool) { o.patient = patient }
 
 // SRTT returns the smoothed round-trip time to the RP, zero before the first ECHO.
 func (o *Outbox) SRTT() time.Duration { return o.srtt }
@@ -217,7 +222,10 @@ func (o *Outbox) sample(rtt time.Duration) {
 // rto returns the time to wait for the ECHO of an attempt, counted from 1.
 func (o *Outbox) rto(attempt int) time.Duration {
 	rto := InitialRTO
-	if o.srtt != 0 {
+	switch {
+	case o.patient:
+		rto = MaxRTO
+	case o.srtt != 0:
 		rto = min(max(4*o.srtt, MinRTO), MaxRTO)
 	}
 	return rto << (attempt - 1)

@@ -229,6 +229,24 @@ func TestChangeOfRP(t *testing.T) {
 	}
 }
 
+// Where only the ECHOs tell that the RP lives, it has time for them.
+func TestPatience(t *testing.T) {
+	r := newRP(t)
+	r.publish(100, 1, 0)
+	r.run(time.Second)
+	r.o.SetPatient(true)
+	r.dead = true
+	r.publish(100, 2, 0)
+	r.run(3*MaxRTO - time.Millisecond)
+	if r.silences != 0 {
+		t.Error("unanswered too soon")
+	}
+	r.run(2 * time.Millisecond)
+	if r.silences != 1 {
+		t.Errorf("%d times unanswered after %v", r.silences, 3*MaxRTO)
+	}
+}
+
 // A session that is used again goes on with its numbers: its window knows the old ones.
 func TestBackToAnRP(t *testing.T) {
 	r := newRP(t)

@@ -77,7 +77,7 @@ const (
 	MaxBackoff        = 30 * time.Second
 	ActivateTimeout   = time.Second            // Activate to Activated
 	SuspectTimeout    = 750 * time.Millisecond // silence that loses an RP which does not acknowledge either
-	DetachTimeout     = 10 * time.Second       // without a connection, until a membership ends
+	DetachTimeout     = 20 * time.Second       // without a connection, until a membership ends
 	DetachSilence     = 6 * time.Second        // without a datagram meanwhile
 )
 
