@@ -354,6 +354,7 @@ func TestRefusedIsOfferedAgain(t *testing.T) {
 
 func TestPublishModes(t *testing.T) {
 	r := startRP(t, ethmcasttest.Key(t), 0)
+	nonce := uint64(0) // what one publishes arrives at the next
 	for mode, want := range map[ethmcast.PublishMode]struct{ local, foreign bool }{
 		ethmcast.PublishAll:     {true, true},
 		ethmcast.PublishBridged: {false, true},
@@ -363,10 +364,11 @@ func TestPublishModes(t *testing.T) {
 			RPs: []*enode.Node{r.Self()}, Publish: mode, NetworkID: networkID, Genesis: genesis,
 		})
 		eventually(t, "join", func() bool { return n.API.Status().State == "active" })
-		if got := n.Service.RouteTx(transaction(t, 1, 0), nil) != nil; got != want.local {
+		nonce += 2
+		if got := n.Service.RouteTx(transaction(t, nonce, 0), nil) != nil; got != want.local {
 			t.Errorf("%s: own transaction published: %v", mode, got)
 		}
-		if got := n.Service.RouteTx(transaction(t, 2, 0), []enode.ID{{9}}) != nil; got != want.foreign {
+		if got := n.Service.RouteTx(transaction(t, nonce+1, 0), []enode.ID{{9}}) != nil; got != want.foreign {
 			t.Errorf("%s: transaction of a neighbour published: %v", mode, got)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast"
+	"github.com/ethmcast/mdcs/ethmcast/coverage"
 	"github.com/ethmcast/mdcs/ethmcast/ethmcasttest"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp"
@@ -105,8 +106,9 @@ func startTraffic(t *testing.T, from, neighbour *ethmcasttest.Node) *traffic {
 		for nonce := uint64(5000); !tr.quit.Load(); nonce++ {
 			tx := transaction(t, nonce, 100)
 			tr.sent = append(tr.sent, tx)
-			if from.Service.RouteTx(tx, nil) == nil {
+			if len(from.Enter(tx, nil, neighbour)) == 0 {
 				tr.gossiped++
+				neighbour.Backend.Enqueue([]*types.Transaction{tx})
 			}
 			if neighbour.API.Status().Covered == 0 {
 				tr.uncovered++
@@ -117,23 +119,29 @@ func startTraffic(t *testing.T, from, neighbour *ethmcasttest.Node) *traffic {
 	return tr
 }
 
-// stop ends the traffic and returns how many transactions did not arrive by multicast,
-// of those that were published.
-func (tr *traffic) stop() (lost int) {
+// stop ends the traffic and returns how many transactions did not arrive, and how many
+// arrived by an announcement.
+func (tr *traffic) stop() (lost, announced int) {
 	tr.quit.Store(true)
 	<-tr.done
-	missing := func() (n int) {
+	missing := func() (n, announced int) {
 		for _, tx := range tr.sent {
-			if tr.neighbour.Backend.Offered(tx.Hash()) == 0 {
+			switch {
+			case tr.neighbour.Backend.Offered(tx.Hash()) > 0:
+			case tr.from.Backend.Announced(tr.neighbour.ID(), tx.Hash()):
+				announced++
+			default:
 				n++
 			}
 		}
-		return n
+		return n, announced
 	}
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end) && missing() > tr.gossiped; {
-		time.Sleep(5 * time.Millisecond)
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if lost, announced = missing(); lost == 0 {
+			break
+		}
 	}
-	return max(0, missing()-tr.gossiped)
+	return lost, announced
 }
 
 // The first RP replicates, the second of another operator stands by.
@@ -176,31 +184,52 @@ func TestDrain(t *testing.T) {
 	}
 	a.Stop()
 	time.Sleep(100 * time.Millisecond)
-	if lost := tr.stop(); lost > 0 || tr.gossiped > 0 || tr.uncovered > 0 {
-		t.Errorf("of %d transactions %d lost, %d left to gossip; uncovered at %d looks", len(tr.sent), lost, tr.gossiped, tr.uncovered)
+	if lost, announced := tr.stop(); lost+announced > 0 || tr.gossiped > 0 || tr.uncovered > 0 {
+		t.Errorf("of %d transactions %d lost, %d announced, %d left to gossip; uncovered at %d looks", len(tr.sent), lost, announced, tr.gossiped,
+			tr.uncovered)
 	}
 }
 
-// An RP that is gone with a Leave, or without: the one that stands by takes over at
-// once, and what was not acknowledged goes to it.
+// An RP that is gone, with a Leave or without a word: the one that stands by takes over,
+// and what was not acknowledged goes to it.
 func TestStandbyTakesOver(t *testing.T) {
-	points := meshWith(t, 2, nil)
-	a, b := points[0], points[1]
-	x, y := startNode(t, a, b), startNode(t, b, a)
-	connect(t, x, y)
-	uses(t, x, a, b)
-	uses(t, y, b, a)
-	tr := startTraffic(t, x, y)
-	time.Sleep(100 * time.Millisecond)
-	a.Stop()
-	stopped := time.Now()
-	eventually(t, "move", func() bool { st := x.API.Status(); return st.State == "active" && st.RP == id(b) })
-	t.Logf("moved after %v", time.Since(stopped))
-	time.Sleep(200 * time.Millisecond)
-	lost := tr.stop()
-	t.Logf("of %d transactions %d left to gossip", len(tr.sent), tr.gossiped)
-	if lost > 0 || tr.uncovered > 0 || x.API.Status().State != "active" {
-		t.Errorf("%d of %d transactions lost, uncovered at %d looks", lost, len(tr.sent), tr.uncovered)
+	for name, kill := range map[string]func(*rp.RP, datapath.Engine){
+		"leave":  func(r *rp.RP, _ datapath.Engine) { r.Stop() },
+		"silent": func(_ *rp.RP, e datapath.Engine) { e.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var engine datapath.Engine
+			points := meshWith(t, 2, func(i int, cfg *rp.Config) {
+				if i == 0 {
+					cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
+						e, err := socket.Listen(c)
+						engine = e
+						return e, err
+					}
+				}
+			})
+			a, b := points[0], points[1]
+			x, y := startNode(t, a, b), startNode(t, b, a)
+			connect(t, x, y)
+			uses(t, x, a, b)
+			uses(t, y, b, a)
+			for _, n := range []*ethmcasttest.Node{x, y} { // until gossip is left out
+				n.Enter(transaction(t, 1, 0), nil)
+			}
+			time.Sleep(2 * coverage.HaveInterval)
+			tr := startTraffic(t, x, y)
+			time.Sleep(100 * time.Millisecond)
+			kill(a, engine)
+			stopped := time.Now()
+			eventually(t, "move", func() bool { st := x.API.Status(); return st.State == "active" && st.RP == id(b) })
+			moved := time.Since(stopped)
+			time.Sleep(200 * time.Millisecond)
+			lost, announced := tr.stop()
+			t.Logf("moved after %v; of %d transactions %d announced, %d left to gossip", moved, len(tr.sent), announced, tr.gossiped)
+			if lost > 0 || tr.uncovered > 0 || x.API.Status().State != "active" {
+				t.Errorf("%d of %d transactions lost, uncovered at %d looks", lost, len(tr.sent), tr.uncovered)
+			}
+		})
 	}
 }
 

@@ -82,8 +82,8 @@ type Outbox struct {
 
 	patient bool // not sure of the RP
 	srtt    time.Duration
-	tokens float64
-	filled time.Time
+	tokens  float64
+	filled  time.Time
 }
 
 type object struct {

@@ -28,7 +28,7 @@ const (
 
 // Time limits on a replication point.
 const (
-	rpStartTimeout = 10 * time.Second
+	rpStartTimeout = 30 * time.Second
 	rpStopGrace    = 15 * time.Second // it waits for its members to go elsewhere
 )
 
