@@ -364,3 +364,37 @@ func TestForeignProbe(t *testing.T) {
 		t.Errorf("%d echoes for a PROBE of another peer", n)
 	}
 }
+
+// An RP can only name RPs that may be used anyway, and not for ever.
+func TestRedirects(t *testing.T) {
+	s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var urls []string
+	for range 3 {
+		key, err := crypto.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rp := newRPConn(enode.NewV4(&key.PublicKey, testRP.Addr().AsSlice(), 1, 1))
+		urls = append(urls, rp.node.URLv4())
+		if len(s.order) < 2 {
+			s.rps[rp.id] = rp
+			s.order = append(s.order, rp)
+		}
+	}
+	from, other, stranger := s.order[0], s.order[1], urls[2]
+	names := proto.Redirected{URLs: []string{"no url", stranger, urls[1], urls[0], urls[1]}}
+	for i := range maxRedirects + 1 {
+		s.hints = nil
+		s.redirected(from, names)
+		want := 1
+		if i == maxRedirects {
+			want = 0
+		}
+		if len(s.hints) != want || want == 1 && s.hints[0] != other {
+			t.Errorf("redirect %d: %d hints", i, len(s.hints))
+		}
+	}
+}
