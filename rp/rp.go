@@ -58,6 +58,16 @@ type Config struct {
 	// that at once; 0 is no limit.
 	PublishEgress, MeshEgress uint64
 
+	// EgressLimit is what all copies may take, bytes of UDP payload per second: what
+	// one peer and one neighbour may take is not more. 0 is no limit.
+	EgressLimit uint64
+
+	// Joiners and Publishers are the nodes that may join, and of these those that may
+	// publish; nil is everybody.
+	Joiners, Publishers map[enode.ID]bool
+
+	Operator string // who runs the RP, "" to tell nobody
+
 	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
 	// is not offered; else the engine must be a datapath.Multicaster.
 	GroupPort uint16
@@ -78,10 +88,9 @@ type Config struct {
 // MeshConfig is how an RP takes part in the mesh. Mode and Alpha must be the same at all
 // RPs: each computes the trees for itself.
 type MeshConfig struct {
-	Mode     tree.Mode
-	Alpha    int    // of tree.Last, in percent; 0 for the default
-	Budget   int    // RPs that get copies of one datagram from here, 0 for no bound
-	Operator string // who runs this RP, at most linkstate.MaxOperator bytes
+	Mode   tree.Mode
+	Alpha  int // of tree.Last, in percent; 0 for the default
+	Budget int // RPs that get copies of one datagram from here, 0 for no bound
 
 	// Measure returns the round-trip times to nodes, as far as they answer: a mesh of
 	// linkstate.FullMesh RPs or more chooses neighbours by it, without it at random.
@@ -171,8 +180,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
 	case c.Mesh.Alpha != 0 && c.Mesh.Alpha < tree.MinAlpha || c.Mesh.Budget < 0:
 		return fmt.Errorf("alpha of %d percent, budget of %d copies", c.Mesh.Alpha, c.Mesh.Budget)
-	case len(c.Mesh.Operator) > linkstate.MaxOperator:
-		return fmt.Errorf("operator of %d bytes, at most %d", len(c.Mesh.Operator), linkstate.MaxOperator)
+	case len(c.Operator) > proto.MaxOperator:
+		return fmt.Errorf("operator of %d bytes, at most %d", len(c.Operator), proto.MaxOperator)
 	case c.Engine == nil || c.Log == nil:
 		return errors.New("no engine or no log")
 	}
@@ -233,6 +242,10 @@ func (r *RP) start() error {
 		link = m.Link
 	}
 
+	resumeKey, err := r.resumeKey(engine)
+	if err != nil {
+		return err
+	}
 	r.peers = peerside.New(peerside.Config{
 		Self: r.self,
 		Status: proto.Status{
@@ -242,6 +255,7 @@ func (r *RP) start() error {
 			Incarnation: r.incarnation,
 			DataPort:    r.engine.Addr().Port(),
 			GroupPort:   cfg.GroupPort,
+			Operator:    cfg.Operator,
 		},
 		Groups: r.groups,
 		Lease:  cfg.Lease,
@@ -250,6 +264,14 @@ func (r *RP) start() error {
 
 		Egress:      cfg.PublishEgress,
 		EgressBurst: egressBurst(cfg.PublishEgress),
+		Limit:       cfg.EgressLimit,
+
+		Joiners:    cfg.Joiners,
+		Publishers: cfg.Publishers,
+		Others:     r.others,
+		Replay:     func(session uint32, marks []proto.Mark) { r.mesh.Replay(session, marks) },
+		ResumeKey:  resumeKey,
+		Adopted:    orphans,
 
 		Admit:   func(publish bool) (<-chan struct{}, func()) { return r.mesh.Admit(publish) },
 		Link:    link,
@@ -260,6 +282,10 @@ func (r *RP) start() error {
 		Log:     cfg.Log,
 		Events:  r.events,
 	})
+	meshEgress := cfg.MeshEgress
+	if limit := cfg.EgressLimit; limit != 0 && (meshEgress == 0 || limit < meshEgress) {
+		meshEgress = limit
+	}
 	r.mesh, err = meshside.New(meshside.Config{
 		Key:         cfg.PrivateKey,
 		NetworkID:   cfg.NetworkID,
@@ -268,13 +294,13 @@ func (r *RP) start() error {
 		DataPort:    r.engine.Addr().Port(),
 		Groups:      r.groups,
 		Neighbours:  cfg.Neighbours,
-		Operator:    cfg.Mesh.Operator,
+		Operator:    cfg.Operator,
 		Mode:        cfg.Mesh.Mode,
 		Alpha:       cfg.Mesh.Alpha,
 		Budget:      cfg.Mesh.Budget,
 		Publishes:   adopted != nil,
-		Egress:      cfg.MeshEgress,
-		EgressBurst: egressBurst(cfg.MeshEgress),
+		Egress:      meshEgress,
+		EgressBurst: egressBurst(meshEgress),
 		Measure:     cfg.Mesh.Measure,
 		Connect:     func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
 		Engine:      r.engine,

@@ -22,7 +22,6 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
-	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
@@ -34,8 +33,11 @@ type Config struct {
 	Datapath Datapath `toml:"datapath"`
 	Delivery Delivery `toml:"delivery"`
 	Limits   Limits   `toml:"limits"`
-	Admin    Admin    `toml:"admin"`
-	Log      Log      `toml:"log"`
+
+	Admission Admission `toml:"admission"`
+
+	Admin Admin `toml:"admin"`
+	Log   Log   `toml:"log"`
 }
 
 // Node says who and where the RP is.
@@ -44,6 +46,7 @@ type Node struct {
 	Address     netip.Addr `toml:"address"`      // IPv6
 	ControlPort uint16     `toml:"control_port"` // TCP
 	DataPort    uint16     `toml:"data_port"`    // UDP
+	Operator    string     `toml:"operator"`     // who runs it, "" to tell nobody
 }
 
 // Chain says what the RP serves.
@@ -59,7 +62,6 @@ type Mesh struct {
 	Mode          string   `toml:"mode"`        // of the trees: "last" or "star"
 	Alpha         int      `toml:"alpha"`       // of mode last, percent
 	CopyBudget    int      `toml:"copy_budget"` // RPs that get copies of one datagram from here, 0 for no bound
-	Operator      string   `toml:"operator"`    // who runs this RP
 }
 
 // Datapath chooses the engine.
@@ -88,6 +90,19 @@ type Limits struct {
 	// Bytes of copies per second, of what one publisher and one neighbour send.
 	PublishEgress uint64 `toml:"publish_egress"`
 	MeshEgress    uint64 `toml:"mesh_egress"`
+
+	// Bytes of copies per second, of what anybody sends.
+	EgressLimit uint64 `toml:"egress_limit"`
+
+	JoinRate      int `toml:"join_rate"`        // joins per second
+	JoinRatePer64 int `toml:"join_rate_per_64"` // of one /64
+}
+
+// Admission says who may be a member.
+type Admission struct {
+	Join    string   `toml:"join"`    // "open" or "list"
+	Publish string   `toml:"publish"` // "open" or "list"
+	List    []string `toml:"list"`    // node ids in hex, or enode URLs
 }
 
 // Admin is where an operator looks: the HTTP listener for metrics and health, and the
@@ -130,8 +145,12 @@ func Default() Config {
 			Lease:        Duration(proto.Lease),
 			PublishRate:  2000,
 			PublishBurst: 512,
+
+			JoinRate:      500,
+			JoinRatePer64: 16,
 		},
-		Admin: Admin{Listen: "[::1]:9300", Socket: "/run/rpd/admin.sock"},
+		Admission: Admission{Join: "open", Publish: "open"},
+		Admin:     Admin{Listen: "[::1]:9300", Socket: "/run/rpd/admin.sock"},
 	}
 }
 
@@ -199,6 +218,9 @@ func (c *Config) check() error {
 	case a.IsUnspecified() || a.IsMulticast() || a.Zone() != "":
 		bad("node.address", "%v is not the address of one host that others reach", a)
 	}
+	if n := len(c.Node.Operator); n > proto.MaxOperator {
+		bad("node.operator", "%d bytes, at most %d", n, proto.MaxOperator)
+	}
 	if c.Node.ControlPort == 0 {
 		bad("node.control_port", "0 is not a port")
 	}
@@ -228,9 +250,6 @@ func (c *Config) check() error {
 	if b := c.Mesh.CopyBudget; b < 0 {
 		bad("mesh.copy_budget", "%d is negative", b)
 	}
-	if n := len(c.Mesh.Operator); n > linkstate.MaxOperator {
-		bad("mesh.operator", "%d bytes, at most %d", n, linkstate.MaxOperator)
-	}
 	if e := c.Datapath.Engine; e != "auto" && e != "xdp" && e != "socket" {
 		bad("datapath.engine", "%q is none of auto, xdp, socket", e)
 	}
@@ -250,6 +269,8 @@ func (c *Config) check() error {
 		{"limits.max_peers", c.Limits.MaxPeers},
 		{"limits.max_per_64", c.Limits.MaxPer64},
 		{"limits.max_per_48", c.Limits.MaxPer48},
+		{"limits.join_rate", c.Limits.JoinRate},
+		{"limits.join_rate_per_64", c.Limits.JoinRatePer64},
 	} {
 		if limit.n < 0 {
 			bad(limit.key, "%d is negative", limit.n)
@@ -263,6 +284,16 @@ func (c *Config) check() error {
 	}
 	if c.Limits.PublishBurst == 0 {
 		bad("limits.publish_burst", "0 lets nobody publish")
+	}
+	for _, rule := range []struct{ key, value string }{{"admission.join", c.Admission.Join}, {"admission.publish", c.Admission.Publish}} {
+		if rule.value != "open" && rule.value != "list" {
+			bad(rule.key, "%q is none of open, list", rule.value)
+		}
+	}
+	for i, text := range c.Admission.List {
+		if _, err := nodeID(text); err != nil {
+			bad(fmt.Sprintf("admission.list[%d]", i), "%v", err)
+		}
 	}
 	if l := c.Admin.Listen; l != "" {
 		if _, _, err := net.SplitHostPort(l); err != nil {
@@ -283,6 +314,38 @@ func (m *Mesh) TreeMode() (tree.Mode, error) {
 		}
 	}
 	return 0, fmt.Errorf("%q is none of last, star", m.Mode)
+}
+
+// Admitted returns the nodes that may join and those that may publish, nil for
+// everybody.
+func (a *Admission) Admitted() (joiners, publishers map[enode.ID]bool, err error) {
+	list := make(map[enode.ID]bool)
+	for i, text := range a.List {
+		id, err := nodeID(text)
+		if err != nil {
+			return nil, nil, fmt.Errorf("admission.list[%d]: %w", i, err)
+		}
+		list[id] = true
+	}
+	if a.Join == "list" {
+		joiners = list
+	}
+	if a.Publish == "list" {
+		publishers = list
+	}
+	return joiners, publishers, nil
+}
+
+// nodeID returns the id of a node that is named by it or by an enode URL.
+func nodeID(text string) (enode.ID, error) {
+	if !strings.Contains(text, ":") {
+		return enode.ParseID(text)
+	}
+	n, err := enode.Parse(enode.ValidSchemes, text)
+	if err != nil {
+		return enode.ID{}, err
+	}
+	return n.ID(), nil
 }
 
 // Neighbours returns the nodes of [mesh] peers.

@@ -152,3 +152,17 @@ func TestOrphanStreamsByKey(t *testing.T) {
 	require.NoError(t, o.Expire())
 	require.Empty(t, engine.Changes())
 }
+
+// What is claimed goes on as it is, and does not expire.
+func TestClaim(t *testing.T) {
+	e := new(datapathtest.Recorder)
+	o := datapath.NewOrphans(e, &datapath.State{Incarnation: 1, Sessions: []datapath.Session{{Index: 5}, {Index: 6}}})
+	five := func(s datapath.Session) bool { return s.Index == 5 }
+	s, ok := o.Claim(five)
+	require.True(t, ok)
+	require.Equal(t, datapath.Session{Index: 5}, s)
+	_, ok = o.Claim(five)
+	require.False(t, ok, "once")
+	require.NoError(t, o.Expire())
+	require.Equal(t, []datapath.Change{{Remove: []uint32{6}}}, e.Changes())
+}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
@@ -18,11 +19,24 @@ const (
 	servePause    = time.Millisecond
 )
 
-// serve is datagrams of the cache that a child misses.
+// serve is datagrams of the cache that a child or a peer misses.
 type serve struct {
 	session uint32
 	ingress uint32
 	marks   []linkstate.Mark
+}
+
+// Replay sends a session of the datapath what the cache has of the streams of marks and
+// is newer than they are, as far as there is time for it. It does not wait.
+func (s *Server) Replay(session uint32, marks []proto.Mark) {
+	for _, m := range marks {
+		select {
+		case s.serves <- serve{session, m.Ingress, []linkstate.Mark{{Group: m.Group, Sequence: m.Sequence}}}:
+		default:
+			s.cfg.Log.Warn("peer not served from the cache", "session", fmt.Sprintf("%08x", session))
+			return
+		}
+	}
 }
 
 // queueServe has the goroutine of resend serve a child.

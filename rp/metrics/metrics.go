@@ -33,6 +33,9 @@ var (
 	sessions    = desc("sessions", "Sessions of peers, admitted or being proven.")
 	members     = desc("members", "Admitted peers, by group.", "group")
 	admitted    = desc("admissions_total", "Peers admitted.")
+	standby     = desc("standby_sessions", "Sessions of peers that are in no group, and take over from another RP when it is lost.")
+	resumed     = desc("resumptions_total", "Sessions that went on after the control plane had died.")
+	refused     = desc("refusals_total", "Joins and resumptions refused.")
 	violations  = desc("violations_total", "Connections ended because the other side broke the protocol.", "role")
 	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
 
@@ -118,6 +121,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(members, float64(n), fmt.Sprintf("%08x", group))
 	}
 	counter(admitted, st.Peers.Admitted)
+	gauge(standby, float64(st.Peers.Standby))
+	counter(resumed, st.Peers.Resumed)
+	counter(refused, st.Peers.Refused)
 	counter(violations, st.Peers.Violations, datapath.Peer.String())
 	counter(violations, st.Mesh.Violations, datapath.Mesh.String())
 	counter(missingAcks, st.Peers.MissingAcks)

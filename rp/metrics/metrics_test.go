@@ -56,7 +56,7 @@ func TestCollector(t *testing.T) {
 		},
 		Peers: peerside.Stats{
 			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
-			Channels: 24, ChannelMembers: 25,
+			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29,
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
@@ -103,6 +103,9 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_admissions_total 9",
 		`mdcs_rp_violations_total{role="peer"} 10`,
 		"mdcs_rp_rekey_missing_total 11",
+		"mdcs_rp_standby_sessions 27",
+		"mdcs_rp_resumptions_total 28",
+		"mdcs_rp_refusals_total 29",
 		"mdcs_rp_channels 24",
 		"mdcs_rp_channel_members 25",
 		"mdcs_rp_reported_received_total 12",

@@ -50,9 +50,10 @@ type conn struct {
 
 	adm     *proto.Admission
 	out     *msgio.Outbox
-	groups  []uint32
+	groups  []uint32          // of the session, in standby those that it is to be in
 	index   uint32            // of the session, 0 without one
 	live    bool              // the datapath has the session
+	session datapath.Session  // as the datapath has it
 	link    string            // interface by which the channel was tried
 	channel *channelID        // that serves the peer, nil in mode unicast
 	waiting map[uint32]*rekey // by ID, not acknowledged
@@ -87,6 +88,7 @@ func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
 			Groups: s.cfg.Groups,
 			Lease:  s.cfg.Lease,
 			Rand:   s.cfg.Rand,
+			Others: s.cfg.Others,
 		}),
 	}
 }
@@ -106,6 +108,7 @@ func (c *conn) run(rw p2p.MsgReadWriter) error {
 	timer := time.NewTimer(statusTimeout)
 	defer timer.Stop()
 	c.perform(opened)
+	drain := c.srv.drain
 	for c.fatal == nil {
 		timer.Reset(c.untilTick(opened))
 		select {
@@ -119,6 +122,10 @@ func (c *conn) run(rw p2p.MsgReadWriter) error {
 			c.perform(time.Now())
 		case <-timer.C:
 			c.tick(opened)
+		case <-drain:
+			drain = nil
+			c.adm.Redirect()
+			c.perform(time.Now())
 		case <-c.srv.quit:
 			c.end(errStopping, p2p.DiscQuitting)
 		}
@@ -140,6 +147,7 @@ func (c *conn) handle(r msgio.Received[proto.Message]) {
 		case proto.ReasonMalformed, proto.ReasonUnexpected, proto.ReasonChain, proto.ReasonRole:
 			c.blame(err)
 		default:
+			c.srv.refused.Add(1)
 			c.log.Info("peer refused", "reason", err)
 			if c.index == 0 { // else the session ends, which tells it
 				c.emit(events.Refused, err.Error())
@@ -204,6 +212,12 @@ func (c *conn) perform(now time.Time) {
 				c.probe(now, a)
 			case proto.Admit:
 				c.prepare(now, a)
+			case proto.Readmit:
+				c.readmit(now, &a.Resume)
+			case proto.Serve:
+				c.serve(a.Marks)
+			case proto.Rest:
+				c.rest()
 			case proto.Refresh:
 				c.report(a.Counters)
 				c.srv.sessions.extend(c.index, c.adm.Deadline())
@@ -238,8 +252,9 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 		return // refused by an action before this one
 	}
 	if c.index == 0 {
-		index, err := c.srv.cfg.Members.Reserve(c.addr)
+		index, err := c.reserve(now)
 		if err != nil {
+			c.srv.refused.Add(1)
 			c.adm.Fail(err)
 			return
 		}
@@ -253,6 +268,42 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 	if err := c.srv.cfg.Engine.Probe(netip.AddrPortFrom(c.addr, a.Port), a.Nonce, a.Size); err != nil {
 		c.log.Debug("probe not sent", "port", a.Port, "err", err) // the next one may be, or the time runs out
 	}
+}
+
+// reserve returns the index of a new session, if the peer may have one.
+func (c *conn) reserve(now time.Time) (uint32, error) {
+	if err := c.mayJoin(); err != nil {
+		return 0, err
+	}
+	cfg := &c.srv.cfg
+	if cfg.Limit != 0 {
+		for group, n := range cfg.Members.Members() {
+			if uint64(n+1)*wire.MaxDatagram > cfg.Limit {
+				return 0, &proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf("%d members of group %08x", n, group)}
+			}
+		}
+	}
+	if err := cfg.Members.Join(now, c.addr); err != nil {
+		return 0, err
+	}
+	return cfg.Members.Reserve(c.addr)
+}
+
+// mayJoin returns why the peer may not have a session at all.
+func (c *conn) mayJoin() error {
+	switch joiners := c.srv.cfg.Joiners; {
+	case c.srv.draining():
+		return &proto.Error{Reason: proto.ReasonDraining, Detail: "no more joins"}
+	case joiners != nil && !joiners[c.id]:
+		return &proto.Error{Reason: proto.ReasonDenied, Detail: "not among those who may join"}
+	}
+	return nil
+}
+
+// mayPublish reports whether a peer that wants to publish may.
+func (c *conn) mayPublish(wants bool) bool {
+	publishers := c.srv.cfg.Publishers
+	return wants && (publishers == nil || publishers[c.id])
 }
 
 // probeChannel sends a PROBE on the channel of the peer's link. It counts for no
@@ -292,7 +343,7 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		}
 		c.channel = &id
 	}
-	err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{{
+	session := datapath.Session{
 		Index:       c.index,
 		Role:        datapath.Peer,
 		Addr:        netip.AddrPortFrom(c.addr, a.Join.Port),
@@ -301,23 +352,28 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		ReceiveKey:  a.ReceiveKey,
 		Groups:      a.Join.Groups,
 		Silent:      a.Mode == proto.ModeSSM,
-		Publish:     a.Join.Publish,
-		Rate:        cfg.Rate,
-		Burst:       cfg.Burst,
-		Egress:      cfg.Egress,
+		Publish:     c.mayPublish(a.Join.Publish),
+		Egress:      atMost(cfg.Egress, cfg.Limit),
 		EgressBurst: cfg.EgressBurst,
-	}}})
-	if err != nil {
+	}
+	if session.Publish {
+		session.Rate, session.Burst = cfg.Rate, cfg.Burst
+	}
+	if session.Egress != 0 && session.Egress != cfg.Egress {
+		session.EgressBurst = max(1, session.Egress/4)
+	}
+	if a.Join.Standby {
+		session.Groups = nil
+	}
+	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
 		c.log.Error("peer not admitted", "err", err)
 		c.adm.Fail(err)
 		return
 	}
-	c.live, c.groups = true, a.Join.Groups
-	cfg.Members.Admit(c.index, c.groups)
+	c.begin(session, a.Join.Groups)
 	c.srv.admitted.Add(1)
-	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
-	grant := proto.Grant{Session: c.index, Channel: channel, Keys: cfg.Keys.Groups(c.groups), Marks: marks}
-	grant.Rate, grant.Burst = c.grant()
+	grant := c.grant()
+	grant.Session, grant.Channel, grant.Token = c.index, channel, c.srv.token(c.id, c.index, session.Addr)
 	c.adm.Admitted(now, grant)
 	c.srv.sessions.note(Session{
 		Index:   c.index,
@@ -329,8 +385,8 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		Lease:   c.adm.Deadline(),
 	})
 	c.emit(events.Admitted, a.Mode.String())
-	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", a.Join.Publish,
-		"delivery", a.Mode)
+	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", session.Publish,
+		"delivery", a.Mode, "standby", a.Join.Standby)
 }
 
 // emit tells the operator what happened to the peer.
@@ -342,12 +398,33 @@ func (c *conn) emit(kind events.Kind, detail string) {
 	c.srv.cfg.Events.Emit(e)
 }
 
-// grant returns what the Welcome says that the peer may publish: what the limit of
-// copies lets it publish in datagrams of full size now, and never nothing.
-func (c *conn) grant() (rate, burst uint32) {
+// atMost returns the smaller of two limits, of which 0 is none.
+func atMost(a, b uint64) uint64 {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// begin notes that the datapath has the session.
+func (c *conn) begin(session datapath.Session, groups []uint32) {
+	c.live, c.session, c.groups = true, session, groups
+	if len(session.Groups) == 0 {
+		c.srv.standby.Add(1)
+		return
+	}
+	c.srv.cfg.Members.Admit(c.index, groups)
+}
+
+// grant returns what a member is given now: keys, marks, and what it may publish,
+// which is what the limit of copies lets it publish in datagrams of full size to the
+// members of now, and never nothing.
+func (c *conn) grant() proto.Grant {
 	cfg := &c.srv.cfg
-	if cfg.Egress == 0 {
-		return cfg.Rate, cfg.Burst
+	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
+	g := proto.Grant{Keys: cfg.Keys.Groups(c.groups), Marks: marks, Rate: c.session.Rate, Burst: c.session.Burst}
+	if c.session.Egress == 0 || !c.session.Publish {
+		return g
 	}
 	most := 1
 	members := cfg.Members.Members()
@@ -358,7 +435,42 @@ func (c *conn) grant() (rate, burst uint32) {
 	within := func(granted uint32, limit uint64) uint32 {
 		return uint32(min(uint64(granted), max(1, limit/cost)))
 	}
-	return within(cfg.Rate, cfg.Egress), within(cfg.Burst, cfg.EgressBurst)
+	g.Rate, g.Burst = within(g.Rate, c.session.Egress), within(g.Burst, c.session.EgressBurst)
+	return g
+}
+
+// serve begins to replicate to a session in standby.
+func (c *conn) serve(marks []proto.Mark) {
+	cfg := &c.srv.cfg
+	session := c.session
+	session.Groups = c.groups
+	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+		c.log.Error("peer not activated", "err", err)
+		c.adm.Fail(err)
+		return
+	}
+	c.srv.standby.Add(-1)
+	c.begin(session, c.groups)
+	c.adm.Activated(c.grant())
+	if cfg.Replay != nil {
+		cfg.Replay(c.index, marks)
+	}
+	c.log.Info("peer activated", "session", fmt.Sprintf("%08x", c.index))
+}
+
+// rest stops replication to a session, which stays in standby.
+func (c *conn) rest() {
+	session := c.session
+	session.Groups, session.Silent = nil, false
+	if err := c.srv.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+		c.log.Error("peer not put into standby", "err", err)
+		c.adm.Fail(err)
+		return
+	}
+	c.srv.cfg.Members.Suspend(c.index)
+	c.begin(session, c.groups)
+	c.leaveChannel()
+	c.log.Info("peer in standby", "session", fmt.Sprintf("%08x", c.index))
 }
 
 func (c *conn) remove(reason error) {
@@ -374,12 +486,10 @@ func (c *conn) remove(reason error) {
 		c.emit(events.Refused, reason.Error())
 		c.log.Info("peer not admitted", "reason", reason)
 	}
-	if c.channel != nil {
-		if err := c.srv.channels.leave(*c.channel); err != nil && !errors.Is(err, datapath.ErrClosed) {
-			c.log.Error("channel not removed", "err", err)
-		}
-		c.channel = nil
+	if c.live && len(c.session.Groups) == 0 {
+		c.srv.standby.Add(-1)
 	}
+	c.leaveChannel()
 	if c.index != 0 {
 		c.srv.cfg.Members.Release(c.index)
 	}
@@ -391,6 +501,16 @@ func (c *conn) remove(reason error) {
 	}
 	c.ready, c.ended = nil, nil
 	c.index, c.live, c.groups, c.reports = 0, false, nil, proto.Counter{}
+}
+
+func (c *conn) leaveChannel() {
+	if c.channel == nil {
+		return
+	}
+	if err := c.srv.channels.leave(*c.channel); err != nil && !errors.Is(err, datapath.ErrClosed) {
+		c.log.Error("channel not removed", "err", err)
+	}
+	c.channel = nil
 }
 
 // rekey passes keys on to a member.
