@@ -26,6 +26,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/meshside"
@@ -98,14 +99,17 @@ type RP struct {
 
 	keys    *keyring.Ring
 	members *membership.Table
+	events  *events.Hub
 
 	// Set by Start.
-	engine datapath.Engine
-	peers  *peerside.Server
-	mesh   *meshside.Server
-	server *p2p.Server
-	cancel context.CancelFunc
-	wg     sync.WaitGroup // heart-beat and rekeying
+	started time.Time
+	adopted bool // the datapath of an RP that died
+	engine  datapath.Engine
+	peers   *peerside.Server
+	mesh    *meshside.Server
+	server  *p2p.Server
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // heart-beat and rekeying
 
 	lifecycle sync.Mutex // held by Start and Stop
 	state     atomic.Uint32
@@ -129,9 +133,12 @@ func New(cfg Config) (*RP, error) {
 	r := &RP{
 		cfg:     cfg,
 		self:    enode.PubkeyToIDV4(&cfg.PrivateKey.PublicKey),
-		groups:  []uint32{proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs)},
 		keys:    keyring.New(),
 		members: membership.New(cfg.Limits, cfg.Rand),
+		events:  events.NewHub(),
+	}
+	for _, topic := range topics {
+		r.groups = append(r.groups, proto.GroupID(cfg.NetworkID, cfg.Genesis, topic))
 	}
 	var random [4 + auth.KeySize]byte
 	for r.incarnation == 0 {
@@ -201,7 +208,7 @@ func (r *RP) start() error {
 		adopted = a.Adopted()
 	}
 	if adopted != nil {
-		r.incarnation, r.handleKey = adopted.Incarnation, adopted.HandleKey
+		r.incarnation, r.handleKey, r.adopted = adopted.Incarnation, adopted.HandleKey, true
 		orphans = datapath.NewOrphans(engine, adopted)
 		front = orphans
 	}
@@ -252,6 +259,7 @@ func (r *RP) start() error {
 		Members: r.members,
 		Rand:    cfg.Rand,
 		Log:     cfg.Log,
+		Events:  r.events,
 	})
 	meshEgress := cfg.MeshEgress
 	if limit := cfg.EgressLimit; limit != 0 && (meshEgress == 0 || limit < meshEgress) {
@@ -273,6 +281,7 @@ func (r *RP) start() error {
 		Peers:       r.peers,
 		Rand:        cfg.Rand,
 		Log:         cfg.Log,
+		Events:      r.events,
 	})
 	if err != nil {
 		return err
@@ -284,6 +293,7 @@ func (r *RP) start() error {
 		return fmt.Errorf("control port: %w", err)
 	}
 
+	r.started = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	r.wg.Go(func() { r.heartbeat(ctx) })

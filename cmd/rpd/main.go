@@ -137,6 +137,15 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	defer point.Stop()
+	if path := cfg.Admin.Socket; path != "" {
+		operator := admin.Operator{Point: point, Mesh: admin.FullMesh(point), Version: version}
+		server, err := admin.StartSocket(path, operator.Handler(), log)
+		if err != nil { // who is served need not care
+			log.Warn("no socket for mdcs", "err", err)
+		} else {
+			defer server.Stop()
+		}
+	}
 	if cfg.Admin.Listen != "" {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(metrics.NewCollector(point), collectors.NewGoCollector(),

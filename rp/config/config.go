@@ -101,9 +101,11 @@ type Admission struct {
 	List    []string `toml:"list"`    // node ids in hex, or enode URLs
 }
 
-// Admin is the HTTP listener for metrics and health.
+// Admin is where an operator looks: the HTTP listener for metrics and health, and the
+// socket that mdcs asks.
 type Admin struct {
 	Listen string `toml:"listen"` // host:port, "" for none
+	Socket string `toml:"socket"` // path, "" for none
 }
 
 // Log says what is logged.
@@ -144,7 +146,7 @@ func Default() Config {
 			JoinRatePer64: 16,
 		},
 		Admission: Admission{Join: "open", Publish: "open"},
-		Admin:     Admin{Listen: "[::1]:9300"},
+		Admin:     Admin{Listen: "[::1]:9300", Socket: "/run/rpd/admin.sock"},
 	}
 }
 
@@ -284,6 +286,9 @@ func (c *Config) check() error {
 		if _, _, err := net.SplitHostPort(l); err != nil {
 			bad("admin.listen", "%v", err)
 		}
+	}
+	if s := c.Admin.Socket; s != "" && !filepath.IsAbs(s) {
+		bad("admin.socket", "%q is not an absolute path", s)
 	}
 	return errors.Join(errs...)
 }

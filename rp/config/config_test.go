@@ -77,6 +77,7 @@ publish = "list"
 list = ["` + peer + `", "0x0500000000000000000000000000000000000000000000000000000000000000"]
 [admin]
 listen = ""
+socket = "/s"
 [log]
 level = "debug"
 `))
@@ -90,7 +91,8 @@ level = "debug"
 		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer64: 12},
 		Admission: Admission{Join: "list", Publish: "list",
 			List: []string{peer, "0x0500000000000000000000000000000000000000000000000000000000000000"}},
-		Log: Log{Level: slog.LevelDebug},
+		Admin: Admin{Socket: "/s"},
+		Log:   Log{Level: slog.LevelDebug},
 	}, *c)
 	nodes, err := c.Neighbours()
 	require.NoError(t, err)
@@ -160,6 +162,7 @@ func TestErrors(t *testing.T) {
 		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
 		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
 		"[admin]\nlisten = \"here\"":           "admin.listen: ",
+		"[admin]\nsocket = \"s\"":              `admin.socket: "s" is not an absolute path`,
 		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
 		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
 		"[datapath]\npin = \"bpf/mdcs\"":       `datapath.pin: "bpf/mdcs" is not an absolute path`,

@@ -16,6 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/msgio"
 	"github.com/ethmcast/mdcs/rp/round"
@@ -140,6 +141,7 @@ func (l *link) handle(r msgio.Received[mesh.Message]) {
 	}
 	if err != nil {
 		l.srv.violations.Add(1)
+		l.emit(events.Violation, err.Error())
 		l.fatal = p2p.DiscSubprotocolError
 	}
 }
@@ -244,7 +246,17 @@ func (l *link) replicate() {
 	if err := l.srv.cfg.Engine.Heartbeat(); err != nil {
 		l.log.Debug("heart-beat not sent", "err", err) // the next one is due soon
 	}
+	l.emit(events.LinkUp, "")
 	l.log.Info("mesh link up")
+}
+
+// emit tells the operator what happened to the link.
+func (l *link) emit(kind events.Kind, detail string) {
+	e := events.Event{Kind: kind, Node: l.neighbour.ID.TerminalString(), Addr: l.neighbour.Addr.String(), Detail: detail}
+	if l.session.Index != 0 {
+		e.Session = fmt.Sprintf("%08x", l.session.Index)
+	}
+	l.srv.cfg.Events.Emit(e)
 }
 
 // down ends the session.
@@ -262,6 +274,7 @@ func (l *link) down(reason error) {
 	for id := range l.waiting {
 		l.answer(id)
 	}
+	l.emit(events.LinkDown, reason.Error())
 	level := slog.LevelWarn
 	if reason == errStopping {
 		level = slog.LevelInfo

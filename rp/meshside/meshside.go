@@ -20,6 +20,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh"
@@ -55,6 +56,7 @@ type Config struct {
 	Peers   Installer
 	Rand    io.Reader // safe for concurrent use
 	Log     *slog.Logger
+	Events  *events.Hub // nil when nobody may listen
 }
 
 // Neighbour is the state of one configured neighbour.

@@ -16,6 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/msgio"
 	"github.com/ethmcast/mdcs/rp/round"
 )
@@ -41,12 +42,12 @@ var (
 // conn is one peer's connection. All its state belongs to the goroutine of run.
 type conn struct {
 	srv    *Server
+	id     enode.ID
 	addr   netip.Addr // of the connection, and of the endpoint
 	log    *slog.Logger
 	rekeys chan *rekey
 	done   chan struct{} // closed when run returns
 
-	id      enode.ID
 	adm     *proto.Admission
 	out     *msgio.Outbox
 	groups  []uint32          // of the session, in standby those that it is to be in
@@ -139,6 +140,9 @@ func (c *conn) handle(r msgio.Received[proto.Message]) {
 		default:
 			c.srv.refused.Add(1)
 			c.log.Info("peer refused", "reason", err)
+			if c.index == 0 { // else the session ends, which tells it
+				c.emit(events.Refused, err.Error())
+			}
 		}
 	}
 	c.perform(now)
@@ -155,6 +159,7 @@ func (c *conn) violation(err error) {
 func (c *conn) blame(err error) {
 	c.srv.violations.Add(1)
 	c.log.Warn("peer broke the protocol", "err", err)
+	c.emit(events.Violation, err.Error())
 	c.fatal = p2p.DiscSubprotocolError
 }
 
@@ -206,6 +211,7 @@ func (c *conn) perform(now time.Time) {
 				c.rest()
 			case proto.Refresh:
 				c.report(a.Counters)
+				c.srv.sessions.extend(c.index, c.adm.Deadline())
 			case proto.KeysInstalled:
 				c.answer(a.ID)
 			case proto.Remove:
@@ -244,6 +250,7 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 			return
 		}
 		c.index = index
+		c.emit(events.Join, "")
 	}
 	if err := c.srv.cfg.Members.Probe(now, c.addr); err != nil {
 		c.adm.Fail(err)
@@ -349,8 +356,32 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 	grant := c.grant()
 	grant.Session, grant.Channel, grant.Token = c.index, channel, c.srv.token(c.id, c.index, session.Addr)
 	c.adm.Admitted(now, grant)
+	c.noteSession(a.Mode)
+	c.emit(events.Admitted, a.Mode.String())
 	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", session.Publish,
 		"delivery", a.Mode, "standby", a.Join.Standby)
+}
+
+// noteSession shows the operator what the session is now.
+func (c *conn) noteSession(mode proto.DeliveryMode) {
+	c.srv.sessions.note(Session{
+		Index:   c.index,
+		Node:    c.id,
+		Addr:    c.session.Addr,
+		Groups:  c.session.Groups,
+		Mode:    mode,
+		Publish: c.session.Publish,
+		Lease:   c.adm.Deadline(),
+	})
+}
+
+// emit tells the operator what happened to the peer.
+func (c *conn) emit(kind events.Kind, detail string) {
+	e := events.Event{Kind: kind, Node: c.id.TerminalString(), Addr: c.addr.String(), Detail: detail}
+	if c.index != 0 {
+		e.Session = fmt.Sprintf("%08x", c.index)
+	}
+	c.srv.cfg.Events.Emit(e)
 }
 
 // atMost returns the smaller of two limits, of which 0 is none.
@@ -410,6 +441,7 @@ func (c *conn) serve(marks []proto.Mark) {
 	if cfg.Replay != nil {
 		cfg.Replay(c.index, marks)
 	}
+	c.noteSession(proto.ModeUnicast)
 	c.log.Info("peer activated", "session", fmt.Sprintf("%08x", c.index))
 }
 
@@ -425,6 +457,7 @@ func (c *conn) rest() {
 	c.srv.cfg.Members.Suspend(c.index)
 	c.begin(session, c.groups)
 	c.leaveChannel()
+	c.noteSession(proto.ModeUnicast)
 	c.log.Info("peer in standby", "session", fmt.Sprintf("%08x", c.index))
 }
 
@@ -434,8 +467,11 @@ func (c *conn) remove(reason error) {
 		if err != nil && !errors.Is(err, datapath.ErrClosed) {
 			c.log.Error("session not removed", "session", fmt.Sprintf("%08x", c.index), "err", err)
 		}
+		c.srv.sessions.forget(c.index)
+		c.emit(events.Leave, reason.Error())
 		c.log.Info("peer left", "session", fmt.Sprintf("%08x", c.index), "reason", reason)
 	} else {
+		c.emit(events.Refused, reason.Error())
 		c.log.Info("peer not admitted", "reason", reason)
 	}
 	if c.live && len(c.session.Groups) == 0 {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh"
@@ -72,6 +73,7 @@ type Config struct {
 	Members *membership.Table
 	Rand    io.Reader // safe for concurrent use
 	Log     *slog.Logger
+	Events  *events.Hub // nil when nobody may listen
 }
 
 // Stats counts what the peers did since the start.
@@ -101,6 +103,7 @@ type Server struct {
 	drainOnce sync.Once
 
 	channels channels
+	sessions sessions
 
 	rekeys atomic.Uint32 // last ID of a Rekey
 

@@ -79,6 +79,7 @@ type rpFile struct {
 	} `toml:"delivery"`
 	Admin struct {
 		Listen string `toml:"listen"`
+		Socket string `toml:"socket"` // for mdcs, in the directory of the node
 	} `toml:"admin"`
 	Log struct {
 		Level string `toml:"level"`
@@ -117,6 +118,7 @@ func (r *RP) file() rpFile {
 	f.Datapath.Pin = r.cfg.Pin // "": what is left of a run ends with it
 	f.Delivery.SSM = r.cfg.SSM
 	f.Admin.Listen = fmt.Sprintf("[::1]:%d", rpAdminPort)
+	f.Admin.Socket = filepath.Join(r.cfg.Dir, "admin.sock")
 	f.Log.Level = "info"
 	return f
 }
