@@ -37,6 +37,9 @@ type network interface {
 	// connect dials a node and runs the handshakes. When it returns nil the
 	// connection serves, on which conn tells what the kernel knows of it.
 	connect(ctx context.Context, rp *enode.Node) (conn net.Conn, err error)
+
+	// hangUp ends the connection to a node that is no RP of ours any more.
+	hangUp(rp *enode.Node)
 }
 
 // devp2p is the network of a server. Its own dialler waits for 35 seconds before it
@@ -59,11 +62,23 @@ func (d devp2p) connect(ctx context.Context, rp *enode.Node) (net.Conn, error) {
 	return conn, d.server.SetupConn(conn, staticDialed|trusted, rp)
 }
 
+func (d devp2p) hangUp(rp *enode.Node) {
+	d.server.RemoveTrustedPeer(rp)
+	d.server.RemovePeer(rp)
+}
+
 // keepConnected connects to an RP whenever there is no connection, until it is not needed.
 // One attempt follows the other, so there is never a second connection while one is
 // in its handshake.
 func (s *Service) keepConnected(rp *rpConn) {
 	ctx := rp.ctx
+	defer func() {
+		select {
+		case <-s.quit: // devp2p ends all connections
+		default:
+			s.network.hangUp(rp.node)
+		}
+	}()
 	pause := minRedial
 	for ctx.Err() == nil {
 		began := time.Now()

@@ -23,7 +23,10 @@ type fakeNetwork struct {
 	refuse   bool
 	busy     bool
 	attempts []time.Time
+	hungUp   bool
 }
+
+func (n *fakeNetwork) hangUp(*enode.Node) { n.hungUp = true }
 
 func (n *fakeNetwork) connect(ctx context.Context, node *enode.Node) (net.Conn, error) {
 	if n.busy || n.s.isConnected(n.rp) {
@@ -71,6 +74,9 @@ func newFakeNetwork(t *testing.T) *fakeNetwork {
 	t.Cleanup(func() {
 		n.rp.cancel()
 		s.wg.Wait()
+		if !n.hungUp {
+			t.Error("the connection outlives its use")
+		}
 	})
 	return n
 }

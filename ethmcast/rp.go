@@ -290,8 +290,8 @@ func (s *Service) serve(now time.Time, rp *rpConn, marks []proto.Mark) {
 		s.marks.Reset()
 	}
 	known := make(map[coverage.Stream]bool)
-	delivered, _ := s.marks.Have(0)
-	for _, m := range delivered {
+	have, _ := s.marks.Have(0)
+	for _, m := range have {
 		known[coverage.Stream{Ingress: m.Ingress, Group: m.Group}] = true
 	}
 	for _, m := range marks {
@@ -310,8 +310,8 @@ func (s *Service) serve(now time.Time, rp *rpConn, marks []proto.Mark) {
 // was delivered.
 func (s *Service) delivered() []proto.Mark {
 	var marks []proto.Mark
-	all, _ := s.marks.Have(0)
-	for _, m := range all {
+	have, _ := s.marks.Have(0)
+	for _, m := range have {
 		next := m.Next
 		if len(m.Missing) > 0 {
 			next = m.Missing[0]

@@ -244,11 +244,11 @@ func (s *Service) Stop() error {
 	s.mu.Lock()
 	s.enabled = false
 	s.choose(time.Now())
+	close(s.quit)
 	for _, rp := range s.order {
 		rp.cancel()
 	}
 	s.mu.Unlock()
-	close(s.quit)
 	err := s.socket.Close()
 	s.heads.Unsubscribe()
 	s.wg.Wait()

@@ -292,4 +292,5 @@ func TestSetRPs(t *testing.T) {
 		st := x.API.Status()
 		return st.State == "active" && st.RP == id(points[1]) && st.Standby == "" && points[0].Status().Sessions == 0
 	})
+	eventually(t, "end of the connection", func() bool { return x.Server.PeerCount() == 1 })
 }

@@ -375,18 +375,23 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 	grant := c.grant()
 	grant.Session, grant.Channel, grant.Token = c.index, channel, c.srv.token(c.id, c.index, session.Addr)
 	c.adm.Admitted(now, grant)
-	c.srv.sessions.note(Session{
-		Index:   c.index,
-		Node:    c.id,
-		Addr:    netip.AddrPortFrom(c.addr, a.Join.Port),
-		Groups:  c.groups,
-		Mode:    a.Mode,
-		Publish: a.Join.Publish,
-		Lease:   c.adm.Deadline(),
-	})
+	c.noteSession(a.Mode)
 	c.emit(events.Admitted, a.Mode.String())
 	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", session.Publish,
 		"delivery", a.Mode, "standby", a.Join.Standby)
+}
+
+// noteSession shows the operator what the session is now.
+func (c *conn) noteSession(mode proto.DeliveryMode) {
+	c.srv.sessions.note(Session{
+		Index:   c.index,
+		Node:    c.id,
+		Addr:    c.session.Addr,
+		Groups:  c.session.Groups,
+		Mode:    mode,
+		Publish: c.session.Publish,
+		Lease:   c.adm.Deadline(),
+	})
 }
 
 // emit tells the operator what happened to the peer.
@@ -455,6 +460,7 @@ func (c *conn) serve(marks []proto.Mark) {
 	if cfg.Replay != nil {
 		cfg.Replay(c.index, marks)
 	}
+	c.noteSession(proto.ModeUnicast)
 	c.log.Info("peer activated", "session", fmt.Sprintf("%08x", c.index))
 }
 
@@ -470,6 +476,7 @@ func (c *conn) rest() {
 	c.srv.cfg.Members.Suspend(c.index)
 	c.begin(session, c.groups)
 	c.leaveChannel()
+	c.noteSession(proto.ModeUnicast)
 	c.log.Info("peer in standby", "session", fmt.Sprintf("%08x", c.index))
 }
 

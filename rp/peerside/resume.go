@@ -15,6 +15,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 )
 
 // token returns what proves later that this RP admitted a session: a MAC that the RP
@@ -51,6 +52,12 @@ func (c *conn) readmit(now time.Time, m *proto.Resume) {
 	c.begin(session, groups)
 	c.srv.resumed.Add(1)
 	c.adm.Resumed(now, c.grant(), len(session.Groups) == 0)
+	mode := proto.ModeUnicast
+	if session.Silent {
+		mode = proto.ModeSSM
+	}
+	c.noteSession(mode)
+	c.emit(events.Admitted, "resumed")
 	c.log.Info("peer resumed", "port", m.Port, "session", fmt.Sprintf("%08x", c.index), "standby", len(session.Groups) == 0)
 }
 

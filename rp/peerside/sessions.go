@@ -19,7 +19,7 @@ type Session struct {
 	Index   uint32
 	Node    enode.ID
 	Addr    netip.AddrPort // of its datagrams
-	Groups  []uint32       // not to be changed
+	Groups  []uint32       // none in standby; not to be changed
 	Mode    proto.DeliveryMode
 	Publish bool
 	Lease   time.Time // when it ends unless the peer announces itself
