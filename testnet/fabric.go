@@ -291,8 +291,10 @@ func (f *fabric) startWire(seed uint64, logDir string) error {
 	}}
 	for _, l := range f.lines {
 		if l.inner[0] != "" {
-			options.Links = append(options.Links,
-				delayline.Link{Name: l.name, A: l.inner[0], B: l.inner[1], Params: l.params()})
+			host, _ := f.top.Host(l.name)
+			options.Links = append(options.Links, delayline.Link{
+				Name: l.name, A: l.inner[0], B: l.inner[1], Params: l.params(), Pairs: host.Role == topology.RP,
+			})
 		}
 	}
 	if len(options.Links) == 0 {
