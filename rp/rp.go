@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -90,7 +91,7 @@ type RP struct {
 	engine datapath.Engine
 	peers  *peerside.Server
 	mesh   *meshside.Server
-	server *p2p.Server
+	server *server
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // heart-beat and rekeying
 
@@ -248,7 +249,17 @@ func (r *RP) start() error {
 	if err := r.firstKeys(adopted); err != nil {
 		return err
 	}
-	if r.server, err = r.startServer(); err != nil {
+	r.server, err = startServer(serverConfig{
+		Key:       cfg.PrivateKey,
+		Address:   cfg.Address,
+		Port:      cfg.ControlPort,
+		Sessions:  cfg.Limits.Sessions,
+		Per64:     cfg.Limits.Per64,
+		Allowed:   cfg.Neighbours,
+		Protocols: []p2p.Protocol{r.peers.Protocol(), r.mesh.Protocol()},
+		Log:       cfg.Log,
+	})
+	if err != nil {
 		return fmt.Errorf("control port: %w", err)
 	}
 
@@ -310,6 +321,9 @@ func (r *RP) stop() {
 	if r.cancel != nil {
 		r.cancel()
 	}
+	if r.server != nil {
+		r.server.close()
+	}
 	if r.peers != nil {
 		r.peers.Stop()
 	}
@@ -318,7 +332,7 @@ func (r *RP) stop() {
 	}
 	r.wg.Wait()
 	if r.server != nil {
-		r.server.Stop()
+		r.server.stop()
 	}
 	if r.engine != nil {
 		if err := r.engine.Close(); err != nil {
@@ -329,6 +343,25 @@ func (r *RP) stop() {
 
 // Self returns the node record: address and control port. The RP must be started.
 func (r *RP) Self() *enode.Node { return r.server.Self() }
+
+// SetNeighbours says which RPs of Config.Neighbours to keep a connection with, at first
+// all of them. A connection that stands with another one is left alone, and one that
+// another one makes is taken. The RP must be started.
+func (r *RP) SetNeighbours(nodes []*enode.Node) error {
+	for _, n := range nodes {
+		known := func(allowed *enode.Node) bool { return allowed.ID() == n.ID() }
+		if !slices.ContainsFunc(r.cfg.Neighbours, known) {
+			return fmt.Errorf("rp: neighbour %v is not on the allow-list", n.ID().TerminalString())
+		}
+	}
+	r.lifecycle.Lock()
+	defer r.lifecycle.Unlock()
+	if r.state.Load() != serving {
+		return errors.New("rp: not serving")
+	}
+	r.server.dialer.setNeighbours(nodes)
+	return nil
+}
 
 // Incarnation returns the number that this RP stamps as ingress RP. The RP must be
 // started.

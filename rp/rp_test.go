@@ -337,6 +337,38 @@ func TestRestart(t *testing.T) {
 	require.Equal(t, []string{"to the new one"}, b.got())
 }
 
+// The links of an RP that is gone for a second are up again soon, whichever RP dials.
+func TestRestartLinksSoon(t *testing.T) {
+	t.Parallel()
+	points, sites := meshOf(t, 2)
+	for i := range points {
+		points[i].Stop()
+		time.Sleep(time.Second) // is how long it is gone
+		began := time.Now()
+		points[i] = start(t, sites[i].config(t, sites[1-i]))
+		awaitReady(t, points[i])
+		awaitReady(t, points[1-i])
+		require.Less(t, time.Since(began), patience/2) // devp2p's own dialer takes half a minute
+		t.Logf("linked after %v", time.Since(began))
+	}
+}
+
+// An RP that chose others to link with does not dial any more, and takes who comes.
+func TestSetNeighbours(t *testing.T) {
+	t.Parallel()
+	points, sites := meshOf(t, 2)
+	for _, p := range points {
+		require.NoError(t, p.SetNeighbours(nil))
+	}
+	require.ErrorContains(t, points[0].SetNeighbours([]*enode.Node{newSite(t).node()}), "not on the allow-list")
+	points[1].Stop()
+	require.Error(t, points[1].SetNeighbours(nil))
+
+	again := start(t, sites[1].config(t, sites[0]))
+	awaitReady(t, again)
+	awaitReady(t, points[0])
+}
+
 // Group keys change while datagrams flow, and none is lost.
 func TestRekey(t *testing.T) {
 	t.Parallel()
@@ -389,7 +421,12 @@ func TestStop(t *testing.T) {
 	points, _ := meshOf(t, 2)
 	a := newPeer(t, points[0], peerOptions{})
 	members(t, a)
+	mute, err := net.Dial("tcp6", net.JoinHostPort("::1", fmt.Sprint(points[0].Self().TCP())))
+	require.NoError(t, err)
+	defer mute.Close()
+	began := time.Now()
 	points[0].Stop()
+	require.Less(t, time.Since(began), 4*time.Second, "a handshake that does not begin is not waited for")
 	points[0].Stop()
 	require.Eventually(t, func() bool { return !a.isMember() }, patience, 5*time.Millisecond)
 	require.ErrorContains(t, see(a, func(p *lightPeer) []error { return p.left })[0], "ended by the rp: quit")
