@@ -102,7 +102,7 @@ func (r *receiver) check(by proto.DeliveryMode, src netip.AddrPort, b []byte) (w
 		return h, nil, wire.BadSource
 	case !hop.key.CheckHopTag(b, h.HopTag):
 		return h, nil, wire.BadHopTag
-	case h.Type == wire.Echo && by == proto.ModeSSM:
+	case h.Type == wire.Hello || h.Type == wire.Echo && by == proto.ModeSSM:
 		return h, nil, wire.BadType
 	}
 	s := coverage.Stream{Ingress: h.Ingress, Group: h.Group}

@@ -59,9 +59,11 @@ func TestAdoptedIncarnation(t *testing.T) {
 			{Ingress: old, Group: testGroup, Epoch: 6, Key: auth.Key{6}},
 			{Ingress: old, Group: testGroup, Epoch: 7, Key: auth.Key{7}},
 		},
-		Sessions: []datapath.Session{{
-			Index: 5, Role: datapath.Mesh, Addr: points[0].Addr(), Groups: []uint32{testGroup}, Ingress: points[0].Incarnation(),
-		}},
+		Sessions: []datapath.Session{{Index: 5, Role: datapath.Mesh, Addr: points[0].Addr()}},
+		Routes: []datapath.Route{
+			{Ingress: old, To: []datapath.Branch{{Session: 5, Groups: []uint32{testGroup}}}},
+			{Ingress: points[0].Incarnation(), From: []uint32{5}},
+		},
 	}
 	cfg := sites[1].config(t, sites[0])
 	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
@@ -70,7 +72,7 @@ func TestAdoptedIncarnation(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		return &adopter{e, state}, e.Apply(datapath.Change{Keys: state.Keys, Add: state.Sessions})
+		return &adopter{e, state}, e.Apply(datapath.Change{Keys: state.Keys, Add: state.Sessions, Routes: state.Routes})
 	}
 	again := start(t, cfg)
 	require.Equal(t, old, again.Incarnation())

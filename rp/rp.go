@@ -284,7 +284,7 @@ func (r *RP) heartbeat(ctx context.Context) {
 	for {
 		select {
 		case <-ticker.C:
-			if err := r.engine.Heartbeat(); err != nil {
+			if err := r.engine.Heartbeat(datapath.All); err != nil {
 				r.cfg.Log.Error("heart-beat not sent", "err", err)
 			}
 		case <-ctx.Done():

@@ -46,7 +46,7 @@ type link struct {
 	core    *mesh.Link
 	out     *msgio.Outbox
 	index   uint32            // of the own session
-	session datapath.Session  // zero Index before Up
+	up      bool              // it is in the datapath
 	waiting map[uint32]*offer // by ID
 	fatal   error             // ends the connection
 }
@@ -161,7 +161,7 @@ func (l *link) perform() {
 			case mesh.Send:
 				l.send(a.Message)
 			case mesh.Up:
-				l.up(a)
+				l.open(a)
 			case mesh.Install:
 				l.installs <- a // has room for all that a neighbour may offer
 			case mesh.Replicate:
@@ -188,8 +188,8 @@ func (l *link) send(m mesh.Message) {
 	}
 }
 
-// up accepts the neighbour's datagrams, and offers the own keys.
-func (l *link) up(a mesh.Up) {
+// open accepts the neighbour's datagrams, and offers the own keys.
+func (l *link) open(a mesh.Up) {
 	if err := l.srv.opened(l.neighbour, a.Hello.Incarnation, l.index); err != nil {
 		l.core.Fail(err)
 		return
@@ -201,12 +201,13 @@ func (l *link) up(a mesh.Up) {
 		SendSession: a.Hello.Session,
 		SendKey:     a.SendKey,
 		ReceiveKey:  a.ReceiveKey,
-		Ingress:     a.Hello.Incarnation,
 		Egress:      l.srv.cfg.Egress,
 		EgressBurst: l.srv.cfg.EgressBurst,
 	}
-	l.session = session
-	if err := l.srv.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+	l.up = true
+	route := datapath.Route{Ingress: a.Hello.Incarnation, From: []uint32{l.index}}
+	change := datapath.Change{Add: []datapath.Session{session}, Routes: []datapath.Route{route}}
+	if err := l.srv.cfg.Engine.Apply(change); err != nil {
 		l.core.Fail(fmt.Errorf("accept from neighbour: %w", err))
 		return
 	}
@@ -236,12 +237,11 @@ func (l *link) installer() {
 // replicate begins to replicate to the neighbour. The heart-beat tells it the
 // sequence that datagrams begin with.
 func (l *link) replicate() {
-	l.session.Groups = l.srv.cfg.Groups
-	if err := l.srv.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{l.session}}); err != nil {
+	if err := l.srv.replicate(l.index); err != nil {
 		l.core.Fail(fmt.Errorf("replicate to neighbour: %w", err))
 		return
 	}
-	if err := l.srv.cfg.Engine.Heartbeat(); err != nil {
+	if err := l.srv.cfg.Engine.Heartbeat(datapath.All); err != nil {
 		l.log.Debug("heart-beat not sent", "err", err) // the next one is due soon
 	}
 	l.log.Info("mesh link up")
@@ -252,8 +252,8 @@ func (l *link) down(reason error) {
 	if l.fatal == nil {
 		l.fatal = p2p.DiscRequested
 	}
-	if l.session.Index != 0 {
-		err := l.srv.cfg.Engine.Apply(datapath.Change{Remove: []uint32{l.session.Index}})
+	if l.up {
+		err := l.srv.remove(l.index)
 		if err != nil && !errors.Is(err, datapath.ErrClosed) {
 			l.log.Error("session of neighbour not removed", "err", err)
 		}

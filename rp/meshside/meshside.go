@@ -81,6 +81,9 @@ type Server struct {
 	mu         sync.Mutex
 	stopped    bool
 	neighbours map[enode.ID]*neighbour
+
+	routing  sync.Mutex        // held while the own route changes
+	branches []datapath.Branch // of the own route: the links that replicate
 }
 
 // neighbour is a configured RP. Its fields belong to Server.mu.
@@ -293,6 +296,27 @@ func (s *Server) retire(n *neighbour, absence int) {
 	if err != nil && !errors.Is(err, datapath.ErrClosed) {
 		s.cfg.Log.Error("neighbour not retired", "rp", n.ID.TerminalString(), "err", err)
 	}
+}
+
+// replicate makes the own route lead to a session, too.
+func (s *Server) replicate(session uint32) error {
+	s.routing.Lock()
+	defer s.routing.Unlock()
+	branches := append(slices.Clone(s.branches), datapath.Branch{Session: session, Groups: s.cfg.Groups})
+	own := datapath.Route{Ingress: s.cfg.Incarnation, To: branches}
+	if err := s.cfg.Engine.Apply(datapath.Change{Routes: []datapath.Route{own}}); err != nil {
+		return err
+	}
+	s.branches = branches
+	return nil
+}
+
+// remove ends a session, and with it the routes that lead by it.
+func (s *Server) remove(session uint32) error {
+	s.routing.Lock()
+	defer s.routing.Unlock()
+	s.branches = slices.DeleteFunc(slices.Clone(s.branches), func(b datapath.Branch) bool { return b.Session == session })
+	return s.cfg.Engine.Apply(datapath.Change{Remove: []uint32{session}})
 }
 
 // setState publishes the state of a link.

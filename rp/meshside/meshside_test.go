@@ -183,7 +183,7 @@ func TestLink(t *testing.T) {
 		require.Equal(t, own.Session, session.Index)
 		require.Equal(t, netip.AddrPortFrom(r.neighbours[0].IPAddr(), 40501), session.Addr)
 		require.Equal(t, uint32(0x77), session.SendSession)
-		require.Equal(t, uint32(0x0b), session.Ingress)
+		require.Equal(t, []datapath.Route{{Ingress: 0x0b, From: []uint32{session.Index}}}, changes[0].Routes)
 		require.Equal(t, receive, session.ReceiveKey)
 		require.Equal(t, [2]uint64{7, 8}, [2]uint64{session.Egress, session.EgressBurst})
 		require.Empty(t, session.Groups)
@@ -196,9 +196,10 @@ func TestLink(t *testing.T) {
 		c.send(&mesh.KeysAck{ID: keys.ID}) // meanwhile the link goes on
 		changes = r.engine.Changes()
 		require.Len(t, changes, 1)
-		session.Groups = []uint32{group}
-		require.Equal(t, []datapath.Session{session}, changes[0].Add, "replicated to now")
-		require.Equal(t, 1, r.engine.Heartbeats(), "which tells where the sequences begin")
+		branch := datapath.Branch{Session: session.Index, Groups: []uint32{group}}
+		route := datapath.Route{Ingress: incarnation, To: []datapath.Branch{branch}}
+		require.Equal(t, []datapath.Change{{Routes: []datapath.Route{route}}}, changes, "replicated to now")
+		require.Equal(t, []datapath.HeartbeatScope{datapath.All}, r.engine.Heartbeats(), "which tells where the sequences begin")
 		require.Equal(t, uint32(4), expect[*mesh.KeysAck](c).ID)
 		require.Equal(t, time.Second, time.Since(start))
 		require.Equal(t, []install{{keysOf(0x0b), nil}}, r.installer.take())

@@ -101,7 +101,7 @@ func (w *world) spoil(r *rand.Rand, p *packet, i uint64) {
 	case 2:
 		h.Group = []uint32{0, otherGroup, r.Uint32()}[r.IntN(3)]
 	case 3:
-		h.Ingress = []uint32{0, incarnation, r.Uint32(), w.sessions[rp].Ingress, w.sessions[silent].Ingress}[r.IntN(5)]
+		h.Ingress = []uint32{0, incarnation, r.Uint32(), ingressOf(rp), ingressOf(silent)}[r.IntN(5)]
 	case 4:
 		h.HopLimit = byte(r.IntN(3))
 	case 5:

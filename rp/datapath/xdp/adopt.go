@@ -321,7 +321,6 @@ func (t *table) state() *datapath.State {
 // valueOf is a session as the programs' table has it.
 func valueOf(s *datapath.Session, element, sample uint32) bpf.RpSession {
 	value := bpf.RpSession{
-		Ingress:     s.Ingress,
 		State:       element,
 		Port:        port(s.Addr.Port()),
 		Role:        uint8(s.Role),
@@ -370,6 +369,5 @@ func sessionOf(index uint32, value *bpf.RpSession) datapath.Session {
 		Burst:       value.Burst,
 		Egress:      value.Egress,
 		EgressBurst: value.EgressBurst,
-		Ingress:     value.Ingress,
 	}
 }

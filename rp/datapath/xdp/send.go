@@ -4,10 +4,12 @@ package xdp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
@@ -74,6 +76,17 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	return nil
 }
 
+// Hello, Resend and Heard implement datapath.Engine.
+func (e *Engine) Hello(uint32, [wire.HelloSize]byte) error {
+	return errors.New("hello: this engine has none yet")
+}
+
+func (e *Engine) Resend(uint32, [][]byte) error {
+	return errors.New("resend: this engine has none yet")
+}
+
+func (e *Engine) Heard(uint32) time.Time { return time.Time{} }
+
 // beat is a HEARTBEAT of an own stream and who gets it.
 type beat struct {
 	header wire.Header
@@ -82,7 +95,7 @@ type beat struct {
 
 // Heartbeat implements datapath.Engine. The socket sends them, a batch at a time: that
 // also keeps the kernel's neighbour entries in use.
-func (e *Engine) Heartbeat() error {
+func (e *Engine) Heartbeat(datapath.HeartbeatScope) error {
 	e.sending.Lock()
 	defer e.sending.Unlock()
 	var beats []beat

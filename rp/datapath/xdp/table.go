@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -134,32 +135,23 @@ func (t *table) uses(key neighborKey) bool {
 
 // check returns an error when a change contradicts its contract or does not fit.
 func (t *table) check(c datapath.Change) error {
-	own := t.e.cfg.Incarnation
+	if err := c.Check(t.e.cfg.Incarnation); err != nil {
+		return fmt.Errorf("apply: %w", err)
+	}
+	if len(c.Routes) > 0 {
+		return errors.New("apply: this engine has no routes yet")
+	}
 	for i := range c.Add {
 		s := &c.Add[i]
-		if err := s.Check(); err != nil {
-			return fmt.Errorf("apply: %w", err)
-		}
 		if s.Role == datapath.Channel {
 			index, _ := datapath.Interface(s.Addr.Addr()) // as checked
 			if err := t.e.serves(index); err != nil {
 				return fmt.Errorf("apply: session %08x: channel %v: %w", s.Index, s.Addr, err)
 			}
 		}
-		if s.Ingress == own {
-			return fmt.Errorf("apply: session %08x: own incarnation %08x as ingress", s.Index, own)
-		}
 		if len(distinct(s.Groups)) > MaxGroups {
 			return fmt.Errorf("apply: session %08x: more than %d groups", s.Index, MaxGroups)
 		}
-	}
-	for _, k := range c.Keys {
-		if k.Ingress == 0 {
-			return fmt.Errorf("apply: key of group %08x without ingress", k.Group)
-		}
-	}
-	if slices.Contains(c.Retire, own) {
-		return fmt.Errorf("apply: own incarnation %08x cannot retire", own)
 	}
 	return t.fits(c)
 }
