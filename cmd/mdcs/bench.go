@@ -18,7 +18,7 @@ var benchCommand = &cli.Command{
 	Name:            "bench",
 	Usage:           "measure a replication point on this machine (needs root)",
 	HideHelpCommand: true,
-	Subcommands:     []*cli.Command{fanoutCommand},
+	Subcommands:     []*cli.Command{fanoutCommand, peersCommand},
 	Action:          unknownCommand,
 }
 
