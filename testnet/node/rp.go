@@ -127,8 +127,11 @@ func RPURL(key *ecdsa.PrivateKey, addr netip.Addr) *enode.Node {
 	return enode.NewV4(&key.PublicKey, addr.AsSlice(), RPControlPort, 0)
 }
 
+// URL is what peers and other replication points need to connect.
+func (r *RP) URL() *enode.Node { return RPURL(r.cfg.Key, r.cfg.Addr) }
+
 // ID is the node id.
-func (r *RP) ID() enode.ID { return RPURL(r.cfg.Key, r.cfg.Addr).ID() }
+func (r *RP) ID() enode.ID { return r.URL().ID() }
 
 // Start starts the daemon and returns when it is healthy. Its mesh links may
 // come up later; see [RP.WaitReady].
