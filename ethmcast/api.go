@@ -89,7 +89,8 @@ func (api *API) Status() Status {
 		}
 	}
 	counters := s.marks.Counters()
-	for i, m := range s.marks.Have() {
+	marks, _ := s.marks.Have(0)
+	for i, m := range marks {
 		c := counters[i]
 		st.Marks = append(st.Marks, Mark{m.Ingress, m.First, m.Next, c.Received, c.Lost, c.Duplicates})
 	}

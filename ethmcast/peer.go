@@ -28,11 +28,13 @@ type conn struct {
 	out chan proto.Message
 }
 
-func (c *conn) send(m proto.Message) {
+func (c *conn) send(m proto.Message) (sent bool) {
 	select {
 	case c.out <- m:
+		return true
 	default:
 		droppedMeter.Mark(1)
+		return false
 	}
 }
 
@@ -57,8 +59,9 @@ func (rp *rpConn) usable() bool {
 // peerConn is a connection to another node that speaks mdcs/1.
 type peerConn struct {
 	conn
-	ready bool // its Status was right
-	ended bool // it broke the protocol; what it sends is ignored
+	ready bool   // its Status was right
+	ended bool   // it broke the protocol; what it sends is ignored
+	told  uint64 // version of the marks that it has, 0 for none
 }
 
 // handler is the service's side of a connection.
@@ -351,7 +354,7 @@ func (h *peerHandler) accept(now time.Time, m proto.Message) error {
 		}
 		h.p.ready = true
 		s.coverage.Add(h.p.id)
-		h.p.send(s.have())
+		s.have(h.p)
 	case *proto.Have:
 		if !h.p.ready {
 			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "have before status"}

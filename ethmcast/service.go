@@ -364,19 +364,24 @@ func (s *Service) sendHave(now time.Time, changed bool) {
 		return
 	}
 	s.haveAt, s.haveOf = now, s.marks.Version()
-	have := s.have()
 	for _, p := range s.peers {
 		if p.ready {
-			p.send(have)
+			s.have(p)
 		}
 	}
 }
 
-func (s *Service) have() *proto.Have {
+// have tells a neighbour what was delivered since it was told last.
+func (s *Service) have(p *peerConn) {
 	if !s.joined {
-		return &proto.Have{}
+		p.send(&proto.Have{})
+		p.told = 0
+		return
 	}
-	return &proto.Have{Covered: true, Marks: s.marks.Have()}
+	marks, whole := s.marks.Have(p.told)
+	if p.send(&proto.Have{Covered: true, Whole: whole, Marks: marks}) {
+		p.told = s.marks.Version()
+	}
 }
 
 // dataAddr returns the RP's UDP endpoint: the address of the RLPx connection and

@@ -44,10 +44,11 @@ func (a *adopter) Adopted() *datapath.State { return a.state }
 func TestAdoptedIncarnation(t *testing.T) {
 	t.Parallel()
 	points, sites := meshOf(t, 2)
-	a := newPeer(t, points[0], peerOptions{})
-	members(t, a)
+	a, gone := newPeer(t, points[0], peerOptions{}), newPeer(t, points[1], peerOptions{})
+	members(t, a, gone)
 	old := points[1].Incarnation()
 	knows(t, a, old)
+	gone.leave()
 	points[1].Stop()
 	require.Eventually(t, func() bool { return points[0].Ready() != nil }, patience, 5*time.Millisecond)
 

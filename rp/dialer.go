@@ -78,15 +78,20 @@ func newDialer(cfg dialerConfig) *dialer {
 
 // stop ends all attempts. Connections that stand are left alone.
 func (d *dialer) stop() {
+	d.mu.Lock()
 	d.cancel()
+	d.mu.Unlock()
 	d.wg.Wait()
 }
 
 // setNeighbours says which nodes to keep a connection to. It leaves the connections
-// alone that stand to others. It must not follow stop.
+// alone that stand to others. After stop it does nothing.
 func (d *dialer) setNeighbours(nodes []*enode.Node) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		return
+	}
 	wanted := make(map[enode.ID]*enode.Node, len(nodes))
 	for _, node := range nodes {
 		wanted[node.ID()] = node

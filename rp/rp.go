@@ -26,9 +26,12 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
 	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
 )
@@ -59,6 +62,8 @@ type Config struct {
 	GroupPort uint16
 	HopLimit  uint8 // of the packets to channels, 0 for 1
 
+	Mesh MeshConfig
+
 	// Engine opens the datapath.
 	Engine func(datapath.Config) (datapath.Engine, error)
 
@@ -67,6 +72,19 @@ type Config struct {
 	// Rand is the source of keys and indexes, safe for concurrent use; crypto/rand
 	// when nil.
 	Rand io.Reader
+}
+
+// MeshConfig is how an RP takes part in the mesh. Mode and Alpha must be the same at all
+// RPs: each computes the trees for itself.
+type MeshConfig struct {
+	Mode     tree.Mode
+	Alpha    int    // of tree.Last, in percent; 0 for the default
+	Budget   int    // RPs that get copies of one datagram from here, 0 for no bound
+	Operator string // who runs this RP, at most linkstate.MaxOperator bytes
+
+	// Measure returns the round-trip times to nodes, as far as they answer: a mesh of
+	// linkstate.FullMesh RPs or more chooses neighbours by it, without it at random.
+	Measure func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration
 }
 
 // orphanGrace is how long sessions and streams of an adopted datapath wait for those
@@ -144,6 +162,10 @@ func (c *Config) check() error {
 		return fmt.Errorf("publish rate %d and burst %d: want both above 0", c.Rate, c.Burst)
 	case c.RekeyInterval <= 0:
 		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
+	case c.Mesh.Alpha != 0 && c.Mesh.Alpha < tree.MinAlpha || c.Mesh.Budget < 0:
+		return fmt.Errorf("alpha of %d percent, budget of %d copies", c.Mesh.Alpha, c.Mesh.Budget)
+	case len(c.Mesh.Operator) > linkstate.MaxOperator:
+		return fmt.Errorf("operator of %d bytes, at most %d", len(c.Mesh.Operator), linkstate.MaxOperator)
 	case c.Engine == nil || c.Log == nil:
 		return errors.New("no engine or no log")
 	}
@@ -171,11 +193,14 @@ func (r *RP) Start() error {
 
 func (r *RP) start() error {
 	cfg := &r.cfg
+	hellos, repairs := meshside.NewHellos(), cache.New(cache.DefaultBytes, cache.DefaultAge)
 	engine, err := cfg.Engine(datapath.Config{
 		Addr:        netip.AddrPortFrom(cfg.Address, cfg.DataPort),
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
 		HopLimit:    cfg.HopLimit,
+		Hello:       hellos.Hello,
+		Cache:       func(rec datapath.Record) { repairs.Add(time.Now(), rec.Datagram) },
 	})
 	if err != nil {
 		return fmt.Errorf("data port: %w", err)
@@ -219,6 +244,7 @@ func (r *RP) start() error {
 		Egress:      cfg.PublishEgress,
 		EgressBurst: egressBurst(cfg.PublishEgress),
 
+		Admit:   func(publish bool) (<-chan struct{}, func()) { return r.mesh.Admit(publish) },
 		Link:    link,
 		Engine:  r.engine,
 		Keys:    r.keys,
@@ -227,16 +253,25 @@ func (r *RP) start() error {
 		Log:     cfg.Log,
 	})
 	r.mesh, err = meshside.New(meshside.Config{
-		Self:        r.self,
+		Key:         cfg.PrivateKey,
 		NetworkID:   cfg.NetworkID,
 		Genesis:     cfg.Genesis,
 		Incarnation: r.incarnation,
 		DataPort:    r.engine.Addr().Port(),
 		Groups:      r.groups,
 		Neighbours:  cfg.Neighbours,
+		Operator:    cfg.Mesh.Operator,
+		Mode:        cfg.Mesh.Mode,
+		Alpha:       cfg.Mesh.Alpha,
+		Budget:      cfg.Mesh.Budget,
+		Publishes:   adopted != nil,
 		Egress:      cfg.MeshEgress,
 		EgressBurst: egressBurst(cfg.MeshEgress),
+		Measure:     cfg.Mesh.Measure,
+		Connect:     func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
 		Engine:      r.engine,
+		Hellos:      hellos,
+		Cache:       repairs,
 		Keys:        r.keys,
 		Members:     r.members,
 		Peers:       r.peers,
@@ -262,6 +297,9 @@ func (r *RP) start() error {
 	if err != nil {
 		return fmt.Errorf("control port: %w", err)
 	}
+	if err := r.mesh.Start(); err != nil {
+		return err
+	}
 
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
@@ -277,22 +315,6 @@ func (r *RP) start() error {
 // of a second, as default rate and burst have it for datagrams.
 func egressBurst(egress uint64) uint64 { return max(1, egress/4) }
 
-// heartbeat sends heart-beats until ctx ends.
-func (r *RP) heartbeat(ctx context.Context) {
-	ticker := time.NewTicker(proto.HeartbeatInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-			if err := r.engine.Heartbeat(datapath.All); err != nil {
-				r.cfg.Log.Error("heart-beat not sent", "err", err)
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // expire ends what is left of an adopted datapath, unless ctx ends before.
 func (r *RP) expire(ctx context.Context, orphans *datapath.Orphans) {
 	select {
@@ -304,14 +326,16 @@ func (r *RP) expire(ctx context.Context, orphans *datapath.Orphans) {
 	}
 }
 
-// Stop tells the peers and the neighbours, closes the ports, and returns when
-// nothing of the RP runs any more.
+// Stop leaves the mesh, which takes up to 3 s if other RPs have to find another way,
+// tells the peers and the neighbours, closes the ports, and returns when nothing of the
+// RP runs any more.
 func (r *RP) Stop() {
 	r.lifecycle.Lock()
 	defer r.lifecycle.Unlock()
 	if r.state.Swap(stopped) != serving {
 		return
 	}
+	r.mesh.Leave()
 	r.stop()
 	r.cfg.Log.Info("replication point stopped")
 }
@@ -370,42 +394,53 @@ func (r *RP) Incarnation() uint32 { return r.incarnation }
 // Addr returns the data endpoint. The RP must be started.
 func (r *RP) Addr() netip.AddrPort { return r.engine.Addr() }
 
-// Ready returns nil when the RP serves and all links to its neighbours are up, else
-// what is missing.
+// Ready returns nil when the RP serves and is in the mesh, else what is missing: links
+// to all other RPs of a small mesh, and some of a large one.
 func (r *RP) Ready() error {
 	if r.state.Load() != serving {
 		return errors.New("not serving")
 	}
 	var down []string
-	for _, n := range r.mesh.Stats().Neighbours {
+	st := r.mesh.Stats()
+	for _, n := range st.Neighbours {
 		if !n.Up() {
 			down = append(down, n.ID.TerminalString())
 		}
 	}
-	if len(down) > 0 {
+	some := len(st.Neighbours) >= linkstate.FullMesh && len(down) < len(st.Neighbours)
+	switch {
+	case len(down) > 0 && !some:
 		return fmt.Errorf("mesh links down: %s", strings.Join(down, ", "))
+	case !st.Settled:
+		return errors.New("not yet on the trees of all ingress RPs")
 	}
 	return nil
 }
 
+// Tree returns the tree of an ingress RP, named by the first 8 bytes of its node id, as
+// it was computed here; false when there is none. The RP must be started.
+func (r *RP) Tree(ingress linkstate.ID) ([]meshside.Edge, bool) { return r.mesh.Tree(ingress) }
+
 // Status is a view of everything that the RP counts.
 type Status struct {
-	Datapath datapath.Stats
-	Peers    peerside.Stats
-	Mesh     meshside.Stats
-	Sessions int            // of peers, admitted or not
-	Members  map[uint32]int // by group
-	Ready    bool
+	Incarnation uint32 // that this RP stamps as ingress RP
+	Datapath    datapath.Stats
+	Peers       peerside.Stats
+	Mesh        meshside.Stats
+	Sessions    int            // of peers, admitted or not
+	Members     map[uint32]int // by group
+	Ready       bool
 }
 
 // Status returns the counters. The RP must be started.
 func (r *RP) Status() Status {
 	return Status{
-		Datapath: r.engine.Stats(),
-		Peers:    r.peers.Stats(),
-		Mesh:     r.mesh.Stats(),
-		Sessions: r.members.Sessions(),
-		Members:  r.members.Members(),
-		Ready:    r.Ready() == nil,
+		Incarnation: r.incarnation,
+		Datapath:    r.engine.Stats(),
+		Peers:       r.peers.Stats(),
+		Mesh:        r.mesh.Stats(),
+		Sessions:    r.members.Sessions(),
+		Members:     r.members.Members(),
+		Ready:       r.Ready() == nil,
 	}
 }

@@ -51,7 +51,7 @@ type server struct {
 	wg     sync.WaitGroup // the goroutine that follows them
 }
 
-// startServer listens and keeps connections to all RPs of the allow-list.
+// startServer listens. Its dialer is told which connections to keep.
 func startServer(cfg serverConfig) (*server, error) {
 	tcp, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp6",
 		netip.AddrPortFrom(cfg.Address, cfg.Port).String())
@@ -107,7 +107,6 @@ func startServer(cfg serverConfig) (*server, error) {
 		Per64:   cfg.Per64,
 		Log:     cfg.Log,
 	})
-	s.dialer.setNeighbours(cfg.Allowed)
 	return s, nil
 }
 

@@ -37,6 +37,10 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	if err != nil {
 		return nil, err
 	}
+	mode, err := cfg.Mesh.TreeMode()
+	if err != nil {
+		return nil, err
+	}
 	groupPort := uint16(0)
 	if cfg.Delivery.SSM {
 		groupPort = cfg.Delivery.GroupPort
@@ -64,8 +68,14 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
 		GroupPort:     groupPort,
 		HopLimit:      cfg.Delivery.HopLimit,
-		Engine:        func(c datapath.Config) (datapath.Engine, error) { return openEngine(&cfg.Datapath, c, log) },
-		Log:           log,
+		Mesh: rp.MeshConfig{
+			Mode:     mode,
+			Alpha:    cfg.Mesh.Alpha,
+			Budget:   cfg.Mesh.CopyBudget,
+			Operator: cfg.Mesh.Operator,
+		},
+		Engine: func(c datapath.Config) (datapath.Engine, error) { return openEngine(&cfg.Datapath, c, log) },
+		Log:    log,
 	})
 }
 

@@ -305,9 +305,11 @@ func (m *HaveMark) Covers(seq uint64) bool {
 }
 
 // Have is exchanged between two peers. Covered is false when the sender has no
-// RP at present, which withdraws its earlier marks.
+// RP at present, which withdraws its earlier marks. Whole says that there are no
+// others than Marks; else those of other streams are as they were.
 type Have struct {
 	Covered bool
+	Whole   bool
 	Marks   []HaveMark
 }
 

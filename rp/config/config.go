@@ -22,6 +22,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
 // Config is the file.
@@ -50,10 +52,14 @@ type Chain struct {
 	Genesis   common.Hash `toml:"genesis"`
 }
 
-// Mesh lists the other RPs.
+// Mesh lists the other RPs, and says how datagrams go between them.
 type Mesh struct {
 	Peers         []string `toml:"peers"` // enode URLs
 	RekeyInterval Duration `toml:"rekey_interval"`
+	Mode          string   `toml:"mode"`        // of the trees: "last" or "star"
+	Alpha         int      `toml:"alpha"`       // of mode last, percent
+	CopyBudget    int      `toml:"copy_budget"` // RPs that get copies of one datagram from here, 0 for no bound
+	Operator      string   `toml:"operator"`    // who runs this RP
 }
 
 // Datapath chooses the engine.
@@ -112,7 +118,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 func Default() Config {
 	return Config{
 		Node:     Node{KeyFile: "/var/lib/rpd/nodekey", ControlPort: 30500, DataPort: 30501},
-		Mesh:     Mesh{RekeyInterval: Duration(time.Hour)},
+		Mesh:     Mesh{RekeyInterval: Duration(time.Hour), Mode: tree.Last.String(), Alpha: tree.DefaultAlpha},
 		Datapath: Datapath{Engine: "auto", Pin: "/sys/fs/bpf/mdcs"},
 		Delivery: Delivery{GroupPort: 30502, HopLimit: 1},
 		Limits: Limits{
@@ -211,6 +217,18 @@ func (c *Config) check() error {
 	if d := time.Duration(c.Mesh.RekeyInterval); d < time.Minute {
 		bad("mesh.rekey_interval", "%v is less than 1m", d)
 	}
+	if _, err := c.Mesh.TreeMode(); err != nil {
+		bad("mesh.mode", "%v", err)
+	}
+	if a := c.Mesh.Alpha; a < tree.MinAlpha {
+		bad("mesh.alpha", "%d is less than %d percent", a, tree.MinAlpha)
+	}
+	if b := c.Mesh.CopyBudget; b < 0 {
+		bad("mesh.copy_budget", "%d is negative", b)
+	}
+	if n := len(c.Mesh.Operator); n > linkstate.MaxOperator {
+		bad("mesh.operator", "%d bytes, at most %d", n, linkstate.MaxOperator)
+	}
 	if e := c.Datapath.Engine; e != "auto" && e != "xdp" && e != "socket" {
 		bad("datapath.engine", "%q is none of auto, xdp, socket", e)
 	}
@@ -250,6 +268,16 @@ func (c *Config) check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// TreeMode returns the mode of the trees.
+func (m *Mesh) TreeMode() (tree.Mode, error) {
+	for _, mode := range []tree.Mode{tree.Last, tree.Star} {
+		if mode.String() == m.Mode {
+			return mode, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is none of last, star", m.Mode)
 }
 
 // Neighbours returns the nodes of [mesh] peers.

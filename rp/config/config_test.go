@@ -49,6 +49,10 @@ genesis = "0x0200000000000000000000000000000000000000000000000000000000000000"
 [mesh]
 peers = ["` + peer + `"]
 rekey_interval = "90s"
+mode = "star"
+alpha = 120
+copy_budget = 10
+operator = "me"
 [datapath]
 engine = "xdp"
 devices = ["eth0", "eth1"]
@@ -75,7 +79,7 @@ level = "debug"
 	require.Equal(t, Config{
 		Node:     Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2},
 		Chain:    Chain{NetworkID: 3, Genesis: common.Hash{2}},
-		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second)},
+		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second), Mode: "star", Alpha: 120, CopyBudget: 10, Operator: "me"},
 		Datapath: Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery: Delivery{GroupPort: 8, HopLimit: 9},
 		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9},

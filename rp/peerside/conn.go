@@ -56,6 +56,11 @@ type conn struct {
 	waiting map[uint32]*rekey // by ID, not acknowledged
 	reports proto.Counter     // sums of the peer's last announce
 	fatal   error             // ends the connection
+
+	// What admits the peer, when ready is closed, and what tells its end.
+	admission proto.Admit
+	ready     <-chan struct{}
+	ended     func()
 }
 
 // rekey is a Rekey to all members. Each connection that takes it answers.
@@ -105,6 +110,10 @@ func (c *conn) run(rw p2p.MsgReadWriter) error {
 			c.handle(r)
 		case r := <-c.rekeys:
 			c.rekey(r)
+		case <-c.ready:
+			c.ready = nil
+			c.admit(time.Now(), c.admission)
+			c.perform(time.Now())
 		case <-timer.C:
 			c.tick(opened)
 		case <-c.srv.quit:
@@ -187,7 +196,7 @@ func (c *conn) perform(now time.Time) {
 			case proto.SendProbe:
 				c.probe(now, a)
 			case proto.Admit:
-				c.admit(now, a)
+				c.prepare(now, a)
 			case proto.Refresh:
 				c.report(a.Counters)
 			case proto.KeysInstalled:
@@ -248,6 +257,16 @@ func (c *conn) probeChannel(a proto.SendProbe) {
 	if err != nil {
 		c.log.Debug("probe not sent on the channel", "err", err) // the next one may be, or it becomes unicast
 	}
+}
+
+// prepare admits a peer as soon as the mesh is ready for it.
+func (c *conn) prepare(now time.Time, a proto.Admit) {
+	if c.srv.cfg.Admit == nil {
+		c.admit(now, a)
+		return
+	}
+	c.admission = a
+	c.ready, c.ended = c.srv.cfg.Admit(a.Join.Publish)
 }
 
 // admit puts the session into the datapath, and only then lets the Welcome go.
@@ -336,6 +355,10 @@ func (c *conn) remove(reason error) {
 	for id := range c.waiting {
 		c.answer(id)
 	}
+	if c.ended != nil {
+		c.ended()
+	}
+	c.ready, c.ended = nil, nil
 	c.index, c.live, c.groups, c.reports = 0, false, nil, proto.Counter{}
 }
 

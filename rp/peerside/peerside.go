@@ -38,6 +38,10 @@ type Config struct {
 	// datapath.Session.
 	Egress, EgressBurst uint64
 
+	// Admit is told that a peer is about to be let in, and whether it publishes. It is
+	// let in when ready is closed; ended is called when it is gone. Nil: at once.
+	Admit func(publish bool) (ready <-chan struct{}, ended func())
+
 	// Link returns the interface by which datagrams to a peer leave, as the zone
 	// of a channel. It is needed when Status has a GroupPort, and Engine must be
 	// able to replicate to channels then.

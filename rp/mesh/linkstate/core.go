@@ -53,6 +53,7 @@ const (
 	backupsKept   = 3
 	previousKept  = 2
 	hellosUntilUp = 3
+	settleDelay   = 10 * time.Second // until an RP that starts has the database, and paths
 )
 
 // Action is something that a Core wants done. Actions are done in order.
@@ -178,7 +179,7 @@ func New(now time.Time, cfg Config) *Core {
 	c := &Core{cfg: cfg, now: now, routes: make(map[uint32]*route)}
 	c.cfg.Alpha = cmp.Or(cfg.Alpha, tree.DefaultAlpha)
 	c.tickAt = now.Add(time.Duration(cfg.Rand.Int64N(int64(TreeInterval))))
-	c.database.init()
+	c.database.init(now)
 	c.advertising.init(now, cfg)
 	c.trees.init(cfg)
 	return c

@@ -19,6 +19,7 @@ type database struct {
 	requested map[ID]time.Time // asked for, until when
 	seen      map[ID]time.Time // there was a path to the RP
 	sweepAt   time.Time
+	settledAt time.Time // from when on what is not reached is forgotten
 }
 
 type entry struct {
@@ -30,7 +31,8 @@ type entry struct {
 
 func (e *entry) version() Version { return e.Advert.Version() }
 
-func (d *database) init() {
+func (d *database) init(now time.Time) {
+	d.settledAt = now.Add(settleDelay)
 	d.entries = make(map[ID]*entry)
 	d.requested = make(map[ID]time.Time)
 	d.seen = make(map[ID]time.Time)
@@ -292,7 +294,8 @@ func (c *Core) forgetAdverts() {
 		case origin == c.cfg.Self:
 		case c.reached(origin):
 			c.seen[origin] = c.now
-		case c.now.Sub(c.seen[origin]) > MaxAge && c.now.Sub(e.signed) > MaxAge:
+		case c.dirty[origin]: // it is not in the trees yet
+		case !c.now.Before(c.settledAt) && c.now.Sub(c.seen[origin]) > MaxAge && c.now.Sub(e.signed) > MaxAge:
 			c.toggle(e.version())
 			delete(c.entries, origin)
 			delete(c.seen, origin)

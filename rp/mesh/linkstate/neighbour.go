@@ -32,15 +32,16 @@ type neighbour struct {
 	cost uint32        // advertised
 
 	// Adverts.
-	spans    bool        // adverts go to it at once
-	have     map[ID]bool // to be told
-	haveAt   time.Time   // when
-	adverts  []Aged      // to be sent after this input
-	ack      bool        // with an acknowledgement
-	digestAt time.Time
-	verify   limiter
-	answers  limiter
-	exchange limiter
+	spans     bool        // adverts go to it at once
+	have      map[ID]bool // to be told
+	haveAt    time.Time   // when
+	adverts   []Aged      // to be sent after this input
+	ack       bool        // with an acknowledgement
+	exchanged bool        // a digest went to it since both ends are up
+	digestAt  time.Time
+	verify    limiter
+	answers   limiter
+	exchange  limiter
 
 	// Routes.
 	served     limiter
@@ -120,6 +121,29 @@ func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
 			c.comeUp(n)
 		}
 	}
+	switch {
+	case !h.Up:
+		n.exchanged = false
+	case n.up && !n.exchanged:
+		// From now on, each end tells the other what is new: what was before is in
+		// what it answers a digest with.
+		n.exchanged = true
+		c.exchangeDatabase(n)
+	}
+}
+
+// exchangeDatabase sends a digest soon. The first neighbour of an RP that starts
+// brings the database, the others what that one lacked.
+func (c *Core) exchangeDatabase(n *neighbour) {
+	n.digestAt = c.now
+	if len(c.entries) > 1 || len(c.requested) > 0 {
+		return
+	}
+	for _, other := range c.neighbours {
+		if other != n && other.exchanged {
+			n.digestAt = c.now.Add(Interval)
+		}
+	}
 }
 
 // micros is the clock of stamps.
@@ -144,15 +168,7 @@ func costOf(rtt time.Duration) uint32 { return uint32(max(rtt/CostUnit, 1)) }
 
 func (c *Core) comeUp(n *neighbour) {
 	n.up, n.since, n.cost = true, c.now, costOf(n.rtt)
-	n.digestAt = c.now
-	if len(c.entries) <= 1 && len(c.requested) == 0 {
-		// The first neighbour brings the database, the others what it lacked.
-		for _, other := range c.neighbours {
-			if other != n && other.up {
-				n.digestAt = c.now.Add(Interval)
-			}
-		}
-	}
+	n.digestAt = c.now.Add(DigestDelay)
 	if c.awaited == nil {
 		c.ackBy = c.now.Add(LinkDelay + AckDelay) // there is somebody to tell
 	}
@@ -167,7 +183,7 @@ func (c *Core) down(n *neighbour) {
 		return
 	}
 	n.up, n.since, n.polled = false, c.now, time.Time{}
-	n.spans, n.theirs = false, false
+	n.spans, n.theirs, n.exchanged = false, false, false
 	n.activate, n.release, n.adverts = nil, nil, nil
 	n.confirm, n.confirming = false, false
 	clear(n.have)
@@ -201,7 +217,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 	}
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
 		c.send(n, &Digest{c.sums[:]})
-		n.digestAt = c.now.Add(DigestDelay + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay/4))))
+		n.digestAt = c.now.Add(DigestDelay/2 + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay)))) // each neighbour at another time
 	}
 	if n.up && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
 		n.confirm = true

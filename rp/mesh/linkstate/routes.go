@@ -217,6 +217,14 @@ func (c *Core) release(r *route, id ID) {
 	}
 }
 
+func (c *Core) releaseAll(r *route) {
+	for _, n := range c.neighbours {
+		if r.asks(n.id) != nil {
+			c.release(r, n.id)
+		}
+	}
+}
+
 // recover finds a parent for a route that has none: one that did not stop yet, the
 // wanted one, or a backup.
 func (c *Core) recover(r *route) {
@@ -361,6 +369,7 @@ func (c *Core) tickRoutes() {
 		if !due(r.gone, c.now) {
 			return false
 		}
+		c.releaseAll(r)
 		delete(c.routes, r.ingress)
 		c.act(RouteGone{r.ingress})
 		c.treeEdges = true

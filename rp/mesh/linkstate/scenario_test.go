@@ -300,3 +300,40 @@ func TestOwnOldAdvert(t *testing.T) {
 	require.Equal(t, w.cores[4].cfg.Incarnation, w.cores[1].entries[rp(4)].Advert.Incarnation)
 	require.Equal(t, w.cores[1].Sums(), w.cores[4].Sums())
 }
+
+// An RP that joins a mesh which was quiet for long keeps the old adverts until it has
+// paths.
+func TestJoinsQuietMesh(t *testing.T) {
+	w := square(t)
+	w.run(MaxAge + 10*time.Second)
+	w.start(5)
+	w.link(4, 5, 10*time.Millisecond)
+	w.run(5 * time.Second)
+	require.Equal(t, w.cores[1].Sums(), w.cores[5].Sums())
+	require.Equal(t, rp(4), w.route(5, ingress1).Parent)
+}
+
+// The digest waits until both ends are up: from then on the other end tells what is
+// new.
+func TestDigestWhenBothAreUp(t *testing.T) {
+	c := New(t0, config(1, 1))
+	c.LinkUp(t0, rp(2))
+	digests := func(at time.Time, up bool) (n int) {
+		c.HeardHello(at, rp(2), Hello{Stamp: 1, Echo: micros(at) - 10_000, Echoes: true, Interval: 100, Up: up})
+		c.Tick(at)
+		for _, a := range c.Actions() {
+			if send, ok := a.(Send); ok && send.Message.Code() == DigestMsg {
+				n++
+			}
+		}
+		return n
+	}
+	at := t0
+	for range 10 {
+		at = at.Add(TreeInterval)
+		require.Zero(t, digests(at, false))
+	}
+	require.True(t, c.alive(rp(2)))
+	require.Equal(t, 1, digests(at.Add(TreeInterval), true))
+	require.Zero(t, digests(at.Add(2*TreeInterval), true))
+}
