@@ -95,6 +95,7 @@ type Config struct {
 	Links   LinkBackend // default Auto
 	Routing Routing     // default RoutingAuto
 	Engine  string      // datapath of the replication points, default auto
+	Mesh    string      // kind of trees between the replication points: star or last; "": the daemon's default
 	Seed    uint64      // of all keys, and of loss and jitter
 
 	// Delivery is wished by the nodes that speak mDCS: unicast, which is the default,
@@ -498,6 +499,7 @@ func (n *Net) makeRPs() error {
 			Dir:       dir,
 			Log:       filepath.Join(n.cfg.LogDir, h.Name+".log"),
 			Peers:     slices.Concat(urls[:i], urls[i+1:]),
+			Mesh:      n.cfg.Mesh,
 			Engine:    engine,
 			SSM:       n.cfg.Delivery == "ssm",
 		})

@@ -60,8 +60,8 @@ type conn struct {
 	rlpx *rlpx.Conn
 }
 
-// connect dials a node from an address and shakes hands.
-func connect(ctx context.Context, key *ecdsa.PrivateKey, from netip.Addr, to *enode.Node, sent, received *atomic.Uint64) (*conn, error) {
+// connect dials a node from an address and shakes hands. in opens the socket.
+func connect(ctx context.Context, in func(func() error) error, key *ecdsa.PrivateKey, from netip.Addr, to *enode.Node, sent, received *atomic.Uint64) (*conn, error) {
 	dialer := net.Dialer{
 		Timeout:   dialTimeout,
 		KeepAlive: -1,
@@ -69,7 +69,11 @@ func connect(ctx context.Context, key *ecdsa.PrivateKey, from netip.Addr, to *en
 		Control:   foreignAddress,
 	}
 	addr := netip.AddrPortFrom(to.IPAddr(), uint16(to.TCP()))
-	fd, err := dialer.DialContext(ctx, "tcp6", addr.String())
+	var fd net.Conn
+	err := in(func() (err error) {
+		fd, err = dialer.DialContext(ctx, "tcp6", addr.String())
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

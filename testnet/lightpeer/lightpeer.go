@@ -44,6 +44,16 @@ type Config struct {
 	// Connecting is how many peers connect at a time. All of them run on this
 	// machine, and one that gets no CPU for 5 seconds fails its handshake.
 	Connecting int
+
+	// ReadOnly peers do not ask to publish.
+	ReadOnly bool
+
+	// In opens the sockets of the peers, as in another network namespace; nil: here.
+	In func(open func() error) error
+
+	// Arrived gets the payload of each DATA that passed all checks but, perhaps, that
+	// of its sequence, and when it arrived; nil: nobody wants them. It must not wait.
+	Arrived func(peer int, payload []byte, at time.Time)
 }
 
 // Counters are sums over all peers since the start.
@@ -114,6 +124,12 @@ func Start(cfg Config) (*Swarm, error) {
 	case len(cfg.Endpoints) == 0 || cfg.Connecting < 1:
 		return nil, errors.New("light peers: none, or none that may connect")
 	}
+	if cfg.In == nil {
+		cfg.In = func(open func() error) error { return open() }
+	}
+	if cfg.Arrived == nil {
+		cfg.Arrived = func(int, []byte, time.Time) {}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Swarm{
 		cfg:        cfg,
@@ -140,7 +156,7 @@ func Start(cfg Config) (*Swarm, error) {
 
 // open makes the peers and their sockets.
 func (s *Swarm) open() error {
-	for _, endpoint := range s.cfg.Endpoints {
+	for i, endpoint := range s.cfg.Endpoints {
 		key, err := crypto.GenerateKey()
 		if err != nil {
 			return err
@@ -150,19 +166,23 @@ func (s *Swarm) open() error {
 		}
 		port := endpoint.Port()
 		if s.sockets[port] == nil {
-			if s.sockets[port], err = openSocket(port); err != nil {
+			err := s.cfg.In(func() (err error) {
+				s.sockets[port], err = openSocket(port)
+				return err
+			})
+			if err != nil {
 				return err
 			}
 		}
-		p := newPeer(s, key, endpoint, s.sockets[port])
+		p := newPeer(s, i, key, endpoint, s.sockets[port])
 		s.peers = append(s.peers, p)
 		s.byEndpoint[endpoint] = p
 	}
 	return nil
 }
 
-func newPeer(s *Swarm, key *ecdsa.PrivateKey, endpoint netip.AddrPort, socket *socket) *peer {
-	return &peer{swarm: s, key: key, id: enode.PubkeyToIDV4(&key.PublicKey), endpoint: endpoint, socket: socket}
+func newPeer(s *Swarm, number int, key *ecdsa.PrivateKey, endpoint netip.AddrPort, socket *socket) *peer {
+	return &peer{swarm: s, number: number, key: key, id: enode.PubkeyToIDV4(&key.PublicKey), endpoint: endpoint, socket: socket}
 }
 
 // Stop ends all connections without a goodbye, as the end of a host would.

@@ -38,6 +38,7 @@ var (
 // peer is one light peer.
 type peer struct {
 	swarm    *Swarm
+	number   int // in the swarm
 	key      *ecdsa.PrivateKey
 	id       enode.ID
 	endpoint netip.AddrPort
@@ -81,7 +82,7 @@ func (p *peer) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		c, err := connect(ctx, p.key, p.endpoint.Addr(), p.swarm.cfg.RP, &p.swarm.controlSent, &p.swarm.controlReceived)
+		c, err := connect(ctx, p.swarm.cfg.In, p.key, p.endpoint.Addr(), p.swarm.cfg.RP, &p.swarm.controlSent, &p.swarm.controlReceived)
 		<-p.swarm.connecting
 		if err == nil && p.serve(ctx, c) {
 			late = spread / 2 // and no failure before
@@ -105,7 +106,7 @@ func (p *peer) serve(ctx context.Context, c *conn) (joined bool) {
 		NetworkID: p.swarm.cfg.NetworkID,
 		Genesis:   p.swarm.cfg.Genesis,
 		Groups:    []uint32{p.swarm.group},
-		Publish:   true,
+		Publish:   !p.swarm.cfg.ReadOnly,
 		Port:      p.endpoint.Port(),
 		Rand:      crand.Reader,
 	})
@@ -326,6 +327,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 	switch {
 	case v == wire.Replayed && h.Type == wire.Data:
 		p.swarm.duplicates.Add(1)
+		p.swarm.cfg.Arrived(p.number, payload, time.Unix(0, at))
 	case v != wire.Pass:
 		p.swarm.refused.Add(1)
 	default:
@@ -334,6 +336,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 		case wire.Data:
 			p.swarm.received.Add(1)
 			p.swarm.arrived(payload, at)
+			p.swarm.cfg.Arrived(p.number, payload, time.Unix(0, at))
 		case wire.Echo:
 			p.swarm.echoes.Add(1)
 		}

@@ -43,6 +43,7 @@ type RPConfig struct {
 	Dir       string        // for its files; must exist
 	Log       string        // path of the log file
 	Peers     []*enode.Node // the other replication points
+	Mesh      string        // kind of its trees: star or last; "": the daemon's default
 	Engine    string        // datapath: auto, socket or xdp
 	SSM       bool          // offer source-specific multicast
 }
@@ -67,6 +68,7 @@ type rpFile struct {
 		Genesis   string `toml:"genesis"`
 	} `toml:"chain"`
 	Mesh struct {
+		Mode  string   `toml:"mode,omitempty"`
 		Peers []string `toml:"peers"`
 	} `toml:"mesh"`
 	Datapath struct {
@@ -111,6 +113,7 @@ func (r *RP) file() rpFile {
 	f.Node.DataPort = RPDataPort
 	f.Chain.NetworkID = r.cfg.NetworkID
 	f.Chain.Genesis = r.cfg.Genesis.Hex()
+	f.Mesh.Mode = r.cfg.Mesh
 	f.Mesh.Peers = urls(r.cfg.Peers)
 	f.Datapath.Engine = r.cfg.Engine
 	f.Delivery.SSM = r.cfg.SSM
