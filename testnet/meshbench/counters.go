@@ -18,6 +18,8 @@ const (
 	metricTree   = "mdcs_rp_mesh_link_tree"
 	metricUp     = "mdcs_rp_mesh_link_up"
 	metricDowns  = "mdcs_rp_mesh_neighbours_lost_total"
+	metricAdvert = "mdcs_rp_mesh_adverts_total"
+	metricAsked  = "mdcs_rp_mesh_activations_total"
 	metricKnown  = "mdcs_rp_mesh_rps"
 	metricRoutes = `mdcs_rp_mesh_routes{attached="yes"}`
 	metricAstray = `mdcs_rp_mesh_routes{attached="no"}`
@@ -70,6 +72,14 @@ func (m *mesh) sent(ctx context.Context) ([][]float64, error) {
 		}
 	}
 	return sent, nil
+}
+
+// changes is how much a metric of all RPs together grew between two scrapes.
+func changes(metric string, before, after []node.Metrics) (sum float64) {
+	for i := range after {
+		sum += after[i][metric] - before[i][metric]
+	}
+	return sum
 }
 
 // downs is how often each RP found a neighbour down.

@@ -74,6 +74,7 @@ const (
 
 	shapeRate      = 50.0
 	shapeDatagrams = 40
+	traceTries     = 5
 
 	deathRate = 500.0   // datagrams per second
 	copyRate  = 16000.0 // and at most as many copies per second, whatever the size

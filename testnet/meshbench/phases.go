@@ -5,16 +5,22 @@ package meshbench
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/ethmcast/mdcs/testnet"
+	"github.com/ethmcast/mdcs/testnet/delayline"
 )
 
 // quiet measures what the mesh costs while nothing is published.
 func (m *mesh) quiet(ctx context.Context) error {
 	if err := pause(ctx, settleQuiet); err != nil {
+		return err
+	}
+	was, err := m.scrape(ctx)
+	if err != nil {
 		return err
 	}
 	before, err := m.net.CPU()
@@ -58,6 +64,8 @@ func (m *mesh) quiet(ctx context.Context) error {
 	}
 	r := m.result
 	r.ControlTree, r.ControlOther, r.TreeNeighbours, r.Others = c.rates(seconds)
+	r.Adverts = changes(metricAdvert, was, all) / seconds / float64(len(m.rps))
+	r.Activations = changes(metricAsked, was, all) / seconds / float64(len(m.rps))
 	r.CPUPercent, r.MemoryMiB, r.MemoryMaxMiB = mean(cpu), mean(memory), quantile(memory, 1)
 	return nil
 }
@@ -73,41 +81,12 @@ func (m *mesh) shape(ctx context.Context) error {
 	)
 	m.ways = nil
 	for _, source := range m.sources {
-		before, err := m.sent(ctx)
+		t, err := m.trace(ctx, source)
 		if err != nil {
 			return err
 		}
-		if err := m.net.ClearWire(); err != nil {
-			return err
-		}
-		stop := m.publish([]int{source}, shapeRate)
-		if err := pause(ctx, time.Duration(shapeDatagrams/shapeRate*float64(time.Second))); err != nil {
-			stop()
-			return err
-		}
-		s := stop()[0]
-		if err := pause(ctx, lateAfter+200*time.Millisecond); err != nil {
-			return err
-		}
-		counters, err := m.net.Counters()
-		if err != nil {
-			return err
-		}
-		after, err := m.sent(ctx)
-		if err != nil {
-			return err
-		}
-		for i := range after {
-			for k := range after[i] {
-				after[i][k] -= before[i][k]
-			}
-		}
-		way, err := observe(source, s.to-s.from, after)
-		if err != nil {
-			return err
-		}
-		m.ways = append(m.ways, way)
-		busiest, sum := linkCopies(top, counters, s.to-s.from)
+		m.ways = append(m.ways, t.ways)
+		busiest, sum := linkCopies(top, t.counters, t.sent.to-t.sent.from)
 		r.LinkCopiesMax += busiest / n
 		r.LinkCopies += sum / n
 		r.LinkCopiesOptimum += float64(optimum(top, m.hosts[source])) / n
@@ -115,8 +94,8 @@ func (m *mesh) shape(ctx context.Context) error {
 			if peer == source {
 				continue
 			}
-			r.DepthMax = max(r.DepthMax, way.depth(peer))
-			d, ok := m.book.delay(s, peer)
+			r.DepthMax = max(r.DepthMax, t.ways.depth(peer))
+			d, ok := m.book.delay(t.sent, peer)
 			if !ok {
 				return fmt.Errorf("nothing of rp %d came to the peer of rp %d", source, peer)
 			}
@@ -130,6 +109,58 @@ func (m *mesh) shape(ctx context.Context) error {
 	}
 	r.WireLateP99us = summary.P99
 	return nil
+}
+
+// traced is what the datagrams of a source left behind.
+type traced struct {
+	sent     span
+	ways     ways
+	counters []delayline.Counters
+}
+
+// trace has one source publish for a while. If the ways change meanwhile, it is tried
+// again.
+func (m *mesh) trace(ctx context.Context, source int) (t traced, err error) {
+	for range traceTries {
+		if t, err = m.traceOnce(ctx, source); !errors.Is(err, errNoTree) {
+			return t, err
+		}
+		m.result.Retraced++
+	}
+	return t, err
+}
+
+func (m *mesh) traceOnce(ctx context.Context, source int) (t traced, err error) {
+	before, err := m.sent(ctx)
+	if err != nil {
+		return t, err
+	}
+	if err := m.net.ClearWire(); err != nil {
+		return t, err
+	}
+	stop := m.publish([]int{source}, shapeRate)
+	defer stop()
+	if err := pause(ctx, time.Duration(shapeDatagrams/shapeRate*float64(time.Second))); err != nil {
+		return t, err
+	}
+	t.sent = stop()[0]
+	if err := pause(ctx, lateAfter+200*time.Millisecond); err != nil {
+		return t, err
+	}
+	if t.counters, err = m.net.Counters(); err != nil {
+		return t, err
+	}
+	after, err := m.sent(ctx)
+	if err != nil {
+		return t, err
+	}
+	for i := range after {
+		for k := range after[i] {
+			after[i][k] -= before[i][k]
+		}
+	}
+	t.ways, err = observe(source, t.sent.to-t.sent.from, after)
+	return t, err
 }
 
 // deaths has the lines of inner RPs swallow everything, one after the other, while a

@@ -32,6 +32,8 @@ type Result struct {
 	// While nothing was published. Neighbours are means per RP.
 	ControlTree    float64 `json:"control_kbps_tree"`
 	ControlOther   float64 `json:"control_kbps_other"`
+	Adverts        float64 `json:"adverts_s"`     // that an RP published of itself, per second
+	Activations    float64 `json:"activations_s"` // routes that an RP asked for, per second
 	TreeNeighbours float64 `json:"tree_neighbours"`
 	Others         float64 `json:"other_neighbours"`
 	MemoryMiB      float64 `json:"memory_mib"` // resident, mean of the processes
@@ -48,6 +50,8 @@ type Result struct {
 	LinkCopiesMax     float64 `json:"link_copies_max"`
 	LinkCopies        float64 `json:"link_copies"`
 	LinkCopiesOptimum float64 `json:"link_copies_optimum"`
+
+	Retraced int `json:"retraced"` // times that the ways of a source changed while it was looked at
 
 	// The deaths of hosts of inner RPs, at a rate of datagrams per second. HealS is the
 	// longest time until all others got datagrams again and had all that they had missed.

@@ -3,6 +3,7 @@
 package meshbench
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -15,6 +16,9 @@ import (
 // ways are those of one source's datagrams: the parent of each RP by number, -1 at the
 // source.
 type ways []int
+
+// errNoTree says that the ways are no tree, as they changed while they were looked at.
+var errNoTree = errors.New("not a tree")
 
 // observe finds the ways that n datagrams of a source took, from how many datagrams
 // each RP sent to each other one meanwhile. Heart-beats are among these, so that a
@@ -30,12 +34,12 @@ func observe(source, n int, sent [][]float64) (ways, error) {
 			}
 		}
 		if child != source && w[child] < 0 {
-			return nil, fmt.Errorf("nobody sent the %d datagrams of rp %d to rp %d", n, source, child)
+			return nil, fmt.Errorf("%w: nobody sent the %d datagrams of rp %d to rp %d", errNoTree, n, source, child)
 		}
 	}
 	for child := range w {
 		if w.depth(child) < 0 {
-			return nil, fmt.Errorf("the way of the datagrams from rp %d to rp %d is a circle", source, child)
+			return nil, fmt.Errorf("%w: the way of the datagrams from rp %d to rp %d is a circle", errNoTree, source, child)
 		}
 	}
 	return w, nil
