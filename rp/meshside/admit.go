@@ -107,6 +107,9 @@ func (s *Server) checkAdmission() {
 
 // spanned reports whether there is an own tree and all neighbours are on it.
 func (s *Server) spanned() bool {
+	if len(s.neighbours) == 0 {
+		return true
+	}
 	if _, ok := s.core.TreeParent(s.self, s.self); !ok {
 		return false
 	}

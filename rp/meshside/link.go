@@ -179,11 +179,16 @@ func (s *Server) received(l *link, r msgio.Received[message]) {
 		}
 	}
 	if err != nil {
-		s.counters.Violations++
-		l.err = p2p.DiscSubprotocolError
-		l.state.Fail(err)
+		s.blame(l, err)
 	}
 	s.drive(l)
+}
+
+// blame has a link end because of what the neighbour did.
+func (s *Server) blame(l *link, err error) {
+	s.counters.Violations++
+	l.err = p2p.DiscSubprotocolError
+	l.state.Fail(err)
 }
 
 // fail ends a link.
@@ -242,7 +247,7 @@ func (s *Server) send(l *link, code uint64, payload []byte, err error) {
 func (s *Server) up(l *link, a mesh.Up) {
 	for _, o := range s.links {
 		if o.incarnation == a.Hello.Incarnation {
-			l.state.Fail(&proto.Error{
+			s.blame(l, &proto.Error{
 				Reason: proto.ReasonUnexpected,
 				Detail: fmt.Sprintf("incarnation %08x is that of %v", a.Hello.Incarnation, o.node.ID().TerminalString()),
 			})

@@ -161,8 +161,9 @@ func (c *Core) measure(n *neighbour, rtt time.Duration) {
 	}
 }
 
-// smoothing is the number of round-trip times that the smoothed one follows.
-const smoothing = 8
+// smoothing is the number of round-trip times that the smoothed one follows: jitter
+// shall not look like another cost, which the whole mesh is told.
+const smoothing = 32
 
 func costOf(rtt time.Duration) uint32 { return uint32(max(rtt/CostUnit, 1)) }
 
