@@ -99,12 +99,15 @@ func (m *mesh) downs(ctx context.Context) ([]int, error) {
 	return downs, nil
 }
 
+// ethernetHeader is what the line counts of a frame besides the packet, in bytes.
+const ethernetHeader = 14
+
 // control is the control traffic between RPs by kind of neighbour: those with whom an
 // RP shares an edge of some tree, and the others.
 type control struct {
 	rps   map[netip.Addr]int
 	kinds map[[2]int]bool   // directed pairs of neighbours: whether of a tree
-	bytes map[[2]int]uint64 // sent
+	bytes map[[2]int]uint64 // of IPv6 packets sent
 }
 
 func newControl(hosts []topology.Host) *control {
@@ -123,7 +126,7 @@ func (c *control) add(hosts []topology.Host, p delayline.Pair) {
 	from, known := c.rps[p.From]
 	to, alsoKnown := c.rps[p.To]
 	if known && alsoKnown && hosts[from].Name == p.Link {
-		c.bytes[[2]int{from, to}] += p.Bytes
+		c.bytes[[2]int{from, to}] += p.Bytes - ethernetHeader*p.Frames
 	}
 }
 

@@ -121,7 +121,7 @@ func TestControl(t *testing.T) {
 	c.neighbour(1, 0, true)
 	c.neighbour(0, 2, false)
 	count := func(line string, from, to netip.Addr, bytes uint64) {
-		c.add(hosts, delayline.Pair{Link: line, From: from, To: to, Count: delayline.Count{Bytes: bytes}})
+		c.add(hosts, delayline.Pair{Link: line, From: from, To: to, Count: delayline.Count{Frames: 10, Bytes: bytes + 140}})
 	}
 	count(hosts[0].Name, hosts[0].Addr, hosts[1].Addr, 12500)
 	count(hosts[1].Name, hosts[0].Addr, hosts[1].Addr, 12500) // the same at the line of the receiver

@@ -18,8 +18,8 @@ import (
 )
 
 // Result is what a mesh of processes showed. Rates of control traffic are kbit/s that
-// an RP sends to one neighbour, in whole frames at its own line: hellos, heart-beats,
-// and TCP with its acknowledgements.
+// an RP sends to one neighbour, whole IPv6 packets: hellos, heart-beats, and TCP with its
+// acknowledgements.
 type Result struct {
 	RPs     int    `json:"rps"`
 	Mode    string `json:"mode"`
@@ -89,7 +89,7 @@ type Report struct {
 var notes = []string{
 	"processes: rpd in network namespaces, spread over the ten ASes of the testnet; simulated: the same link state in simulated time, over an Internet of ten regions without BGP",
 	"the ways of datagrams are those that the RPs' own counters show for the datagrams of one source at a time",
-	"control traffic is counted by the delay line for each pair of addresses; a simulated mesh counts the same messages, with headers from IPv6 on",
+	"control traffic is what the delay line counts at the line of the sender, by source and destination, without Ethernet headers; of simulated meshes, the messages with all headers",
 	"late and lost are before any repair between peers and RPs; what the cache of a new parent served is late, not lost",
 	"duplicated are copies that reached a peer, who drops them",
 }
