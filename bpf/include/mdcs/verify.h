@@ -111,7 +111,7 @@ __inline_always int may_publish(const struct session *s, __u32 group)
 	return 0;
 }
 
-/* within_rates is step 10, which changes nothing. */
+/* within_rates is step 11, which changes nothing. */
 __inline_always int within_rates(const struct session *s, struct session_state *state, __u64 now)
 {
 	return conforms(&s->datagrams, &state->datagrams_due, now) && conforms(&s->copies, &state->copies_due, now);
