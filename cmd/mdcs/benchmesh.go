@@ -54,11 +54,13 @@ func benchMesh(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	var failed error // of the meshes of processes: the others are worth having
 	for _, cfg := range plan.processes {
 		r, err := meshbench.Run(c.Context, cfg)
-		if err != nil {
+		if c.Context.Err() != nil || r == nil {
 			return err
 		}
+		failed = errors.Join(failed, err)
 		result.Processes = append(result.Processes, r)
 	}
 	for _, p := range plan.simulated {
@@ -73,14 +75,14 @@ func benchMesh(c *cli.Context) error {
 	}
 	fmt.Fprintln(c.App.ErrWriter, "result in", plan.dir)
 	if !c.Bool(benchJSONFlag.Name) {
-		return result.Table(c.App.Writer)
+		return errors.Join(result.Table(c.App.Writer), failed)
 	}
 	text, err := result.JSON()
 	if err != nil {
 		return err
 	}
 	_, err = c.App.Writer.Write(text)
-	return err
+	return errors.Join(err, failed)
 }
 
 // meshPlan is what the flags ask for.

@@ -102,14 +102,18 @@ type mesh struct {
 }
 
 // Run builds a mesh, measures it and removes it. It needs root, and must not run
-// beside another one.
-func Run(ctx context.Context, cfg Config) (result *Result, err error) {
+// beside another one. When the mesh could not do what was tried, the result has what
+// was found before, besides the error.
+func Run(ctx context.Context, cfg Config) (*Result, error) {
 	m, err := newMesh(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, m.close()) }()
-	return m.result, m.measure(ctx)
+	err = m.measure(ctx)
+	if err != nil {
+		m.result.Failed = err.Error()
+	}
+	return m.result, errors.Join(err, m.close())
 }
 
 // newMesh builds a mesh. Its RPs do not run yet.

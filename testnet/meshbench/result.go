@@ -24,7 +24,8 @@ type Result struct {
 	RPs     int    `json:"rps"`
 	Mode    string `json:"mode"`
 	Engine  string `json:"engine"`
-	Sources int    `json:"sources"` // RPs with a publisher
+	Sources int    `json:"sources"`          // RPs with a publisher
+	Failed  string `json:"failed,omitempty"` // what it could not do; what follows was not measured
 
 	CompleteS float64 `json:"complete_s"` // last start of a process, until all RPs knew all and had all routes
 	ConvergeS float64 `json:"converge_s"` // and until all that is published came everywhere, once and in time
