@@ -169,13 +169,6 @@ func firstKey(incarnation uint32) proto.GroupKey {
 	return proto.GroupKey{Ingress: incarnation, Group: group, Active: true, Key: auth.Key{byte(incarnation)}}
 }
 
-func inactive(keys ...proto.GroupKey) []proto.GroupKey {
-	for i := range keys {
-		keys[i].Active = false
-	}
-	return keys
-}
-
 // start starts the RP with a name, whose allow-list has the names 1 to 5.
 func (n *network) start(name byte, incarnation uint32, edit ...func(*Config)) *point {
 	p := &point{net: n, name: name, incarnation: incarnation, node: nodeOf(n.t, name), engine: newEngine()}
