@@ -60,7 +60,7 @@ func objectID(hash common.Hash) uint64 { return binary.BigEndian.Uint64(hash[:])
 func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID) *coverage.Ref {
 	local := len(known) == 0
 	switch {
-	case !s.covered || !s.outbox.Ready():
+	case s.path() == nil:
 		return nil
 	case tx.Type() == types.BlobTxType: // too large, and its sidecar is fetched in cells
 		return nil

@@ -202,6 +202,10 @@ func (s *Service) receive(now time.Time, by proto.DeliveryMode, src netip.AddrPo
 		s.marks.Delivered(now, stream, h.Sequence)
 		s.outbox.Echo(now, &h)
 		s.drainOutbox(now)
+	case wire.Heartbeat:
+		if s.covered {
+			s.marks.Begin(stream, h.Sequence)
+		}
 	case wire.Data:
 		s.data(now, stream, &h, payload)
 	}

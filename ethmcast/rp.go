@@ -39,6 +39,7 @@ type rpConn struct {
 	sender  *sender            // nil without one
 	path    *outbox.Path       // on which to publish
 	keyed   bool               // path has a group key
+	marks   []proto.Mark       // of the Welcome
 	mode    proto.DeliveryMode // of the copies
 	channel *net.UDPConn       // its multicast channel, nil for none
 }
@@ -271,8 +272,19 @@ func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
 	s.install(now, rp, j.Keys)
 	s.log.Info("Joined replication point", "rp", rp.id, "addr", rp.dataAddr(), "incarnation", fmt.Sprintf("%08x", j.RP.Incarnation),
 		"operator", j.RP.Operator, "delivery", j.Mode, "standby", j.Standby)
-	if !j.Standby {
+	rp.marks = j.Marks
+	switch {
+	case !j.Standby:
 		s.serve(now, rp, j.Marks)
+	case s.covered:
+		s.begin(j.Marks)
+	}
+}
+
+// begin begins the streams that are not known, after their marks.
+func (s *Service) begin(marks []proto.Mark) {
+	for _, m := range marks {
+		s.marks.Begin(coverage.Stream{Ingress: m.Ingress, Group: m.Group}, m.Sequence)
 	}
 }
 
@@ -289,15 +301,9 @@ func (s *Service) serve(now time.Time, rp *rpConn, marks []proto.Mark) {
 	if !s.covered {
 		s.marks.Reset()
 	}
-	known := make(map[coverage.Stream]bool)
-	have, _ := s.marks.Have(0)
-	for _, m := range have {
-		known[coverage.Stream{Ingress: m.Ingress, Group: m.Group}] = true
-	}
-	for _, m := range marks {
-		if stream := (coverage.Stream{Ingress: m.Ingress, Group: m.Group}); !known[stream] {
-			s.marks.Start(stream, m.Sequence)
-		}
+	s.begin(marks)
+	if s.standby != nil { // whose own stream comes from the active one meanwhile
+		s.begin(s.standby.marks)
 	}
 	s.hints, s.redirects = nil, 0
 	changed := !s.covered
@@ -324,14 +330,19 @@ func (s *Service) delivered() []proto.Mark {
 // usePath publishes to the active RP, if it lets us. What another one did not
 // acknowledge goes to it.
 func (s *Service) usePath(now time.Time) {
-	var path *outbox.Path
-	if rp := s.active; s.covered && rp != nil && rp.keyed && rp.path.Rate > 0 {
-		path = rp.path
-	}
-	if s.outbox.Path() != path {
+	if path := s.path(); s.outbox.Path() != path {
 		s.outbox.SetPath(now, path)
 		s.drainOutbox(now)
 	}
+}
+
+// path returns how to publish to the active RP, nil if it does not let us. The outbox
+// takes it when the RP serves: what is published until then waits in it.
+func (s *Service) path() *outbox.Path {
+	if rp := s.active; s.covered && rp != nil && rp.keyed && rp.path.Rate > 0 {
+		return rp.path
+	}
+	return nil
 }
 
 // activeKey returns the key in which to publish by an ingress RP.

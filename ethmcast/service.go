@@ -327,6 +327,9 @@ func (s *Service) deadline(now time.Time) time.Time {
 	}
 	earliest(s.outbox.Deadline())
 	earliest(s.coverage.Deadline())
+	if s.covered && s.marks.Began(s.haveOf) {
+		earliest(s.haveAt.Add(coverage.HaveSoon))
+	}
 	return next
 }
 
@@ -355,10 +358,13 @@ func (s *Service) announce(a []coverage.Announcement[enode.ID, common.Hash]) {
 }
 
 // sendHave tells all neighbours what was delivered: at once when the membership
-// changed, else after HaveInterval or HaveKeepAlive.
+// changed, else after HaveSoon, HaveInterval or HaveKeepAlive.
 func (s *Service) sendHave(now time.Time, changed bool) {
 	interval := coverage.HaveKeepAlive
-	if s.marks.Version() != s.haveOf {
+	switch {
+	case s.covered && s.marks.Began(s.haveOf):
+		interval = coverage.HaveSoon
+	case s.marks.Version() != s.haveOf:
 		interval = coverage.HaveInterval
 	}
 	if !changed && now.Sub(s.haveAt) < interval {

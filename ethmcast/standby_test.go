@@ -100,6 +100,8 @@ type traffic struct {
 }
 
 func startTraffic(t *testing.T, from, neighbour *ethmcasttest.Node) *traffic {
+	first := transaction(t, 4999, 0)
+	eventually(t, "coverage of the stream", func() bool { return len(from.Enter(first, nil, neighbour)) == 1 })
 	tr := &traffic{t: t, from: from, neighbour: neighbour, done: make(chan struct{})}
 	go func() {
 		defer close(tr.done)
@@ -169,6 +171,8 @@ func TestDrain(t *testing.T) {
 	connect(t, x, y)
 	uses(t, x, a, b)
 	uses(t, y, a, b)
+	eventually(t, "streams of both", func() bool { return len(y.API.Status().Marks) == 2 })
+	time.Sleep(2 * coverage.HaveSoon) // until x was told
 	tr := startTraffic(t, x, y)
 	time.Sleep(100 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -30,8 +30,9 @@ import (
 const (
 	Confirm       = 2 * time.Second         // hold to announcement
 	Fresh         = 4 * time.Second         // age at which marks no longer cover
-	HaveInterval  = 1500 * time.Millisecond // between HAVEs while marks change
-	HaveKeepAlive = 3 * time.Second         // between HAVEs otherwise
+	HaveSoon      = 250 * time.Millisecond  // between HAVEs when a stream began
+	HaveInterval  = 1500 * time.Millisecond // while marks change
+	HaveKeepAlive = 3 * time.Second         // otherwise
 	GuardDelay    = 3 * time.Second         // hold to announcement for a guard, at least
 	GuardSweep    = 2 * time.Second         // between announcements to a guard
 	GuardInterval = time.Minute             // between choices of guards

@@ -23,7 +23,8 @@ type Stream struct {
 type Marks struct {
 	streams map[Stream]*stream
 	version uint64
-	ended   uint64 // version in which a stream ended last
+	begun   uint64 // version in which a stream began last
+	ended   uint64 // version in which one ended last
 }
 
 type stream struct {
@@ -44,7 +45,15 @@ func (m *Marks) Start(s Stream, seq uint64) {
 		m.streams = make(map[Stream]*stream)
 	}
 	m.version++
+	m.begun = m.version
 	m.streams[s] = &stream{changed: m.version, first: seq + 1, next: seq + 1, counter: proto.Counter{Ingress: s.Ingress, Group: s.Group}}
+}
+
+// Begin is Start for a stream that is not known yet.
+func (m *Marks) Begin(s Stream, seq uint64) {
+	if m.streams[s] == nil {
+		m.Start(s, seq)
+	}
 }
 
 // Retire forgets all streams of an ingress RP.
@@ -127,6 +136,10 @@ func (st *stream) lost(n int) {
 
 // Version changes whenever what Have returns may have changed.
 func (m *Marks) Version() uint64 { return m.version }
+
+// Began reports whether a stream began after a version: nobody takes this peer for
+// covered for it yet.
+func (m *Marks) Began(after uint64) bool { return m.begun > after }
 
 // Have returns the marks, ordered by stream, that changed after a version. They are
 // whole, all of them, when a stream ended after it. Version 0 is before all others.

@@ -125,9 +125,6 @@ func (o *Outbox) Actions() []Action {
 // Path returns the path that is used, nil for none.
 func (o *Outbox) Path() *Path { return o.path }
 
-// Ready reports whether there is an RP to publish to.
-func (o *Outbox) Ready() bool { return o.path != nil }
-
 // Len returns the number of objects that wait.
 func (o *Outbox) Len() int { return len(o.objects) }
 
