@@ -37,6 +37,7 @@ var (
 type link struct {
 	srv       *Server
 	neighbour *neighbour
+	addr      netip.Addr // of the neighbour, when it connected
 	log       *slog.Logger
 	offers    chan *offer
 	installs  chan mesh.Install // the neighbour's offers, for the installer
@@ -61,6 +62,7 @@ func newLink(s *Server, n *neighbour) *link {
 	return &link{
 		srv:       s,
 		neighbour: n,
+		addr:      n.Addr,
 		log:       s.cfg.Log.With("rp", n.ID.TerminalString(), "addr", n.Addr),
 		offers:    make(chan *offer),
 		installs:  make(chan mesh.Install, mesh.MaxOffers),
@@ -197,7 +199,7 @@ func (l *link) up(a mesh.Up) {
 	session := datapath.Session{
 		Index:       l.index,
 		Role:        datapath.Mesh,
-		Addr:        netip.AddrPortFrom(l.neighbour.Addr, a.Hello.DataPort),
+		Addr:        netip.AddrPortFrom(l.addr, a.Hello.DataPort),
 		SendSession: a.Hello.Session,
 		SendKey:     a.SendKey,
 		ReceiveKey:  a.ReceiveKey,

@@ -57,7 +57,7 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Neighbour is the state of one configured neighbour.
+// Neighbour is the state of one neighbour of the allow-list.
 type Neighbour struct {
 	ID          enode.ID
 	Addr        netip.Addr
@@ -83,9 +83,11 @@ type Server struct {
 	neighbours map[enode.ID]*neighbour
 }
 
-// neighbour is a configured RP. Its fields belong to Server.mu.
+// neighbour is an RP of the allow-list. Its fields belong to Server.mu.
 type neighbour struct {
 	Neighbour
+	node     *enode.Node
+	allowed  bool
 	link     *link       // nil without a connection
 	retire   *time.Timer // armed while the link is down
 	absence  int         // counts the times that it is armed or not needed any more
@@ -116,9 +118,13 @@ func New(cfg Config) (*Server, error) {
 		case s.neighbours[n.ID()] != nil:
 			return nil, fmt.Errorf("neighbour %v stands twice", n.ID().TerminalString())
 		}
-		s.neighbours[n.ID()] = &neighbour{Neighbour: Neighbour{ID: n.ID(), Addr: addr}}
+		s.neighbours[n.ID()] = newNeighbour(n)
 	}
 	return s, nil
+}
+
+func newNeighbour(n *enode.Node) *neighbour {
+	return &neighbour{Neighbour: Neighbour{ID: n.ID(), Addr: n.IPAddr()}, node: n, allowed: true}
 }
 
 // Protocol returns the devp2p capability.
@@ -130,11 +136,11 @@ func (s *Server) Protocol() p2p.Protocol {
 func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
 	s.mu.Lock()
 	n := s.neighbours[p.ID()]
-	if s.stopped || n == nil || n.link != nil {
+	if s.stopped || n == nil || !n.allowed || n.link != nil {
 		stopped := s.stopped
 		s.mu.Unlock()
 		if !stopped {
-			s.cfg.Log.Warn("mesh link refused: not among the configured neighbours",
+			s.cfg.Log.Warn("mesh link refused: not among the neighbours",
 				"rp", p.ID().TerminalString(), "addr", p.RemoteAddr())
 		}
 		return p2p.DiscUselessPeer
@@ -201,7 +207,9 @@ func (s *Server) Stats() Stats {
 	defer s.mu.Unlock()
 	st := Stats{Violations: s.violations.Load(), LinksLost: s.linksLost.Load()}
 	for _, n := range s.neighbours {
-		st.Neighbours = append(st.Neighbours, n.Neighbour)
+		if n.allowed || n.Connected {
+			st.Neighbours = append(st.Neighbours, n.Neighbour)
+		}
 	}
 	slices.SortFunc(st.Neighbours, func(a, b Neighbour) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	return st
