@@ -21,9 +21,11 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/discover"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/keyring"
@@ -42,6 +44,8 @@ type Config struct {
 	NetworkID  uint64
 	Genesis    [32]byte
 	Neighbours []*enode.Node // the other RPs, with IPv6 addresses
+	Operator   string        // who runs the RP, as others see it; "" for nobody
+	Discovery  Discovery
 
 	Limits        membership.Limits
 	Lease         time.Duration // of a peer's session, whole seconds
@@ -91,6 +95,8 @@ type RP struct {
 	peers  *peerside.Server
 	mesh   *meshside.Server
 	server *p2p.Server
+	disc   *discover.UDPv5
+	finder *discovery.Finder // nil when neighbours are not looked for
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // heart-beat and rekeying
 
@@ -143,6 +149,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("publish rate %d and burst %d: want both above 0", c.Rate, c.Burst)
 	case c.RekeyInterval <= 0:
 		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
+	case discovery.CheckOperator(c.Operator) != nil:
+		return discovery.CheckOperator(c.Operator)
 	case c.Engine == nil || c.Log == nil:
 		return errors.New("no engine or no log")
 	}
@@ -251,6 +259,9 @@ func (r *RP) start() error {
 	if r.server, err = r.startServer(); err != nil {
 		return fmt.Errorf("control port: %w", err)
 	}
+	if err := r.discover(); err != nil {
+		return fmt.Errorf("discovery port: %w", err)
+	}
 
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
@@ -310,6 +321,7 @@ func (r *RP) stop() {
 	if r.cancel != nil {
 		r.cancel()
 	}
+	r.stopDiscovery()
 	if r.peers != nil {
 		r.peers.Stop()
 	}
@@ -363,11 +375,13 @@ type Status struct {
 	Sessions int            // of peers, admitted or not
 	Members  map[uint32]int // by group
 	Ready    bool
+
+	Discovery discovery.Status // zero when neighbours are not looked for
 }
 
 // Status returns the counters. The RP must be started.
 func (r *RP) Status() Status {
-	return Status{
+	st := Status{
 		Datapath: r.engine.Stats(),
 		Peers:    r.peers.Stats(),
 		Mesh:     r.mesh.Stats(),
@@ -375,4 +389,8 @@ func (r *RP) Status() Status {
 		Members:  r.members.Members(),
 		Ready:    r.Ready() == nil,
 	}
+	if r.finder != nil {
+		st.Discovery = r.finder.Status()
+	}
+	return st
 }

@@ -49,13 +49,17 @@ func (r *RP) newServer() *p2p.Server {
 		peers = unlimitedPeers
 	}
 	peers += peers/8 + 64
+	n := len(cfg.Neighbours)
+	if cfg.Discovery.finds() {
+		n = max(n, maxNeighbours)
+	}
 	srv := &p2p.Server{Config: p2p.Config{
 		PrivateKey:      cfg.PrivateKey,
 		Name:            "mdcs-rpd",
 		MaxPeers:        peers,
 		MaxPendingPeers: maxHandshakes,
 		NoDiscovery:     true,
-		NoDial:          len(cfg.Neighbours) == 0,
+		NoDial:          n == 0,
 		StaticNodes:     cfg.Neighbours,
 		TrustedNodes:    cfg.Neighbours,
 		Protocols:       []p2p.Protocol{r.peers.Protocol(), r.mesh.Protocol()},
@@ -71,7 +75,7 @@ func (r *RP) newServer() *p2p.Server {
 		},
 		Logger: log.NewLogger(p2pHandler{cfg.Log.Handler()}),
 	}}
-	if n := len(cfg.Neighbours); n > 0 {
+	if n > 0 {
 		// devp2p gives 1/DialRatio of the slots to dials: exactly n of them here.
 		srv.DialRatio = (peers+n-1)/n + 1
 		srv.MaxPeers = n * srv.DialRatio
