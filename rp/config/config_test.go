@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 )
 
@@ -36,7 +37,8 @@ func TestMinimal(t *testing.T) {
 }
 
 func TestAllKeys(t *testing.T) {
-	peer := nodeURL(t)
+	peer, boot := nodeURL(t), udp(t)
+	const tree = "enrtree://AKA3AM6LPBYEUDMVNU3BSVQJ5AD45Y7YPOHJLEF6W26QOE4VTUDPE@rps.example.org"
 	c, err := Parse([]byte(`
 [node]
 key_file = "k"
@@ -48,7 +50,15 @@ network_id = 3
 genesis = "0x0200000000000000000000000000000000000000000000000000000000000000"
 [mesh]
 peers = ["` + peer + `"]
+operator = "example"
 rekey_interval = "90s"
+[discovery]
+port = 10
+dns = ["` + tree + `"]
+discv5 = true
+bootnodes = ["` + boot + `"]
+allow = ["0300000000000000000000000000000000000000000000000000000000000000"]
+open = true
 [datapath]
 engine = "xdp"
 devices = ["eth0", "eth1"]
@@ -73,17 +83,21 @@ level = "debug"
 `))
 	require.NoError(t, err)
 	require.Equal(t, Config{
-		Node:     Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2},
-		Chain:    Chain{NetworkID: 3, Genesis: common.Hash{2}},
-		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second)},
-		Datapath: Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
-		Delivery: Delivery{GroupPort: 8, HopLimit: 9},
-		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9},
-		Log:      Log{Level: slog.LevelDebug},
+		Node:      Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2},
+		Chain:     Chain{NetworkID: 3, Genesis: common.Hash{2}},
+		Mesh:      Mesh{Peers: []string{peer}, Operator: "example", RekeyInterval: Duration(90 * time.Second)},
+		Discovery: Discovery{Port: 10, DNS: []string{tree}, Discv5: true, Bootnodes: []string{boot}, Allow: []enode.ID{{3}}, Open: true},
+		Datapath:  Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
+		Delivery:  Delivery{GroupPort: 8, HopLimit: 9},
+		Limits:    Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9},
+		Log:       Log{Level: slog.LevelDebug},
 	}, *c)
 	nodes, err := c.Neighbours()
 	require.NoError(t, err)
 	require.Equal(t, netip.MustParseAddr("2001:db8::2"), nodes[0].IPAddr())
+	nodes, err = c.Bootnodes()
+	require.NoError(t, err)
+	require.Equal(t, boot, nodes[0].URLv4())
 }
 
 func nodeURL(t *testing.T) string {
@@ -123,22 +137,29 @@ func TestErrors(t *testing.T) {
 		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
 	}
 	for line, want := range map[string]string{
-		"[mesh]\npeers = [\"http://x\"]":       "mesh.peers[0]: ",
-		"[mesh]\nrekey_interval = \"30s\"":     "mesh.rekey_interval: 30s is less than 1m",
-		"[datapath]\nengine = \"dpdk\"":        `datapath.engine: "dpdk" is none of auto, xdp, socket`,
-		"[delivery]\ngroup_port = 0":           "delivery.group_port: 0 is not a port",
-		"[delivery]\nhop_limit = 0":            "delivery.hop_limit: 0 lets nothing leave this host",
-		"[limits]\nmax_peers = -1":             "limits.max_peers: -1 is negative",
-		"[limits]\nmax_per_64 = -1":            "limits.max_per_64: -1 is negative",
-		"[limits]\nmax_per_48 = -1":            "limits.max_per_48: -1 is negative",
-		"[limits]\nlease = \"1s\"":             "limits.lease: 1s: want whole seconds from 5s to 10m0s",
-		"[limits]\nlease = \"5500ms\"":         "limits.lease: 5.5s: want whole seconds",
-		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
-		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
-		"[admin]\nlisten = \"here\"":           "admin.listen: ",
-		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
-		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
-		"[datapath]\npin = \"bpf/mdcs\"":       `datapath.pin: "bpf/mdcs" is not an absolute path`,
+		"[mesh]\npeers = [\"http://x\"]":                    "mesh.peers[0]: ",
+		"[mesh]\nrekey_interval = \"30s\"":                  "mesh.rekey_interval: 30s is less than 1m",
+		"[datapath]\nengine = \"dpdk\"":                     `datapath.engine: "dpdk" is none of auto, xdp, socket`,
+		"[delivery]\ngroup_port = 0":                        "delivery.group_port: 0 is not a port",
+		"[delivery]\nhop_limit = 0":                         "delivery.hop_limit: 0 lets nothing leave this host",
+		"[limits]\nmax_peers = -1":                          "limits.max_peers: -1 is negative",
+		"[limits]\nmax_per_64 = -1":                         "limits.max_per_64: -1 is negative",
+		"[limits]\nmax_per_48 = -1":                         "limits.max_per_48: -1 is negative",
+		"[limits]\nlease = \"1s\"":                          "limits.lease: 1s: want whole seconds from 5s to 10m0s",
+		"[limits]\nlease = \"5500ms\"":                      "limits.lease: 5.5s: want whole seconds",
+		"[limits]\npublish_rate = 0":                        "limits.publish_rate: 0 lets nobody publish",
+		"[limits]\npublish_burst = 0":                       "limits.publish_burst: 0 lets nobody publish",
+		"[admin]\nlisten = \"here\"":                        "admin.listen: ",
+		"[mesh]\npeers = [\"" + v4(t) + "\"]":               "no IPv6 address",
+		"[mesh]\npeers = [\"" + udp(t) + "\"]":              "no TCP port",
+		"[mesh]\noperator = \"\\u001b[2J\"":                 `mesh.operator: operator "\x1b[2J" cannot be printed`,
+		"[discovery]\ndns = [\"https://example.org\"]":      "discovery.dns[0]: tree https://example.org: ",
+		"[discovery]\nport = 30501":                         "discovery.port: 30501 is that of the datagrams",
+		"[discovery]\nbootnodes = [\"" + nodeURL(t) + "\"]": "discovery.bootnodes[0]: ",
+		"[discovery]\ndiscv5 = true":                        "discovery.bootnodes: missing",
+		"[discovery]\nopen = true":                          "discovery.open: has no use without discv5",
+		"[discovery]\nallow = [\"x\"]":                      "line 8: ",
+		"[datapath]\npin = \"bpf/mdcs\"":                    `datapath.pin: "bpf/mdcs" is not an absolute path`,
 	} {
 		t.Run(line, func(t *testing.T) { requireErrors(t, minimal+line, []string{want}) })
 	}
