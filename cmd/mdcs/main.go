@@ -33,7 +33,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Usage:           "multicast diffusion for Ethereum",
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        []*cli.Command{benchCommand, testnetCommand, delaylineCommand},
+		Commands:        []*cli.Command{benchCommand, discoveryCommand, testnetCommand, delaylineCommand},
 		Writer:          stdout,
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // reported below

@@ -136,3 +136,15 @@ func port6(n *enode.Node, keys ...string) int {
 	}
 	return 0
 }
+
+// Check says why a record is of no use to others: it is not that of a replication
+// point, or has no IPv6 endpoint.
+func Check(n *enode.Node) error {
+	if err := n.Load(new(Entry)); err != nil {
+		return err
+	}
+	if _, ok := over6(n); !ok {
+		return errors.New("no IPv6 endpoint")
+	}
+	return nil
+}
