@@ -96,14 +96,14 @@ func (api *API) Status() Status {
 	return st
 }
 
-// Rps returns the configured RPs in order of preference.
+// Rps returns the RPs in use, configured or found, in order of preference.
 func (api *API) Rps() []RP {
 	s := api.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	rps := make([]RP, 0, len(s.cfg.RPs))
-	for _, node := range s.cfg.RPs {
+	rps := make([]RP, 0, len(s.nodes))
+	for _, node := range s.nodes {
 		entry := RP{ID: node.ID().String(), URL: node.URLv4(), State: "disconnected"}
 		if rp := s.rps[node.ID()]; rp != nil {
 			entry.Connected = true

@@ -138,7 +138,7 @@ func readMessage(msg *p2p.Msg) (proto.Message, error) {
 	return proto.Decode(msg.Code, payload)
 }
 
-// open registers a connection: to an RP if it is a configured one, else to a neighbour.
+// open registers a connection: to an RP if it is a configured or found one, else to a neighbour.
 func (s *Service) open(c conn, peer *p2p.Peer) (handler, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,7 +181,7 @@ func localAddr(peer *p2p.Peer) netip.Addr {
 }
 
 func (s *Service) isRP(id enode.ID) bool {
-	for _, rp := range s.cfg.RPs {
+	for _, rp := range s.nodes {
 		if rp.ID() == id {
 			return true
 		}

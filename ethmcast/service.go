@@ -35,6 +35,7 @@ import (
 	"github.com/ethereum/go-ethereum/rpc"
 
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
@@ -69,6 +70,7 @@ func (d Delivery) mode() proto.DeliveryMode {
 // Config is what the node's operator decides.
 type Config struct {
 	RPs       []*enode.Node // in order of preference
+	Find      *Find         // looks for more, and for the nearest of all; nil: only RPs, in their order
 	Port      uint16        // UDP port for datagrams, 0 for any
 	Publish   PublishMode
 	Delivery  Delivery // "" is DeliverUnicast
@@ -77,8 +79,8 @@ type Config struct {
 }
 
 func (c *Config) check() error {
-	if len(c.RPs) == 0 {
-		return errors.New("no replication point given (--mdcs.rp)")
+	if len(c.RPs) == 0 && c.Find == nil {
+		return errors.New("no replication point given (--mdcs.rp, --mdcs.dns)")
 	}
 	switch c.Publish {
 	case PublishAll, PublishBridged, PublishNone:
@@ -108,8 +110,8 @@ type Backend interface {
 	SubscribeHeads(f func()) event.Subscription
 }
 
-// preferFirst is the time after the start in which only the first RP is joined:
-// connections come up in any order.
+// preferFirst is the time in which only the first of new RPs is joined: connections
+// come up in any order.
 const preferFirst = 2 * time.Second
 
 // seenTxs is how many delivered transactions are remembered.
@@ -137,10 +139,11 @@ type Service struct {
 	quit    chan struct{}
 	wg      sync.WaitGroup
 
-	preferUntil time.Time
+	finder *discovery.Finder // nil when RPs are not looked for
 
 	mu        sync.Mutex
 	enabled   bool
+	nodes     []*enode.Node // RPs, in order of preference
 	rps       map[enode.ID]*rpConn
 	peers     map[enode.ID]*peerConn
 	active    *rpConn            // the RP that is wanted, nil for none
@@ -155,6 +158,8 @@ type Service struct {
 	haveAt    time.Time // of the last HAVE
 	haveOf    uint64    // version of the marks in it
 	jitter    *mrand.Rand
+
+	preferUntil time.Time // before which only the first of nodes is joined
 }
 
 // New returns a service. Connections to RPs are asked for by dial, which must
@@ -197,13 +202,17 @@ func (s *Service) Start(self enode.ID) error {
 		return fmt.Errorf("mdcs data port: %w", err)
 	}
 	_ = socket.SetReadBuffer(socketBuffer) // the kernel caps it; a smaller one only loses bursts
-	s.self, s.socket, s.preferUntil = self, socket, time.Now().Add(preferFirst)
+	s.self, s.socket = self, socket
 	s.deliver.start()
 	s.heads = s.backend.SubscribeHeads(s.deliver.newHead)
 	s.wg.Go(func() { s.receiveLoop(s.socket, proto.ModeUnicast) })
 	s.wg.Go(s.loop)
-	for _, rp := range s.cfg.RPs {
-		s.dial(rp)
+	if s.cfg.Find != nil {
+		if err := s.startFinder(); err != nil {
+			return errors.Join(err, s.Stop())
+		}
+	} else {
+		s.SetRPs(s.cfg.RPs)
 	}
 	s.log.Info("Multicast diffusion started", "rps", len(s.cfg.RPs), "port", s.port(), "publish", s.cfg.Publish)
 	return nil
@@ -211,6 +220,9 @@ func (s *Service) Start(self enode.ID) error {
 
 // Stop leaves the RP and ends all goroutines.
 func (s *Service) Stop() error {
+	if s.finder != nil {
+		s.finder.Stop()
+	}
 	s.mu.Lock()
 	s.enabled = false
 	s.choose(time.Now())
@@ -324,7 +336,7 @@ func (s *Service) choose(now time.Time) {
 		want = s.active
 		if want == nil || !want.usable() {
 			want = nil
-			for _, node := range s.cfg.RPs {
+			for _, node := range s.nodes {
 				if rp := s.rps[node.ID()]; rp != nil && rp.usable() {
 					want = rp
 					break

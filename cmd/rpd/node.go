@@ -52,7 +52,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		NetworkID:   cfg.Chain.NetworkID,
 		Genesis:     cfg.Chain.Genesis,
 		Neighbours:  neighbours,
-		Operator:    cfg.Mesh.Operator,
+		Operator:    cfg.Node.Operator,
 		Discovery: rp.Discovery{
 			Port:      cfg.Discovery.Port,
 			Trees:     cfg.Discovery.DNS,
@@ -115,7 +115,7 @@ func record(cfg *config.Config) (*enode.Node, error) {
 		DataPort:    cfg.Node.DataPort,
 		NetworkID:   cfg.Chain.NetworkID,
 		Genesis:     cfg.Chain.Genesis,
-		Operator:    cfg.Mesh.Operator,
+		Operator:    cfg.Node.Operator,
 		Discovery:   rp.Discovery{Port: cfg.Discovery.Port},
 	}, time.Now())
 }

@@ -166,6 +166,9 @@ func StartNode(t testing.TB, cfg ethmcast.Config) *Node {
 	t.Helper()
 	n := &Node{Backend: new(Backend)}
 	n.Backend.SetSynced(true)
+	if cfg.Find != nil && cfg.Find.Hangup == nil {
+		cfg.Find.Hangup = func(rp *enode.Node) { n.Server.RemovePeer(rp) }
+	}
 	service, err := ethmcast.New(cfg, n.Backend, func(rp *enode.Node) { n.Server.AddPeer(rp) })
 	if err != nil {
 		t.Fatal(err)

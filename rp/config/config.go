@@ -44,6 +44,7 @@ type Node struct {
 	Address     netip.Addr `toml:"address"`      // IPv6
 	ControlPort uint16     `toml:"control_port"` // TCP
 	DataPort    uint16     `toml:"data_port"`    // UDP
+	Operator    string     `toml:"operator"`     // who runs it, "" to tell nobody
 }
 
 // Chain says what the RP serves.
@@ -54,8 +55,7 @@ type Chain struct {
 
 // Mesh lists the other RPs.
 type Mesh struct {
-	Peers         []string `toml:"peers"`    // enode URLs
-	Operator      string   `toml:"operator"` // who runs this RP, as others see it
+	Peers         []string `toml:"peers"` // enode URLs
 	RekeyInterval Duration `toml:"rekey_interval"`
 }
 
@@ -204,6 +204,9 @@ func (c *Config) check() error {
 	case a.IsUnspecified() || a.IsMulticast() || a.Zone() != "":
 		bad("node.address", "%v is not the address of one host that others reach", a)
 	}
+	if err := discovery.CheckOperator(c.Node.Operator); err != nil {
+		bad("node.operator", "%v", err)
+	}
 	if c.Node.ControlPort == 0 {
 		bad("node.control_port", "0 is not a port")
 	}
@@ -220,9 +223,6 @@ func (c *Config) check() error {
 		if _, err := neighbour(url); err != nil {
 			bad(fmt.Sprintf("mesh.peers[%d]", i), "%v", err)
 		}
-	}
-	if err := discovery.CheckOperator(c.Mesh.Operator); err != nil {
-		bad("mesh.operator", "%v", err)
 	}
 	port := c.Discovery.Port
 	if port == 0 {

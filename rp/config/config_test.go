@@ -45,12 +45,12 @@ key_file = "k"
 address = "fd00::1"
 control_port = 1
 data_port = 2
+operator = "example"
 [chain]
 network_id = 3
 genesis = "0x0200000000000000000000000000000000000000000000000000000000000000"
 [mesh]
 peers = ["` + peer + `"]
-operator = "example"
 rekey_interval = "90s"
 [discovery]
 port = 10
@@ -83,9 +83,9 @@ level = "debug"
 `))
 	require.NoError(t, err)
 	require.Equal(t, Config{
-		Node:      Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2},
+		Node:      Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2, Operator: "example"},
 		Chain:     Chain{NetworkID: 3, Genesis: common.Hash{2}},
-		Mesh:      Mesh{Peers: []string{peer}, Operator: "example", RekeyInterval: Duration(90 * time.Second)},
+		Mesh:      Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second)},
 		Discovery: Discovery{Port: 10, DNS: []string{tree}, Discv5: true, Bootnodes: []string{boot}, Allow: []enode.ID{{3}}, Open: true},
 		Datapath:  Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery:  Delivery{GroupPort: 8, HopLimit: 9},
@@ -132,6 +132,7 @@ func TestErrors(t *testing.T) {
 		`2001:db8::1"`:  {`::ffff:192.0.2.1"`, "node.address: ::ffff:192.0.2.1 is not IPv6"},
 		`"2001:`:        {`"xyz:`, "line 3: node.address: "},
 		"7":             {"0", "chain.network_id: missing"},
+		"[chain]":       {"operator = \"\\u001b[2J\"\n[chain]", `node.operator: operator "\x1b[2J" cannot be printed`},
 		`"0x01`:         {`"01`, "line 6: chain.genesis: "},
 	} {
 		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
@@ -152,7 +153,6 @@ func TestErrors(t *testing.T) {
 		"[admin]\nlisten = \"here\"":                        "admin.listen: ",
 		"[mesh]\npeers = [\"" + v4(t) + "\"]":               "no IPv6 address",
 		"[mesh]\npeers = [\"" + udp(t) + "\"]":              "no TCP port",
-		"[mesh]\noperator = \"\\u001b[2J\"":                 `mesh.operator: operator "\x1b[2J" cannot be printed`,
 		"[discovery]\ndns = [\"https://example.org\"]":      "discovery.dns[0]: tree https://example.org: ",
 		"[discovery]\nport = 30501":                         "discovery.port: 30501 is that of the datagrams",
 		"[discovery]\nbootnodes = [\"" + nodeURL(t) + "\"]": "discovery.bootnodes[0]: ",
