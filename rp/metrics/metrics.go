@@ -49,6 +49,10 @@ var (
 	linkCopies    = desc("mesh_sent_total", "Datagrams sent to the neighbouring RP since the link began.", "rp")
 	linkLastHeard = desc("mesh_last_heard_seconds", "Time of the last datagram accepted from the neighbouring RP, Unix.", "rp")
 
+	known    = desc("discovery_known", "Replication points that were found or are configured, when neighbours are looked for.")
+	skipped  = desc("discovery_skipped_total", "Node records that were not used, each time that they were seen.", "reason")
+	treeRead = desc("discovery_tree_read", "1 when the last reading of the tree succeeded.", "tree")
+
 	engine = desc("engine_info", "1 for the datapath engine in use.", "engine")
 	ready  = desc("ready", "1 when the RP serves and all its links are up.")
 )
@@ -124,6 +128,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		if !s.Heard.IsZero() {
 			gauge(linkLastHeard, float64(s.Heard.UnixMilli())/1e3, id)
 		}
+	}
+	gauge(known, float64(st.Discovery.Known))
+	for reason, n := range st.Discovery.Skipped {
+		counter(skipped, n, reason)
+	}
+	for _, tree := range st.Discovery.Trees {
+		gauge(treeRead, oneIf(tree.Err == ""), tree.URL)
 	}
 	gauge(engine, 1, st.Datapath.Engine)
 	gauge(ready, oneIf(st.Ready))

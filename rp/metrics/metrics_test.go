@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -69,6 +70,11 @@ func TestCollector(t *testing.T) {
 		Sessions: 17,
 		Members:  map[uint32]int{0xabcd: 18},
 		Ready:    true,
+		Discovery: discovery.Status{
+			Known:   27,
+			Skipped: map[string]uint64{"no_ipv6": 28},
+			Trees:   []discovery.Tree{{URL: "enrtree://a"}, {URL: "enrtree://b", Err: "no"}},
+		},
 	}
 	for _, v := range wire.Verdicts() {
 		s.Datapath.Verdicts[v] = 100 + uint64(v)
@@ -106,6 +112,10 @@ func TestCollector(t *testing.T) {
 		`mdcs_rp_mesh_sent_total{rp="0100000000000000"} 22`,
 		`mdcs_rp_mesh_sent_total{rp="0200000000000000"} 0`,
 		`mdcs_rp_mesh_last_heard_seconds{rp="0100000000000000"} 1.5`,
+		"mdcs_rp_discovery_known 27",
+		`mdcs_rp_discovery_skipped_total{reason="no_ipv6"} 28`,
+		`mdcs_rp_discovery_tree_read{tree="enrtree://a"} 1`,
+		`mdcs_rp_discovery_tree_read{tree="enrtree://b"} 0`,
 		"mdcs_rp_ready 1",
 	}
 	for _, v := range wire.Verdicts() {
