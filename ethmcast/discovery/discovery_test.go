@@ -265,6 +265,45 @@ func TestFinderTreeUpdate(t *testing.T) {
 	})
 }
 
+// A tree comes by DNS, with records longer than one string of it.
+func TestFinderDNS(t *testing.T) {
+	zone := new(discoverytest.Zone)
+	var nodes []*enode.Node
+	long := example
+	long.Operator = strings.Repeat("x", MaxOperator)
+	for range 20 {
+		entries := append(discoverytest.Endpoint("2001:db8::1", 30500), long, enr.WithEntry("other", strings.Repeat("x", 60)))
+		nodes = append(nodes, discoverytest.Record(t, discoverytest.Key(t), 1, entries...))
+	}
+	url := zone.Publish(t, discoverytest.Key(t), "rps.example.org", 1, nodes)
+	server := zone.Serve(t, netip.AddrPortFrom(netip.IPv6Loopback(), 0))
+	results := make(chan []Candidate, 1)
+	f, err := New(Config{
+		NetworkID: 1, Genesis: exampleGenesis, Trees: []string{url},
+		Talk: new(line),
+		Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, server.String())
+		}},
+		Found: func(c []Candidate) { results <- c },
+		Log:   log.NewLogger(log.DiscardHandler()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Stop()
+	select {
+	case got := <-results:
+		if len(got) != 20 {
+			t.Errorf("%d candidates; %+v", len(got), f.Status())
+		}
+	case <-time.After(60 * time.Second):
+		t.Fatalf("nothing found: %+v", f.Status())
+	}
+}
+
 // A tree that another key signed is as good as none; it is tried again.
 func TestFinderTreeSignature(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
