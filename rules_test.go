@@ -124,6 +124,8 @@ var cores = append([]string{
 	mdcs + "/rp/majority",
 	mdcs + "/rp/membership",
 	mdcs + "/rp/mesh",
+	mdcs + "/rp/mesh/linkstate",
+	mdcs + "/rp/mesh/tree",
 }, leaves...)
 
 var importRules = []importRule{{

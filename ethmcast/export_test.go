@@ -2,5 +2,10 @@
 
 package ethmcast
 
+import "github.com/ethmcast/mdcs/ethmcast/discovery"
+
 // FindConfig is findConfig for tests.
 var FindConfig = findConfig
+
+// Found is found for tests.
+func (s *Service) Found(candidates []discovery.Candidate) { s.found(candidates) }

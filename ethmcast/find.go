@@ -4,8 +4,6 @@ package ethmcast
 
 import (
 	"fmt"
-	"slices"
-	"time"
 
 	"github.com/ethereum/go-ethereum/p2p/dnsdisc"
 	"github.com/ethereum/go-ethereum/p2p/enode"
@@ -25,8 +23,7 @@ type Find struct {
 	Allow []enode.ID     // that may be used when only the DHT has them
 	Open  bool           // all may
 
-	Resolver dnsdisc.Resolver  // nil for that of the system
-	Hangup   func(*enode.Node) // ends what the service's dial keeps up
+	Resolver dnsdisc.Resolver // nil for that of the system
 }
 
 // startFinder looks for RPs until the service stops.
@@ -55,60 +52,22 @@ func (s *Service) startFinder() error {
 	return nil
 }
 
-// found uses the first of the candidates. When there are none, those of before may
-// still serve.
+// found uses the first of the candidates, and the RP that serves until it is lost. When
+// there are no candidates, those of before may still serve.
 func (s *Service) found(candidates []discovery.Candidate) {
 	var nodes []*enode.Node
 	for _, c := range candidates[:min(maxFound, len(candidates))] {
 		nodes = append(nodes, c.Node)
 	}
-	if len(nodes) > 0 {
-		s.SetRPs(nodes)
+	if len(nodes) == 0 {
+		return
 	}
-}
-
-// SetRPs replaces the RPs, which stand in order of preference. One that serves goes on
-// to, until it is lost.
-func (s *Service) SetRPs(nodes []*enode.Node) {
 	s.mu.Lock()
-	before, wanted := s.nodes, slices.Clone(nodes)
-	if s.active != nil {
-		same := func(n *enode.Node) bool { return n.ID() == s.active.id }
-		if used := slices.IndexFunc(before, same); used >= 0 {
-			if i := slices.IndexFunc(wanted, same); i >= 0 {
-				wanted[i] = before[used] // though its record has another address now
-			} else {
-				wanted = append(wanted, before[used])
-			}
-		}
-	}
-	removed, added := without(before, wanted), without(wanted, before)
-	s.nodes = wanted
-	if s.active == nil {
-		s.preferUntil = time.Now().Add(preferFirst)
+	if s.isServed() {
+		nodes = append(nodes, s.active.node)
 	}
 	s.mu.Unlock()
-	for _, rp := range removed {
-		s.log.Debug("Replication point no longer preferred", "rp", rp)
-		s.cfg.Find.Hangup(rp)
-	}
-	for _, rp := range added {
-		s.dial(rp)
-	}
-}
-
-// without returns the nodes that are not among others by the same endpoint.
-func without(nodes, others []*enode.Node) (rest []*enode.Node) {
-	for _, n := range nodes {
-		if !slices.ContainsFunc(others, func(o *enode.Node) bool { return sameEndpoint(n, o) }) {
-			rest = append(rest, n)
-		}
-	}
-	return rest
-}
-
-func sameEndpoint(a, b *enode.Node) bool {
-	return a.ID() == b.ID() && a.IPAddr() == b.IPAddr() && a.TCP() == b.TCP()
+	s.SetRPs(nodes)
 }
 
 // Discovery is the answer of mdcs_discovery.

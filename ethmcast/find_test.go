@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/ethmcast/mdcs/ethmcast"
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/discovery/discoverytest"
 	"github.com/ethmcast/mdcs/ethmcast/ethmcasttest"
 )
@@ -48,42 +49,50 @@ func TestFindsRPs(t *testing.T) {
 	}
 }
 
-// When others are preferred, the RP that serves goes on to.
-func TestSetRPs(t *testing.T) {
-	a, b := mesh(t)
-	var hungUp []string
+// When others are found, the RP that serves goes on to until it is lost, and one that
+// moved is dialled at its new address.
+func TestFound(t *testing.T) {
+	points := meshWith(t, 3, nil)
+	a, b, c := points[0], points[1], points[2]
 	node := ethmcasttest.StartNode(t, ethmcast.Config{
-		Publish: ethmcast.PublishAll, NetworkID: networkID, Genesis: genesis,
-		Find: &ethmcast.Find{Hangup: func(rp *enode.Node) { hungUp = append(hungUp, rp.ID().String()) }},
+		RPs: []*enode.Node{a.Self()}, Publish: ethmcast.PublishAll, NetworkID: networkID, Genesis: genesis,
 	})
-	uses := func(id enode.ID) func() bool {
-		return func() bool { st := node.API.Status(); return st.State == "active" && st.RP == id.String() }
-	}
-	rps := func() (ids []string) {
-		for _, rp := range node.API.Rps() {
-			ids = append(ids, rp.ID)
+	find := func(nodes ...*enode.Node) {
+		var candidates []discovery.Candidate
+		for _, n := range nodes {
+			candidates = append(candidates, discovery.Candidate{Node: n})
 		}
-		return ids
+		node.Service.Found(candidates)
 	}
-	idA, idB := a.Self().ID(), b.Self().ID()
-	node.Service.SetRPs([]*enode.Node{a.Self()})
-	eventually(t, "the first RP is joined", uses(idA))
-	node.Service.SetRPs([]*enode.Node{b.Self()})
-	if got := rps(); !slices.Equal(got, []string{idB.String(), idA.String()}) || !uses(idA)() {
+	urls := func() (urls []string) {
+		for _, rp := range node.API.Rps() {
+			urls = append(urls, rp.URL)
+		}
+		return urls
+	}
+	eventually(t, "join", func() bool { return node.API.Status().State == "active" })
+	find(b.Self())
+	if got := urls(); !slices.Equal(got, []string{b.Self().URLv4(), a.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
+	}
+	uses(t, node, a, b)
+	find()
+	if got := urls(); len(got) != 2 {
 		t.Fatalf("RPs %v", got)
 	}
 
-	// It moved, which matters once it is lost.
-	moved := enode.NewV4(a.Self().Pubkey(), a.Self().IP(), 9, 9)
-	node.Service.SetRPs([]*enode.Node{moved, b.Self()})
-	if got := node.API.Rps(); got[0].URL != a.Self().URLv4() || len(hungUp) != 0 {
-		t.Fatalf("RPs %+v, disconnected %v", got, hungUp)
+	moved := enode.NewV4(c.Self().Pubkey(), c.Self().IP(), int(freePort(t)), 0)
+	find(b.Self(), moved)
+	if got := urls(); !slices.Equal(got, []string{b.Self().URLv4(), moved.URLv4(), a.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
 	}
+	find(b.Self(), c.Self())
 	a.Stop()
-	eventually(t, "the second RP is joined", uses(idB))
-	node.Service.SetRPs([]*enode.Node{moved, b.Self()})
-	if got := node.API.Rps(); got[0].URL != moved.URLv4() || !slices.Equal(hungUp, []string{idA.String()}) {
-		t.Fatalf("RPs %+v, disconnected %v", got, hungUp)
+	uses(t, node, b, c)
+	find(c.Self())
+	find(c.Self(), b.Self())
+	if got := urls(); !slices.Equal(got, []string{c.Self().URLv4(), b.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
 	}
 }
 

@@ -107,17 +107,7 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 	if !ok {
 		return errors.New("this geth was built without the mDCS patches")
 	}
-	server := stack.Server()
-	if find != nil {
-		find.Hangup = func(rp *enode.Node) {
-			server.RemoveTrustedPeer(rp)
-			server.RemovePeer(rp)
-		}
-	}
-	service, err := New(cfg, &gethBackend{backend, hooks}, func(rp *enode.Node) {
-		server.AddTrustedPeer(rp) // beyond the peer limit, and never dropped
-		server.AddPeer(rp)
-	})
+	service, err := New(cfg, &gethBackend{backend, hooks})
 	if err != nil {
 		return err
 	}
@@ -128,7 +118,7 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 	return nil
 }
 
-// lifecycle starts the service when the node's identity is known.
+// lifecycle starts the service when the devp2p server runs.
 type lifecycle struct {
 	*Service
 	stack *node.Node
@@ -143,7 +133,7 @@ func (l *lifecycle) Start() error {
 		}
 		find.Walk = disc.RandomNodes()
 	}
-	return l.Service.Start(server.Self().ID())
+	return l.Service.Start(server)
 }
 
 // findConfig returns where to look for replication points, nil for nowhere.

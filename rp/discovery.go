@@ -5,6 +5,7 @@ package rp
 import (
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/log"
@@ -15,9 +16,6 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
 )
-
-// maxNeighbours is the number of RPs that one finds and links with.
-const maxNeighbours = 32
 
 // Discovery says how an RP is found and measured, and how it finds others (SPEC
 // section 13).
@@ -68,8 +66,8 @@ func Record(cfg Config, now time.Time) (*enode.Node, error) {
 	return enode.New(enode.ValidSchemes, &record)
 }
 
-// discover answers those who measure, and looks for neighbours if it is to.
-func (r *RP) discover() error {
+// listenDiscovery answers those who measure.
+func (r *RP) listenDiscovery() error {
 	cfg := &r.cfg
 	conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: cfg.Address.AsSlice(), Port: int(cfg.discoveryPort())})
 	if err != nil {
@@ -78,8 +76,7 @@ func (r *RP) discover() error {
 	local := r.server.LocalNode()
 	local.SetFallbackUDP(conn.LocalAddr().(*net.UDPAddr).Port)
 	local.Set(cfg.entry(r.engine.Addr().Port()))
-	logger := log.NewLogger(p2pHandler{cfg.Log.Handler()})
-	disc := discover.Config{PrivateKey: cfg.PrivateKey, Log: logger}
+	disc := discover.Config{PrivateKey: cfg.PrivateKey, Log: r.discoveryLog()}
 	if cfg.Discovery.Walk {
 		disc.Bootnodes = cfg.Discovery.Bootnodes
 	}
@@ -88,6 +85,14 @@ func (r *RP) discover() error {
 		return err
 	}
 	r.disc.RegisterTalkHandler(discovery.Protocol, discovery.Handler(r.room))
+	return nil
+}
+
+func (r *RP) discoveryLog() log.Logger { return log.NewLogger(p2pHandler{r.cfg.Log.Handler()}) }
+
+// find looks for neighbours if it is to.
+func (r *RP) find() error {
+	cfg := &r.cfg
 	if !cfg.Discovery.finds() {
 		return nil
 	}
@@ -102,7 +107,7 @@ func (r *RP) discover() error {
 		Talk:      r.disc,
 		Resolver:  cfg.Discovery.Resolver,
 		Found:     r.found,
-		Log:       logger,
+		Log:       r.discoveryLog(),
 	}
 	if cfg.Discovery.Walk {
 		find.Walk = r.disc.RandomNodes()
@@ -120,39 +125,25 @@ func (r *RP) discover() error {
 
 // room is what a peer is told that asks whether to join here.
 func (r *RP) room() byte {
-	if r.state.Load() != serving {
+	if r.state.Load() != serving || r.peers.Draining() {
 		return 0
 	}
 	return discovery.Room(r.members.Sessions(), r.cfg.Limits.Sessions)
 }
 
-// found links with the configured neighbours and the nearest of those that were found,
-// and with no others.
+// found allows the configured neighbours and those that were found, and no others.
 func (r *RP) found(candidates []discovery.Candidate) {
-	nodes := append([]*enode.Node(nil), r.cfg.Neighbours...)
-	chosen := make(map[enode.ID]bool)
-	for _, n := range nodes {
-		chosen[n.ID()] = true
-	}
+	nodes := slices.Clone(r.cfg.Neighbours)
 	for _, c := range candidates {
-		if len(nodes) < maxNeighbours && !chosen[c.Node.ID()] {
+		if !slices.ContainsFunc(nodes, func(n *enode.Node) bool { return n.ID() == c.Node.ID() }) {
 			nodes = append(nodes, c.Node)
 		}
 	}
-	removed, added := r.mesh.SetNeighbours(nodes)
-	for _, n := range removed {
-		r.cfg.Log.Info("neighbour no longer found", "rp", n.ID().TerminalString(), "addr", n.IPAddr())
-		r.server.RemoveTrustedPeer(n)
-		r.server.RemovePeer(n)
-	}
-	for _, n := range added {
-		r.cfg.Log.Info("neighbour found", "rp", n.ID().TerminalString(), "addr", n.IPAddr())
-		r.server.AddTrustedPeer(n)
-		r.server.AddPeer(n)
-	}
+	r.server.setAllowed(nodes)
+	r.mesh.SetNeighbours(nodes)
 }
 
-// stopDiscovery undoes what discover did, as far as it came.
+// stopDiscovery undoes what listenDiscovery and find did, as far as they came.
 func (r *RP) stopDiscovery() {
 	if r.finder != nil {
 		r.finder.Stop()

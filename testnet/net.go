@@ -95,6 +95,7 @@ type Config struct {
 	Links   LinkBackend // default Auto
 	Routing Routing     // default RoutingAuto
 	Engine  string      // datapath of the replication points, default auto
+	Pin     string      // directory on a bpf file system that keeps it when one dies, "" for none
 	Seed    uint64      // of all keys, and of loss and jitter
 
 	// Delivery is wished by the nodes that speak mDCS: unicast, which is the default,
@@ -475,6 +476,7 @@ func (n *Net) makeNodes(ctx context.Context) error {
 			Peers:     byName(names(others(rps, i))),
 			Engine:    engine,
 			SSM:       n.cfg.Delivery == "ssm",
+			Pin:       n.cfg.Pin,
 		})
 		if err != nil {
 			return err

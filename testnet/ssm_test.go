@@ -459,7 +459,7 @@ func serveSSMNode(config string) error {
 		Delivery:  cfg.Delivery,
 		NetworkID: ssmNetwork,
 		Genesis:   ssmGenesis,
-	}, backend, func(rp *enode.Node) { server.AddPeer(rp) })
+	}, backend)
 	if err != nil {
 		return err
 	}
@@ -468,7 +468,7 @@ func serveSSMNode(config string) error {
 		return err
 	}
 	defer server.Stop()
-	if err := service.Start(server.Self().ID()); err != nil {
+	if err := service.Start(server); err != nil {
 		return err
 	}
 	defer service.Stop()

@@ -16,9 +16,9 @@ import (
 
 var benchCommand = &cli.Command{
 	Name:            "bench",
-	Usage:           "measure a replication point on this machine (needs root)",
+	Usage:           "measure a replication point on this machine, or simulate a mesh",
 	HideHelpCommand: true,
-	Subcommands:     []*cli.Command{fanoutCommand},
+	Subcommands:     []*cli.Command{fanoutCommand, meshCommand},
 	Action:          unknownCommand,
 }
 

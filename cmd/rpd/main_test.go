@@ -70,6 +70,7 @@ func TestDefaultConfig(t *testing.T) {
 	want.Chain = printed.Chain
 	want.Mesh.Peers, want.Datapath.Devices = []string{}, []string{}
 	want.Discovery.DNS, want.Discovery.Bootnodes, want.Discovery.Allow = []string{}, []string{}, []enode.ID{}
+	want.Mesh.Peers, want.Datapath.Devices, want.Admission.List = []string{}, []string{}, []string{}
 	require.Equal(t, want, *printed)
 
 	// It names every key.

@@ -28,11 +28,12 @@ import (
 
 // Times of SPEC section 11.
 const (
-	Confirm       = 1500 * time.Millisecond // hold to announcement
+	Confirm       = 2 * time.Second         // hold to announcement
 	Fresh         = 4 * time.Second         // age at which marks no longer cover
-	HaveInterval  = time.Second             // between HAVEs while marks change
+	HaveInterval  = 1500 * time.Millisecond // between HAVEs while marks change
 	HaveKeepAlive = 3 * time.Second         // between HAVEs otherwise
-	GuardDelay    = 3 * time.Second         // hold to announcement for a guard
+	GuardDelay    = 3 * time.Second         // hold to announcement for a guard, at least
+	GuardSweep    = 2 * time.Second         // between announcements to a guard
 	GuardInterval = time.Minute             // between choices of guards
 	sweep         = 250 * time.Millisecond  // announcements of one sweep share a message
 )
@@ -66,6 +67,7 @@ type Coverage[ID, Hash comparable] struct {
 	pending    map[Hash]*Ref
 	chooseAt   time.Time
 	sweepAt    time.Time
+	guardsAt   time.Time // of the next announcements to guards
 }
 
 type neighbour[Hash comparable] struct {
@@ -95,7 +97,10 @@ func New[ID, Hash comparable](rng *rand.Rand) *Coverage[ID, Hash] {
 // Add adds a neighbour, which is not covered before its first HAVE.
 func (c *Coverage[ID, Hash]) Add(id ID) {
 	if c.neighbours[id] == nil {
-		c.neighbours[id] = &neighbour[Hash]{suspended: make(map[Stream]uint64)}
+		c.neighbours[id] = &neighbour[Hash]{
+			marks:     make(map[Stream]proto.HaveMark),
+			suspended: make(map[Stream]uint64),
+		}
 		c.order = append(c.order, id)
 		c.chooseAt = time.Time{}
 	}
@@ -115,12 +120,17 @@ func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Anno
 		return nil
 	}
 	n.covered, n.at = have.Covered, now
-	n.marks = make(map[Stream]proto.HaveMark, len(have.Marks))
+	if have.Whole || !have.Covered {
+		clear(n.marks)
+	}
 	if !have.Covered {
 		return announce(n, id, func(held[Hash]) bool { return true })
 	}
 	for _, mark := range have.Marks {
 		s := Stream{mark.Ingress, mark.Group}
+		if _, known := n.marks[s]; !known && len(n.marks) >= proto.MaxMarks {
+			continue
+		}
 		n.marks[s] = mark
 		if seq, ok := n.suspended[s]; ok && mark.Next > seq {
 			delete(n.suspended, s)
@@ -213,6 +223,10 @@ func (c *Coverage[ID, Hash]) Tick(now time.Time) []Announcement[ID, Hash] {
 		return nil
 	}
 	c.sweepAt = now.Add(sweep)
+	guards := !now.Before(c.guardsAt)
+	if guards {
+		c.guardsAt = now.Add(GuardSweep)
+	}
 	var all []Announcement[ID, Hash]
 	for _, id := range c.order {
 		n := c.neighbours[id]
@@ -226,7 +240,7 @@ func (c *Coverage[ID, Hash]) Tick(now time.Time) []Announcement[ID, Hash] {
 				}
 				return true
 			default: // held for a guard only
-				return age >= GuardDelay
+				return guards && age >= GuardDelay
 			}
 		})...)
 	}

@@ -5,6 +5,7 @@ package coverage
 import (
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ func collect(into announcements, list []Announcement[string, string]) {
 
 // covered returns a Have that has delivered all before next, but for missing.
 func covered(next uint64, missing ...uint64) *proto.Have {
-	return &proto.Have{Covered: true, Marks: []proto.HaveMark{
+	return &proto.Have{Covered: true, Whole: true, Marks: []proto.HaveMark{
 		{Ingress: testStream.Ingress, Group: testStream.Group, First: 1, Next: next, Missing: missing},
 	}}
 }
@@ -161,7 +162,7 @@ func TestGuardsGetEverything(t *testing.T) {
 		c.Have(now, name, covered(6))
 	}
 	got := make(announcements)
-	for d := time.Duration(0); d < 2*GuardDelay; d += sweep {
+	for d := time.Duration(0); d < GuardDelay+2*GuardSweep; d += sweep {
 		for _, name := range []string{"guard1", "guard2", "b"} {
 			c.Have(now.Add(d), name, covered(6))
 		}
@@ -266,7 +267,7 @@ func TestMarks(t *testing.T) {
 	m.Start(testStream, 10)
 	expect := func(first, next uint64, missing ...uint64) {
 		t.Helper()
-		have := m.Have()
+		have, _ := m.Have(0)
 		if len(have) != 1 || have[0].First != first || have[0].Next != next || !slices.Equal(have[0].Missing, missing) {
 			t.Errorf("marks %+v, want %d to %d without %v", have, first, next, missing)
 		}
@@ -291,7 +292,7 @@ func TestMarks(t *testing.T) {
 	m.Delivered(now, testStream, 1000) // too far to list what is missing
 	expect(1000, 1001)
 	m.Retire(testStream.Ingress)
-	if len(m.Have()) != 0 {
+	if have, _ := m.Have(0); len(have) != 0 {
 		t.Error("marks of a retired RP")
 	}
 	m.Delivered(now, testStream, 5) // begins by itself
@@ -315,7 +316,8 @@ func TestMarksProperty(t *testing.T) {
 			delivered[seq] = true
 			top = max(top, seq)
 		}
-		have := &proto.Have{Covered: true, Marks: m.Have()}
+		marks, whole := m.Have(0)
+		have := &proto.Have{Covered: true, Whole: whole, Marks: marks}
 		b, err := proto.Encode(have)
 		if err != nil {
 			t.Fatal(err)
@@ -329,4 +331,60 @@ func TestMarksProperty(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A neighbour that is told what changed knows as much as one that is told all.
+func TestMarksChanges(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		now := time.Unix(100, 0)
+		var m Marks
+		c := New[string, string](rand.New(rand.NewPCG(1, 1)))
+		c.Add("b")
+		told := uint64(0)
+		for range rapid.IntRange(1, 100).Draw(t, "steps") {
+			s := Stream{Ingress: rapid.Uint32Range(1, 4).Draw(t, "ingress"), Group: 1}
+			switch rapid.IntRange(0, 9).Draw(t, "event") {
+			case 0:
+				m.Retire(s.Ingress)
+			case 1:
+				m.Reset()
+			case 2:
+				now = now.Add(MissingFor)
+				m.Expire(now)
+			default:
+				m.Delivered(now, s, rapid.Uint64Range(1, 20).Draw(t, "sequence"))
+			}
+			if rapid.Bool().Draw(t, "quiet") {
+				continue
+			}
+			marks, whole := m.Have(told)
+			c.Have(now, "b", &proto.Have{Covered: true, Whole: whole, Marks: marks})
+			told = m.Version()
+
+			all, _ := m.Have(0)
+			known := c.neighbours["b"].marks
+			if len(known) != len(all) {
+				t.Fatalf("knows %v, want %v", known, all)
+			}
+			for _, mark := range all {
+				if got := known[Stream{mark.Ingress, mark.Group}]; !reflect.DeepEqual(got, mark) {
+					t.Fatalf("knows %+v, want %+v", got, mark)
+				}
+			}
+		}
+	})
+}
+
+func TestMarksOfTooManyStreams(t *testing.T) {
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b")
+	have := covered(6)
+	have.Whole = false
+	for i := range uint32(2 * proto.MaxMarks) {
+		have.Marks[0].Ingress = 1000 + i
+		c.Have(now, "b", have)
+	}
+	if n := len(c.neighbours["b"].marks); n != proto.MaxMarks {
+		t.Errorf("%d marks kept", n)
+	}
 }

@@ -23,9 +23,11 @@ type Stream struct {
 type Marks struct {
 	streams map[Stream]*stream
 	version uint64
+	ended   uint64 // version in which a stream ended last
 }
 
 type stream struct {
+	changed     uint64 // version of the marks
 	first, next uint64 // delivered: first <= seq < next, except missing
 	missing     []gap  // ascending
 	counter     proto.Counter
@@ -42,12 +44,13 @@ func (m *Marks) Start(s Stream, seq uint64) {
 		m.streams = make(map[Stream]*stream)
 	}
 	m.version++
-	m.streams[s] = &stream{first: seq + 1, next: seq + 1, counter: proto.Counter{Ingress: s.Ingress, Group: s.Group}}
+	m.streams[s] = &stream{changed: m.version, first: seq + 1, next: seq + 1, counter: proto.Counter{Ingress: s.Ingress, Group: s.Group}}
 }
 
 // Retire forgets all streams of an ingress RP.
 func (m *Marks) Retire(ingress uint32) {
 	m.version++
+	m.ended = m.version
 	for s := range m.streams {
 		if s.Ingress == ingress {
 			delete(m.streams, s)
@@ -56,7 +59,7 @@ func (m *Marks) Retire(ingress uint32) {
 }
 
 // Reset forgets all streams.
-func (m *Marks) Reset() { *m = Marks{version: m.version + 1} }
+func (m *Marks) Reset() { *m = Marks{version: m.version + 1, ended: m.version + 1} }
 
 // Delivered marks a sequence as delivered. A stream that was not started begins
 // with its first delivered sequence.
@@ -67,6 +70,7 @@ func (m *Marks) Delivered(now time.Time, s Stream, seq uint64) {
 		st = m.streams[s]
 	}
 	m.version++
+	st.changed = m.version
 	st.counter.Received++
 	switch {
 	case seq >= st.next:
@@ -104,6 +108,7 @@ func (m *Marks) Expire(now time.Time) {
 		}
 		if n > 0 {
 			m.version++
+			st.changed = m.version
 			st.giveUp(n)
 		}
 	}
@@ -123,18 +128,22 @@ func (st *stream) lost(n int) {
 // Version changes whenever what Have returns may have changed.
 func (m *Marks) Version() uint64 { return m.version }
 
-// Have returns the marks, ordered by stream.
-func (m *Marks) Have() []proto.HaveMark {
-	marks := make([]proto.HaveMark, 0, len(m.streams))
+// Have returns the marks, ordered by stream, that changed after a version. They are
+// whole, all of them, when a stream ended after it. Version 0 is before all others.
+func (m *Marks) Have(after uint64) (marks []proto.HaveMark, whole bool) {
+	whole = after == 0 || after < m.ended
 	for _, s := range m.sorted() {
 		st := m.streams[s]
+		if !whole && st.changed <= after {
+			continue
+		}
 		mark := proto.HaveMark{Ingress: s.Ingress, Group: s.Group, First: st.first, Next: st.next}
 		for _, g := range st.missing {
 			mark.Missing = append(mark.Missing, g.seq)
 		}
 		marks = append(marks, mark)
 	}
-	return marks
+	return marks, whole
 }
 
 // Counters returns the counters, ordered by stream. Lost includes what is missing now.

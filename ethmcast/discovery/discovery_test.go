@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/ethmcast/mdcs/ethmcast/discovery/discoverytest"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
 // A closed goleveldb, which discv5 keeps its nodes in, has a goroutine that ends up to
@@ -270,7 +271,7 @@ func TestFinderDNS(t *testing.T) {
 	zone := new(discoverytest.Zone)
 	var nodes []*enode.Node
 	long := example
-	long.Operator = strings.Repeat("x", MaxOperator)
+	long.Operator = strings.Repeat("x", proto.MaxOperator)
 	for range 20 {
 		entries := append(discoverytest.Endpoint("2001:db8::1", 30500), long, enr.WithEntry("other", strings.Repeat("x", 60)))
 		nodes = append(nodes, discoverytest.Record(t, discoverytest.Key(t), 1, entries...))

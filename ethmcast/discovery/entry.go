@@ -13,14 +13,11 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/ethereum/go-ethereum/p2p/enr"
 	"github.com/ethereum/go-ethereum/rlp"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
-const (
-	entryVersion = 1
-
-	// MaxOperator is the longest name of an operator, bytes.
-	MaxOperator = 32
-)
+const entryVersion = 1
 
 // Entry is the entry "mdcs" of the node record (ENR) of a replication point (SPEC
 // 13.1).
@@ -84,8 +81,8 @@ func (e *Entry) DecodeRLP(s *rlp.Stream) error {
 // CheckOperator says what is wrong with the name of an operator: it is shown on
 // terminals.
 func CheckOperator(name string) error {
-	if len(name) > MaxOperator {
-		return fmt.Errorf("operator of %d bytes, at most %d", len(name), MaxOperator)
+	if len(name) > proto.MaxOperator {
+		return fmt.Errorf("operator of %d bytes, at most %d", len(name), proto.MaxOperator)
 	}
 	if !utf8.ValidString(name) {
 		return errors.New("operator is not UTF-8")

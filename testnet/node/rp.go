@@ -28,8 +28,8 @@ const (
 
 // Time limits on a replication point.
 const (
-	rpStartTimeout = 10 * time.Second
-	rpStopGrace    = 5 * time.Second
+	rpStartTimeout = 30 * time.Second
+	rpStopGrace    = 15 * time.Second // it waits for its members to go elsewhere
 )
 
 // RPConfig describes a replication point.
@@ -45,6 +45,7 @@ type RPConfig struct {
 	Peers     []*enode.Node // the other replication points
 	Engine    string        // datapath: auto, socket or xdp
 	SSM       bool          // offer source-specific multicast
+	Pin       string        // directory on a bpf file system that keeps the datapath, "" for none
 }
 
 // RP is a replication point. Start, Stop and Kill must not run at the same
@@ -71,13 +72,14 @@ type rpFile struct {
 	} `toml:"mesh"`
 	Datapath struct {
 		Engine string `toml:"engine"`
-		Pin    string `toml:"pin"` // "": what is left of a run ends with it
+		Pin    string `toml:"pin"`
 	} `toml:"datapath"`
 	Delivery struct {
 		SSM bool `toml:"ssm"`
 	} `toml:"delivery"`
 	Admin struct {
 		Listen string `toml:"listen"`
+		Socket string `toml:"socket"` // for mdcs, in the directory of the node
 	} `toml:"admin"`
 	Log struct {
 		Level string `toml:"level"`
@@ -113,8 +115,10 @@ func (r *RP) file() rpFile {
 	f.Chain.Genesis = r.cfg.Genesis.Hex()
 	f.Mesh.Peers = urls(r.cfg.Peers)
 	f.Datapath.Engine = r.cfg.Engine
+	f.Datapath.Pin = r.cfg.Pin // "": what is left of a run ends with it
 	f.Delivery.SSM = r.cfg.SSM
 	f.Admin.Listen = fmt.Sprintf("[::1]:%d", rpAdminPort)
+	f.Admin.Socket = filepath.Join(r.cfg.Dir, "admin.sock")
 	f.Log.Level = "info"
 	return f
 }

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package cache
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+)
+
+const group = 5
+
+var start = time.Unix(100, 0)
+
+// datagram returns a DATA with n bytes of payload.
+func datagram(ingress uint32, sequence uint64, n int) []byte {
+	h := wire.Header{
+		Type: wire.Data, Group: group, Ingress: ingress, Sequence: sequence,
+		K: 1, N: 1, PayloadLen: uint16(n), ObjectLen: uint32(n),
+	}
+	return append(h.Append(nil), make([]byte, n)...)
+}
+
+// since returns the sequences that the cache has.
+func since(c *Cache, now time.Time, ingress uint32, after uint64) (sequences []uint64) {
+	for _, b := range c.Since(now, ingress, group, after) {
+		h, _, _ := wire.Parse(b)
+		sequences = append(sequences, h.Sequence)
+	}
+	return sequences
+}
+
+func TestSince(t *testing.T) {
+	c := New(DefaultBytes, DefaultAge)
+	for _, sequence := range []uint64{3, 1, 2, 7, 3} {
+		b := datagram(1, sequence, 100)
+		c.Add(start, b)
+		b[40]++ // the cache keeps a copy
+	}
+	c.Add(start, datagram(2, 9, 100))
+	require.Equal(t, []uint64{1, 2, 3, 7}, since(c, start, 1, 0))
+	require.Equal(t, []uint64{3, 7}, since(c, start, 1, 2))
+	require.Equal(t, []uint64{9}, since(c, start, 2, 0))
+	require.Empty(t, since(c, start, 1, 7))
+	require.Empty(t, since(c, start, 3, 0))
+	require.Equal(t, datagram(2, 9, 100), c.Since(start, 2, group, 0)[0])
+	n, bytes := c.Len()
+	require.Equal(t, [2]int{5, 5 * (wire.HeaderSize + 100)}, [2]int{n, bytes})
+}
+
+func TestLimits(t *testing.T) {
+	const size = wire.HeaderSize + 100
+	c := New(3*size, time.Second)
+	for i := range uint64(5) {
+		c.Add(start.Add(time.Duration(i)*time.Millisecond), datagram(1, i+1, 100))
+	}
+	require.Equal(t, []uint64{3, 4, 5}, since(c, start, 1, 0), "the oldest go first")
+	require.Equal(t, []uint64{5}, since(c, start.Add(time.Second+3*time.Millisecond), 1, 0), "the old ones go")
+	require.Empty(t, since(c, start.Add(time.Minute), 1, 0))
+	n, bytes := c.Len()
+	require.Zero(t, n+bytes)
+	require.Empty(t, c.streams)
+
+	c.Add(start, datagram(1, 1, 1000)) // larger than the whole cache
+	require.Empty(t, since(c, start, 1, 0))
+}
+
+func TestNoData(t *testing.T) {
+	c := New(DefaultBytes, DefaultAge)
+	heartbeat := wire.Header{Type: wire.Heartbeat, Group: group, Ingress: 1, Sequence: 1}
+	c.Add(start, heartbeat.Append(nil))
+	c.Add(start, datagram(0, 1, 100)) // not stamped
+	c.Add(start, datagram(1, 1, 100)[:70])
+	c.Add(start, nil)
+	n, _ := c.Len()
+	require.Zero(t, n)
+}
