@@ -117,6 +117,8 @@ func TestDiscoveryAnswers(t *testing.T) {
 	empty := single(t, func(cfg *rp.Config) { cfg.Limits.Sessions = 1 })
 	full := single(t, func(cfg *rp.Config) { cfg.Limits.Sessions = 1 })
 	members(t, newPeer(t, full, peerOptions{}))
+	draining := single(t, func(cfg *rp.Config) { cfg.Limits.Sessions = 1 })
+	draining.Drain(t.Context())
 
 	results := make(chan []discovery.Candidate, 1)
 	f, err := discovery.New(discovery.Config{
@@ -124,6 +126,7 @@ func TestDiscoveryAnswers(t *testing.T) {
 		Genesis:   testGenesis,
 		Static: []*enode.Node{
 			enode.NewV4(full.Self().Pubkey(), full.Self().IP(), full.Self().TCP(), 0), // as in older lists
+			enode.MustParse(draining.Self().URLv4()),
 			enode.MustParse(empty.Self().URLv4()),
 		},
 		Found: func(c []discovery.Candidate) { results <- c },
@@ -134,10 +137,11 @@ func TestDiscoveryAnswers(t *testing.T) {
 	defer f.Stop()
 	select {
 	case got := <-results:
-		require.Len(t, got, 2)
+		require.Len(t, got, 3)
 		require.Equal(t, empty.Self().ID(), got[0].Node.ID())
 		require.Equal(t, byte(255), got[0].Room)
 		require.Equal(t, byte(0), got[1].Room)
+		require.Equal(t, byte(0), got[2].Room)
 		for _, c := range got {
 			require.Positive(t, c.RTT)
 			require.Less(t, c.RTT, 5*time.Second)

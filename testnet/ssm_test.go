@@ -164,7 +164,7 @@ func testSSMGeths(t *testing.T, engine string) {
 	const count = 20
 	txs, err := workload.Plan(workload.Params{ChainID: beacon.ChainID, Seed: 5, Txs: count, Rate: 20, Nodes: len(n.Geths)})
 	require.NoError(t, err)
-	atRP := watchSSM(t, n.fabric.routers["as1"], "p-as1-rp", node.RPDataPort)
+	atRP := watchSSM(t, n.fabric.routers["as1"], "pas1-rp", node.RPDataPort)
 	for _, tx := range txs {
 		require.NoError(t, n.Geths[tx.Node].SendTx(ctx, tx.Raw))
 	}

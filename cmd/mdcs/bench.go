@@ -16,9 +16,9 @@ import (
 
 var benchCommand = &cli.Command{
 	Name:            "bench",
-	Usage:           "measure a replication point on this machine, or simulate a mesh",
+	Usage:           "measure replication points on this machine, and simulated ones",
 	HideHelpCommand: true,
-	Subcommands:     []*cli.Command{fanoutCommand, meshCommand},
+	Subcommands:     []*cli.Command{fanoutCommand, peersCommand, meshCommand},
 	Action:          unknownCommand,
 }
 

@@ -49,6 +49,9 @@ func (c *conn) readmit(now time.Time, m *proto.Resume) {
 	if len(groups) == 0 {
 		groups = m.Groups
 	}
+	if c.srv.cfg.Admit != nil { // the datapath serves it already: nothing is to be waited for
+		_, c.ended = c.srv.cfg.Admit(session.Publish)
+	}
 	c.begin(session, groups)
 	c.srv.resumed.Add(1)
 	c.adm.Resumed(now, c.grant(), len(session.Groups) == 0)
