@@ -116,6 +116,7 @@ var leaves = []string{mdcs + "/ethmcast/wire", mdcs + "/ethmcast/auth", mdcs + "
 // cores are state machines: they are told the time and what arrived, and say what to send.
 var cores = append([]string{
 	mdcs + "/ethmcast/coverage",
+	mdcs + "/ethmcast/discovery/nearest",
 	mdcs + "/ethmcast/outbox",
 	mdcs + "/ethmcast/proto",
 	mdcs + "/ethmcast/reassembly",

@@ -76,7 +76,7 @@ func (s *Service) keepConnected(rp *rpConn) {
 		select {
 		case <-s.quit: // devp2p ends all connections
 		default:
-			s.network.hangUp(rp.node)
+			s.network.hangUp(s.nodeOf(rp))
 		}
 	}()
 	pause := minRedial
@@ -87,7 +87,7 @@ func (s *Service) keepConnected(rp *rpConn) {
 			case <-rp.ended: // the connection before
 			default:
 			}
-			conn, err := s.network.connect(ctx, rp.node)
+			conn, err := s.network.connect(ctx, s.nodeOf(rp))
 			switch {
 			case ctx.Err() != nil:
 				return

@@ -16,6 +16,8 @@ import (
 	"github.com/ethereum/go-ethereum/node"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/urfave/cli/v2"
+
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 )
 
 const flagCategory = "MULTICAST DIFFUSION"
@@ -50,7 +52,27 @@ var (
 		Value:    string(DeliverUnicast),
 		Category: flagCategory,
 	}
-	Flags = []cli.Flag{EnabledFlag, RPFlag, PortFlag, PublishFlag, DeliveryFlag}
+	DNSFlag = &cli.StringSliceFlag{
+		Name:     "mdcs.dns",
+		Usage:    "enrtree URL of a signed DNS tree of replication points; the nearest are used, those of --mdcs.rp among them",
+		Category: flagCategory,
+	}
+	Discv5Flag = &cli.BoolFlag{
+		Name:     "mdcs.discv5",
+		Usage:    "Look for replication points in the DHT too, and use those that --mdcs.allow names",
+		Category: flagCategory,
+	}
+	AllowFlag = &cli.StringSliceFlag{
+		Name:     "mdcs.allow",
+		Usage:    "Node id of a replication point that may be used when it is found in the DHT",
+		Category: flagCategory,
+	}
+	OpenFlag = &cli.BoolFlag{
+		Name:     "mdcs.open",
+		Usage:    "Use any replication point that is found in the DHT",
+		Category: flagCategory,
+	}
+	Flags = []cli.Flag{EnabledFlag, RPFlag, DNSFlag, Discv5Flag, AllowFlag, OpenFlag, PortFlag, PublishFlag, DeliveryFlag}
 )
 
 // Register adds multicast diffusion to a geth node that does not run yet.
@@ -76,6 +98,11 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 		}
 		cfg.RPs = append(cfg.RPs, rp)
 	}
+	find, err := findConfig(ctx)
+	if err != nil {
+		return err
+	}
+	cfg.Find = find
 	hooks, ok := any(backend).(patched)
 	if !ok {
 		return errors.New("this geth was built without the mDCS patches")
@@ -97,7 +124,45 @@ type lifecycle struct {
 	stack *node.Node
 }
 
-func (l *lifecycle) Start() error { return l.Service.Start(l.stack.Server()) }
+func (l *lifecycle) Start() error {
+	server := l.stack.Server()
+	if find := l.cfg.Find; find != nil && find.DHT {
+		disc := server.DiscoveryV5()
+		if disc == nil {
+			return fmt.Errorf("--%s needs discovery of version 5 (--discovery.v5, without --nodiscover)", Discv5Flag.Name)
+		}
+		find.Walk = disc.RandomNodes()
+	}
+	return l.Service.Start(server)
+}
+
+// findConfig returns where to look for replication points, nil for nowhere.
+func findConfig(ctx *cli.Context) (*Find, error) {
+	find := &Find{
+		Trees: ctx.StringSlice(DNSFlag.Name),
+		DHT:   ctx.Bool(Discv5Flag.Name),
+		Open:  ctx.Bool(OpenFlag.Name),
+	}
+	for _, text := range ctx.StringSlice(AllowFlag.Name) {
+		id, err := enode.ParseID(text)
+		if err != nil {
+			return nil, fmt.Errorf("--%s %s: %w", AllowFlag.Name, text, err)
+		}
+		find.Allow = append(find.Allow, id)
+	}
+	if (find.Open || len(find.Allow) > 0) && !find.DHT {
+		return nil, fmt.Errorf("--%s and --%s are for --%s", OpenFlag.Name, AllowFlag.Name, Discv5Flag.Name)
+	}
+	for _, url := range find.Trees {
+		if err := discovery.CheckTree(url); err != nil {
+			return nil, fmt.Errorf("--%s: %w", DNSFlag.Name, err)
+		}
+	}
+	if len(find.Trees) == 0 && !find.DHT {
+		return nil, nil
+	}
+	return find, nil
+}
 
 // patched is what patches/ adds to eth.Ethereum. As an interface it lets this
 // package build, and be checked, against a geth without the patches too.

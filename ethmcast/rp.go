@@ -22,7 +22,7 @@ import (
 // rpConn is an RP that may be used. A membership outlives the connection, so what
 // belongs to it does as well.
 type rpConn struct {
-	node   *enode.Node
+	node   *enode.Node // as it was given or found last
 	id     enode.ID
 	ctx    context.Context // ends when the RP is needed no more
 	cancel context.CancelFunc
@@ -108,6 +108,12 @@ func (s *Service) rpOf(from *sender) *rpConn {
 		}
 	}
 	return nil
+}
+
+func (s *Service) nodeOf(rp *rpConn) *enode.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return rp.node
 }
 
 func (s *Service) isConnected(rp *rpConn) bool {

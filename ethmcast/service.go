@@ -10,7 +10,7 @@
 //	neighbours <--------- HAVE marks ----------> coverage (peer.go)
 //
 // It is a member of two RPs: one replicates to it, the other stands by (rp.go,
-// choose.go, dial.go).
+// choose.go, dial.go). It may look for them (find.go).
 //
 // The protocol decisions are in the packages below, which do no I/O: proto,
 // outbox, reassembly, coverage. This package holds the sockets, the devp2p
@@ -37,6 +37,7 @@ import (
 	"github.com/ethereum/go-ethereum/rpc"
 
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
@@ -71,6 +72,7 @@ func (d Delivery) mode() proto.DeliveryMode {
 // Config is what the node's operator decides.
 type Config struct {
 	RPs       []*enode.Node // in order of preference
+	Find      *Find         // looks for more, and for the nearest of all; nil: only RPs, in their order
 	Port      uint16        // UDP port for datagrams, 0 for any
 	Publish   PublishMode
 	Delivery  Delivery // "" is DeliverUnicast
@@ -79,8 +81,8 @@ type Config struct {
 }
 
 func (c *Config) check() error {
-	if len(c.RPs) == 0 {
-		return errors.New("no replication point given (--mdcs.rp)")
+	if len(c.RPs) == 0 && c.Find == nil {
+		return errors.New("no replication point given (--mdcs.rp, --mdcs.dns)")
 	}
 	switch c.Publish {
 	case PublishAll, PublishBridged, PublishNone:
@@ -110,8 +112,8 @@ type Backend interface {
 	SubscribeHeads(f func()) event.Subscription
 }
 
-// preferFirst is the time after the start in which only the first RP is joined:
-// connections come up in any order.
+// preferFirst is the time in which only the first of new RPs is joined: connections
+// come up in any order.
 const preferFirst = 2 * time.Second
 
 // seenTxs is how many delivered transactions are remembered.
@@ -139,7 +141,7 @@ type Service struct {
 	quit    chan struct{}
 	wg      sync.WaitGroup
 
-	preferUntil time.Time
+	finder *discovery.Finder // nil when RPs are not looked for
 
 	mu        sync.Mutex
 	enabled   bool
@@ -162,6 +164,8 @@ type Service struct {
 	haveAt    time.Time // of the last HAVE
 	haveOf    uint64    // version of the marks in it
 	jitter    *mrand.Rand
+
+	preferUntil time.Time // before which only the first of nodes is joined
 }
 
 // New returns a service.
@@ -202,22 +206,32 @@ func (s *Service) Start(server *p2p.Server) error {
 		return fmt.Errorf("mdcs data port: %w", err)
 	}
 	_ = socket.SetReadBuffer(socketBuffer) // the kernel caps it; a smaller one only loses bursts
-	s.self, s.socket, s.network, s.preferUntil = server.Self().ID(), socket, devp2p{server}, time.Now().Add(preferFirst)
+	s.self, s.socket, s.network = server.Self().ID(), socket, devp2p{server}
 	s.deliver.start()
 	s.heads = s.backend.SubscribeHeads(s.deliver.newHead)
 	s.wg.Go(func() { s.receiveLoop(s.socket, proto.ModeUnicast) })
 	s.wg.Go(s.loop)
-	s.SetRPs(s.cfg.RPs)
+	if s.cfg.Find != nil {
+		if err := s.startFinder(); err != nil {
+			return errors.Join(err, s.Stop())
+		}
+	} else {
+		s.SetRPs(s.cfg.RPs)
+	}
 	s.log.Info("Multicast diffusion started", "rps", len(s.cfg.RPs), "port", s.port(), "publish", s.cfg.Publish)
 	return nil
 }
 
 // SetRPs replaces the RPs that may be used, in order of preference. The service must
-// be started. One that is left out is left.
+// be started. One that is left out is left; one that moved is dialled at its new address
+// when there is no connection.
 func (s *Service) SetRPs(nodes []*enode.Node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.rps
+	if s.active == nil {
+		s.preferUntil = time.Now().Add(preferFirst)
+	}
 	s.rps, s.order, s.hints = make(map[enode.ID]*rpConn), nil, nil
 	for _, node := range nodes {
 		id := node.ID()
@@ -229,6 +243,7 @@ func (s *Service) SetRPs(nodes []*enode.Node) {
 			rp = newRPConn(node)
 			s.wg.Go(func() { s.keepConnected(rp) })
 		}
+		rp.node = node
 		delete(old, id)
 		s.rps[id] = rp
 		s.order = append(s.order, rp)
@@ -241,6 +256,9 @@ func (s *Service) SetRPs(nodes []*enode.Node) {
 
 // Stop leaves the RPs and ends all goroutines.
 func (s *Service) Stop() error {
+	if s.finder != nil {
+		s.finder.Stop()
+	}
 	s.mu.Lock()
 	s.enabled = false
 	s.choose(time.Now())

@@ -207,3 +207,29 @@ func TestCrossingDials(t *testing.T) {
 		return time.Since(since) > 2*dialCourtesy // nobody dials again
 	}, time.Minute, 10*time.Millisecond)
 }
+
+// The nodes without limits change while the server runs.
+func TestAllowedChanges(t *testing.T) {
+	key, err := crypto.GenerateKey()
+	require.NoError(t, err)
+	s, err := startServer(serverConfig{
+		Key:       key,
+		Address:   netip.IPv6Loopback(),
+		Protocols: []p2p.Protocol{{Name: "test", Version: 1, Length: 1}},
+		Log:       slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	defer s.stop()
+	defer s.close()
+	addr := netip.MustParseAddr("2001:db8::1")
+	node := enode.NewV4(&key.PublicKey, addr.AsSlice(), 30500, 0)
+	require.False(t, s.isAllowed(addr))
+	s.setAllowed([]*enode.Node{node})
+	require.True(t, s.isAllowed(addr))
+	moved := enode.NewV4(node.Pubkey(), netip.MustParseAddr("2001:db8::2").AsSlice(), 30500, 0)
+	s.setAllowed([]*enode.Node{moved})
+	require.False(t, s.isAllowed(addr))
+	require.True(t, s.isAllowed(moved.IPAddr()))
+	s.setAllowed(nil)
+	require.False(t, s.isAllowed(moved.IPAddr()))
+}

@@ -36,7 +36,7 @@ func (r *RP) others() []string {
 		up[n.ID] = n.Up()
 	}
 	var urls []string
-	for _, n := range r.cfg.Neighbours {
+	for _, n := range r.mesh.Neighbours() {
 		if up[n.ID()] {
 			urls = append(urls, n.URLv4())
 		}

@@ -140,8 +140,12 @@ func TestOperator(t *testing.T) {
 	require.True(t, neighbours[0].Tree)
 	routes, err := o.Routes(ctx)
 	require.NoError(t, err)
-	require.Equal(t, []string{names[1]}, routes[0].Children)
-	require.Equal(t, names[1], routes[1].Parent)
+	routeOf := make(map[string]admin.Route)
+	for _, r := range routes {
+		routeOf[r.RP] = r
+	}
+	require.Equal(t, []string{names[1]}, routeOf[names[0]].Children)
+	require.Equal(t, names[1], routeOf[names[1]].Parent)
 	tree, err := o.Tree(ctx, "")
 	require.NoError(t, err)
 	parents := make(map[string]string)

@@ -22,9 +22,11 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/discover"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -47,6 +49,8 @@ type Config struct {
 	NetworkID  uint64
 	Genesis    [32]byte
 	Neighbours []*enode.Node // the other RPs, with IPv6 addresses
+	Operator   string        // who runs the RP, "" to tell nobody
+	Discovery  Discovery
 
 	Limits        membership.Limits
 	Lease         time.Duration // of a peer's session, whole seconds
@@ -65,8 +69,6 @@ type Config struct {
 	// Joiners and Publishers are the nodes that may join, and of these those that may
 	// publish; nil is everybody.
 	Joiners, Publishers map[enode.ID]bool
-
-	Operator string // who runs the RP, "" to tell nobody
 
 	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
 	// is not offered; else the engine must be a datapath.Multicaster.
@@ -91,10 +93,6 @@ type MeshConfig struct {
 	Mode   tree.Mode
 	Alpha  int // of tree.Last, in percent; 0 for the default
 	Budget int // RPs that get copies of one datagram from here, 0 for no bound
-
-	// Measure returns the round-trip times to nodes, as far as they answer: a mesh of
-	// linkstate.FullMesh RPs or more chooses neighbours by it, without it at random.
-	Measure func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration
 }
 
 // orphanGrace is how long sessions and streams of an adopted datapath wait for those
@@ -123,6 +121,8 @@ type RP struct {
 	peers   *peerside.Server
 	mesh    *meshside.Server
 	server  *server
+	disc    *discover.UDPv5
+	finder  *discovery.Finder // nil when neighbours are not looked for
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup // heart-beat and rekeying
 
@@ -180,8 +180,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
 	case c.Mesh.Alpha != 0 && c.Mesh.Alpha < tree.MinAlpha || c.Mesh.Budget < 0:
 		return fmt.Errorf("alpha of %d percent, budget of %d copies", c.Mesh.Alpha, c.Mesh.Budget)
-	case len(c.Operator) > proto.MaxOperator:
-		return fmt.Errorf("operator of %d bytes, at most %d", len(c.Operator), proto.MaxOperator)
+	case discovery.CheckOperator(c.Operator) != nil:
+		return discovery.CheckOperator(c.Operator)
 	case c.Engine == nil || c.Log == nil:
 		return errors.New("no engine or no log")
 	}
@@ -294,6 +294,7 @@ func (r *RP) start() error {
 		DataPort:    r.engine.Addr().Port(),
 		Groups:      r.groups,
 		Neighbours:  cfg.Neighbours,
+		Finds:       cfg.Discovery.finds(),
 		Operator:    cfg.Operator,
 		Mode:        cfg.Mesh.Mode,
 		Alpha:       cfg.Mesh.Alpha,
@@ -301,17 +302,19 @@ func (r *RP) start() error {
 		Publishes:   adopted != nil,
 		Egress:      meshEgress,
 		EgressBurst: egressBurst(meshEgress),
-		Measure:     cfg.Mesh.Measure,
-		Connect:     func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
-		Engine:      r.engine,
-		Hellos:      hellos,
-		Cache:       repairs,
-		Keys:        r.keys,
-		Members:     r.members,
-		Peers:       r.peers,
-		Rand:        cfg.Rand,
-		Log:         cfg.Log,
-		Events:      r.events,
+		Measure: func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {
+			return discovery.Measure(ctx, r.disc, nodes)
+		},
+		Connect: func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
+		Engine:  r.engine,
+		Hellos:  hellos,
+		Cache:   repairs,
+		Keys:    r.keys,
+		Members: r.members,
+		Peers:   r.peers,
+		Rand:    cfg.Rand,
+		Log:     cfg.Log,
+		Events:  r.events,
 	})
 	if err != nil {
 		return err
@@ -332,8 +335,14 @@ func (r *RP) start() error {
 	if err != nil {
 		return fmt.Errorf("control port: %w", err)
 	}
+	if err := r.listenDiscovery(); err != nil {
+		return fmt.Errorf("discovery port: %w", err)
+	}
 	if err := r.mesh.Start(); err != nil {
 		return err
+	}
+	if err := r.find(); err != nil {
+		return fmt.Errorf("discovery: %w", err)
 	}
 
 	r.started = time.Now()
@@ -381,6 +390,7 @@ func (r *RP) stop() {
 	if r.cancel != nil {
 		r.cancel()
 	}
+	r.stopDiscovery()
 	if r.server != nil {
 		r.server.close()
 	}
@@ -404,20 +414,20 @@ func (r *RP) stop() {
 // Self returns the node record: address and control port. The RP must be started.
 func (r *RP) Self() *enode.Node { return r.server.Self() }
 
-// SetNeighbours says which RPs of Config.Neighbours to keep a connection with, at first
-// all of them. A connection that stands with another one is left alone, and one that
+// SetNeighbours says which RPs of the allow-list, configured or found, to keep a
+// connection with until that changes, at first all of them. A connection that stands with another one is left alone, and one that
 // another one makes is taken. The RP must be started.
 func (r *RP) SetNeighbours(nodes []*enode.Node) error {
-	for _, n := range nodes {
-		known := func(allowed *enode.Node) bool { return allowed.ID() == n.ID() }
-		if !slices.ContainsFunc(r.cfg.Neighbours, known) {
-			return fmt.Errorf("rp: neighbour %v is not on the allow-list", n.ID().TerminalString())
-		}
-	}
 	r.lifecycle.Lock()
 	defer r.lifecycle.Unlock()
 	if r.state.Load() != serving {
 		return errors.New("rp: not serving")
+	}
+	allowed := r.mesh.Neighbours()
+	for _, n := range nodes {
+		if !slices.ContainsFunc(allowed, func(a *enode.Node) bool { return a.ID() == n.ID() }) {
+			return fmt.Errorf("rp: neighbour %v is not on the allow-list", n.ID().TerminalString())
+		}
 	}
 	r.server.dialer.setNeighbours(nodes)
 	return nil
@@ -466,11 +476,13 @@ type Status struct {
 	Sessions    int            // of peers, admitted or not
 	Members     map[uint32]int // by group
 	Ready       bool
+
+	Discovery discovery.Status // zero when neighbours are not looked for
 }
 
 // Status returns the counters. The RP must be started.
 func (r *RP) Status() Status {
-	return Status{
+	st := Status{
 		Incarnation: r.incarnation,
 		Datapath:    r.engine.Stats(),
 		Peers:       r.peers.Stats(),
@@ -479,4 +491,8 @@ func (r *RP) Status() Status {
 		Members:     r.members.Members(),
 		Ready:       r.Ready() == nil,
 	}
+	if r.finder != nil {
+		st.Discovery = r.finder.Status()
+	}
+	return st
 }

@@ -54,7 +54,7 @@ type site struct {
 	control, data uint16
 }
 
-// newSite reserves ports by opening them once.
+// newSite reserves ports by opening them once; that of control for UDP, too.
 func newSite(t *testing.T) *site {
 	t.Helper()
 	key, err := crypto.GenerateKey()
@@ -63,6 +63,12 @@ func newSite(t *testing.T) *site {
 	require.NoError(t, err)
 	udp, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(loopback))
 	require.NoError(t, err)
+	twin, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(tcp.Addr().(*net.TCPAddr).AddrPort()))
+	if err != nil { // somebody has that port for UDP
+		tcp.Close()
+		udp.Close()
+		return newSite(t)
+	}
 	s := &site{
 		key:     key,
 		control: tcp.Addr().(*net.TCPAddr).AddrPort().Port(),
@@ -70,6 +76,7 @@ func newSite(t *testing.T) *site {
 	}
 	require.NoError(t, tcp.Close())
 	require.NoError(t, udp.Close())
+	require.NoError(t, twin.Close())
 	return s
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/ethereum/go-ethereum/event"
@@ -31,10 +32,10 @@ const (
 type serverConfig struct {
 	Key       *ecdsa.PrivateKey
 	Address   netip.Addr
-	Port      uint16 // 0 for any
-	Sessions  int    // of peers, 0 for no limit
-	Per64     int    // sessions of a /64, 0 for no limit
-	Allowed   []*enode.Node
+	Port      uint16        // 0 for any
+	Sessions  int           // of peers, 0 for no limit
+	Per64     int           // sessions of a /64, 0 for no limit
+	Allowed   []*enode.Node // the other RPs, at first
 	Protocols []p2p.Protocol
 	Log       *slog.Logger
 }
@@ -46,6 +47,9 @@ type server struct {
 	*p2p.Server
 	listener *listener
 	dialer   *dialer
+
+	mu      sync.Mutex
+	allowed []*enode.Node // the other RPs
 
 	events event.Subscription
 	wg     sync.WaitGroup // the goroutine that follows them
@@ -75,7 +79,7 @@ func startServer(cfg serverConfig) (*server, error) {
 		Protocols:    cfg.Protocols,
 		NAT:          nat.ExtIP(cfg.Address.AsSlice()),
 		Logger:       log.NewLogger(p2pHandler{cfg.Log.Handler()}),
-	}}}
+	}}, allowed: cfg.Allowed}
 	if err := s.Start(); err != nil {
 		tcp.Close()
 		return nil, err
@@ -85,10 +89,6 @@ func startServer(cfg serverConfig) (*server, error) {
 	s.LocalNode().SetFallbackIP(net.IPv4zero)
 	s.LocalNode().Set(enr.TCP(tcp.Addr().(*net.TCPAddr).Port))
 
-	allowed := make(map[netip.Addr]bool)
-	for _, n := range cfg.Allowed {
-		allowed[n.IPAddr()] = true
-	}
 	own := &net.Dialer{LocalAddr: &net.TCPAddr{IP: cfg.Address.AsSlice()}}
 	s.dialer = newDialer(dialerConfig{
 		Self: s.LocalNode().ID(),
@@ -102,12 +102,41 @@ func startServer(cfg serverConfig) (*server, error) {
 	s.events = s.SubscribeEvents(events)
 	s.wg.Go(func() { s.follow(events) })
 	s.listener = startListener(tcp, listenerConfig{
-		Allowed: func(addr netip.Addr) bool { return allowed[addr] },
+		Allowed: s.isAllowed,
 		Setup:   func(conn net.Conn) error { return s.SetupConn(conn, inbound, nil) },
 		Per64:   cfg.Per64,
 		Log:     cfg.Log,
 	})
 	return s, nil
+}
+
+// setAllowed says which nodes no limit of connections holds for. Connections that stand
+// are left alone.
+func (s *server) setAllowed(nodes []*enode.Node) {
+	s.mu.Lock()
+	before := s.allowed
+	s.allowed = nodes
+	s.mu.Unlock()
+	for _, n := range without(before, nodes) {
+		s.RemoveTrustedPeer(n)
+	}
+	for _, n := range without(nodes, before) {
+		s.AddTrustedPeer(n)
+	}
+}
+
+// without returns the nodes whose id is not among those of others.
+func without(nodes, others []*enode.Node) []*enode.Node {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *enode.Node) bool {
+		return slices.ContainsFunc(others, func(o *enode.Node) bool { return o.ID() == n.ID() })
+	})
+}
+
+// isAllowed reports whether an address is that of another RP.
+func (s *server) isAllowed(addr netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.allowed, func(n *enode.Node) bool { return n.IPAddr() == addr })
 }
 
 // follow tells the dialer which connections stand.

@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Usage:           "multicast diffusion for Ethereum",
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        append(slices.Clip(operatorCommands), benchCommand, testnetCommand, delaylineCommand, lightpeersCommand),
+		Commands:        append(slices.Clip(operatorCommands), benchCommand, discoveryCommand, testnetCommand, delaylineCommand, lightpeersCommand),
 		Writer:          stdout,
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // reported below

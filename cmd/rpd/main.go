@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/urfave/cli/v2"
@@ -101,20 +102,33 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 				Usage: "print the enode URL that others need; makes the node key when it is missing",
 				Flags: []cli.Flag{configFlag},
 				Action: func(c *cli.Context) error {
-					cfg, err := config.Load(c.String(configFlag.Name))
-					if err != nil {
-						return err
-					}
-					key, err := loadKey(cfg.Node.KeyFile)
-					if err != nil {
-						return err
-					}
-					_, err = fmt.Fprintln(stdout, enodeURL(cfg, key))
-					return err
+					return printRecord(c, stdout, (*enode.Node).URLv4)
+				},
+			},
+			{
+				Name:  "record",
+				Usage: "print the node record (ENR) for a tree in DNS; makes the node key when it is missing",
+				Flags: []cli.Flag{configFlag},
+				Action: func(c *cli.Context) error {
+					return printRecord(c, stdout, (*enode.Node).String)
 				},
 			},
 		},
 	}
+}
+
+// printRecord prints the node record of a configuration in some form.
+func printRecord(c *cli.Context, stdout io.Writer, form func(*enode.Node) string) error {
+	cfg, err := config.Load(c.String(configFlag.Name))
+	if err != nil {
+		return err
+	}
+	n, err := record(cfg)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stdout, form(n))
+	return err
 }
 
 // drainTimeout is how long a replication point that ends waits for its members to turn

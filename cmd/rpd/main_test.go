@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
@@ -67,6 +68,8 @@ func TestDefaultConfig(t *testing.T) {
 	want := config.Default()
 	want.Node.Address = printed.Node.Address
 	want.Chain = printed.Chain
+	want.Mesh.Peers, want.Datapath.Devices = []string{}, []string{}
+	want.Discovery.DNS, want.Discovery.Bootnodes, want.Discovery.Allow = []string{}, []string{}, []enode.ID{}
 	want.Mesh.Peers, want.Datapath.Devices, want.Admission.List = []string{}, []string{}, []string{}
 	require.Equal(t, want, *printed)
 

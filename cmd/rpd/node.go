@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -41,6 +40,10 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	if err != nil {
 		return nil, err
 	}
+	bootnodes, err := cfg.Bootnodes()
+	if err != nil {
+		return nil, err
+	}
 	joiners, publishers, err := cfg.Admission.Admitted()
 	if err != nil {
 		return nil, err
@@ -57,6 +60,15 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		NetworkID:   cfg.Chain.NetworkID,
 		Genesis:     cfg.Chain.Genesis,
 		Neighbours:  neighbours,
+		Operator:    cfg.Node.Operator,
+		Discovery: rp.Discovery{
+			Port:      cfg.Discovery.Port,
+			Trees:     cfg.Discovery.DNS,
+			Walk:      cfg.Discovery.Discv5,
+			Bootnodes: bootnodes,
+			Allow:     cfg.Discovery.Allow,
+			Open:      cfg.Discovery.Open,
+		},
 		Limits: membership.Limits{
 			Sessions:    cfg.Limits.MaxPeers,
 			Per64:       cfg.Limits.MaxPer64,
@@ -74,7 +86,6 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		EgressLimit:   cfg.Limits.EgressLimit,
 		Joiners:       joiners,
 		Publishers:    publishers,
-		Operator:      cfg.Node.Operator,
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
 		GroupPort:     groupPort,
 		HopLimit:      cfg.Delivery.HopLimit,
@@ -109,8 +120,20 @@ func loadKey(path string) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// enodeURL returns the URL of the control port.
-func enodeURL(cfg *config.Config, key *ecdsa.PrivateKey) string {
-	ip := net.IP(cfg.Node.Address.AsSlice())
-	return enode.NewV4(&key.PublicKey, ip, int(cfg.Node.ControlPort), 0).URLv4()
+// record returns the node record that the replication point will have.
+func record(cfg *config.Config) (*enode.Node, error) {
+	key, err := loadKey(cfg.Node.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return rp.Record(rp.Config{
+		PrivateKey:  key,
+		Address:     cfg.Node.Address,
+		ControlPort: cfg.Node.ControlPort,
+		DataPort:    cfg.Node.DataPort,
+		NetworkID:   cfg.Chain.NetworkID,
+		Genesis:     cfg.Chain.Genesis,
+		Operator:    cfg.Node.Operator,
+		Discovery:   rp.Discovery{Port: cfg.Discovery.Port},
+	}, time.Now())
 }

@@ -21,23 +21,23 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
 // Config is the file.
 type Config struct {
-	Node     Node     `toml:"node"`
-	Chain    Chain    `toml:"chain"`
-	Mesh     Mesh     `toml:"mesh"`
-	Datapath Datapath `toml:"datapath"`
-	Delivery Delivery `toml:"delivery"`
-	Limits   Limits   `toml:"limits"`
-
+	Node      Node      `toml:"node"`
+	Chain     Chain     `toml:"chain"`
+	Mesh      Mesh      `toml:"mesh"`
+	Discovery Discovery `toml:"discovery"`
+	Datapath  Datapath  `toml:"datapath"`
+	Delivery  Delivery  `toml:"delivery"`
+	Limits    Limits    `toml:"limits"`
 	Admission Admission `toml:"admission"`
-
-	Admin Admin `toml:"admin"`
-	Log   Log   `toml:"log"`
+	Admin     Admin     `toml:"admin"`
+	Log       Log       `toml:"log"`
 }
 
 // Node says who and where the RP is.
@@ -62,6 +62,16 @@ type Mesh struct {
 	Mode          string   `toml:"mode"`        // of the trees: "last" or "star"
 	Alpha         int      `toml:"alpha"`       // of mode last, percent
 	CopyBudget    int      `toml:"copy_budget"` // RPs that get copies of one datagram from here, 0 for no bound
+}
+
+// Discovery says how the RP is found and measured, and how it finds others.
+type Discovery struct {
+	Port      uint16     `toml:"port"`      // UDP, 0 for the number of the control port
+	DNS       []string   `toml:"dns"`       // enrtree:// URLs of trees with neighbours
+	Discv5    bool       `toml:"discv5"`    // take part in the DHT
+	Bootnodes []string   `toml:"bootnodes"` // node records to begin with
+	Allow     []enode.ID `toml:"allow"`     // neighbours when they are found in the DHT
+	Open      bool       `toml:"open"`      // so are all others
 }
 
 // Datapath chooses the engine.
@@ -218,8 +228,8 @@ func (c *Config) check() error {
 	case a.IsUnspecified() || a.IsMulticast() || a.Zone() != "":
 		bad("node.address", "%v is not the address of one host that others reach", a)
 	}
-	if n := len(c.Node.Operator); n > proto.MaxOperator {
-		bad("node.operator", "%d bytes, at most %d", n, proto.MaxOperator)
+	if err := discovery.CheckOperator(c.Node.Operator); err != nil {
+		bad("node.operator", "%v", err)
 	}
 	if c.Node.ControlPort == 0 {
 		bad("node.control_port", "0 is not a port")
@@ -237,6 +247,29 @@ func (c *Config) check() error {
 		if _, err := neighbour(url); err != nil {
 			bad(fmt.Sprintf("mesh.peers[%d]", i), "%v", err)
 		}
+	}
+	port := c.Discovery.Port
+	if port == 0 {
+		port = c.Node.ControlPort
+	}
+	if port == c.Node.DataPort && port != 0 {
+		bad("discovery.port", "%d is that of the datagrams, node.data_port", port)
+	}
+	for i, url := range c.Discovery.DNS {
+		if err := discovery.CheckTree(url); err != nil {
+			bad(fmt.Sprintf("discovery.dns[%d]", i), "%v", err)
+		}
+	}
+	for i, text := range c.Discovery.Bootnodes {
+		if _, err := bootnode(text); err != nil {
+			bad(fmt.Sprintf("discovery.bootnodes[%d]", i), "%v", err)
+		}
+	}
+	if c.Discovery.Discv5 && len(c.Discovery.Bootnodes) == 0 {
+		bad("discovery.bootnodes", "missing: discv5 begins with them")
+	}
+	if c.Discovery.Open && !c.Discovery.Discv5 {
+		bad("discovery.open", "has no use without discv5")
 	}
 	if d := time.Duration(c.Mesh.RekeyInterval); d < time.Minute {
 		bad("mesh.rekey_interval", "%v is less than 1m", d)
@@ -371,6 +404,30 @@ func neighbour(url string) (*enode.Node, error) {
 	}
 	if n.TCP() == 0 {
 		return nil, fmt.Errorf("%s: no TCP port", url)
+	}
+	return n, nil
+}
+
+// Bootnodes returns the nodes of [discovery] bootnodes.
+func (c *Config) Bootnodes() ([]*enode.Node, error) {
+	nodes := make([]*enode.Node, len(c.Discovery.Bootnodes))
+	for i, text := range c.Discovery.Bootnodes {
+		n, err := bootnode(text)
+		if err != nil {
+			return nil, fmt.Errorf("discovery.bootnodes[%d]: %w", i, err)
+		}
+		nodes[i] = n
+	}
+	return nodes, nil
+}
+
+func bootnode(text string) (*enode.Node, error) {
+	n, err := enode.Parse(enode.ValidSchemes, text)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := n.UDPEndpoint(); !ok {
+		return nil, fmt.Errorf("%s: no UDP endpoint", text)
 	}
 	return n, nil
 }

@@ -37,14 +37,15 @@ func TestMinimal(t *testing.T) {
 }
 
 func TestAllKeys(t *testing.T) {
-	peer := nodeURL(t)
+	peer, boot := nodeURL(t), udp(t)
+	const tree = "enrtree://AKA3AM6LPBYEUDMVNU3BSVQJ5AD45Y7YPOHJLEF6W26QOE4VTUDPE@rps.example.org"
 	c, err := Parse([]byte(`
 [node]
 key_file = "k"
 address = "fd00::1"
 control_port = 1
 data_port = 2
-operator = "us"
+operator = "example"
 [chain]
 network_id = 3
 genesis = "0x0200000000000000000000000000000000000000000000000000000000000000"
@@ -54,6 +55,13 @@ rekey_interval = "90s"
 mode = "star"
 alpha = 120
 copy_budget = 10
+[discovery]
+port = 10
+dns = ["` + tree + `"]
+discv5 = true
+bootnodes = ["` + boot + `"]
+allow = ["0300000000000000000000000000000000000000000000000000000000000000"]
+open = true
 [datapath]
 engine = "xdp"
 devices = ["eth0", "eth1"]
@@ -86,12 +94,13 @@ level = "debug"
 `))
 	require.NoError(t, err)
 	require.Equal(t, Config{
-		Node:     Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2, Operator: "us"},
-		Chain:    Chain{NetworkID: 3, Genesis: common.Hash{2}},
-		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second), Mode: "star", Alpha: 120, CopyBudget: 10},
-		Datapath: Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
-		Delivery: Delivery{GroupPort: 8, HopLimit: 9},
-		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer64: 12},
+		Node:      Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2, Operator: "example"},
+		Chain:     Chain{NetworkID: 3, Genesis: common.Hash{2}},
+		Mesh:      Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second), Mode: "star", Alpha: 120, CopyBudget: 10},
+		Discovery: Discovery{Port: 10, DNS: []string{tree}, Discv5: true, Bootnodes: []string{boot}, Allow: []enode.ID{{3}}, Open: true},
+		Datapath:  Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
+		Delivery:  Delivery{GroupPort: 8, HopLimit: 9},
+		Limits:    Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer64: 12},
 		Admission: Admission{Join: "list", Publish: "list",
 			List: []string{peer, "0x0500000000000000000000000000000000000000000000000000000000000000"}},
 		Admin: Admin{Socket: "/s"},
@@ -104,6 +113,9 @@ level = "debug"
 	require.NoError(t, err)
 	require.Equal(t, map[enode.ID]bool{nodes[0].ID(): true, {5}: true}, joiners)
 	require.Equal(t, joiners, publishers)
+	bootnodes, err := c.Bootnodes()
+	require.NoError(t, err)
+	require.Equal(t, boot, bootnodes[0].URLv4())
 	open := Default()
 	joiners, publishers, err = open.Admission.Admitted()
 	require.NoError(t, err)
@@ -134,7 +146,7 @@ func TestErrors(t *testing.T) {
 		"no rule":        {minimal + "[admission]\njoin = \"all\"\n", []string{`admission.join: "all" is none of open, list`}},
 		"no node":        {minimal + "[admission]\nlist = [\"7\", \"enode://x@[::1]:1\"]\n", []string{"admission.list[0]: ", "admission.list[1]: "}},
 		"negative rate":  {minimal + "[limits]\njoin_rate = -1\n", []string{"limits.join_rate: -1 is negative"}},
-		"long operator":  {strings.Replace(minimal, "[chain]", "operator = \""+strings.Repeat("x", 33)+"\"\n[chain]", 1), []string{"node.operator: 33 bytes"}},
+		"long operator":  {strings.Replace(minimal, "[chain]", "operator = \""+strings.Repeat("x", 33)+"\"\n[chain]", 1), []string{"node.operator: operator of 33 bytes"}},
 		"no level":       {minimal + "[log]\nlevel = \"loud\"\n", []string{"line 8: log.level: "}},
 		"table in table": {minimal + "[node.x]\n", []string{"line 7: unknown key node.x"}},
 	} {
@@ -147,28 +159,35 @@ func TestErrors(t *testing.T) {
 		`2001:db8::1"`:  {`::ffff:192.0.2.1"`, "node.address: ::ffff:192.0.2.1 is not IPv6"},
 		`"2001:`:        {`"xyz:`, "line 3: node.address: "},
 		"7":             {"0", "chain.network_id: missing"},
+		"[chain]":       {"operator = \"\\u001b[2J\"\n[chain]", `node.operator: operator "\x1b[2J" cannot be printed`},
 		`"0x01`:         {`"01`, "line 6: chain.genesis: "},
 	} {
 		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
 	}
 	for line, want := range map[string]string{
-		"[mesh]\npeers = [\"http://x\"]":       "mesh.peers[0]: ",
-		"[mesh]\nrekey_interval = \"30s\"":     "mesh.rekey_interval: 30s is less than 1m",
-		"[datapath]\nengine = \"dpdk\"":        `datapath.engine: "dpdk" is none of auto, xdp, socket`,
-		"[delivery]\ngroup_port = 0":           "delivery.group_port: 0 is not a port",
-		"[delivery]\nhop_limit = 0":            "delivery.hop_limit: 0 lets nothing leave this host",
-		"[limits]\nmax_peers = -1":             "limits.max_peers: -1 is negative",
-		"[limits]\nmax_per_64 = -1":            "limits.max_per_64: -1 is negative",
-		"[limits]\nmax_per_48 = -1":            "limits.max_per_48: -1 is negative",
-		"[limits]\nlease = \"1s\"":             "limits.lease: 1s: want whole seconds from 5s to 10m0s",
-		"[limits]\nlease = \"5500ms\"":         "limits.lease: 5.5s: want whole seconds",
-		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
-		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
-		"[admin]\nlisten = \"here\"":           "admin.listen: ",
-		"[admin]\nsocket = \"s\"":              `admin.socket: "s" is not an absolute path`,
-		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
-		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
-		"[datapath]\npin = \"bpf/mdcs\"":       `datapath.pin: "bpf/mdcs" is not an absolute path`,
+		"[mesh]\npeers = [\"http://x\"]":                    "mesh.peers[0]: ",
+		"[mesh]\nrekey_interval = \"30s\"":                  "mesh.rekey_interval: 30s is less than 1m",
+		"[datapath]\nengine = \"dpdk\"":                     `datapath.engine: "dpdk" is none of auto, xdp, socket`,
+		"[delivery]\ngroup_port = 0":                        "delivery.group_port: 0 is not a port",
+		"[delivery]\nhop_limit = 0":                         "delivery.hop_limit: 0 lets nothing leave this host",
+		"[limits]\nmax_peers = -1":                          "limits.max_peers: -1 is negative",
+		"[limits]\nmax_per_64 = -1":                         "limits.max_per_64: -1 is negative",
+		"[limits]\nmax_per_48 = -1":                         "limits.max_per_48: -1 is negative",
+		"[limits]\nlease = \"1s\"":                          "limits.lease: 1s: want whole seconds from 5s to 10m0s",
+		"[limits]\nlease = \"5500ms\"":                      "limits.lease: 5.5s: want whole seconds",
+		"[limits]\npublish_rate = 0":                        "limits.publish_rate: 0 lets nobody publish",
+		"[limits]\npublish_burst = 0":                       "limits.publish_burst: 0 lets nobody publish",
+		"[admin]\nlisten = \"here\"":                        "admin.listen: ",
+		"[admin]\nsocket = \"s\"":                           `admin.socket: "s" is not an absolute path`,
+		"[mesh]\npeers = [\"" + v4(t) + "\"]":               "no IPv6 address",
+		"[mesh]\npeers = [\"" + udp(t) + "\"]":              "no TCP port",
+		"[discovery]\ndns = [\"https://example.org\"]":      "discovery.dns[0]: tree https://example.org: ",
+		"[discovery]\nport = 30501":                         "discovery.port: 30501 is that of the datagrams",
+		"[discovery]\nbootnodes = [\"" + nodeURL(t) + "\"]": "discovery.bootnodes[0]: ",
+		"[discovery]\ndiscv5 = true":                        "discovery.bootnodes: missing",
+		"[discovery]\nopen = true":                          "discovery.open: has no use without discv5",
+		"[discovery]\nallow = [\"x\"]":                      "line 8: ",
+		"[datapath]\npin = \"bpf/mdcs\"":                    `datapath.pin: "bpf/mdcs" is not an absolute path`,
 	} {
 		t.Run(line, func(t *testing.T) { requireErrors(t, minimal+line, []string{want}) })
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
 // Package membership is who may have a session at this replication point and who
-// is member of which group (SPEC section 14). It hands out session indexes and
+// is member of which group (SPEC section 15). It hands out session indexes and
 // bounds what one site can take: an RP answers one datagram with many, so it
 // must not be easy to aim.
 package membership

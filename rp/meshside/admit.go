@@ -38,7 +38,7 @@ type applicant struct {
 
 func (s *Server) startAdmission() {
 	s.startAt = s.now
-	alone := len(s.neighbours) == 0 // else the link state says when
+	alone := len(s.neighbours) == 0 && !s.cfg.Finds // else the link state says when
 	s.settled, s.mayPublish = alone, alone
 	if s.cfg.Publishes {
 		s.publishes, s.idleAt = true, s.now.Add(idleTimeout)

@@ -20,12 +20,8 @@ const (
 
 // choose has connections made: to all of a small mesh, else to some, see
 // linkstate.Choose. Those that are chosen and do not connect are replaced: they may have
-// as many neighbours as they take, or are gone.
+// as many neighbours as they take, or are gone. So are those that leave the allow-list.
 func (s *Server) choose() {
-	if len(s.cfg.Neighbours) < linkstate.FullMesh {
-		s.cfg.Connect(s.cfg.Neighbours)
-		return
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	s.wg.Go(func() {
@@ -35,27 +31,46 @@ func (s *Server) choose() {
 		case <-ctx.Done():
 		}
 	})
-	var chosen []*enode.Node
-	near, far := linkstate.Near, linkstate.Far
-	left := slices.Clone(s.cfg.Neighbours)
-	for ctx.Err() == nil {
-		if near+far > 0 {
-			more := s.pick(ctx, left, near, far)
-			left = slices.DeleteFunc(left, func(n *enode.Node) bool { return slices.Contains(more, n) })
-			chosen = append(chosen, more...)
+	var chosen, tried []*enode.Node
+	for {
+		nodes, changed := s.allowed()
+		var look <-chan time.Time
+		if len(nodes) < linkstate.FullMesh {
+			chosen, tried = nil, nil
+			s.cfg.Connect(nodes)
+		} else {
+			chosen = slices.DeleteFunc(chosen, func(n *enode.Node) bool { return !slices.Contains(nodes, n) })
+			chosen, tried = s.chooseMore(ctx, nodes, chosen, tried)
 			s.cfg.Connect(slices.Clone(chosen))
+			look = time.After(chooseInterval)
 		}
 		select {
-		case <-time.After(chooseInterval):
+		case <-look:
+			chosen = slices.DeleteFunc(chosen, func(n *enode.Node) bool { return !s.Connected(n.ID()) })
+		case <-changed:
 		case <-ctx.Done():
-		}
-		before := len(chosen)
-		chosen = slices.DeleteFunc(chosen, func(n *enode.Node) bool { return !s.Connected(n.ID()) })
-		near, far = 0, before-len(chosen)
-		if len(left) == 0 { // all were tried: from the beginning
-			left = slices.DeleteFunc(slices.Clone(s.cfg.Neighbours), func(n *enode.Node) bool { return slices.Contains(chosen, n) })
+			return
 		}
 	}
+}
+
+// chooseMore adds what is missing to those that are chosen, of nodes that were not tried
+// yet.
+func (s *Server) chooseMore(ctx context.Context, nodes, chosen, tried []*enode.Node) (chosenNow, triedNow []*enode.Node) {
+	near, far := linkstate.Near, linkstate.Far
+	if len(tried) > 0 {
+		near, far = 0, max(near+far-len(chosen), 0)
+	}
+	if near+far == 0 {
+		return chosen, tried
+	}
+	left := slices.DeleteFunc(nodes, func(n *enode.Node) bool { return slices.Contains(tried, n) })
+	more := s.pick(ctx, left, near, far)
+	chosen, tried = append(chosen, more...), append(tried, more...)
+	if len(more) < near+far { // all were tried: from the beginning
+		tried = slices.Clone(chosen)
+	}
+	return chosen, tried
 }
 
 // pick chooses among nodes.

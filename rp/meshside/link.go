@@ -71,7 +71,7 @@ func decode(code uint64, payload []byte) (m message, err error) {
 
 // run keeps one connection until its link ends, and returns why.
 func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
-	n := s.neighbours[p.ID()]
+	n := s.neighbour(p.ID())
 	if n == nil {
 		s.cfg.Log.Warn("mesh link refused: not on the allow-list", "rp", p.ID().TerminalString(), "addr", p.RemoteAddr())
 		return p2p.DiscUselessPeer
@@ -114,7 +114,11 @@ func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
 // connected begins a link.
 func (s *Server) connected(l *link) {
 	n := l.neighbour
-	if n.link != nil {
+	switch {
+	case s.neighbours[n.node.ID()] != n: // removed meanwhile
+		l.end(p2p.DiscUselessPeer)
+		return
+	case n.link != nil:
 		l.end(p2p.DiscAlreadyConnected)
 		return
 	}

@@ -62,7 +62,8 @@ type Config struct {
 	Incarnation uint32
 	DataPort    uint16
 	Groups      []uint32      // served
-	Neighbours  []*enode.Node // the allow-list: all other RPs, with IPv6 addresses
+	Neighbours  []*enode.Node // the allow-list at the start: all other RPs, with IPv6 addresses
+	Finds       bool          // others are looked for: see SetNeighbours
 
 	Operator string    // who runs this RP, at most linkstate.MaxOperator bytes
 	Mode     tree.Mode // the same in all of the mesh, as is Alpha
@@ -103,7 +104,7 @@ type Server struct {
 	cfg        Config
 	id         enode.ID
 	self       linkstate.ID
-	neighbours map[enode.ID]*neighbour // does not change
+	neighbours map[enode.ID]*neighbour // changed by the goroutine of serve, with mu
 
 	inputs chan func()   // for the goroutine of serve
 	serves chan serve    // for that of resend
@@ -113,6 +114,8 @@ type Server struct {
 
 	mu               sync.Mutex
 	started, stopped bool
+	list             []*enode.Node // the neighbours as they were given
+	listed           chan struct{} // closed when that changes
 
 	// What follows belongs to the goroutine of serve.
 
@@ -169,25 +172,38 @@ func New(cfg Config) (*Server, error) {
 		keys:       keyring.New(),
 		ingresses:  make(map[uint32]*ingress),
 		inhabited:  make(map[uint32]time.Time),
+		listed:     make(chan struct{}),
 	}
 	s.self = linkstate.IDOf(s.id)
 	ids := map[linkstate.ID]bool{s.self: true}
-	for _, n := range cfg.Neighbours {
-		addr, id := n.IPAddr(), linkstate.IDOf(n.ID())
-		switch {
-		case !addr.Is6() || addr.Is4In6():
-			return nil, fmt.Errorf("neighbour %v: address %v is not ipv6", n.ID().TerminalString(), addr)
-		case n.ID() == s.id:
-			return nil, fmt.Errorf("neighbour %v is this node itself", n.ID().TerminalString())
-		case s.neighbours[n.ID()] != nil:
-			return nil, fmt.Errorf("neighbour %v stands twice", n.ID().TerminalString())
-		case ids[id]:
-			return nil, fmt.Errorf("neighbour %v: the id of another node begins with the same 8 bytes", n.ID().TerminalString())
+	for _, node := range cfg.Neighbours {
+		if err := s.check(node, ids); err != nil {
+			return nil, err
 		}
-		ids[id] = true
-		s.neighbours[n.ID()] = &neighbour{node: n, id: id}
+		n := newNeighbour(node)
+		ids[n.id] = true
+		s.neighbours[node.ID()] = n
+		s.list = append(s.list, node)
 	}
 	return s, nil
+}
+
+func newNeighbour(node *enode.Node) *neighbour {
+	return &neighbour{node: node, id: linkstate.IDOf(node.ID())}
+}
+
+// check says why a node cannot be a neighbour beside others with some ids.
+func (s *Server) check(n *enode.Node, others map[linkstate.ID]bool) error {
+	addr := n.IPAddr()
+	switch {
+	case !addr.Is6() || addr.Is4In6():
+		return fmt.Errorf("neighbour %v: address %v is not ipv6", n.ID().TerminalString(), addr)
+	case n.ID() == s.id:
+		return fmt.Errorf("neighbour %v is this node itself", n.ID().TerminalString())
+	case others[linkstate.IDOf(n.ID())]:
+		return fmt.Errorf("neighbour %v: it stands twice, or the id of another node begins with the same 8 bytes", n.ID().TerminalString())
+	}
+	return nil
 }
 
 // Start begins to take part. The own group keys must be in Config.Keys.
@@ -338,7 +354,7 @@ func (s *Server) Protocol() p2p.Protocol {
 
 // Connected reports whether there is a connection to a neighbour.
 func (s *Server) Connected(id enode.ID) bool {
-	n := s.neighbours[id]
+	n := s.neighbour(id)
 	return n != nil && n.connected.Load()
 }
 

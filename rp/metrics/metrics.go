@@ -71,6 +71,9 @@ var (
 	computed      = desc("mesh_tree_computations_total", "Times that trees were computed.")
 	keysRefused   = desc("mesh_keys_refused_total", "Group keys from RPs that they are not expected from.")
 	keyConflicts  = desc("mesh_key_conflicts_total", "Group keys of a parent that were others than those of the one before.")
+	known         = desc("discovery_known", "Replication points that were found or are configured, when neighbours are looked for.")
+	skipped       = desc("discovery_skipped_total", "Node records that were not used, each time that they were seen.", "reason")
+	treeRead      = desc("discovery_tree_read", "1 when the last reading of the tree succeeded.", "tree")
 
 	engine = desc("engine_info", "1 for the datapath engine in use.", "engine")
 	ready  = desc("ready", "1 when the RP serves and is in the mesh.")
@@ -183,6 +186,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(computed, st.Mesh.Core.Computed)
 	counter(keysRefused, st.Mesh.KeysRefused)
 	counter(keyConflicts, st.Mesh.KeyConflicts)
+	gauge(known, float64(st.Discovery.Known))
+	for reason, n := range st.Discovery.Skipped {
+		counter(skipped, n, reason)
+	}
+	for _, tree := range st.Discovery.Trees {
+		gauge(treeRead, oneIf(tree.Err == ""), tree.URL)
+	}
 	gauge(engine, 1, st.Datapath.Engine)
 	gauge(ready, oneIf(st.Ready))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -83,6 +84,11 @@ func TestCollector(t *testing.T) {
 		Sessions:    17,
 		Members:     map[uint32]int{0xabcd: 18},
 		Ready:       true,
+		Discovery: discovery.Status{
+			Known:   27,
+			Skipped: map[string]uint64{"no_ipv6": 28},
+			Trees:   []discovery.Tree{{URL: "enrtree://a"}, {URL: "enrtree://b", Err: "no"}},
+		},
 	}
 	for _, v := range wire.Verdicts() {
 		s.Datapath.Verdicts[v] = 100 + uint64(v)
@@ -148,6 +154,10 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_mesh_tree_computations_total 44",
 		"mdcs_rp_mesh_keys_refused_total 28",
 		"mdcs_rp_mesh_key_conflicts_total 29",
+		"mdcs_rp_discovery_known 27",
+		`mdcs_rp_discovery_skipped_total{reason="no_ipv6"} 28`,
+		`mdcs_rp_discovery_tree_read{tree="enrtree://a"} 1`,
+		`mdcs_rp_discovery_tree_read{tree="enrtree://b"} 0`,
 		"mdcs_rp_ready 1",
 	}
 	for _, v := range wire.Verdicts() {

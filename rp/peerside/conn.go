@@ -292,7 +292,7 @@ func (c *conn) reserve(now time.Time) (uint32, error) {
 // mayJoin returns why the peer may not have a session at all.
 func (c *conn) mayJoin() error {
 	switch joiners := c.srv.cfg.Joiners; {
-	case c.srv.draining():
+	case c.srv.Draining():
 		return &proto.Error{Reason: proto.ReasonDraining, Detail: "no more joins"}
 	case joiners != nil && !joiners[c.id]:
 		return &proto.Error{Reason: proto.ReasonDenied, Detail: "not among those who may join"}

@@ -261,7 +261,8 @@ func (s *Server) Drain(ctx context.Context) int {
 	}
 }
 
-func (s *Server) draining() bool {
+// Draining reports whether Drain was called.
+func (s *Server) Draining() bool {
 	select {
 	case <-s.drain:
 		return true

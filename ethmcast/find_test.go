@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package ethmcast_test
+
+import (
+	"flag"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/urfave/cli/v2"
+
+	"github.com/ethmcast/mdcs/ethmcast"
+	"github.com/ethmcast/mdcs/ethmcast/discovery"
+	"github.com/ethmcast/mdcs/ethmcast/discovery/discoverytest"
+	"github.com/ethmcast/mdcs/ethmcast/ethmcasttest"
+)
+
+// Nodes that know nothing but a tree in DNS join RPs of it and reach each other.
+func TestFindsRPs(t *testing.T) {
+	a, b := mesh(t)
+	zone := new(discoverytest.Zone)
+	url := zone.Publish(t, discoverytest.Key(t), "rps.example.org", 1, []*enode.Node{a.Self(), b.Self()})
+	cfg := ethmcast.Config{Publish: ethmcast.PublishAll, NetworkID: networkID, Genesis: genesis}
+	start := func() *ethmcasttest.Node {
+		cfg := cfg
+		cfg.Find = &ethmcast.Find{Trees: []string{url}, Resolver: zone}
+		return ethmcasttest.StartNode(t, cfg)
+	}
+	one, two := start(), start()
+	connect(t, one, two)
+	tx := transaction(t, 0, 3000)
+	one.Enter(tx, nil, two)
+	eventually(t, "the transaction arrives", func() bool { return two.Backend.Offered(tx.Hash()) == 1 })
+
+	found := one.API.Discovery()
+	if len(found.Candidates) != 2 || found.Known != 2 || len(found.Trees) != 1 || found.Trees[0].Error != "" {
+		t.Fatalf("%+v", found)
+	}
+	for _, c := range found.Candidates {
+		if rtt, err := time.ParseDuration(c.RTT); err != nil || rtt <= 0 || c.Room != "100 %" || !c.Trusted {
+			t.Errorf("%+v", c)
+		}
+	}
+	if rps := one.API.Rps(); len(rps) != 2 || rps[0].ID != found.Candidates[0].ID || one.API.Status().RP != rps[0].ID {
+		t.Errorf("uses %+v of %+v", rps, found.Candidates)
+	}
+}
+
+// When others are found, the RP that serves goes on to until it is lost, and one that
+// moved is dialled at its new address.
+func TestFound(t *testing.T) {
+	points := meshWith(t, 3, nil)
+	a, b, c := points[0], points[1], points[2]
+	node := ethmcasttest.StartNode(t, ethmcast.Config{
+		RPs: []*enode.Node{a.Self()}, Publish: ethmcast.PublishAll, NetworkID: networkID, Genesis: genesis,
+	})
+	find := func(nodes ...*enode.Node) {
+		var candidates []discovery.Candidate
+		for _, n := range nodes {
+			candidates = append(candidates, discovery.Candidate{Node: n})
+		}
+		node.Service.Found(candidates)
+	}
+	urls := func() (urls []string) {
+		for _, rp := range node.API.Rps() {
+			urls = append(urls, rp.URL)
+		}
+		return urls
+	}
+	eventually(t, "join", func() bool { return node.API.Status().State == "active" })
+	find(b.Self())
+	if got := urls(); !slices.Equal(got, []string{b.Self().URLv4(), a.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
+	}
+	uses(t, node, a, b)
+	find()
+	if got := urls(); len(got) != 2 {
+		t.Fatalf("RPs %v", got)
+	}
+
+	moved := enode.NewV4(c.Self().Pubkey(), c.Self().IP(), int(freePort(t)), 0)
+	find(b.Self(), moved)
+	if got := urls(); !slices.Equal(got, []string{b.Self().URLv4(), moved.URLv4(), a.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
+	}
+	find(b.Self(), c.Self())
+	a.Stop()
+	uses(t, node, b, c)
+	find(c.Self())
+	find(c.Self(), b.Self())
+	if got := urls(); !slices.Equal(got, []string{c.Self().URLv4(), b.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
+	}
+}
+
+func TestFindFlags(t *testing.T) {
+	const tree = "enrtree://AKA3AM6LPBYEUDMVNU3BSVQJ5AD45Y7YPOHJLEF6W26QOE4VTUDPE@rps.example.org"
+	id := strings.Repeat("03", 32)
+	for _, test := range []struct {
+		args string
+		want string // the error, "" for none
+	}{
+		{"--mdcs.dns " + tree, ""},
+		{"--mdcs.discv5 --mdcs.allow " + id + " --mdcs.allow 0x" + id, ""},
+		{"--mdcs.discv5 --mdcs.open", ""},
+		{"", ""},
+		{"--mdcs.dns https://example.org", "--mdcs.dns: tree https://example.org: "},
+		{"--mdcs.discv5 --mdcs.allow 03", "--mdcs.allow 03: "},
+		{"--mdcs.open", "are for --mdcs.discv5"},
+		{"--mdcs.allow " + id, "are for --mdcs.discv5"},
+	} {
+		set := flag.NewFlagSet("geth", flag.ContinueOnError)
+		for _, f := range ethmcast.Flags {
+			if err := f.Apply(set); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := set.Parse(strings.Fields(test.args)); err != nil {
+			t.Fatal(err)
+		}
+		find, err := ethmcast.FindConfig(cli.NewContext(nil, set, nil))
+		switch {
+		case test.want != "":
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: error %v, want %q", test.args, err, test.want)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", test.args, err)
+		case (find != nil) != (test.args != ""):
+			t.Errorf("%q: %+v", test.args, find)
+		case find != nil && len(find.Trees)+len(find.Allow) == 0 && !find.Open:
+			t.Errorf("%s: %+v", test.args, find)
+		}
+	}
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package meshside
+
+import (
+	"slices"
+
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+)
+
+var errRemoved = &proto.Error{Reason: proto.ReasonDenied, Detail: "not on the allow-list any more"}
+
+// SetNeighbours replaces the allow-list. Links to nodes that are not on it any more, or
+// have another address there, end. Nodes that New refuses are left out. The Server must
+// be started.
+//
+// The routes of a node that was removed end when the link state has no path to it, and
+// its keys some time later: if it comes back before, it goes on as itself.
+func (s *Server) SetNeighbours(nodes []*enode.Node) {
+	s.call(func() { s.setNeighbours(nodes) })
+}
+
+func (s *Server) setNeighbours(nodes []*enode.Node) {
+	neighbours, list := make(map[enode.ID]*neighbour), []*enode.Node(nil)
+	ids := map[linkstate.ID]bool{s.self: true}
+	for _, node := range nodes {
+		if err := s.check(node, ids); err != nil {
+			s.cfg.Log.Debug("neighbour left out", "err", err)
+			continue
+		}
+		old := s.neighbours[node.ID()]
+		n := newNeighbour(node)
+		switch {
+		case old != nil && sameEndpoint(old.node, node):
+			n = old
+		case old != nil:
+			n.incarnation = old.incarnation
+		default:
+			s.cfg.Log.Info("neighbour added", "rp", node.ID().TerminalString(), "addr", node.IPAddr())
+		}
+		ids[n.id] = true
+		neighbours[node.ID()] = n
+		list = append(list, n.node)
+	}
+	var removed []*neighbour
+	for id, n := range s.neighbours {
+		if neighbours[id] == n {
+			continue
+		}
+		removed = append(removed, n)
+		if neighbours[id] == nil {
+			s.cfg.Log.Info("neighbour removed", "rp", id.TerminalString(), "addr", n.addr())
+		}
+	}
+	s.mu.Lock()
+	if !slices.Equal(s.list, list) {
+		close(s.listed)
+		s.listed = make(chan struct{})
+	}
+	s.neighbours, s.list = neighbours, list
+	s.mu.Unlock()
+	for _, n := range removed {
+		if n.link != nil {
+			s.fail(n.link, errRemoved)
+		}
+	}
+}
+
+func sameEndpoint(a, b *enode.Node) bool { return a.IPAddr() == b.IPAddr() && a.TCP() == b.TCP() }
+
+// Neighbours returns the allow-list.
+func (s *Server) Neighbours() []*enode.Node {
+	nodes, _ := s.allowed()
+	return nodes
+}
+
+// allowed returns the allow-list, and a channel that is closed when it changes.
+func (s *Server) allowed() (nodes []*enode.Node, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.list), s.listed
+}
+
+// neighbour returns a node of the allow-list, nil when it is not on it. It is for other
+// goroutines than that of serve.
+func (s *Server) neighbour(id enode.ID) *neighbour {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.neighbours[id]
+}
