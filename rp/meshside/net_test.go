@@ -137,6 +137,7 @@ type point struct {
 // network is RPs that are linked by pipes, in one process.
 type network struct {
 	t      *testing.T
+	mu     sync.Mutex
 	points map[byte]*point
 	delay  map[[2]byte]time.Duration // one way; else a millisecond
 }
@@ -212,8 +213,17 @@ func (n *network) start(name byte, incarnation uint32, edit ...func(*Config)) *p
 	p.Server, err = New(cfg)
 	require.NoError(n.t, err)
 	require.NoError(n.t, p.Start())
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.points[name] = p
 	return p
+}
+
+// at returns the RP with a name, nil for none.
+func (n *network) at(name byte) *point {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.points[name]
 }
 
 // chain starts RPs, each linked to the one before, and waits until the links are up.
@@ -286,7 +296,7 @@ func (p *point) hello(session uint32, b [wire.HelloSize]byte) error {
 	}
 	to := s.Addr.Addr().As16()[15]
 	time.AfterFunc(p.net.way(p.name, to), func() {
-		if o := p.net.points[to]; o != nil && !o.dead.Load() && !p.dead.Load() {
+		if o := p.net.at(to); o != nil && !o.dead.Load() && !p.dead.Load() {
 			o.cfg.Hellos.Hello(s.SendSession, b)
 		}
 	})
@@ -307,7 +317,7 @@ func (n *network) replicate(ingress, at *point, copies map[byte]int) {
 	at.engine.mu.Unlock()
 	for _, branch := range route.To {
 		s := sessions[branch.Session]
-		to := n.points[s.Addr.Addr().As16()[15]]
+		to := n.at(s.Addr.Addr().As16()[15])
 		if to.dead.Load() || !branch.Has(group) {
 			continue
 		}
