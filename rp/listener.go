@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,10 +19,6 @@ const (
 	// through their handshake. More are refused: the other side gives up after 5
 	// seconds, and one machine does not handshake more often in that time.
 	maxPending = 2048
-
-	// maxHandshakes is the number of handshakes at a time. Each costs half a
-	// millisecond of CPU, so that more of them would only delay what else rpd does.
-	maxHandshakes = 256
 
 	// connectPeriod is the time in which a /64 may connect as often as it may have
 	// sessions. It may connect that often at once, too, and once more for those whose
@@ -48,25 +46,25 @@ type listenerConfig struct {
 // listener accepts the connections to the control port. It never waits for one of
 // them: what is beyond its limits is refused at once.
 type listener struct {
-	cfg        listenerConfig
-	tcp        net.Listener
-	throttle   throttle
-	pending    chan struct{} // has an element for each
-	handshakes chan struct{} // likewise
-	cancel     context.CancelFunc
-	wg         sync.WaitGroup
+	cfg      listenerConfig
+	tcp      net.Listener
+	throttle throttle
+	pending  chan struct{} // has an element for each
+	turns    chan struct{} // of those that compute
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
 }
 
 // startListener accepts connections from tcp until stop is called.
 func startListener(tcp net.Listener, cfg listenerConfig) *listener {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &listener{
-		cfg:        cfg,
-		tcp:        tcp,
-		throttle:   newThrottle(cfg.Per64),
-		pending:    make(chan struct{}, maxPending),
-		handshakes: make(chan struct{}, maxHandshakes),
-		cancel:     cancel,
+		cfg:      cfg,
+		tcp:      tcp,
+		throttle: newThrottle(cfg.Per64),
+		pending:  make(chan struct{}, maxPending),
+		turns:    make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		cancel:   cancel,
 	}
 	l.wg.Go(func() { l.accept(ctx) })
 	return l
@@ -112,13 +110,9 @@ func (l *listener) accept(ctx context.Context) {
 		}
 		l.wg.Go(func() {
 			defer func() { <-l.pending }()
-			select {
-			case l.handshakes <- struct{}{}:
-				defer func() { <-l.handshakes }()
-				l.setup(ctx, conn)
-			case <-ctx.Done():
-				conn.Close()
-			}
+			paced := &pacedConn{Conn: conn, turns: l.turns}
+			defer paced.finish()
+			l.setup(ctx, paced)
 		})
 	}
 }
@@ -135,6 +129,50 @@ func setup(ctx context.Context, conn net.Conn, f func(net.Conn) error) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	return f(conn)
+}
+
+// pacedConn is a connection whose handshake computes only when it is its turn. A
+// handshake costs half a millisecond of CPU at once, when the other side has sent its
+// part. Thousands of them would hold up for seconds what cannot wait, heart-beats above
+// all; and the peers that miss these would only connect again.
+//
+// A turn lasts from the arrival of something until the connection waits for more, or
+// has an answer to send.
+type pacedConn struct {
+	net.Conn
+	turns    chan struct{} // has an element for each that is taken
+	taken    atomic.Bool
+	finished atomic.Bool
+}
+
+// Read implements net.Conn.
+func (c *pacedConn) Read(b []byte) (int, error) {
+	c.yield()
+	n, err := c.Conn.Read(b)
+	if !c.finished.Load() {
+		c.turns <- struct{}{}
+		c.taken.Store(true)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *pacedConn) Write(b []byte) (int, error) {
+	c.yield()
+	return c.Conn.Write(b)
+}
+
+// yield ends the turn, if there is one.
+func (c *pacedConn) yield() {
+	if c.taken.CompareAndSwap(true, false) {
+		<-c.turns
+	}
+}
+
+// finish lets the connection go on without turns.
+func (c *pacedConn) finish() {
+	c.finished.Store(true)
+	c.yield()
 }
 
 // refuse closes a connection by a reset, which leaves nothing behind on this host.

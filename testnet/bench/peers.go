@@ -68,13 +68,13 @@ const (
 	maxPeersRate = 1000
 
 	// connecting is how many light peers shake hands at a time.
-	connecting = 512
+	connecting = 32
 
 	// joinLimit is how long all peers may take to join.
 	joinLimit = 5 * time.Minute
 
 	// restTime lets a replication point come to rest after a storm.
-	restTime = 5 * time.Second
+	restTime = 3 * time.Second
 )
 
 // Where the replication point and its peers are:
@@ -199,6 +199,9 @@ func (c *crowd) connect(rp, peers *netns.Namespace) error {
 		addr netip.Prefix
 	}{{rp, pointAddr}, {peers, gatewayAddr}} {
 		if err := x.ns.AddAddress(node.Interface, x.addr); err != nil {
+			return err
+		}
+		if err := ringPerCPU(x.ns, node.Interface); err != nil {
 			return err
 		}
 		if err := x.ns.SetUp(node.Interface, true); err != nil {

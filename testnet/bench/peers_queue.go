@@ -10,12 +10,17 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/safchain/ethtool"
 
 	"github.com/ethmcast/mdcs/testnet/netns"
 )
 
 // queueLength is in frames. Each occupies a page while it waits.
 const queueLength = 16384
+
+// subnetByte is the place in a frame of the last byte of the destination's /64, which
+// says on which CPU its frames wait.
+const subnetByte = 14 + 24 + 7
 
 // queue is a queue behind an interface.
 type queue struct {
@@ -46,11 +51,18 @@ func newQueue(ns *netns.Namespace, name string) (q *queue, err error) {
 		}
 	}
 	q.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{
-		asm.FnGetSmpProcessorId.Call(), // frames stay where they arrived
-		asm.Mov.Reg(asm.R2, asm.R0),
+		asm.LoadMem(asm.R2, asm.R1, 0, asm.Word), // data
+		asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // data_end
+		asm.Mov.Reg(asm.R4, asm.R2),
+		asm.Add.Imm(asm.R4, subnetByte+1),
+		asm.JGT.Reg(asm.R4, asm.R3, "pass"),
+		asm.LoadMem(asm.R2, asm.R2, subnetByte, asm.Byte),
+		asm.Mod.Imm(asm.R2, int32(runtime.NumCPU())),
 		asm.LoadMapPtr(asm.R1, q.cpus.FD()),
-		asm.Mov.Imm(asm.R3, xdpPass), // for a CPU that is new
+		asm.Mov.Imm(asm.R3, xdpPass), // where there is no such CPU
 		asm.FnRedirectMap.Call(),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("pass"),
 		asm.Return(),
 	}})
 	if err != nil {
@@ -58,6 +70,31 @@ func newQueue(ns *netns.Namespace, name string) (q *queue, err error) {
 	}
 	q.link, err = attachXDP(ns, name, q.program)
 	return q, err
+}
+
+// ringPerCPU gives both directions of a veth end a ring for each CPU. A frame comes out
+// on the CPU that sent it then, in turn with the sending of more: no ring runs over
+// because another CPU is busy.
+func ringPerCPU(ns *netns.Namespace, name string) error {
+	err := ns.Do(func() error {
+		e, err := ethtool.NewEthtool()
+		if err != nil {
+			return err
+		}
+		defer e.Close()
+		channels, err := e.GetChannels(name)
+		if err != nil {
+			return err
+		}
+		channels.RxCount = min(channels.MaxRx, uint32(runtime.NumCPU()))
+		channels.TxCount = min(channels.MaxTx, uint32(runtime.NumCPU()))
+		_, err = e.SetChannels(name, channels)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("set rings of %s/%s: %w", ns.Name(), name, err)
+	}
+	return nil
 }
 
 func (q *queue) close() error {
