@@ -76,8 +76,8 @@ const (
 	shapeDatagrams = 40
 	traceTries     = 5
 
-	deathRate = 500.0   // datagrams per second
-	copyRate  = 16000.0 // and at most as many copies per second, whatever the size
+	deathRate = 500.0  // datagrams per second
+	copyRate  = 8000.0 // and at most as many copies per second, whatever the size
 	deathLead = 2 * time.Second
 	deathTime = 4 * time.Second
 
@@ -243,7 +243,7 @@ func (m *mesh) start(ctx context.Context) error {
 	stop := m.publish(m.sources, trickle)
 	bounded, cancel := context.WithTimeout(ctx, waitMax)
 	defer cancel()
-	if err := node.Wait(bounded, "a complete mesh", m.complete); err != nil {
+	if err := node.Wait(bounded, "a complete mesh", func(context.Context) error { return m.complete(ctx) }); err != nil {
 		stop()
 		return err
 	}
