@@ -127,9 +127,6 @@ func Start(cfg Config) (*Swarm, error) {
 	if cfg.In == nil {
 		cfg.In = func(open func() error) error { return open() }
 	}
-	if cfg.Arrived == nil {
-		cfg.Arrived = func(int, []byte, time.Time) {}
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Swarm{
 		cfg:        cfg,
