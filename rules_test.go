@@ -123,6 +123,8 @@ var cores = append([]string{
 	mdcs + "/rp/majority",
 	mdcs + "/rp/membership",
 	mdcs + "/rp/mesh",
+	mdcs + "/rp/mesh/linkstate",
+	mdcs + "/rp/mesh/tree",
 }, leaves...)
 
 var importRules = []importRule{{

@@ -55,7 +55,7 @@ func TestXDPProgramsLoad(t *testing.T) {
 	}
 	spec, err := bpf.LoadRp()
 	require.NoError(t, err)
-	for _, option := range []string{bpf.RpVarCacheOn, bpf.RpVarAuditOn} {
+	for _, option := range []string{bpf.RpVarCacheOn, bpf.RpVarAuditOn, bpf.RpVarHelloOn} {
 		require.NoError(t, spec.Variables[option].Set(uint8(1)))
 	}
 	var objects bpf.RpObjects

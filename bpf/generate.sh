@@ -8,6 +8,6 @@ cd "$(dirname "$0")"
 exec go run github.com/cilium/ebpf/cmd/bpf2go \
 	-cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -go-package bpf \
 	-type policer -type session -type session_state -type stream_key -type stream -type group_key -type stream_state \
-	-type replica -type echo -type slice -type counters -type record -type life -type verdict \
+	-type replica -type echo -type slice -type counters -type branch_key -type branch -type record -type hello -type life -type verdict \
 	-cflags "-O2 -g -Wall -Wextra -Werror -Wno-address-of-packed-member -mcpu=v3 -Iinclude -I/usr/include/$(uname -m)-linux-gnu" \
 	Rp rp.bpf.c

@@ -23,20 +23,18 @@
 /* forward sends a datagram that passed into the fan-out of its stream. */
 static __always_inline int forward(struct xdp_md *ctx, struct packet *p, struct outcome *o, __u64 now)
 {
-	__u32 publisher = 0, trailing = p->trailing, anchor = o->stream->anchor;
+	__u32 source = bpf_ntohl(p->h->session), trailing = p->trailing, anchor = o->stream->anchor;
 	struct scratch *s = (void *)&p->ip->daddr;
 	void *data, *end;
 
-	if (o->session->role == ROLE_PEER) {
-		publisher = bpf_ntohl(p->h->session);
+	if (o->session->role == ROLE_PEER)
 		stamp(p->h, o);
-	} else {
+	else
 		p->h->hop_limit--;
-	}
 	if ((cache_on || audit_on) && p->payload)
-		copies_to_user(ctx, bpf_ntohl(p->h->session), o->session->sample, p->payload);
+		copies_to_user(ctx, source, o->session->sample, p->payload);
 	own_headers(p, s, o->sum);
-	s->publisher = publisher;
+	s->source = source;
 	s->cpu = o->stream->cpu;
 	s->is_inline = lone(now);
 	if (s->is_inline)
@@ -127,7 +125,7 @@ int mdcs_rp_out(struct xdp_md *ctx)
 		return XDP_DROP;
 
 	if (r->session) {
-		if (r->session == s.publisher) {
+		if (r->session == s.source) {
 			c->skipped++;
 			return XDP_DROP;
 		}
@@ -143,7 +141,7 @@ int mdcs_rp_out(struct xdp_md *ctx)
 	}
 
 	/* The publisher's ECHO, on the device that leads to it: its own header as replicated. */
-	e = bpf_map_lookup_elem(&echoes, &s.publisher);
+	e = bpf_map_lookup_elem(&echoes, &s.source);
 	if (!e) {
 		if (device == 0)
 			c->no_echo++;

@@ -18,6 +18,18 @@ type RpAddress struct {
 	Word [4]uint32
 }
 
+type RpBranch struct {
+	_         structs.HostLayout
+	Groups    [16]uint32
+	GroupsLen uint32
+}
+
+type RpBranchKey struct {
+	_       structs.HostLayout
+	Ingress uint32
+	Session uint32
+}
+
 type RpCounters struct {
 	_            structs.HostLayout
 	Copies       uint64
@@ -43,6 +55,7 @@ type RpCounters struct {
 	Contended    uint64
 	CacheLost    uint64
 	AuditLost    uint64
+	HelloLost    uint64
 }
 
 type RpCursor struct {
@@ -68,6 +81,12 @@ type RpGroupKey struct {
 	Epoch uint8
 	Valid uint8
 	Pad   [6]uint8
+}
+
+type RpHello struct {
+	_       structs.HostLayout
+	Session uint32
+	Hello   [16]uint8
 }
 
 type RpKey struct {
@@ -134,29 +153,28 @@ type RpSession struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
-	Datagrams RpPolicer
-	Copies    RpPolicer
-	Ingress   uint32
-	State     uint32
-	Sample    uint32
-	Port      uint16
-	Role      uint8
-	GroupsLen uint8
-	Groups    [16]uint32
-	SendKey   struct {
+	Datagrams   RpPolicer
+	Copies      RpPolicer
+	State       uint32
+	Sample      uint32
+	Port        uint16
+	Role        uint8
+	GroupsLen   uint8
+	Groups      [16]uint32
+	SendSession uint32
+	SendKey     struct {
 		_  structs.HostLayout
 		K0 uint64
 		K1 uint64
 	}
 	Egress      uint64
 	EgressBurst uint64
-	SendSession uint32
 	Rate        uint32
 	Burst       uint32
 	Subscribed  uint8
 	Publish     uint8
 	Silent      uint8
-	Pad         uint8
+	Pad         [5]uint8
 	Zone        [16]uint8
 }
 
@@ -166,6 +184,7 @@ type RpSessionState struct {
 	Heard        uint64
 	DatagramsDue uint64
 	CopiesDue    uint64
+	Hellos       uint64
 	Window       [128]uint64
 }
 
@@ -195,11 +214,12 @@ type RpStreamKey struct {
 }
 
 type RpStreamState struct {
-	_      structs.HostLayout
-	Newest uint64
-	Beat   uint64
-	Known  uint64
-	Window [128]uint64
+	_         structs.HostLayout
+	Newest    uint64
+	Beat      uint64
+	Known     uint64
+	Upstreams [6]uint64
+	Window    [128]uint64
 }
 
 type RpVerdict uint32
@@ -233,11 +253,13 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	RpMapAudit          = "audit"
+	RpMapBranches       = "branches"
 	RpMapCache          = "cache"
 	RpMapCursors        = "cursors"
 	RpMapDevices        = "devices"
 	RpMapEchoes         = "echoes"
 	RpMapFanCpus        = "fan_cpus"
+	RpMapHellos         = "hellos"
 	RpMapLives          = "lives"
 	RpMapNexts          = "nexts"
 	RpMapPace           = "pace"
@@ -262,6 +284,8 @@ const (
 	RpVarCacheOn        = "cache_on"
 	RpVarFanCpusId      = "fan_cpus_id"
 	RpVarHandleKey      = "handle_key"
+	RpVarHelloOn        = "hello_on"
+	RpVarHelloType      = "hello_type"
 	RpVarOwnAddr        = "own_addr"
 	RpVarOwnIncarnation = "own_incarnation"
 	RpVarOwnNetns       = "own_netns"
@@ -326,11 +350,13 @@ type RpProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type RpMapSpecs struct {
 	Audit        *ebpf.MapSpec `ebpf:"audit"`
+	Branches     *ebpf.MapSpec `ebpf:"branches"`
 	Cache        *ebpf.MapSpec `ebpf:"cache"`
 	Cursors      *ebpf.MapSpec `ebpf:"cursors"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Echoes       *ebpf.MapSpec `ebpf:"echoes"`
 	FanCpus      *ebpf.MapSpec `ebpf:"fan_cpus"`
+	Hellos       *ebpf.MapSpec `ebpf:"hellos"`
 	Lives        *ebpf.MapSpec `ebpf:"lives"`
 	Nexts        *ebpf.MapSpec `ebpf:"nexts"`
 	Pace         *ebpf.MapSpec `ebpf:"pace"`
@@ -355,6 +381,8 @@ type RpVariableSpecs struct {
 	CacheOn        *ebpf.VariableSpec `ebpf:"cache_on"`
 	FanCpusId      *ebpf.VariableSpec `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.VariableSpec `ebpf:"handle_key"`
+	HelloOn        *ebpf.VariableSpec `ebpf:"hello_on"`
+	HelloType      *ebpf.VariableSpec `ebpf:"hello_type"`
 	OwnAddr        *ebpf.VariableSpec `ebpf:"own_addr"`
 	OwnIncarnation *ebpf.VariableSpec `ebpf:"own_incarnation"`
 	OwnNetns       *ebpf.VariableSpec `ebpf:"own_netns"`
@@ -385,11 +413,13 @@ func (o *RpObjects) Close() error {
 // It can be passed to LoadRpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RpMaps struct {
 	Audit        *ebpf.Map `ebpf:"audit"`
+	Branches     *ebpf.Map `ebpf:"branches"`
 	Cache        *ebpf.Map `ebpf:"cache"`
 	Cursors      *ebpf.Map `ebpf:"cursors"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Echoes       *ebpf.Map `ebpf:"echoes"`
 	FanCpus      *ebpf.Map `ebpf:"fan_cpus"`
+	Hellos       *ebpf.Map `ebpf:"hellos"`
 	Lives        *ebpf.Map `ebpf:"lives"`
 	Nexts        *ebpf.Map `ebpf:"nexts"`
 	Pace         *ebpf.Map `ebpf:"pace"`
@@ -409,11 +439,13 @@ type RpMaps struct {
 func (m *RpMaps) Close() error {
 	return _RpClose(
 		m.Audit,
+		m.Branches,
 		m.Cache,
 		m.Cursors,
 		m.Devices,
 		m.Echoes,
 		m.FanCpus,
+		m.Hellos,
 		m.Lives,
 		m.Nexts,
 		m.Pace,
@@ -439,6 +471,8 @@ type RpVariables struct {
 	CacheOn        *ebpf.Variable `ebpf:"cache_on"`
 	FanCpusId      *ebpf.Variable `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.Variable `ebpf:"handle_key"`
+	HelloOn        *ebpf.Variable `ebpf:"hello_on"`
+	HelloType      *ebpf.Variable `ebpf:"hello_type"`
 	OwnAddr        *ebpf.Variable `ebpf:"own_addr"`
 	OwnIncarnation *ebpf.Variable `ebpf:"own_incarnation"`
 	OwnNetns       *ebpf.Variable `ebpf:"own_netns"`

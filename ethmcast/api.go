@@ -19,6 +19,7 @@ type Status struct {
 	Enabled    bool              `json:"enabled"`
 	State      string            `json:"state"` // idle, joining or active
 	RP         string            `json:"rp,omitempty"`
+	Standby    string            `json:"standby,omitempty"` // RP that takes over when this one is lost
 	Port       uint16            `json:"port"`
 	Publish    PublishMode       `json:"publish"`
 	Delivery   Delivery          `json:"delivery,omitempty"` // that the RP granted, when active
@@ -52,7 +53,8 @@ type RP struct {
 	State       string `json:"state"`
 	Incarnation uint32 `json:"incarnation,omitempty"`
 	Data        string `json:"data,omitempty"` // UDP endpoint
-	RTT         string `json:"rtt,omitempty"`  // smoothed, of the one in use
+	Operator    string `json:"operator,omitempty"`
+	RTT         string `json:"rtt,omitempty"` // of datagrams with the one in use, of the connection with others
 }
 
 // Status returns the state of multicast diffusion in this node.
@@ -79,9 +81,12 @@ func (api *API) Status() Status {
 	st.Neighbours, st.Covered = s.coverage.Covered(now)
 	if s.active != nil {
 		st.State, st.RP = "joining", s.active.id.String()
-		if s.joined {
-			st.State, st.Delivery = "active", Delivery(s.mode.String())
+		if s.covered {
+			st.State, st.Delivery = "active", Delivery(s.active.mode.String())
 		}
+	}
+	if s.standby.state() == proto.JoinerStandby {
+		st.Standby = s.standby.id.String()
 	}
 	for _, v := range wire.Verdicts() {
 		if n := s.receiver.counters[v]; n > 0 {
@@ -97,25 +102,25 @@ func (api *API) Status() Status {
 	return st
 }
 
-// Rps returns the configured RPs in order of preference.
+// Rps returns the RPs that may be used in order of preference.
 func (api *API) Rps() []RP {
 	s := api.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
-	rps := make([]RP, 0, len(s.cfg.RPs))
-	for _, node := range s.cfg.RPs {
-		entry := RP{ID: node.ID().String(), URL: node.URLv4(), State: "disconnected"}
-		if rp := s.rps[node.ID()]; rp != nil {
-			entry.Connected = true
-			entry.State = rp.joiner.State().String()
-			if rp.joiner.State() != proto.JoinerConnected {
-				entry.Incarnation = rp.joiner.RP().Incarnation
-				entry.Data = rp.dataAddr().String()
-			}
-			if rp == s.active && s.joined {
-				entry.RTT = s.outbox.SRTT().String()
-			}
+	rps := make([]RP, 0, len(s.order))
+	for _, rp := range s.order {
+		entry := RP{ID: rp.id.String(), URL: rp.node.URLv4(), Connected: rp.conn != nil, State: rp.state().String()}
+		if rp.joiner != nil && rp.joiner.RP().Incarnation != 0 {
+			entry.Incarnation, entry.Operator = rp.joiner.RP().Incarnation, rp.joiner.RP().Operator
+			entry.Data = rp.dataAddr().String()
+		}
+		rtt := rp.rtt()
+		if rp == s.active && s.outbox.SRTT() > 0 {
+			rtt = s.outbox.SRTT()
+		}
+		if rtt > 0 {
+			entry.RTT = rtt.String()
 		}
 		rps = append(rps, entry)
 	}
@@ -137,7 +142,7 @@ func (s *Service) peerInfo(id enode.ID) any {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if rp := s.rps[id]; rp != nil {
-		return map[string]string{"role": proto.RoleRP.String(), "state": rp.joiner.State().String()}
+		return map[string]string{"role": proto.RoleRP.String(), "state": rp.state().String()}
 	}
 	if p := s.peers[id]; p != nil && p.ready {
 		return map[string]any{"role": proto.RolePeer.String(), "covered": s.coverage.Covers(time.Now(), id)}

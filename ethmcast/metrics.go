@@ -7,6 +7,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/metrics"
 
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -34,6 +35,10 @@ var (
 	neighboursGauge = metrics.NewRegisteredGauge("mdcs/coverage/neighbours", nil)
 	coveredGauge    = metrics.NewRegisteredGauge("mdcs/coverage/covered", nil)
 	joinedGauge     = metrics.NewRegisteredGauge("mdcs/joined", nil)
+	standbyGauge    = metrics.NewRegisteredGauge("mdcs/standby", nil)
+
+	movedMeter    = metrics.NewRegisteredMeter("mdcs/rp/moved", nil)
+	redirectMeter = metrics.NewRegisteredMeter("mdcs/rp/redirects", nil)
 
 	droppedMeter   = metrics.NewRegisteredMeter("mdcs/control/dropped", nil)
 	violationMeter = metrics.NewRegisteredMeter("mdcs/control/violations", nil)
@@ -53,8 +58,13 @@ func (s *Service) updateGauges(now time.Time) {
 	coveredGauge.Update(int64(covered))
 	heldGauge.Update(int64(s.coverage.Held()))
 	joined := int64(0)
-	if s.joined {
+	if s.covered {
 		joined = 1
 	}
 	joinedGauge.Update(joined)
+	standby := int64(0)
+	if s.standby.state() == proto.JoinerStandby {
+		standby = 1
+	}
+	standbyGauge.Update(standby)
 }

@@ -60,7 +60,7 @@ func objectID(hash common.Hash) uint64 { return binary.BigEndian.Uint64(hash[:])
 func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID) *coverage.Ref {
 	local := len(known) == 0
 	switch {
-	case !s.joined || !s.outbox.Ready():
+	case !s.covered || !s.outbox.Ready():
 		return nil
 	case tx.Type() == types.BlobTxType: // too large, and its sidecar is fetched in cells
 		return nil
@@ -89,10 +89,11 @@ func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID
 
 // drainOutbox does what the outbox wants done.
 func (s *Service) drainOutbox(now time.Time) {
+	unanswered := false
 	for _, a := range s.outbox.Actions() {
 		switch a := a.(type) {
 		case outbox.Datagram:
-			s.sendDatagram(a.Bytes)
+			s.sendDatagram(s.active, a.Bytes)
 		case outbox.Published:
 			stream := coverage.Stream{Ingress: a.RP, Group: s.group}
 			s.coverage.Numbered(a.Hash, stream, a.Sequence)
@@ -102,17 +103,24 @@ func (s *Service) drainOutbox(now time.Time) {
 		case outbox.Failed:
 			s.announce(s.coverage.Abandon(a.Hash))
 			failedMeter.Mark(1)
+		case outbox.Unanswered:
+			unanswered = true
 		}
+	}
+	if unanswered && s.active != nil { // may change the RP
+		s.active.joiner.Unanswered(now)
+		s.drain(now, s.active)
+		s.choose(now)
 	}
 }
 
-// sendDatagram sends a datagram to the RP. One that the kernel refuses is like
-// one lost on the way: what matters is sent again.
-func (s *Service) sendDatagram(b []byte) {
-	if b == nil || s.active == nil {
+// sendDatagram sends a datagram to an RP. One that the kernel refuses is like one
+// lost on the way: what matters is sent again.
+func (s *Service) sendDatagram(rp *rpConn, b []byte) {
+	if rp == nil {
 		return
 	}
-	if _, err := s.socket.WriteToUDPAddrPort(b, s.active.dataAddr()); err != nil {
+	if _, err := s.socket.WriteToUDPAddrPort(b, rp.dataAddr()); err != nil {
 		sendErrorMeter.Mark(1)
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/core/types"
@@ -28,14 +29,20 @@ type hop struct {
 	key     auth.Key
 }
 
-// receiver checks the datagrams of the RP (SPEC 9.2). It does no I/O.
+// sender is an RP that this node is a member of.
+type sender struct {
+	source netip.AddrPort
+	hops   [2]hop                     // by mode: our own session, the channel
+	beats  map[coverage.Stream]uint64 // newest heart-beat
+}
+
+// receiver checks the datagrams of the RPs (SPEC 9.2): two at most, while one takes
+// over from the other. What belongs to a stream is the same from both. It does no I/O.
 type receiver struct {
-	source   netip.AddrPort
-	hops     [2]hop                                 // by mode: our own session, the channel
+	senders  []*sender
 	keys     map[coverage.Stream]map[uint8]auth.Key // by epoch
 	windows  map[coverage.Stream]*auth.Window
 	echoes   map[coverage.Stream]*auth.Window
-	beats    map[coverage.Stream]uint64 // newest heart-beat
 	buffer   *reassembly.Buffer
 	counters wire.Counters
 }
@@ -44,30 +51,52 @@ func newReceiver() *receiver {
 	return &receiver{buffer: reassembly.New(func(b []byte) [32]byte { return crypto.Keccak256Hash(b) })}
 }
 
-// join begins to accept datagrams of a session and of a channel.
-func (r *receiver) join(source netip.AddrPort, own, channel hop) {
-	r.source, r.hops = source, [...]hop{proto.ModeUnicast: own, proto.ModeSSM: channel}
-	r.keys = make(map[coverage.Stream]map[uint8]auth.Key)
-	r.windows = make(map[coverage.Stream]*auth.Window)
-	r.echoes = make(map[coverage.Stream]*auth.Window)
-	r.beats = make(map[coverage.Stream]uint64)
+// join begins to accept datagrams of an RP, by a session and by a channel. What is
+// known of streams is forgotten when there was no RP.
+func (r *receiver) join(source netip.AddrPort, own, channel hop) *sender {
+	if len(r.senders) == 0 {
+		r.keys = make(map[coverage.Stream]map[uint8]auth.Key)
+		r.windows = make(map[coverage.Stream]*auth.Window)
+		r.echoes = make(map[coverage.Stream]*auth.Window)
+	}
+	s := &sender{source: source, beats: make(map[coverage.Stream]uint64)}
+	s.hops = [...]hop{proto.ModeUnicast: own, proto.ModeSSM: channel}
+	r.senders = append(r.senders, s)
+	return s
 }
 
-func (r *receiver) leave() { clear(r.hops[:]) }
+// leave ends what join began; nil ends nothing.
+func (r *receiver) leave(s *sender) {
+	r.senders = slices.DeleteFunc(r.senders, func(other *sender) bool { return other == s })
+}
 
-// install adds a group key; the epochs before the previous one end.
+// sender returns the RP whose session this is by the socket of a mode, nil for none.
+func (r *receiver) sender(by proto.DeliveryMode, session uint32) *sender {
+	for _, s := range r.senders {
+		if session != 0 && s.hops[by].session == session {
+			return s
+		}
+	}
+	return nil
+}
+
+// install adds a group key. The newest epoch and the one before are kept; an older
+// one comes from an RP that is behind.
 func (r *receiver) install(k proto.GroupKey) {
 	s := coverage.Stream{Ingress: k.Ingress, Group: k.Group}
 	if r.keys[s] == nil {
 		r.keys[s] = make(map[uint8]auth.Key)
 		r.windows[s], r.echoes[s] = new(auth.Window), new(auth.Window)
 	}
-	r.keys[s][k.Epoch] = k.Key
 	for epoch := range r.keys[s] {
-		if epoch != k.Epoch && epoch != k.Epoch-1 && epoch != k.Epoch+1 {
+		switch newer := int8(k.Epoch - epoch); {
+		case newer < -1:
+			return
+		case newer > 1:
 			delete(r.keys[s], epoch)
 		}
 	}
+	r.keys[s][k.Epoch] = k.Key
 }
 
 // retire forgets an ingress RP.
@@ -77,7 +106,6 @@ func (r *receiver) retire(ingress uint32) {
 			delete(r.keys, s)
 			delete(r.windows, s)
 			delete(r.echoes, s)
-			delete(r.beats, s)
 		}
 	}
 }
@@ -90,19 +118,19 @@ func (r *receiver) retire(ingress uint32) {
 // peer alone, never comes by it, and the channel's session by no other socket.
 func (r *receiver) check(by proto.DeliveryMode, src netip.AddrPort, b []byte) (wire.Header, []byte, wire.Verdict) {
 	h, payload, v := wire.Parse(b)
-	hop := &r.hops[by]
+	from := r.sender(by, h.Session)
 	switch {
 	case v != wire.Pass:
 		return h, nil, v
 	case h.Type == wire.Probe:
 		return h, payload, wire.Pass
-	case hop.session == 0 || h.Session != hop.session:
+	case from == nil:
 		return h, nil, wire.NoSession
-	case src != r.source:
+	case src != from.source:
 		return h, nil, wire.BadSource
-	case !hop.key.CheckHopTag(b, h.HopTag):
+	case !from.hops[by].key.CheckHopTag(b, h.HopTag):
 		return h, nil, wire.BadHopTag
-	case h.Type == wire.Echo && by == proto.ModeSSM:
+	case h.Type == wire.Hello || h.Type == wire.Echo && by == proto.ModeSSM:
 		return h, nil, wire.BadType
 	}
 	s := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
@@ -112,10 +140,10 @@ func (r *receiver) check(by proto.DeliveryMode, src netip.AddrPort, b []byte) (w
 	}
 	switch h.Type {
 	case wire.Heartbeat:
-		if h.ObjectID <= r.beats[s] {
+		if h.ObjectID <= from.beats[s] {
 			return h, nil, wire.Replayed
 		}
-		r.beats[s] = h.ObjectID
+		from.beats[s] = h.ObjectID
 	case wire.Data:
 		key, ok := r.keys[s][h.Epoch]
 		if !ok {
@@ -165,8 +193,8 @@ func (s *Service) receive(now time.Time, by proto.DeliveryMode, src netip.AddrPo
 		s.probe(now, src, payload, len(b))
 		return
 	}
-	if by == s.mode {
-		s.active.joiner.Heard(now)
+	if rp := s.rpOf(s.receiver.sender(by, h.Session)); rp != nil && by == rp.mode {
+		rp.joiner.Heard(now)
 	}
 	stream := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
 	switch h.Type {
@@ -182,7 +210,7 @@ func (s *Service) receive(now time.Time, by proto.DeliveryMode, src netip.AddrPo
 // probe answers the PROBE of an RP that we joined.
 func (s *Service) probe(now time.Time, src netip.AddrPort, payload []byte, size int) {
 	for _, rp := range s.rps {
-		if rp.dataAddr() == src {
+		if rp.conn != nil && rp.dataAddr() == src {
 			rp.joiner.Probe([wire.NonceSize]byte(payload), size)
 			s.drain(now, rp)
 			return
@@ -194,7 +222,7 @@ func (s *Service) probe(now time.Time, src netip.AddrPort, payload []byte, size 
 func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, payload []byte) {
 	_, seen := s.seen.Get(h.ObjectID)
 	// By a channel comes, before or after its ECHO, what this node publishes itself.
-	if seen || s.mode == proto.ModeSSM && s.outbox.Sent(h.ObjectID) {
+	if seen || s.active.serves(proto.ModeSSM) && s.outbox.Sent(h.ObjectID) {
 		s.marks.Delivered(now, stream, h.Sequence)
 		s.marks.Duplicate(stream)
 		duplicateMeter.Mark(1)

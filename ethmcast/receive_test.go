@@ -67,7 +67,7 @@ func datagram(header func(*wire.Header), bytes func([]byte) []byte) []byte {
 
 // snapshot is all state of a receiver that a datagram could change.
 func snapshot(r *receiver) string {
-	return fmt.Sprintf("%v %v %v %v %v %d", r.hops, r.keys, *r.windows[testStream], *r.echoes[testStream], r.beats, r.buffer.Bytes())
+	return fmt.Sprintf("%v %v %v %v %d", *r.senders[0], r.keys, *r.windows[testStream], *r.echoes[testStream], r.buffer.Bytes())
 }
 
 func TestReceiverVerdicts(t *testing.T) {
@@ -82,6 +82,7 @@ func TestReceiverVerdicts(t *testing.T) {
 		{"oversized", testRP, make([]byte, wire.MaxDatagram+1), wire.Oversized},
 		{"version", testRP, datagram(nil, func(b []byte) []byte { b[0] = 0x21; return b }), wire.BadVersion},
 		{"type", testRP, datagram(nil, func(b []byte) []byte { b[0] = 0x1f; return b }), wire.BadType},
+		{"hello", testRP, datagram(func(h *wire.Header) { h.Type = wire.Hello }, nil), wire.BadType},
 		{"length", testRP, datagram(nil, func(b []byte) []byte { return b[:len(b)-1] }), wire.BadLength},
 		{"session", testRP, datagram(func(h *wire.Header) { h.Session++ }, nil), wire.NoSession},
 		{"source", elsewhere, datagram(nil, nil), wire.BadSource},
@@ -131,7 +132,7 @@ func TestReceiverReplay(t *testing.T) {
 			t.Errorf("step %d: %v, want %v", i, v, step.want)
 		}
 	}
-	r.leave()
+	r.leave(r.senders[0])
 	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoSession {
 		t.Errorf("after leaving: %v", v)
 	}
@@ -203,10 +204,28 @@ func TestReceiverChannel(t *testing.T) {
 	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(func(h *wire.Header) { h.Sequence = 2 }, nil)); v != wire.Replayed {
 		t.Errorf("again by our own session: %v", v)
 	}
+	r.leave(r.senders[0])
 	r.join(testRP, hop{testSession, testHopKey}, hop{})
 	if _, _, v := r.check(proto.ModeSSM, testRP, channelDatagram(nil)); v != wire.NoSession {
 		t.Errorf("in mode unicast: %v", v)
 	}
+}
+
+// memberOf returns a joiner that an RP admitted.
+func memberOf(t *testing.T, now time.Time) *proto.Joiner {
+	t.Helper()
+	j := proto.NewJoiner(proto.JoinerConfig{Groups: []uint32{testGroup}, Port: 1, Rand: rand.Reader})
+	j.Want(now, true)
+	for _, m := range []proto.Message{
+		&proto.Status{Role: proto.RoleRP, Incarnation: testIngress, DataPort: testRP.Port()},
+		&proto.Welcome{Session: 1, Lease: 45},
+	} {
+		if err := j.Handle(now, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j.Actions()
+	return j
 }
 
 // What a node publishes comes back by the channel. Before its ECHO or after, it is
@@ -216,13 +235,14 @@ func TestOwnCopyByChannel(t *testing.T) {
 		"echo first": {proto.ModeUnicast, proto.ModeSSM},
 		"copy first": {proto.ModeSSM, proto.ModeUnicast},
 	} {
-		s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil, nil)
+		s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		now := time.Unix(100, 0)
-		s.receiver, s.mode, s.joined = newTestReceiver(), proto.ModeSSM, true
-		s.active = &rpConn{joiner: proto.NewJoiner(proto.JoinerConfig{})}
+		s.receiver, s.covered = newTestReceiver(), true
+		s.active = &rpConn{joiner: memberOf(t, now), mode: proto.ModeSSM, sender: s.receiver.senders[0]}
+		s.rps[enode.ID{1}] = s.active
 		s.outbox.SetPath(now, &outbox.Path{RP: testIngress, Session: 1, Group: testGroup, Rate: 1, Burst: 1})
 		object := []byte("payload")
 		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0)
@@ -260,10 +280,11 @@ func TestOwnCopyByChannel(t *testing.T) {
 // The newest two epochs are valid, across the wrap of the epoch's 8 bits.
 func TestReceiverEpochs(t *testing.T) {
 	r := newTestReceiver()
-	for _, epoch := range []uint8{2, 3, 255, 0} {
+	r.retire(testIngress)
+	for _, epoch := range []uint8{253, 254, 255, 0, 254, 253} { // the last two by an RP that is behind
 		r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: epoch, Key: testGroupKey})
 	}
-	for epoch, want := range map[uint8]wire.Verdict{2: wire.NoKey, 3: wire.NoKey, 255: wire.Pass, 0: wire.Pass} {
+	for epoch, want := range map[uint8]wire.Verdict{253: wire.NoKey, 254: wire.NoKey, 255: wire.Pass, 0: wire.Pass} {
 		b := datagram(func(h *wire.Header) { h.Epoch, h.Sequence = epoch, uint64(epoch)+100 }, nil)
 		if _, _, v := r.check(proto.ModeUnicast, testRP, b); v != want {
 			t.Errorf("epoch %d: %v, want %v", epoch, v, want)
@@ -298,12 +319,13 @@ func FuzzReceiver(f *testing.F) {
 // A PROBE from anywhere but the data endpoint of an RP that is being joined gets
 // no Echo.
 func TestForeignProbe(t *testing.T) {
-	s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil, nil)
+	s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Unix(100, 0)
-	rp := &rpConn{conn: conn{out: make(chan proto.Message, sendQueue)}, addr: testRP.Addr()}
+	out := make(chan proto.Message, sendQueue)
+	rp := &rpConn{conn: &conn{out: out}, addr: testRP.Addr()}
 	rp.joiner = proto.NewJoiner(proto.JoinerConfig{Groups: []uint32{1}, Port: 1, Rand: rand.Reader})
 	s.rps[enode.ID{1}] = rp
 	rp.joiner.Want(now, true)
@@ -312,8 +334,8 @@ func TestForeignProbe(t *testing.T) {
 	}
 	s.drain(now, rp)
 	session := uint32(0)
-	for len(rp.out) > 0 {
-		if join, ok := (<-rp.out).(*proto.Join); ok {
+	for len(out) > 0 {
+		if join, ok := (<-out).(*proto.Join); ok {
 			session = join.Session
 		}
 	}
@@ -322,8 +344,8 @@ func TestForeignProbe(t *testing.T) {
 		nonce := binary.BigEndian.AppendUint32(h.Append(nil), session)
 		s.receive(now, proto.ModeUnicast, src, append(nonce, make([]byte, wire.MaxPayload-4)...))
 		s.drain(now, rp)
-		for len(rp.out) > 0 {
-			if m := <-rp.out; m.Code() == proto.EchoMsg {
+		for len(out) > 0 {
+			if m := <-out; m.Code() == proto.EchoMsg {
 				echoes++
 			}
 		}
@@ -341,5 +363,39 @@ func TestForeignProbe(t *testing.T) {
 	session++
 	if n := probe(testRP); n != 0 {
 		t.Errorf("%d echoes for a PROBE of another peer", n)
+	}
+}
+
+// An RP can only name RPs that may be used anyway, and not for ever.
+func TestRedirects(t *testing.T) {
+	s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var urls []string
+	for range 3 {
+		key, err := crypto.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rp := newRPConn(enode.NewV4(&key.PublicKey, testRP.Addr().AsSlice(), 1, 1))
+		urls = append(urls, rp.node.URLv4())
+		if len(s.order) < 2 {
+			s.rps[rp.id] = rp
+			s.order = append(s.order, rp)
+		}
+	}
+	from, other, stranger := s.order[0], s.order[1], urls[2]
+	names := proto.Redirected{URLs: []string{"no url", stranger, urls[1], urls[0], urls[1]}}
+	for i := range maxRedirects + 1 {
+		s.hints = nil
+		s.redirected(from, names)
+		want := 1
+		if i == maxRedirects {
+			want = 0
+		}
+		if len(s.hints) != want || want == 1 && s.hints[0] != other {
+			t.Errorf("redirect %d: %d hints", i, len(s.hints))
+		}
 	}
 }

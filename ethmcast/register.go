@@ -80,11 +80,7 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 	if !ok {
 		return errors.New("this geth was built without the mDCS patches")
 	}
-	server := stack.Server()
-	service, err := New(cfg, &gethBackend{backend, hooks}, func(rp *enode.Node) {
-		server.AddTrustedPeer(rp) // beyond the peer limit, and never dropped
-		server.AddPeer(rp)
-	})
+	service, err := New(cfg, &gethBackend{backend, hooks})
 	if err != nil {
 		return err
 	}
@@ -95,13 +91,13 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 	return nil
 }
 
-// lifecycle starts the service when the node's identity is known.
+// lifecycle starts the service when the devp2p server runs.
 type lifecycle struct {
 	*Service
 	stack *node.Node
 }
 
-func (l *lifecycle) Start() error { return l.Service.Start(l.stack.Server().Self().ID()) }
+func (l *lifecycle) Start() error { return l.Service.Start(l.stack.Server()) }
 
 // patched is what patches/ adds to eth.Ethereum. As an interface it lets this
 // package build, and be checked, against a geth without the patches too.

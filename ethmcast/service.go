@@ -9,6 +9,9 @@
 //	RP ------> receive -> reassembly -> deliver -> pool  (receive.go, deliver.go)
 //	neighbours <--------- HAVE marks ----------> coverage (peer.go)
 //
+// It is a member of two RPs: one replicates to it, the other stands by (rp.go,
+// choose.go, dial.go).
+//
 // The protocol decisions are in the packages below, which do no I/O: proto,
 // outbox, reassembly, coverage. This package holds the sockets, the devp2p
 // connections, the clock, and one lock around all of them.
@@ -21,7 +24,6 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -127,10 +129,10 @@ type Service struct {
 	self    enode.ID
 	group   uint32
 	backend Backend
-	dial    func(*enode.Node) // keeps a connection to an RP
 	log     log.Logger
 
 	socket  *net.UDPConn
+	network network
 	deliver *deliverer
 	heads   event.Subscription
 	wake    chan struct{}
@@ -141,11 +143,16 @@ type Service struct {
 
 	mu        sync.Mutex
 	enabled   bool
-	rps       map[enode.ID]*rpConn
 	peers     map[enode.ID]*peerConn
-	active    *rpConn            // the RP that is wanted, nil for none
-	joined    bool               // active has admitted us
-	mode      proto.DeliveryMode // in which it has
+	rps       map[enode.ID]*rpConn // that may be used, connected or not
+	order     []*rpConn            // the same, by preference
+	active    *rpConn              // replicates to us, or is to; nil for none
+	next      *rpConn              // is to take over from active, which goes on until then; nil for none
+	standby   *rpConn              // takes over when active is lost; nil for none
+	covered   bool                 // multicast serves this node, and the neighbours know it
+	hints     []*rpConn            // that an RP without room named
+	redirects int                  // since an RP served
+	nearer    preference
 	receiver  *receiver
 	outbox    *outbox.Outbox
 	marks     coverage.Marks
@@ -157,9 +164,8 @@ type Service struct {
 	jitter    *mrand.Rand
 }
 
-// New returns a service. Connections to RPs are asked for by dial, which must
-// keep them up.
-func New(cfg Config, backend Backend, dial func(*enode.Node)) (*Service, error) {
+// New returns a service.
+func New(cfg Config, backend Backend) (*Service, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -172,7 +178,6 @@ func New(cfg Config, backend Backend, dial func(*enode.Node)) (*Service, error) 
 		cfg:      cfg,
 		group:    proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs),
 		backend:  backend,
-		dial:     dial,
 		log:      log.New("service", "mdcs"),
 		wake:     make(chan struct{}, 1),
 		quit:     make(chan struct{}),
@@ -189,33 +194,61 @@ func New(cfg Config, backend Backend, dial func(*enode.Node)) (*Service, error) 
 	return s, nil
 }
 
-// Start opens the UDP socket and asks for the RPs' connections. self is the
-// node's own id.
-func (s *Service) Start(self enode.ID) error {
+// Start opens the UDP socket and connects to the RPs by the node's devp2p server,
+// which runs.
+func (s *Service) Start(server *p2p.Server) error {
 	socket, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6unspecified, Port: int(s.cfg.Port)})
 	if err != nil {
 		return fmt.Errorf("mdcs data port: %w", err)
 	}
 	_ = socket.SetReadBuffer(socketBuffer) // the kernel caps it; a smaller one only loses bursts
-	s.self, s.socket, s.preferUntil = self, socket, time.Now().Add(preferFirst)
+	s.self, s.socket, s.network, s.preferUntil = server.Self().ID(), socket, devp2p{server}, time.Now().Add(preferFirst)
 	s.deliver.start()
 	s.heads = s.backend.SubscribeHeads(s.deliver.newHead)
 	s.wg.Go(func() { s.receiveLoop(s.socket, proto.ModeUnicast) })
 	s.wg.Go(s.loop)
-	for _, rp := range s.cfg.RPs {
-		s.dial(rp)
-	}
+	s.SetRPs(s.cfg.RPs)
 	s.log.Info("Multicast diffusion started", "rps", len(s.cfg.RPs), "port", s.port(), "publish", s.cfg.Publish)
 	return nil
 }
 
-// Stop leaves the RP and ends all goroutines.
+// SetRPs replaces the RPs that may be used, in order of preference. The service must
+// be started. One that is left out is left.
+func (s *Service) SetRPs(nodes []*enode.Node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.rps
+	s.rps, s.order, s.hints = make(map[enode.ID]*rpConn), nil, nil
+	for _, node := range nodes {
+		id := node.ID()
+		if s.rps[id] != nil {
+			continue
+		}
+		rp := old[id]
+		if rp == nil {
+			rp = newRPConn(node)
+			s.wg.Go(func() { s.keepConnected(rp) })
+		}
+		delete(old, id)
+		s.rps[id] = rp
+		s.order = append(s.order, rp)
+	}
+	for _, rp := range old {
+		s.forget(time.Now(), rp)
+	}
+	s.choose(time.Now())
+}
+
+// Stop leaves the RPs and ends all goroutines.
 func (s *Service) Stop() error {
 	s.mu.Lock()
 	s.enabled = false
 	s.choose(time.Now())
-	s.mu.Unlock()
 	close(s.quit)
+	for _, rp := range s.order {
+		rp.cancel()
+	}
+	s.mu.Unlock()
 	err := s.socket.Close()
 	s.heads.Unsubscribe()
 	s.wg.Wait()
@@ -288,7 +321,9 @@ func (s *Service) deadline(now time.Time) time.Time {
 		}
 	}
 	for _, rp := range s.rps {
-		earliest(rp.joiner.Deadline())
+		if rp.joiner != nil {
+			earliest(rp.joiner.Deadline())
+		}
 	}
 	earliest(s.outbox.Deadline())
 	earliest(s.coverage.Deadline())
@@ -298,8 +333,10 @@ func (s *Service) deadline(now time.Time) time.Time {
 // tick advances all state machines. The caller holds the lock, as for all below.
 func (s *Service) tick(now time.Time) {
 	for _, rp := range s.rps {
-		rp.joiner.Tick(now)
-		s.drain(now, rp)
+		if rp.joiner != nil {
+			rp.joiner.Tick(now)
+			s.drain(now, rp)
+		}
 	}
 	s.choose(now)
 	s.outbox.Tick(now)
@@ -314,42 +351,6 @@ func (s *Service) announce(a []coverage.Announcement[enode.ID, common.Hash]) {
 	if len(a) > 0 {
 		s.announces = append(s.announces, a...)
 		s.poke()
-	}
-}
-
-// choose keeps the RP that serves, or else wants the first one that can.
-func (s *Service) choose(now time.Time) {
-	var want *rpConn
-	if s.enabled && s.backend.Synced() {
-		want = s.active
-		if want == nil || !want.usable() {
-			want = nil
-			for _, node := range s.cfg.RPs {
-				if rp := s.rps[node.ID()]; rp != nil && rp.usable() {
-					want = rp
-					break
-				}
-				if now.Before(s.preferUntil) {
-					break
-				}
-			}
-			if want == nil {
-				want = s.active // keep trying
-			}
-		}
-	}
-	if want == s.active {
-		return
-	}
-	old := s.active
-	s.active = want
-	if old != nil && s.rps[old.id] == old {
-		old.joiner.Want(now, false)
-		s.drain(now, old)
-	}
-	if want != nil {
-		want.joiner.Want(now, true)
-		s.drain(now, want)
 	}
 }
 
@@ -373,7 +374,7 @@ func (s *Service) sendHave(now time.Time, changed bool) {
 
 // have tells a neighbour what was delivered since it was told last.
 func (s *Service) have(p *peerConn) {
-	if !s.joined {
+	if !s.covered {
 		p.send(&proto.Have{})
 		p.told = 0
 		return
@@ -382,10 +383,4 @@ func (s *Service) have(p *peerConn) {
 	if p.send(&proto.Have{Covered: true, Whole: whole, Marks: marks}) {
 		p.told = s.marks.Version()
 	}
-}
-
-// dataAddr returns the RP's UDP endpoint: the address of the RLPx connection and
-// the port of its Status.
-func (rp *rpConn) dataAddr() netip.AddrPort {
-	return netip.AddrPortFrom(rp.addr, rp.joiner.RP().DataPort)
 }

@@ -354,6 +354,7 @@ func TestRefusedIsOfferedAgain(t *testing.T) {
 
 func TestPublishModes(t *testing.T) {
 	r := startRP(t, ethmcasttest.Key(t), 0)
+	nonce := uint64(0) // what one publishes arrives at the next
 	for mode, want := range map[ethmcast.PublishMode]struct{ local, foreign bool }{
 		ethmcast.PublishAll:     {true, true},
 		ethmcast.PublishBridged: {false, true},
@@ -363,10 +364,11 @@ func TestPublishModes(t *testing.T) {
 			RPs: []*enode.Node{r.Self()}, Publish: mode, NetworkID: networkID, Genesis: genesis,
 		})
 		eventually(t, "join", func() bool { return n.API.Status().State == "active" })
-		if got := n.Service.RouteTx(transaction(t, 1, 0), nil) != nil; got != want.local {
+		nonce += 2
+		if got := n.Service.RouteTx(transaction(t, nonce, 0), nil) != nil; got != want.local {
 			t.Errorf("%s: own transaction published: %v", mode, got)
 		}
-		if got := n.Service.RouteTx(transaction(t, 2, 0), []enode.ID{{9}}) != nil; got != want.foreign {
+		if got := n.Service.RouteTx(transaction(t, nonce+1, 0), []enode.ID{{9}}) != nil; got != want.foreign {
 			t.Errorf("%s: transaction of a neighbour published: %v", mode, got)
 		}
 	}
@@ -434,14 +436,14 @@ func TestMalformedMessages(t *testing.T) {
 }
 
 func TestConfigErrors(t *testing.T) {
-	if _, err := ethmcast.New(ethmcast.Config{Publish: ethmcast.PublishAll}, nil, nil); err == nil {
+	if _, err := ethmcast.New(ethmcast.Config{Publish: ethmcast.PublishAll}, nil); err == nil {
 		t.Error("no RP accepted")
 	}
-	if _, err := ethmcast.New(ethmcast.Config{RPs: []*enode.Node{nil}, Publish: "some"}, nil, nil); err == nil {
+	if _, err := ethmcast.New(ethmcast.Config{RPs: []*enode.Node{nil}, Publish: "some"}, nil); err == nil {
 		t.Error("unknown publish mode accepted")
 	}
 	cfg := ethmcast.Config{RPs: []*enode.Node{nil}, Publish: ethmcast.PublishAll, Delivery: "some"}
-	if _, err := ethmcast.New(cfg, nil, nil); err == nil {
+	if _, err := ethmcast.New(cfg, nil); err == nil {
 		t.Error("unknown delivery accepted")
 	}
 }

@@ -44,10 +44,11 @@ func (a *adopter) Adopted() *datapath.State { return a.state }
 func TestAdoptedIncarnation(t *testing.T) {
 	t.Parallel()
 	points, sites := meshOf(t, 2)
-	a := newPeer(t, points[0], peerOptions{})
-	members(t, a)
+	a, gone := newPeer(t, points[0], peerOptions{}), newPeer(t, points[1], peerOptions{})
+	members(t, a, gone)
 	old := points[1].Incarnation()
 	knows(t, a, old)
+	gone.leave()
 	points[1].Stop()
 	require.Eventually(t, func() bool { return points[0].Ready() != nil }, patience, 5*time.Millisecond)
 
@@ -59,9 +60,11 @@ func TestAdoptedIncarnation(t *testing.T) {
 			{Ingress: old, Group: testGroup, Epoch: 6, Key: auth.Key{6}},
 			{Ingress: old, Group: testGroup, Epoch: 7, Key: auth.Key{7}},
 		},
-		Sessions: []datapath.Session{{
-			Index: 5, Role: datapath.Mesh, Addr: points[0].Addr(), Groups: []uint32{testGroup}, Ingress: points[0].Incarnation(),
-		}},
+		Sessions: []datapath.Session{{Index: 5, Role: datapath.Mesh, Addr: points[0].Addr()}},
+		Routes: []datapath.Route{
+			{Ingress: old, To: []datapath.Branch{{Session: 5, Groups: []uint32{testGroup}}}},
+			{Ingress: points[0].Incarnation(), From: []uint32{5}},
+		},
 	}
 	cfg := sites[1].config(t, sites[0])
 	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
@@ -70,7 +73,7 @@ func TestAdoptedIncarnation(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		return &adopter{e, state}, e.Apply(datapath.Change{Keys: state.Keys, Add: state.Sessions})
+		return &adopter{e, state}, e.Apply(datapath.Change{Keys: state.Keys, Add: state.Sessions, Routes: state.Routes})
 	}
 	again := start(t, cfg)
 	require.Equal(t, old, again.Incarnation())
@@ -462,4 +465,105 @@ func TestXDPDaemonKilled(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, links, 2, "lo and rp0")
 	})
+}
+
+// Members that find the next rpd before their patience ends go on as they were: nothing
+// is asked of their endpoints, and nothing of what is published meanwhile is lost. One
+// in standby becomes active there by one message.
+func TestXDPMembersResume(t *testing.T) {
+	i := newIsland(t)
+	first := i.start()
+	first.says("replication point serves")
+	const receivers = 4
+	opt := peerOptions{host: i.peers, resumes: true}
+	publisher := newPeer(t, nil, opt)
+	var all []*lightPeer
+	for range receivers {
+		all = append(all, newPeer(t, nil, opt))
+	}
+	members(t, append(all, publisher)...)
+	opt.standby = true
+	standby := newPeer(t, nil, opt)
+	members(t, standby)
+	incarnation := see(publisher, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+	probes := func(p *lightPeer) int { return see(p, func(p *lightPeer) int { return p.probes }) }
+	before := probes(publisher)
+
+	sent := uint64(0)
+	publish := func(during func()) {
+		done := make(chan struct{})
+		go func() { defer close(done); during() }()
+		for {
+			sent++
+			publisher.publish(fmt.Sprint("datagram ", sent))
+			time.Sleep(2 * time.Millisecond)
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	}
+	state := func(p *lightPeer) proto.JoinerState {
+		return see(p, func(p *lightPeer) proto.JoinerState { return p.joiner.State() })
+	}
+	await := func(p *lightPeer, want proto.JoinerState) {
+		for end := time.Now().Add(patience); state(p) != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Errorf("state %v, want %v", state(p), want)
+				return
+			}
+		}
+	}
+	var second *daemon
+	publish(func() {
+		first.end(syscall.SIGKILL)
+		for _, p := range append(all, publisher, standby) {
+			await(p, proto.JoinerDetached)
+		}
+		second = i.start()
+		second.says("datapath adopted")
+		second.says("replication point serves")
+		for _, p := range append(all, publisher, standby) {
+			p.connect()
+		}
+		for _, p := range append(all, publisher) {
+			await(p, proto.JoinerActive)
+		}
+		await(standby, proto.JoinerStandby)
+		time.Sleep(200 * time.Millisecond)
+	})
+	got := func(p *lightPeer, seq uint64) int {
+		return see(p, func(p *lightPeer) int { return p.sequences[sequence{incarnation, seq}] })
+	}
+	for _, p := range all {
+		require.Eventually(t, func() bool { return got(p, sent) > 0 }, patience, time.Millisecond)
+		for seq := uint64(1); seq <= sent; seq++ {
+			require.Equal(t, 1, got(p, seq), "datagram %d of %d", seq, sent)
+		}
+	}
+	for _, p := range append(all, publisher, standby) {
+		require.Empty(t, see(p, func(p *lightPeer) []error { return p.left }))
+		require.Empty(t, p.badDatagrams())
+	}
+	require.Equal(t, before, probes(publisher), "its endpoint was proven")
+	require.Zero(t, len(standby.got()))
+	require.Equal(t, receivers+2, bytes.Count([]byte(second.logged()), []byte("peer resumed")))
+
+	standby.mu.Lock()
+	standby.joiner.Want(time.Now(), true)
+	standby.perform()
+	standby.mu.Unlock()
+	await(standby, proto.JoinerActive)
+	publisher.publish("to all")
+	require.Eventually(t, func() bool { return len(standby.got()) == 1 }, patience, time.Millisecond)
+
+	// Who leaves is gone, as from the rpd that admitted it.
+	all[0].leave()
+	seen := len(all[0].got())
+	publisher.publish("to the others")
+	require.Eventually(t, func() bool { return len(standby.got()) == 2 }, patience, time.Millisecond)
+	require.Len(t, all[0].got(), seen)
+	t.Logf("%d datagrams to %d receivers, none lost", sent, receivers)
+	second.end(syscall.SIGTERM)
 }

@@ -42,6 +42,7 @@ type lightPeer struct {
 	member  *proto.Joined // nil when not a member
 	keys    map[keyID]proto.GroupKey
 	retired []uint32
+	served  int // resumed, or activated
 	seq     uint64
 	book
 }
@@ -70,11 +71,13 @@ type sequence struct {
 
 // peerOptions are the ways in which a peer differs from a good one.
 type peerOptions struct {
-	deaf   bool // does not answer PROBEs
-	silent bool // does not announce itself
-	chain  byte // another genesis, when not 0
-	ssm    bool // wishes mode ssm, and hears nothing by the channel
-	stays  bool // publishes and listens as before when the connection is lost, until it is a member again
+	deaf    bool // does not answer PROBEs
+	silent  bool // does not announce itself
+	chain   byte // another genesis, when not 0
+	ssm     bool // wishes mode ssm, and hears nothing by the channel
+	resumes bool // goes on with its membership on the next connection
+	standby bool // joins in standby
+	stays   bool // publishes and listens as before when the connection is lost, until it is a member again
 
 	// host is where the peer is, nil for the loopback interface.
 	host *host
@@ -178,18 +181,11 @@ func (p *lightPeer) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 	genesis[31] ^= p.opt.chain
 	p.mu.Lock()
 	p.send = func(m proto.Message) { _ = p2p.Send(rw, m.Code(), m) }
-	p.joiner = proto.NewJoiner(proto.JoinerConfig{
-		Self:      enode.PubkeyToIDV4(&p.key.PublicKey),
-		Remote:    peer.ID(),
-		NetworkID: testNetwork,
-		Genesis:   genesis,
-		Groups:    []uint32{testGroup},
-		Publish:   true,
-		Port:      p.addr().Port(),
-		Mode:      p.opt.mode(),
-		Rand:      rand.Reader,
-	})
-	p.joiner.Want(time.Now(), true)
+	if p.opt.resumes && p.joiner != nil {
+		p.joiner.Reconnected()
+	} else {
+		p.joiner = p.newJoiner(peer.ID(), genesis)
+	}
 	p.perform()
 	p.mu.Unlock()
 
@@ -200,11 +196,19 @@ func (p *lightPeer) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 		case m, ok := <-messages:
 			p.mu.Lock()
 			if !ok {
-				if !p.opt.stays {
+				switch {
+				case p.opt.resumes:
+					p.send = func(proto.Message) {}
+					p.joiner.Disconnected(time.Now())
+				case p.opt.stays:
+					p.joiner = nil
+				default:
 					p.joiner.Fail(time.Now(), errors.New("connection lost"))
-					p.perform()
 				}
-				p.joiner = nil
+				p.perform()
+				if !p.opt.resumes {
+					p.joiner = nil
+				}
 				p.mu.Unlock()
 				return io.EOF
 			}
@@ -222,6 +226,27 @@ func (p *lightPeer) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 	}
 }
 
+// newJoiner returns a joiner that wants to be a member.
+func (p *lightPeer) newJoiner(point enode.ID, genesis [32]byte) *proto.Joiner {
+	j := proto.NewJoiner(proto.JoinerConfig{
+		Self:      enode.PubkeyToIDV4(&p.key.PublicKey),
+		Remote:    point,
+		NetworkID: testNetwork,
+		Genesis:   genesis,
+		Groups:    []uint32{testGroup},
+		Publish:   true,
+		Port:      p.addr().Port(),
+		Mode:      p.opt.mode(),
+		Rand:      rand.Reader,
+	})
+	if p.opt.standby {
+		j.WantStandby(time.Now())
+	} else {
+		j.Want(time.Now(), true)
+	}
+	return j
+}
+
 func readMessage(rw p2p.MsgReader) (proto.Message, error) {
 	msg, err := rw.ReadMsg()
 	if err != nil {
@@ -236,6 +261,9 @@ func readMessage(rw p2p.MsgReader) (proto.Message, error) {
 
 // perform does what the joiner wants. p.mu is held.
 func (p *lightPeer) perform() {
+	if p.joiner == nil {
+		return
+	}
 	for _, a := range p.joiner.Actions() {
 		switch a := a.(type) {
 		case proto.Send:
@@ -251,6 +279,11 @@ func (p *lightPeer) perform() {
 			p.install(a.Keys, nil)
 		case proto.Install:
 			p.install(a.Keys, a.Retired)
+		case proto.ActivateDue:
+			p.send(&proto.Activate{})
+		case proto.Served:
+			p.served++
+			p.install(a.Keys, nil)
 		case proto.AnnounceDue:
 			if !p.opt.silent {
 				p.send(&proto.Announce{})

@@ -4,12 +4,14 @@ package rp
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 )
 
 // rekeyTimeout is how long a new epoch waits for the acknowledgements of members
@@ -98,5 +100,6 @@ func (r *RP) rotate(ctx context.Context) {
 		r.cfg.Log.Error("group keys not changed", "err", err)
 		return
 	}
+	r.events.Emit(events.Event{Kind: events.Rekey, Detail: fmt.Sprintf("epoch %d", keys[0].Epoch)})
 	r.cfg.Log.Info("group keys changed", "epoch", keys[0].Epoch)
 }

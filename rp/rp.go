@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,13 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
 	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
 )
@@ -53,10 +58,22 @@ type Config struct {
 	// that at once; 0 is no limit.
 	PublishEgress, MeshEgress uint64
 
+	// EgressLimit is what all copies may take, bytes of UDP payload per second: what
+	// one peer and one neighbour may take is not more. 0 is no limit.
+	EgressLimit uint64
+
+	// Joiners and Publishers are the nodes that may join, and of these those that may
+	// publish; nil is everybody.
+	Joiners, Publishers map[enode.ID]bool
+
+	Operator string // who runs the RP, "" to tell nobody
+
 	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
 	// is not offered; else the engine must be a datapath.Multicaster.
 	GroupPort uint16
 	HopLimit  uint8 // of the packets to channels, 0 for 1
+
+	Mesh MeshConfig
 
 	// Engine opens the datapath.
 	Engine func(datapath.Config) (datapath.Engine, error)
@@ -66,6 +83,18 @@ type Config struct {
 	// Rand is the source of keys and indexes, safe for concurrent use; crypto/rand
 	// when nil.
 	Rand io.Reader
+}
+
+// MeshConfig is how an RP takes part in the mesh. Mode and Alpha must be the same at all
+// RPs: each computes the trees for itself.
+type MeshConfig struct {
+	Mode   tree.Mode
+	Alpha  int // of tree.Last, in percent; 0 for the default
+	Budget int // RPs that get copies of one datagram from here, 0 for no bound
+
+	// Measure returns the round-trip times to nodes, as far as they answer: a mesh of
+	// linkstate.FullMesh RPs or more chooses neighbours by it, without it at random.
+	Measure func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration
 }
 
 // orphanGrace is how long sessions and streams of an adopted datapath wait for those
@@ -85,14 +114,17 @@ type RP struct {
 
 	keys    *keyring.Ring
 	members *membership.Table
+	events  *events.Hub
 
 	// Set by Start.
-	engine datapath.Engine
-	peers  *peerside.Server
-	mesh   *meshside.Server
-	server *p2p.Server
-	cancel context.CancelFunc
-	wg     sync.WaitGroup // heart-beat and rekeying
+	started time.Time
+	adopted bool // the datapath of an RP that died
+	engine  datapath.Engine
+	peers   *peerside.Server
+	mesh    *meshside.Server
+	server  *server
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // heart-beat and rekeying
 
 	lifecycle sync.Mutex // held by Start and Stop
 	state     atomic.Uint32
@@ -116,9 +148,12 @@ func New(cfg Config) (*RP, error) {
 	r := &RP{
 		cfg:     cfg,
 		self:    enode.PubkeyToIDV4(&cfg.PrivateKey.PublicKey),
-		groups:  []uint32{proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs)},
 		keys:    keyring.New(),
 		members: membership.New(cfg.Limits, cfg.Rand),
+		events:  events.NewHub(),
+	}
+	for _, topic := range topics {
+		r.groups = append(r.groups, proto.GroupID(cfg.NetworkID, cfg.Genesis, topic))
 	}
 	var random [4 + auth.KeySize]byte
 	for r.incarnation == 0 {
@@ -143,6 +178,10 @@ func (c *Config) check() error {
 		return fmt.Errorf("publish rate %d and burst %d: want both above 0", c.Rate, c.Burst)
 	case c.RekeyInterval <= 0:
 		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
+	case c.Mesh.Alpha != 0 && c.Mesh.Alpha < tree.MinAlpha || c.Mesh.Budget < 0:
+		return fmt.Errorf("alpha of %d percent, budget of %d copies", c.Mesh.Alpha, c.Mesh.Budget)
+	case len(c.Operator) > proto.MaxOperator:
+		return fmt.Errorf("operator of %d bytes, at most %d", len(c.Operator), proto.MaxOperator)
 	case c.Engine == nil || c.Log == nil:
 		return errors.New("no engine or no log")
 	}
@@ -170,11 +209,14 @@ func (r *RP) Start() error {
 
 func (r *RP) start() error {
 	cfg := &r.cfg
+	hellos, repairs := meshside.NewHellos(), cache.New(cache.DefaultBytes, cache.DefaultAge)
 	engine, err := cfg.Engine(datapath.Config{
 		Addr:        netip.AddrPortFrom(cfg.Address, cfg.DataPort),
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
 		HopLimit:    cfg.HopLimit,
+		Hello:       hellos.Hello,
+		Cache:       func(rec datapath.Record) { repairs.Add(time.Now(), rec.Datagram) },
 	})
 	if err != nil {
 		return fmt.Errorf("data port: %w", err)
@@ -186,7 +228,7 @@ func (r *RP) start() error {
 		adopted = a.Adopted()
 	}
 	if adopted != nil {
-		r.incarnation, r.handleKey = adopted.Incarnation, adopted.HandleKey
+		r.incarnation, r.handleKey, r.adopted = adopted.Incarnation, adopted.HandleKey, true
 		orphans = datapath.NewOrphans(engine, adopted)
 		front = orphans
 	}
@@ -200,6 +242,10 @@ func (r *RP) start() error {
 		link = m.Link
 	}
 
+	resumeKey, err := r.resumeKey(engine)
+	if err != nil {
+		return err
+	}
 	r.peers = peerside.New(peerside.Config{
 		Self: r.self,
 		Status: proto.Status{
@@ -209,6 +255,7 @@ func (r *RP) start() error {
 			Incarnation: r.incarnation,
 			DataPort:    r.engine.Addr().Port(),
 			GroupPort:   cfg.GroupPort,
+			Operator:    cfg.Operator,
 		},
 		Groups: r.groups,
 		Lease:  cfg.Lease,
@@ -217,30 +264,54 @@ func (r *RP) start() error {
 
 		Egress:      cfg.PublishEgress,
 		EgressBurst: egressBurst(cfg.PublishEgress),
+		Limit:       cfg.EgressLimit,
 
+		Joiners:    cfg.Joiners,
+		Publishers: cfg.Publishers,
+		Others:     r.others,
+		Replay:     func(session uint32, marks []proto.Mark) { r.mesh.Replay(session, marks) },
+		ResumeKey:  resumeKey,
+		Adopted:    orphans,
+
+		Admit:   func(publish bool) (<-chan struct{}, func()) { return r.mesh.Admit(publish) },
 		Link:    link,
 		Engine:  r.engine,
 		Keys:    r.keys,
 		Members: r.members,
 		Rand:    cfg.Rand,
 		Log:     cfg.Log,
+		Events:  r.events,
 	})
+	meshEgress := cfg.MeshEgress
+	if limit := cfg.EgressLimit; limit != 0 && (meshEgress == 0 || limit < meshEgress) {
+		meshEgress = limit
+	}
 	r.mesh, err = meshside.New(meshside.Config{
-		Self:        r.self,
+		Key:         cfg.PrivateKey,
 		NetworkID:   cfg.NetworkID,
 		Genesis:     cfg.Genesis,
 		Incarnation: r.incarnation,
 		DataPort:    r.engine.Addr().Port(),
 		Groups:      r.groups,
 		Neighbours:  cfg.Neighbours,
-		Egress:      cfg.MeshEgress,
-		EgressBurst: egressBurst(cfg.MeshEgress),
+		Operator:    cfg.Operator,
+		Mode:        cfg.Mesh.Mode,
+		Alpha:       cfg.Mesh.Alpha,
+		Budget:      cfg.Mesh.Budget,
+		Publishes:   adopted != nil,
+		Egress:      meshEgress,
+		EgressBurst: egressBurst(meshEgress),
+		Measure:     cfg.Mesh.Measure,
+		Connect:     func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
 		Engine:      r.engine,
+		Hellos:      hellos,
+		Cache:       repairs,
 		Keys:        r.keys,
 		Members:     r.members,
 		Peers:       r.peers,
 		Rand:        cfg.Rand,
 		Log:         cfg.Log,
+		Events:      r.events,
 	})
 	if err != nil {
 		return err
@@ -248,10 +319,24 @@ func (r *RP) start() error {
 	if err := r.firstKeys(adopted); err != nil {
 		return err
 	}
-	if r.server, err = r.startServer(); err != nil {
+	r.server, err = startServer(serverConfig{
+		Key:       cfg.PrivateKey,
+		Address:   cfg.Address,
+		Port:      cfg.ControlPort,
+		Sessions:  cfg.Limits.Sessions,
+		Per64:     cfg.Limits.Per64,
+		Allowed:   cfg.Neighbours,
+		Protocols: []p2p.Protocol{r.peers.Protocol(), r.mesh.Protocol()},
+		Log:       cfg.Log,
+	})
+	if err != nil {
 		return fmt.Errorf("control port: %w", err)
 	}
+	if err := r.mesh.Start(); err != nil {
+		return err
+	}
 
+	r.started = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	r.wg.Go(func() { r.heartbeat(ctx) })
@@ -266,22 +351,6 @@ func (r *RP) start() error {
 // of a second, as default rate and burst have it for datagrams.
 func egressBurst(egress uint64) uint64 { return max(1, egress/4) }
 
-// heartbeat sends heart-beats until ctx ends.
-func (r *RP) heartbeat(ctx context.Context) {
-	ticker := time.NewTicker(proto.HeartbeatInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-			if err := r.engine.Heartbeat(); err != nil {
-				r.cfg.Log.Error("heart-beat not sent", "err", err)
-			}
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // expire ends what is left of an adopted datapath, unless ctx ends before.
 func (r *RP) expire(ctx context.Context, orphans *datapath.Orphans) {
 	select {
@@ -293,14 +362,16 @@ func (r *RP) expire(ctx context.Context, orphans *datapath.Orphans) {
 	}
 }
 
-// Stop tells the peers and the neighbours, closes the ports, and returns when
-// nothing of the RP runs any more.
+// Stop leaves the mesh, which takes up to 3 s if other RPs have to find another way,
+// tells the peers and the neighbours, closes the ports, and returns when nothing of the
+// RP runs any more.
 func (r *RP) Stop() {
 	r.lifecycle.Lock()
 	defer r.lifecycle.Unlock()
 	if r.state.Swap(stopped) != serving {
 		return
 	}
+	r.mesh.Leave()
 	r.stop()
 	r.cfg.Log.Info("replication point stopped")
 }
@@ -310,6 +381,9 @@ func (r *RP) stop() {
 	if r.cancel != nil {
 		r.cancel()
 	}
+	if r.server != nil {
+		r.server.close()
+	}
 	if r.peers != nil {
 		r.peers.Stop()
 	}
@@ -318,7 +392,7 @@ func (r *RP) stop() {
 	}
 	r.wg.Wait()
 	if r.server != nil {
-		r.server.Stop()
+		r.server.stop()
 	}
 	if r.engine != nil {
 		if err := r.engine.Close(); err != nil {
@@ -330,6 +404,25 @@ func (r *RP) stop() {
 // Self returns the node record: address and control port. The RP must be started.
 func (r *RP) Self() *enode.Node { return r.server.Self() }
 
+// SetNeighbours says which RPs of Config.Neighbours to keep a connection with, at first
+// all of them. A connection that stands with another one is left alone, and one that
+// another one makes is taken. The RP must be started.
+func (r *RP) SetNeighbours(nodes []*enode.Node) error {
+	for _, n := range nodes {
+		known := func(allowed *enode.Node) bool { return allowed.ID() == n.ID() }
+		if !slices.ContainsFunc(r.cfg.Neighbours, known) {
+			return fmt.Errorf("rp: neighbour %v is not on the allow-list", n.ID().TerminalString())
+		}
+	}
+	r.lifecycle.Lock()
+	defer r.lifecycle.Unlock()
+	if r.state.Load() != serving {
+		return errors.New("rp: not serving")
+	}
+	r.server.dialer.setNeighbours(nodes)
+	return nil
+}
+
 // Incarnation returns the number that this RP stamps as ingress RP. The RP must be
 // started.
 func (r *RP) Incarnation() uint32 { return r.incarnation }
@@ -337,42 +430,53 @@ func (r *RP) Incarnation() uint32 { return r.incarnation }
 // Addr returns the data endpoint. The RP must be started.
 func (r *RP) Addr() netip.AddrPort { return r.engine.Addr() }
 
-// Ready returns nil when the RP serves and all links to its neighbours are up, else
-// what is missing.
+// Ready returns nil when the RP serves and is in the mesh, else what is missing: links
+// to all other RPs of a small mesh, and some of a large one.
 func (r *RP) Ready() error {
 	if r.state.Load() != serving {
 		return errors.New("not serving")
 	}
 	var down []string
-	for _, n := range r.mesh.Stats().Neighbours {
+	st := r.mesh.Stats()
+	for _, n := range st.Neighbours {
 		if !n.Up() {
 			down = append(down, n.ID.TerminalString())
 		}
 	}
-	if len(down) > 0 {
+	some := len(st.Neighbours) >= linkstate.FullMesh && len(down) < len(st.Neighbours)
+	switch {
+	case len(down) > 0 && !some:
 		return fmt.Errorf("mesh links down: %s", strings.Join(down, ", "))
+	case !st.Settled:
+		return errors.New("not yet on the trees of all ingress RPs")
 	}
 	return nil
 }
 
+// Tree returns the tree of an ingress RP, named by the first 8 bytes of its node id, as
+// it was computed here; false when there is none. The RP must be started.
+func (r *RP) Tree(ingress linkstate.ID) ([]meshside.Edge, bool) { return r.mesh.Tree(ingress) }
+
 // Status is a view of everything that the RP counts.
 type Status struct {
-	Datapath datapath.Stats
-	Peers    peerside.Stats
-	Mesh     meshside.Stats
-	Sessions int            // of peers, admitted or not
-	Members  map[uint32]int // by group
-	Ready    bool
+	Incarnation uint32 // that this RP stamps as ingress RP
+	Datapath    datapath.Stats
+	Peers       peerside.Stats
+	Mesh        meshside.Stats
+	Sessions    int            // of peers, admitted or not
+	Members     map[uint32]int // by group
+	Ready       bool
 }
 
 // Status returns the counters. The RP must be started.
 func (r *RP) Status() Status {
 	return Status{
-		Datapath: r.engine.Stats(),
-		Peers:    r.peers.Stats(),
-		Mesh:     r.mesh.Stats(),
-		Sessions: r.members.Sessions(),
-		Members:  r.members.Members(),
-		Ready:    r.Ready() == nil,
+		Incarnation: r.incarnation,
+		Datapath:    r.engine.Stats(),
+		Peers:       r.peers.Stats(),
+		Mesh:        r.mesh.Stats(),
+		Sessions:    r.members.Sessions(),
+		Members:     r.members.Members(),
+		Ready:       r.Ready() == nil,
 	}
 }

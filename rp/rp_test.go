@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -310,10 +311,11 @@ func TestLeaseExpires(t *testing.T) {
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	points, sites := meshOf(t, 2)
-	a := newPeer(t, points[0], peerOptions{})
-	members(t, a)
+	a, gone := newPeer(t, points[0], peerOptions{}), newPeer(t, points[1], peerOptions{})
+	members(t, a, gone)
 	old := points[1].Incarnation()
 	knows(t, a, old)
+	gone.leave()
 
 	points[1].Stop()
 	require.Eventually(t, func() bool { return points[0].Ready() != nil }, patience, 5*time.Millisecond)
@@ -322,11 +324,12 @@ func TestRestart(t *testing.T) {
 	require.NotEqual(t, old, again.Incarnation())
 	awaitReady(t, again)
 	awaitReady(t, points[0])
-	knows(t, a, again.Incarnation())
-	require.Equal(t, []uint32{old}, see(a, func(p *lightPeer) []uint32 { return p.retired }))
-
 	b := newPeer(t, again, peerOptions{})
 	members(t, b)
+	knows(t, a, again.Incarnation())
+	require.Eventually(t, func() bool {
+		return slices.Equal([]uint32{old}, see(a, func(p *lightPeer) []uint32 { return p.retired }))
+	}, patience, 5*time.Millisecond)
 	for _, m := range see(b, func(p *lightPeer) []proto.Mark { return p.member.Marks }) {
 		require.NotEqual(t, old, m.Ingress)
 	}
@@ -335,6 +338,38 @@ func TestRestart(t *testing.T) {
 	require.Eventually(t, func() bool { return len(a.got()) == 1 && len(b.got()) == 1 }, patience, 5*time.Millisecond)
 	require.Equal(t, []string{"after the restart"}, a.got())
 	require.Equal(t, []string{"to the new one"}, b.got())
+}
+
+// The links of an RP that is gone for a second are up again soon, whichever RP dials.
+func TestRestartLinksSoon(t *testing.T) {
+	t.Parallel()
+	points, sites := meshOf(t, 2)
+	for i := range points {
+		points[i].Stop()
+		time.Sleep(time.Second) // is how long it is gone
+		began := time.Now()
+		points[i] = start(t, sites[i].config(t, sites[1-i]))
+		awaitReady(t, points[i])
+		awaitReady(t, points[1-i])
+		require.Less(t, time.Since(began), patience/2) // devp2p's own dialer takes half a minute
+		t.Logf("linked after %v", time.Since(began))
+	}
+}
+
+// An RP that chose others to link with does not dial any more, and takes who comes.
+func TestSetNeighbours(t *testing.T) {
+	t.Parallel()
+	points, sites := meshOf(t, 2)
+	for _, p := range points {
+		require.NoError(t, p.SetNeighbours(nil))
+	}
+	require.ErrorContains(t, points[0].SetNeighbours([]*enode.Node{newSite(t).node()}), "not on the allow-list")
+	points[1].Stop()
+	require.Error(t, points[1].SetNeighbours(nil))
+
+	again := start(t, sites[1].config(t, sites[0]))
+	awaitReady(t, again)
+	awaitReady(t, points[0])
 }
 
 // Group keys change while datagrams flow, and none is lost.
@@ -389,7 +424,12 @@ func TestStop(t *testing.T) {
 	points, _ := meshOf(t, 2)
 	a := newPeer(t, points[0], peerOptions{})
 	members(t, a)
+	mute, err := net.Dial("tcp6", net.JoinHostPort("::1", fmt.Sprint(points[0].Self().TCP())))
+	require.NoError(t, err)
+	defer mute.Close()
+	began := time.Now()
 	points[0].Stop()
+	require.Less(t, time.Since(began), 4*time.Second, "a handshake that does not begin is not waited for")
 	points[0].Stop()
 	require.Eventually(t, func() bool { return !a.isMember() }, patience, 5*time.Millisecond)
 	require.ErrorContains(t, see(a, func(p *lightPeer) []error { return p.left })[0], "ended by the rp: quit")

@@ -3,123 +3,141 @@
 package rp
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
+	"crypto/ecdsa"
 	"log/slog"
 	"net"
 	"net/netip"
-	"time"
+	"sync"
 
+	"github.com/ethereum/go-ethereum/event"
 	"github.com/ethereum/go-ethereum/log"
 	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/ethereum/go-ethereum/p2p/enr"
 	"github.com/ethereum/go-ethereum/p2p/nat"
-
-	"github.com/ethmcast/mdcs/rp/meshside"
 )
 
+// unlimitedPeers stands for no limit of sessions.
+const unlimitedPeers = 1 << 20
+
+// Kinds of connections as p2p.Server.SetupConn takes them.
 const (
-	// dialTimeout bounds the TCP handshake with a neighbour.
-	dialTimeout = 15 * time.Second
-
-	// dialCourtesy is how much later the RP with the larger node id dials. Two
-	// dials that cross would end each other, and devp2p tries again only after 35
-	// seconds.
-	dialCourtesy = 500 * time.Millisecond
-
-	// maxHandshakes is the number of connections that may be in their handshake.
-	maxHandshakes = 512
-
-	// unlimitedPeers stands for no limit of sessions.
-	unlimitedPeers = 1 << 20
+	staticDialed = 1 << 1
+	inbound      = 1 << 2
 )
 
-var errLinked = errors.New("the neighbour has connected already")
+// serverConfig is what a server works with.
+type serverConfig struct {
+	Key       *ecdsa.PrivateKey
+	Address   netip.Addr
+	Port      uint16 // 0 for any
+	Sessions  int    // of peers, 0 for no limit
+	Per64     int    // sessions of a /64, 0 for no limit
+	Allowed   []*enode.Node
+	Protocols []p2p.Protocol
+	Log       *slog.Logger
+}
 
-// newServer returns the devp2p server with the two capabilities and nothing else:
-// no discovery, dials to neighbours only.
-func (r *RP) newServer() *p2p.Server {
-	cfg := &r.cfg
+// server is devp2p with the capabilities of an RP and nothing else. It listens and
+// dials by itself: devp2p would take a connection from one address every 30 seconds,
+// and dial a node that is lost after 35.
+type server struct {
+	*p2p.Server
+	listener *listener
+	dialer   *dialer
+
+	events event.Subscription
+	wg     sync.WaitGroup // the goroutine that follows them
+}
+
+// startServer listens. Its dialer is told which connections to keep.
+func startServer(cfg serverConfig) (*server, error) {
+	tcp, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp6",
+		netip.AddrPortFrom(cfg.Address, cfg.Port).String())
+	if err != nil {
+		return nil, err
+	}
 	// Refused peers learn the reason by a Leave, so there is room for more
 	// connections than sessions.
-	peers := cfg.Limits.Sessions
+	peers := cfg.Sessions
 	if peers == 0 {
 		peers = unlimitedPeers
 	}
 	peers += peers/8 + 64
-	srv := &p2p.Server{Config: p2p.Config{
-		PrivateKey:      cfg.PrivateKey,
-		Name:            "mdcs-rpd",
-		MaxPeers:        peers,
-		MaxPendingPeers: maxHandshakes,
-		NoDiscovery:     true,
-		NoDial:          len(cfg.Neighbours) == 0,
-		StaticNodes:     cfg.Neighbours,
-		TrustedNodes:    cfg.Neighbours,
-		Protocols:       []p2p.Protocol{r.peers.Protocol(), r.mesh.Protocol()},
-		ListenAddr:      netip.AddrPortFrom(cfg.Address, cfg.ControlPort).String(),
-		NAT:             nat.ExtIP(cfg.Address.AsSlice()),
-		Dialer: &dialer{
-			self: r.self,
-			mesh: r.mesh,
-			net: net.Dialer{
-				Timeout:   dialTimeout,
-				LocalAddr: &net.TCPAddr{IP: cfg.Address.AsSlice()},
-			},
-		},
-		Logger: log.NewLogger(p2pHandler{cfg.Log.Handler()}),
-	}}
-	if n := len(cfg.Neighbours); n > 0 {
-		// devp2p gives 1/DialRatio of the slots to dials: exactly n of them here.
-		srv.DialRatio = (peers+n-1)/n + 1
-		srv.MaxPeers = n * srv.DialRatio
-	}
-	return srv
-}
-
-// startServer starts devp2p.
-func (r *RP) startServer() (*p2p.Server, error) {
-	srv := r.newServer()
-	if err := srv.Start(); err != nil {
-		srv.Stop()
-		if local := srv.LocalNode(); local != nil {
-			local.Database().Close() // which a server that did not start forgets
-		}
+	s := &server{Server: &p2p.Server{Config: p2p.Config{
+		PrivateKey:   cfg.Key,
+		Name:         "mdcs-rpd",
+		MaxPeers:     peers,
+		DialRatio:    peers, // one slot is for dials, of which devp2p makes none: it knows no node
+		NoDiscovery:  true,
+		TrustedNodes: cfg.Allowed,
+		Protocols:    cfg.Protocols,
+		NAT:          nat.ExtIP(cfg.Address.AsSlice()),
+		Logger:       log.NewLogger(p2pHandler{cfg.Log.Handler()}),
+	}}}
+	if err := s.Start(); err != nil {
+		tcp.Close()
 		return nil, err
 	}
 	// devp2p puts the IPv4 loopback address into the node record, and prefers it
 	// to an IPv6 loopback address.
-	srv.LocalNode().SetFallbackIP(net.IPv4zero)
-	return srv, nil
+	s.LocalNode().SetFallbackIP(net.IPv4zero)
+	s.LocalNode().Set(enr.TCP(tcp.Addr().(*net.TCPAddr).Port))
+
+	allowed := make(map[netip.Addr]bool)
+	for _, n := range cfg.Allowed {
+		allowed[n.IPAddr()] = true
+	}
+	own := &net.Dialer{LocalAddr: &net.TCPAddr{IP: cfg.Address.AsSlice()}}
+	s.dialer = newDialer(dialerConfig{
+		Self: s.LocalNode().ID(),
+		Dial: func(ctx context.Context, n *enode.Node) (net.Conn, error) {
+			return own.DialContext(ctx, "tcp6", netip.AddrPortFrom(n.IPAddr(), uint16(n.TCP())).String())
+		},
+		Setup: func(conn net.Conn, n *enode.Node) error { return s.SetupConn(conn, staticDialed, n) },
+		Log:   cfg.Log,
+	})
+	events := make(chan *p2p.PeerEvent, 64)
+	s.events = s.SubscribeEvents(events)
+	s.wg.Go(func() { s.follow(events) })
+	s.listener = startListener(tcp, listenerConfig{
+		Allowed: func(addr netip.Addr) bool { return allowed[addr] },
+		Setup:   func(conn net.Conn) error { return s.SetupConn(conn, inbound, nil) },
+		Per64:   cfg.Per64,
+		Log:     cfg.Log,
+	})
+	return s, nil
 }
 
-// dialer dials neighbours from the RP's own address.
-type dialer struct {
-	self enode.ID
-	mesh *meshside.Server
-	net  net.Dialer
-}
-
-// Dial implements p2p.NodeDialer.
-func (d *dialer) Dial(ctx context.Context, n *enode.Node) (net.Conn, error) {
-	id := n.ID()
-	if bytes.Compare(d.self[:], id[:]) > 0 {
+// follow tells the dialer which connections stand.
+func (s *server) follow(events <-chan *p2p.PeerEvent) {
+	for {
 		select {
-		case <-time.After(dialCourtesy):
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-		if d.mesh.Connected(id) {
-			return nil, errLinked
+		case e := <-events:
+			switch e.Type {
+			case p2p.PeerEventTypeAdd:
+				s.dialer.opened(e.Peer)
+			case p2p.PeerEventTypeDrop:
+				s.dialer.closed(e.Peer)
+			}
+		case <-s.events.Err():
+			return
 		}
 	}
-	addr, ok := n.TCPEndpoint()
-	if !ok {
-		return nil, fmt.Errorf("neighbour %v without tcp endpoint", id.TerminalString())
-	}
-	return d.net.DialContext(ctx, "tcp6", addr.String())
+}
+
+// close makes no more connections, and leaves those alone that stand.
+func (s *server) close() {
+	s.listener.stop()
+	s.dialer.stop()
+}
+
+// stop ends all connections, and returns when nothing runs any more. It follows close.
+func (s *server) stop() {
+	s.Server.Stop()
+	s.events.Unsubscribe()
+	s.wg.Wait()
 }
 
 // p2pHandler lets the warnings of devp2p pass, and the rest when debugging: at the

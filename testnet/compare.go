@@ -149,7 +149,7 @@ func (c *CompareConfig) newSummary() (*report.Summary, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, err := hostFacts()
+	host, err := HostFacts()
 	if err != nil {
 		return nil, err
 	}

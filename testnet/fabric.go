@@ -37,7 +37,7 @@ func ParseLinkBackend(s string) (LinkBackend, error) {
 }
 
 // Names of what a namespace holds besides the [node.Interface] of hosts. Ports
-// of bridges are called "p-" and the name of the host or AS behind them.
+// of bridges are called "p" and the name of the host or AS behind them.
 const (
 	bridgeName = "lan"  // in routers
 	ixpBridge  = "ixp"  // in IXPs
@@ -198,7 +198,7 @@ func (f *fabric) planLines() {
 		as, _ := f.top.AS(h.AS)
 		add(h.Name, h.Line,
 			port{ns: f.spaces[h.Name], intf: node.Interface, addr: netip.PrefixFrom(h.Addr, as.LAN().Bits())},
-			port{ns: f.spaces[h.AS], intf: "p-" + h.Name, bridge: bridgeName})
+			port{ns: f.spaces[h.AS], intf: "p" + h.Name, bridge: bridgeName})
 	}
 	for i, l := range f.top.Links {
 		intf := fmt.Sprintf("wan%d", i)
@@ -210,7 +210,7 @@ func (f *fabric) planLines() {
 		for _, m := range x.Members {
 			add(x.PortName(m.AS), m.Line,
 				port{ns: f.spaces[m.AS], intf: fmt.Sprintf("ix%d", i), addr: netip.PrefixFrom(m.Addr, x.Net.Bits())},
-				port{ns: f.spaces[x.Name], intf: "p-" + m.AS, bridge: ixpBridge})
+				port{ns: f.spaces[x.Name], intf: "p" + m.AS, bridge: ixpBridge})
 		}
 	}
 }
@@ -291,8 +291,10 @@ func (f *fabric) startWire(seed uint64, logDir string) error {
 	}}
 	for _, l := range f.lines {
 		if l.inner[0] != "" {
-			options.Links = append(options.Links,
-				delayline.Link{Name: l.name, A: l.inner[0], B: l.inner[1], Params: l.params()})
+			host, _ := f.top.Host(l.name)
+			options.Links = append(options.Links, delayline.Link{
+				Name: l.name, A: l.inner[0], B: l.inner[1], Params: l.params(), Pairs: host.Role == topology.RP,
+			})
 		}
 	}
 	if len(options.Links) == 0 {

@@ -15,8 +15,8 @@ import (
 	"github.com/ethmcast/mdcs/testnet/report"
 )
 
-// hostFacts describes the machine.
-func hostFacts() (report.Host, error) {
+// HostFacts describes the machine.
+func HostFacts() (report.Host, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return report.Host{}, fmt.Errorf("read kernel version: %w", err)

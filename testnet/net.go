@@ -95,6 +95,8 @@ type Config struct {
 	Links   LinkBackend // default Auto
 	Routing Routing     // default RoutingAuto
 	Engine  string      // datapath of the replication points, default auto
+	Pin     string      // directory on a bpf file system that keeps it when one dies, "" for none
+	Mesh    string      // kind of trees between the replication points: star or last; "": the daemon's default
 	Seed    uint64      // of all keys, and of loss and jitter
 
 	// Delivery is wished by the nodes that speak mDCS: unicast, which is the default,
@@ -153,7 +155,7 @@ func (c *Config) setDefaults() {
 // Net is a running network. Close removes all of it.
 type Net struct {
 	Geths []*node.Geth // in the order of the topology
-	RPs   []*node.RP   // likewise; empty without a patched node
+	RPs   []*node.RP   // likewise; empty without a patched node, but for [StartMesh]
 
 	cfg     Config
 	run     *netns.Run
@@ -178,6 +180,19 @@ func Start(ctx context.Context, cfg Config) (*Net, error) {
 // StartNetwork is Start without nodes: it returns when the routes are there.
 func StartNetwork(ctx context.Context, cfg Config) (*Net, error) {
 	return start(ctx, cfg, (*Net).converge)
+}
+
+// StartMesh is Start with replication points alone. It returns when the routes are
+// there and the RPs are made: the caller starts them. There is a genesis block, and
+// no chain.
+func StartMesh(ctx context.Context, cfg Config) (*Net, error) {
+	return start(ctx, cfg, func(n *Net, ctx context.Context) error {
+		n.genesis = beacon.Genesis(uint64(time.Now().Unix()), nil).ToBlock()
+		if err := n.makeRPs(); err != nil {
+			return err
+		}
+		return n.converge(ctx)
+	})
 }
 
 func start(ctx context.Context, cfg Config, rest func(*Net, context.Context) error) (*Net, error) {
@@ -395,7 +410,6 @@ func (n *Net) startChain(ctx context.Context) error {
 func (n *Net) makeNodes(ctx context.Context) error {
 	var (
 		geths = n.cfg.Topology.HostsOf(topology.Geth)
-		rps   = n.cfg.Topology.HostsOf(topology.RP)
 		keys  = make(map[string]*ecdsa.PrivateKey)
 		urls  = make(map[string]*enode.Node)
 	)
@@ -403,9 +417,8 @@ func (n *Net) makeNodes(ctx context.Context) error {
 		keys[h.Name] = workload.Key(n.cfg.Seed, "geth", i)
 		urls[h.Name] = node.GethURL(keys[h.Name], h.Addr)
 	}
-	for i, h := range rps {
-		keys[h.Name] = workload.Key(n.cfg.Seed, "rp", i)
-		urls[h.Name] = node.RPURL(keys[h.Name], h.Addr)
+	for i, h := range n.cfg.Topology.HostsOf(topology.RP) {
+		urls[h.Name] = node.RPURL(workload.Key(n.cfg.Seed, "rp", i), h.Addr)
 	}
 	byName := func(names []string) []*enode.Node {
 		nodes := make([]*enode.Node, len(names))
@@ -454,9 +467,23 @@ func (n *Net) makeNodes(ctx context.Context) error {
 	if n.patched() == 0 {
 		return nil
 	}
+	return n.makeRPs()
+}
+
+// makeRPs writes keys and configuration of the replication points.
+func (n *Net) makeRPs() error {
 	engine, err := n.engine()
 	if err != nil {
 		return err
+	}
+	var (
+		rps  = n.cfg.Topology.HostsOf(topology.RP)
+		keys = make([]*ecdsa.PrivateKey, len(rps))
+		urls = make([]*enode.Node, len(rps))
+	)
+	for i, h := range rps {
+		keys[i] = workload.Key(n.cfg.Seed, "rp", i)
+		urls[i] = node.RPURL(keys[i], h.Addr)
 	}
 	for i, h := range rps {
 		dir := filepath.Join(n.run.Dir(), h.Name)
@@ -466,15 +493,17 @@ func (n *Net) makeNodes(ctx context.Context) error {
 		r, err := node.NewRP(n.run, n.fabric.spaces[h.Name], node.RPConfig{
 			Name:      h.Name,
 			Binary:    n.cfg.RPD,
-			Key:       keys[h.Name],
+			Key:       keys[i],
 			Addr:      h.Addr,
 			NetworkID: beacon.ChainID,
 			Genesis:   n.genesis.Hash(),
 			Dir:       dir,
 			Log:       filepath.Join(n.cfg.LogDir, h.Name+".log"),
-			Peers:     byName(names(others(rps, i))),
+			Peers:     slices.Concat(urls[:i], urls[i+1:]),
+			Mesh:      n.cfg.Mesh,
 			Engine:    engine,
 			SSM:       n.cfg.Delivery == "ssm",
+			Pin:       n.cfg.Pin,
 		})
 		if err != nil {
 			return err
@@ -509,11 +538,6 @@ func names(hosts []topology.Host) []string {
 		list[i] = h.Name
 	}
 	return list
-}
-
-// others are all hosts but number i.
-func others(hosts []topology.Host, i int) []topology.Host {
-	return slices.Concat(hosts[:i], hosts[i+1:])
 }
 
 func (n *Net) binary(h topology.Host) string {
@@ -739,6 +763,15 @@ func (n *Net) Counters() ([]delayline.Counters, error) {
 		return nil, ErrNoWire
 	}
 	return n.fabric.wire.Counters()
+}
+
+// Pairs are the frames and bytes of control traffic on the lines of replication
+// points, by source and destination.
+func (n *Net) Pairs() ([]delayline.Pair, error) {
+	if n.fabric.wire == nil {
+		return nil, ErrNoWire
+	}
+	return n.fabric.wire.Pairs()
 }
 
 // ClearWire makes the delay line start its counting anew.

@@ -5,12 +5,16 @@ package testnet
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/testnet/beacon"
 	"github.com/ethmcast/mdcs/testnet/measure"
@@ -34,18 +38,26 @@ type scenario struct {
 // play starts a net for a scenario of at most txs transactions.
 func play(t *testing.T, txs int, patched func(string) bool, change func(*topology.Topology)) *scenario {
 	t.Helper()
+	return playWith(t, txs, func(c *Config) {
+		c.Patched = patched
+		if change != nil {
+			change(c.Topology)
+		}
+	})
+}
+
+// playWith is play after any change to the configuration.
+func playWith(t *testing.T, txs int, change func(*Config)) *scenario {
+	t.Helper()
 	cfg := Config{
 		Topology:  twoAS(t),
 		Geth:      programPath(t, "geth"),
 		GethStock: programPath(t, "geth-stock"),
 		RPD:       programPath(t, "rpd"),
-		Patched:   patched,
 		Seed:      3,
 		Log:       testLog(t),
 	}
-	if change != nil {
-		change(cfg.Topology)
-	}
+	change(&cfg)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
 	n, err := Start(ctx, cfg)
@@ -185,22 +197,33 @@ func TestNetnsMeshPartition(t *testing.T) {
 	require.Zero(t, s.total(func(st node.Status) uint64 { return st.Failed }))
 }
 
-// The RP of AS 1 dies while transactions flow: gossip takes over, nothing is
-// lost, and its nodes move to the other RP.
+// The RP of AS 1 dies while transactions flow: nothing is lost, and its nodes move to
+// the other RP, at which they stand by.
 func TestNetnsRPDies(t *testing.T) {
 	for name, kill := range map[string]func(*scenario){
 		"process": func(s *scenario) { require.NoError(t, s.RP("as1-rp").Kill()) },
 		"host": func(s *scenario) {
-			s.firewall(s.RP("as1-rp").Namespace(), `add table ip6 dead; `+
-				`add chain ip6 dead in { type filter hook input priority 0; policy drop; }; `+
-				`add chain ip6 dead out { type filter hook output priority 0; policy drop; }`)
+			require.NoError(t, s.RP("as1-rp").Namespace().Do(func() error { // netfilter would not stop XDP
+				links, err := netlink.LinkList()
+				if err != nil {
+					return err
+				}
+				for _, l := range links {
+					if err := netlink.LinkSetDown(l); err != nil {
+						return err
+					}
+				}
+				return nil
+			}))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := play(t, 72, All, nil)
 			s.learnStreams()
+			s.stopChain()
 			s.send(20)
 			dead := s.rpOf("as1-g1")
+			s.standBy("as1-g1", "as1-g2", "as1-g3")
 			kill(s)
 			died := time.Now()
 			left := make(chan time.Duration, 1)
@@ -212,7 +235,9 @@ func TestNetnsRPDies(t *testing.T) {
 			}()
 			s.send(40)
 			s.everywhere()
-			t.Logf("as1-g1 left its RP after %v", <-left)
+			after := <-left
+			t.Logf("as1-g1 left its RP after %v", after)
+			require.Less(t, after, 5*time.Second)
 			for _, host := range []string{"as1-g1", "as1-g2", "as1-g3"} {
 				require.NoError(t, node.Wait(s.ctx, host+" at the second RP", func(ctx context.Context) error {
 					st, err := s.Geth(host).Status(ctx)
@@ -223,6 +248,64 @@ func TestNetnsRPDies(t *testing.T) {
 				}))
 			}
 		})
+	}
+}
+
+// The rpd of AS 1 is killed, and starts again a few seconds later. Its datapath is in
+// the kernel: nobody leaves it, and everything goes on by multicast.
+func TestNetnsControlPlaneDies(t *testing.T) {
+	needRoot(t)
+	fs := t.TempDir()
+	require.NoError(t, unix.Mount("bpf", fs, "bpf", 0, ""))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(fs, unix.MNT_DETACH)) })
+	s := playWith(t, 112, func(c *Config) {
+		c.Patched, c.Engine, c.Pin = All, "xdp", filepath.Join(fs, "mdcs")
+	})
+	s.learnStreams()
+	s.stopChain()
+	hosts := []string{"as1-g1", "as1-g2", "as1-g3"}
+	s.standBy(hosts...)
+	rp := s.rpOf("as1-g1")
+	s.send(20)
+	killed := time.Now()
+	require.NoError(t, s.RP("as1-rp").Kill())
+	started := make(chan error, 1)
+	go func() {
+		time.Sleep(2 * time.Second) // a while without anybody
+		started <- s.RP("as1-rp").Start(s.ctx)
+	}()
+	s.send(60)
+	require.NoError(t, <-started)
+	t.Logf("without rpd for %v", time.Since(killed))
+	s.send(20)
+	slowest := s.everywhere()
+	for _, host := range hosts {
+		require.Equal(t, rp, s.rpOf(host), "%s left", host)
+		log, err := os.ReadFile(filepath.Join(s.cfg.LogDir, host+".log"))
+		require.NoError(t, err)
+		require.NotContains(t, string(log), "Left replication point")
+	}
+	require.NoError(t, node.Wait(s.ctx, "three members, and three of the other AS in standby", func(ctx context.Context) error {
+		m, err := s.RP("as1-rp").Metrics(ctx)
+		if n := m["mdcs_rp_resumptions_total"]; err == nil && (n != 6 || m["mdcs_rp_admissions_total"] != 0) {
+			err = fmt.Errorf("%g resumed, %g joined", n, m["mdcs_rp_admissions_total"])
+		}
+		return err
+	}))
+	t.Logf("slowest transaction %v, %d not acknowledged", slowest, s.total(func(st node.Status) uint64 { return st.Failed }))
+}
+
+// standBy waits until an RP stands by at each of these nodes.
+func (s *scenario) standBy(hosts ...string) {
+	s.t.Helper()
+	for _, host := range hosts {
+		require.NoError(s.t, node.Wait(s.ctx, "an RP that stands by at "+host, func(ctx context.Context) error {
+			st, err := s.Geth(host).Status(ctx)
+			if err == nil && (st.State != node.StateActive || st.Standby == "") {
+				err = fmt.Errorf("state %s, standby %q", st.State, st.Standby)
+			}
+			return err
+		}))
 	}
 }
 

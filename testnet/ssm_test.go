@@ -164,7 +164,7 @@ func testSSMGeths(t *testing.T, engine string) {
 	const count = 20
 	txs, err := workload.Plan(workload.Params{ChainID: beacon.ChainID, Seed: 5, Txs: count, Rate: 20, Nodes: len(n.Geths)})
 	require.NoError(t, err)
-	atRP := watchSSM(t, n.fabric.routers["as1"], "p-as1-rp", node.RPDataPort)
+	atRP := watchSSM(t, n.fabric.routers["as1"], "pas1-rp", node.RPDataPort)
 	for _, tx := range txs {
 		require.NoError(t, n.Geths[tx.Node].SendTx(ctx, tx.Raw))
 	}
@@ -459,7 +459,7 @@ func serveSSMNode(config string) error {
 		Delivery:  cfg.Delivery,
 		NetworkID: ssmNetwork,
 		Genesis:   ssmGenesis,
-	}, backend, func(rp *enode.Node) { server.AddPeer(rp) })
+	}, backend)
 	if err != nil {
 		return err
 	}
@@ -468,7 +468,7 @@ func serveSSMNode(config string) error {
 		return err
 	}
 	defer server.Stop()
-	if err := service.Start(server.Self().ID()); err != nil {
+	if err := service.Start(server); err != nil {
 		return err
 	}
 	defer service.Stop()

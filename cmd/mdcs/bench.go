@@ -16,9 +16,9 @@ import (
 
 var benchCommand = &cli.Command{
 	Name:            "bench",
-	Usage:           "measure a replication point on this machine (needs root)",
+	Usage:           "measure replication points on this machine, and simulated ones",
 	HideHelpCommand: true,
-	Subcommands:     []*cli.Command{fanoutCommand},
+	Subcommands:     []*cli.Command{fanoutCommand, peersCommand, meshCommand},
 	Action:          unknownCommand,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Command mdcs is the operator's tool of mDCS. `mdcs testnet` runs experiments
-// on a private Ethereum network on this machine.
+// Command mdcs is the operator's tool of mDCS. It looks at a running rpd;
+// `mdcs testnet` runs experiments on a private Ethereum network on this machine.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -33,7 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Usage:           "multicast diffusion for Ethereum",
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        []*cli.Command{benchCommand, testnetCommand, delaylineCommand},
+		Commands:        append(slices.Clip(operatorCommands), benchCommand, testnetCommand, delaylineCommand, lightpeersCommand),
 		Writer:          stdout,
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // reported below

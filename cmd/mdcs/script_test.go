@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/rp/admin"
+	"github.com/ethmcast/mdcs/rp/admin/admintest"
 	"github.com/ethmcast/mdcs/testnet/bgp"
 	"github.com/ethmcast/mdcs/testnet/control"
 	"github.com/ethmcast/mdcs/testnet/netns"
@@ -24,11 +27,22 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"mdcs": main})
 }
 
-// TestScripts has what needs no net.
+// TestScripts has what needs no net. The programs find the socket of a replication
+// point that never changes.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata",
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(env *testscript.Env) error {
+			path := filepath.Join(env.WorkDir, "rpd.sock")
+			s, err := admin.StartSocket(path, admintest.New(120).Operator().Handler(), slog.New(slog.DiscardHandler))
+			if err != nil {
+				return err
+			}
+			env.Defer(s.Stop)
+			env.Setenv("MDCS_SOCKET", path)
+			return nil
+		},
 		Condition: func(string) (bool, error) { // [root]
 			return isRoot(), nil
 		},

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -37,6 +38,7 @@ func main() {
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal does not wait
 	if err := newApp(stdout, stderr).RunContext(ctx, args); err != nil {
 		fmt.Fprintf(stderr, "rpd: %v\n", err)
 		return 1
@@ -115,6 +117,10 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	}
 }
 
+// drainTimeout is how long a replication point that ends waits for its members to turn
+// to another (SPEC 7.12).
+const drainTimeout = 5 * time.Second
+
 // serve runs the replication point until ctx ends.
 func serve(ctx context.Context, path string, stderr io.Writer) error {
 	cfg, err := config.Load(path)
@@ -131,6 +137,15 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	defer point.Stop()
+	if path := cfg.Admin.Socket; path != "" {
+		operator := admin.Operator{Point: point, Version: version}
+		server, err := admin.StartSocket(path, operator.Handler(), log)
+		if err != nil { // who is served need not care
+			log.Warn("no socket for mdcs", "err", err)
+		} else {
+			defer server.Stop()
+		}
+	}
 	if cfg.Admin.Listen != "" {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(metrics.NewCollector(point), collectors.NewGoCollector(),
@@ -142,6 +157,9 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		defer server.Stop()
 	}
 	<-ctx.Done()
+	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	point.Drain(drain)
 	log.Info("rpd stops")
 	return nil
 }

@@ -67,7 +67,7 @@ func TestDefaultConfig(t *testing.T) {
 	want := config.Default()
 	want.Node.Address = printed.Node.Address
 	want.Chain = printed.Chain
-	want.Mesh.Peers, want.Datapath.Devices = []string{}, []string{}
+	want.Mesh.Peers, want.Datapath.Devices, want.Admission.List = []string{}, []string{}, []string{}
 	require.Equal(t, want, *printed)
 
 	// It names every key.

@@ -37,6 +37,14 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	if err != nil {
 		return nil, err
 	}
+	mode, err := cfg.Mesh.TreeMode()
+	if err != nil {
+		return nil, err
+	}
+	joiners, publishers, err := cfg.Admission.Admitted()
+	if err != nil {
+		return nil, err
+	}
 	groupPort := uint16(0)
 	if cfg.Delivery.SSM {
 		groupPort = cfg.Delivery.GroupPort
@@ -55,17 +63,28 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 			Per48:       cfg.Limits.MaxPer48,
 			Probes:      proto.MaxProbes * cfg.Limits.MaxPer64,
 			ProbeWindow: probeWindow,
+			Joins:       cfg.Limits.JoinRate,
+			JoinsPer64:  cfg.Limits.JoinRatePer64,
 		},
 		Lease:         time.Duration(cfg.Limits.Lease),
 		Rate:          cfg.Limits.PublishRate,
 		Burst:         cfg.Limits.PublishBurst,
 		PublishEgress: cfg.Limits.PublishEgress,
 		MeshEgress:    cfg.Limits.MeshEgress,
+		EgressLimit:   cfg.Limits.EgressLimit,
+		Joiners:       joiners,
+		Publishers:    publishers,
+		Operator:      cfg.Node.Operator,
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
 		GroupPort:     groupPort,
 		HopLimit:      cfg.Delivery.HopLimit,
-		Engine:        func(c datapath.Config) (datapath.Engine, error) { return openEngine(&cfg.Datapath, c, log) },
-		Log:           log,
+		Mesh: rp.MeshConfig{
+			Mode:   mode,
+			Alpha:  cfg.Mesh.Alpha,
+			Budget: cfg.Mesh.CopyBudget,
+		},
+		Engine: func(c datapath.Config) (datapath.Engine, error) { return openEngine(&cfg.Datapath, c, log) },
+		Log:    log,
 	})
 }
 

@@ -166,14 +166,14 @@ func StartNode(t testing.TB, cfg ethmcast.Config) *Node {
 	t.Helper()
 	n := &Node{Backend: new(Backend)}
 	n.Backend.SetSynced(true)
-	service, err := ethmcast.New(cfg, n.Backend, func(rp *enode.Node) { n.Server.AddPeer(rp) })
+	service, err := ethmcast.New(cfg, n.Backend)
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.Service = service
 	n.API = service.APIs()[0].Service.(*ethmcast.API)
 	n.Server = StartServer(t, service.Protocols())
-	if err := service.Start(n.Server.Self().ID()); err != nil {
+	if err := service.Start(n.Server); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

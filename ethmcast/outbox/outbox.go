@@ -30,7 +30,9 @@ const (
 	MaxObjects  = 1 << 14     // waiting; more are refused
 )
 
-// Path is the session on which to publish.
+// Path is the session on which to publish. Its owner may change Epoch, Payload, Rate
+// and Burst at any time. It counts the datagrams of the session, so a session that is
+// used again after another keeps its Path.
 type Path struct {
 	RP      uint32 // incarnation
 	Session uint32
@@ -40,9 +42,11 @@ type Path struct {
 	Payload auth.Key // group key of (RP, group, epoch)
 	Rate    uint32   // datagrams per second
 	Burst   uint32   // datagrams at once
+
+	sequence uint64 // publisher's own, of the last datagram
 }
 
-// Action is a Datagram, a Published or a Failed.
+// Action is a Datagram, a Published, a Failed or an Unanswered.
 type Action interface{ action() }
 
 // Datagram is to be sent to the RP.
@@ -60,22 +64,26 @@ type Published struct {
 // Failed says that the object was not published.
 type Failed struct{ Hash [32]byte }
 
-func (Datagram) action()  {}
-func (Published) action() {}
-func (Failed) action()    {}
+// Unanswered says that a symbol was sent more than once without an ECHO.
+type Unanswered struct{}
+
+func (Datagram) action()   {}
+func (Published) action()  {}
+func (Failed) action()     {}
+func (Unanswered) action() {}
 
 // Outbox holds the objects that wait for their ECHOs.
 type Outbox struct {
-	path     *Path
-	sequence uint64 // publisher's own, of the path
-	objects  map[uint64]*object
-	timers   timers
-	ready    []symbolRef // to send when tokens allow
-	actions  []Action
+	path    *Path
+	objects map[uint64]*object
+	timers  timers
+	ready   []symbolRef // to send when tokens allow
+	actions []Action
 
-	srtt   time.Duration
-	tokens float64
-	filled time.Time
+	patient bool // not sure of the RP
+	srtt    time.Duration
+	tokens  float64
+	filled  time.Time
 }
 
 type object struct {
@@ -114,11 +122,18 @@ func (o *Outbox) Actions() []Action {
 	return a
 }
 
+// Path returns the path that is used, nil for none.
+func (o *Outbox) Path() *Path { return o.path }
+
 // Ready reports whether there is an RP to publish to.
 func (o *Outbox) Ready() bool { return o.path != nil }
 
 // Len returns the number of objects that wait.
 func (o *Outbox) Len() int { return len(o.objects) }
+
+// SetPatient makes the retransmission time-out as long as it may be: for an RP of which
+// only the ECHOs tell that it lives, so that a late one is not taken for its end.
+func (o *Outbox) SetPatient(patient bool) { o.patient = patient }
 
 // SRTT returns the smoothed round-trip time to the RP, zero before the first ECHO.
 func (o *Outbox) SRTT() time.Duration { return o.srtt }
@@ -158,7 +173,7 @@ func (o *Outbox) Cancel(hash [32]byte) bool {
 // starts again on the new path.
 func (o *Outbox) SetPath(now time.Time, p *Path) {
 	o.ready = nil
-	o.path, o.sequence, o.srtt = p, 0, 0
+	o.path, o.srtt = p, 0
 	if p != nil {
 		o.tokens, o.filled = float64(p.Burst), now
 	}
@@ -174,13 +189,6 @@ func (o *Outbox) SetPath(now time.Time, p *Path) {
 	}
 	heap.Init(&o.timers)
 	o.Tick(now)
-}
-
-// SetGroupKey changes the epoch in which to publish.
-func (o *Outbox) SetGroupKey(epoch uint8, key auth.Key) {
-	if o.path != nil {
-		o.path.Epoch, o.path.Payload = epoch, key
-	}
 }
 
 // Echo takes the RP's acknowledgement of a symbol.
@@ -214,7 +222,10 @@ func (o *Outbox) sample(rtt time.Duration) {
 // rto returns the time to wait for the ECHO of an attempt, counted from 1.
 func (o *Outbox) rto(attempt int) time.Duration {
 	rto := InitialRTO
-	if o.srtt != 0 {
+	switch {
+	case o.patient:
+		rto = MaxRTO
+	case o.srtt != 0:
 		rto = min(max(4*o.srtt, MinRTO), MaxRTO)
 	}
 	return rto << (attempt - 1)
@@ -261,6 +272,7 @@ func (x *object) begin(now time.Time) {
 // due time. It reports false when a symbol has no attempt left.
 func (o *Outbox) queue(now time.Time, x *object) bool {
 	next := now.Add(o.rto(MaxAttempts))
+	answered := true
 	for i := range x.symbols {
 		s := &x.symbols[i]
 		if s.acked {
@@ -274,6 +286,10 @@ func (o *Outbox) queue(now time.Time, x *object) bool {
 			if due := s.sent.Add(o.rto(s.attempts)); due.After(now) {
 				next = earlier(next, due)
 				continue
+			}
+			if s.attempts > 1 && answered {
+				answered = false
+				o.act(Unanswered{})
 			}
 		}
 		if s.attempts == MaxAttempts {
@@ -322,14 +338,14 @@ func (o *Outbox) send(now time.Time) {
 
 func (o *Outbox) encode(x *object, esi int) []byte {
 	payload := x.data[esi*wire.MaxPayload : min((esi+1)*wire.MaxPayload, len(x.data))]
-	o.sequence++
+	o.path.sequence++
 	h := wire.Header{
 		Type:       wire.Data,
 		Flags:      x.flags,
 		Epoch:      o.path.Epoch,
 		Session:    o.path.Session,
 		Group:      o.path.Group,
-		Sequence:   o.sequence,
+		Sequence:   o.path.sequence,
 		ESI:        uint16(esi),
 		K:          uint16(len(x.symbols)),
 		N:          uint16(len(x.symbols)),
@@ -344,14 +360,11 @@ func (o *Outbox) encode(x *object, esi int) []byte {
 }
 
 // KeepAlive returns a HEARTBEAT for the RP, which keeps the address state of
-// firewalls on the way, or nil without a path.
-func (o *Outbox) KeepAlive() []byte {
-	if o.path == nil {
-		return nil
-	}
-	h := wire.Header{Type: wire.Heartbeat, Session: o.path.Session, Group: o.path.Group}
+// firewalls on the way.
+func (p *Path) KeepAlive() []byte {
+	h := wire.Header{Type: wire.Heartbeat, Session: p.Session, Group: p.Group}
 	b := h.Append(nil)
-	wire.SetHopTag(b, o.path.Key.HopTag(b))
+	wire.SetHopTag(b, p.Key.HopTag(b))
 	return b
 }
 

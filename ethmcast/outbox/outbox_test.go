@@ -26,6 +26,7 @@ type rp struct {
 	echoes    []echo
 	published []Published
 	failed    [][32]byte
+	silences  int // Unanswered
 }
 
 type echo struct {
@@ -57,6 +58,8 @@ func (r *rp) flush() {
 			r.published = append(r.published, a)
 		case Failed:
 			r.failed = append(r.failed, a.Hash)
+		case Unanswered:
+			r.silences++
 		}
 	}
 }
@@ -179,7 +182,14 @@ func TestResend(t *testing.T) {
 	r := newRP(t)
 	r.loseEcho = 2
 	r.publish(100, 1, 0)
+	r.run(InitialRTO + time.Millisecond)
+	if r.silences != 0 {
+		t.Error("one lost datagram is no sign of a lost RP")
+	}
 	r.run(time.Second)
+	if r.silences != 1 {
+		t.Errorf("%d times unanswered, after two attempts", r.silences)
+	}
 	if len(r.got) != 3 || len(r.published) != 1 || r.published[0].Sequence != 3 {
 		t.Errorf("%d datagrams, published %+v", len(r.got), r.published)
 	}
@@ -216,6 +226,42 @@ func TestChangeOfRP(t *testing.T) {
 	last := r.got[len(r.got)-1]
 	if len(r.published) != 1 || r.published[0].RP != 17 || last.Flags != wire.FlagRepublished || last.Sequence != 1 {
 		t.Errorf("published %+v by %+v", r.published, last)
+	}
+}
+
+// Where only the ECHOs tell that the RP lives, it has time for them.
+func TestPatience(t *testing.T) {
+	r := newRP(t)
+	r.publish(100, 1, 0)
+	r.run(time.Second)
+	r.o.SetPatient(true)
+	r.dead = true
+	r.publish(100, 2, 0)
+	r.run(3*MaxRTO - time.Millisecond)
+	if r.silences != 0 {
+		t.Error("unanswered too soon")
+	}
+	r.run(2 * time.Millisecond)
+	if r.silences != 1 {
+		t.Errorf("%d times unanswered after %v", r.silences, 3*MaxRTO)
+	}
+}
+
+// A session that is used again goes on with its numbers: its window knows the old ones.
+func TestBackToAnRP(t *testing.T) {
+	r := newRP(t)
+	first := r.path
+	r.o.SetPath(r.now, &first)
+	r.publish(100, 1, 0)
+	second := r.path
+	second.RP = 17
+	r.o.SetPath(r.now, &second)
+	r.publish(100, 2, 0)
+	r.o.SetPath(r.now, &first)
+	r.got = nil
+	r.publish(100, 3, 0)
+	if last := r.got[len(r.got)-1]; last.Sequence < 2 {
+		t.Errorf("sequence %d again", last.Sequence)
 	}
 }
 

@@ -36,11 +36,25 @@ type Admit struct {
 type Grant struct {
 	Session uint32  // that the datapath accepts datagrams of
 	Channel Channel // that serves the peer, zero in mode unicast
+	Token   Token   // resumes the session, zero for never
 	Keys    []GroupKey
 	Marks   []Mark // the sequences from which on the datapath replicates
 
-	Rate, Burst uint32 // datagrams per second, and at once, that the peer may publish
+	Rate, Burst uint32 // datagrams per second, and at once, that the peer may publish; 0 for none
 }
+
+func (g *Grant) terms() Terms {
+	return Terms{Rate: g.Rate, Burst: g.Burst, Keys: g.Keys, Marks: g.Marks}
+}
+
+// Readmit asks for a session that the datapath kept. Resumed or Fail answers.
+type Readmit struct{ Resume Resume }
+
+// Serve asks for replication to a standby session. Activated or Fail answers.
+type Serve struct{ Marks []Mark }
+
+// Rest asks to stop replication to a session, which stays.
+type Rest struct{}
 
 // Refresh says that the peer announced itself.
 type Refresh struct{ Counters []Counter }
@@ -56,6 +70,10 @@ func (Admit) action()         {}
 func (Refresh) action()       {}
 func (KeysInstalled) action() {}
 func (Remove) action()        {}
+
+func (Readmit) action() {}
+func (Serve) action()   {}
+func (Rest) action()    {}
 
 // AdmissionState is the state of an Admission (SPEC 8.2).
 type AdmissionState uint8
@@ -82,6 +100,10 @@ type AdmissionConfig struct {
 	Groups       []uint32 // served
 	Lease        time.Duration
 	Rand         io.Reader
+
+	// Others returns the enode URLs of RPs that have room, for peers that this one
+	// has none for; nil for none.
+	Others func() []string
 }
 
 // Admission is the RP's side of one connection to a peer: it proves the
@@ -95,6 +117,7 @@ type AdmissionConfig struct {
 type Admission struct {
 	cfg     AdmissionConfig
 	state   AdmissionState
+	standby bool // of AdmissionActive: in no group
 	join    Join
 	share   auth.Share
 	nonce   [wire.NonceSize]byte
@@ -119,6 +142,9 @@ func NewAdmission(cfg AdmissionConfig) *Admission {
 
 // State returns the state.
 func (a *Admission) State() AdmissionState { return a.state }
+
+// Standby reports whether the session is in standby.
+func (a *Admission) Standby() bool { return a.state == AdmissionActive && a.standby }
 
 // Actions returns what is to be done since the last call.
 func (a *Admission) Actions() []Action {
@@ -160,6 +186,27 @@ func (a *Admission) handle(now time.Time, m Message) error {
 		if a.state == AdmissionActive {
 			a.act(KeysInstalled{m.ID})
 		}
+	case *Resume:
+		return a.resume(m)
+	case *Activate:
+		switch {
+		case a.state == AdmissionActive && !a.standby:
+			return unexpected("activate of an active session")
+		case a.state == AdmissionActive:
+			a.act(Serve{m.Marks})
+		case a.state != AdmissionIdle: // where it crossed our Leave
+			return unexpected("activate in state %v", a.state)
+		}
+	case *Deactivate:
+		switch {
+		case a.state == AdmissionActive && a.standby:
+			return unexpected("deactivate of a standby session")
+		case a.state == AdmissionActive:
+			a.standby = true
+			a.act(Rest{})
+		case a.state != AdmissionIdle:
+			return unexpected("deactivate in state %v", a.state)
+		}
 	case *Leave:
 		a.end(fmt.Errorf("left: %v", m.Reason))
 	default:
@@ -181,13 +228,31 @@ func (a *Admission) status(status *Status) error {
 	return nil
 }
 
+// served returns those of the groups that are served, each once.
+func (a *Admission) served(groups []uint32) []uint32 {
+	groups = slices.DeleteFunc(slices.Clone(groups), func(g uint32) bool { return !slices.Contains(a.cfg.Groups, g) })
+	slices.Sort(groups)
+	return slices.Compact(groups)
+}
+
+func (a *Admission) resume(m *Resume) error {
+	if a.state != AdmissionIdle {
+		return unexpected("resume in state %v", a.state)
+	}
+	again := *m
+	if again.Groups = a.served(m.Groups); len(again.Groups) == 0 {
+		return &Error{ReasonGroup, fmt.Sprintf("none of %d groups is served", len(m.Groups))}
+	}
+	a.state = AdmissionAdmitting
+	a.act(Readmit{again})
+	return nil
+}
+
 func (a *Admission) joined(now time.Time, m *Join) error {
 	if a.state != AdmissionIdle {
 		return unexpected("join in state %v", a.state)
 	}
-	groups := slices.DeleteFunc(slices.Clone(m.Groups), func(g uint32) bool { return !slices.Contains(a.cfg.Groups, g) })
-	slices.Sort(groups)
-	groups = slices.Compact(groups)
+	groups := a.served(m.Groups)
 	switch {
 	case len(groups) == 0:
 		return &Error{ReasonGroup, fmt.Sprintf("none of %d groups is served", len(m.Groups))}
@@ -256,7 +321,7 @@ func (a *Admission) echo(now time.Time, m *Echo) error {
 
 // wantsChannel reports whether a channel is wished and offered.
 func (a *Admission) wantsChannel() bool {
-	return a.join.Mode == ModeSSM && len(a.join.Groups) == 1 && a.cfg.Status.GroupPort != 0
+	return a.join.Mode == ModeSSM && !a.join.Standby && len(a.join.Groups) == 1 && a.cfg.Status.GroupPort != 0
 }
 
 func (a *Admission) admit(mode DeliveryMode) {
@@ -278,6 +343,7 @@ func (a *Admission) Admitted(now time.Time, g Grant) {
 		Rate:    g.Rate,
 		Burst:   g.Burst,
 		Channel: g.Channel,
+		Token:   g.Token,
 		Keys:    g.Keys,
 		Marks:   g.Marks,
 	}
@@ -285,7 +351,40 @@ func (a *Admission) Admitted(now time.Time, g Grant) {
 		welcome.Mode = ModeSSM
 	}
 	a.send(welcome)
-	a.state, a.deadline = AdmissionActive, now.Add(a.cfg.Lease)
+	a.state, a.standby, a.deadline = AdmissionActive, a.join.Standby, now.Add(a.cfg.Lease)
+}
+
+// Resumed answers Readmit: the session goes on, in groups or in standby.
+func (a *Admission) Resumed(now time.Time, g Grant, standby bool) {
+	if a.state != AdmissionAdmitting {
+		return
+	}
+	a.send(&Resumed{Standby: standby, Lease: uint32(a.cfg.Lease / time.Second), Terms: g.terms()})
+	a.state, a.standby, a.deadline = AdmissionActive, standby, now.Add(a.cfg.Lease)
+}
+
+// Activated answers Serve. The datapath must already replicate to the peer.
+func (a *Admission) Activated(g Grant) {
+	if !a.Standby() {
+		return
+	}
+	a.send(&Activated{g.terms()})
+	a.standby = false
+}
+
+// Redirect tells a member that the RP will stop, and of other RPs.
+func (a *Admission) Redirect() {
+	if a.state == AdmissionActive {
+		a.send(&Redirect{a.others()})
+	}
+}
+
+func (a *Admission) others() []string {
+	if a.cfg.Others == nil {
+		return nil
+	}
+	urls := a.cfg.Others()
+	return urls[:min(len(urls), MaxRedirect)]
 }
 
 // Rekey sends group keys to a member and reports whether an acknowledgement is
@@ -301,6 +400,11 @@ func (a *Admission) Rekey(m *Rekey) bool {
 // Fail ends the session because of what the peer did, or because of a limit.
 func (a *Admission) Fail(err error) {
 	connected := a.state == AdmissionConnected
+	if reason := ReasonOf(err); reason == ReasonFull || reason == ReasonDraining {
+		if urls := a.others(); len(urls) > 0 {
+			a.send(&Redirect{urls})
+		}
+	}
 	a.send(&Leave{ReasonOf(err)})
 	a.end(err)
 	if connected {

@@ -31,6 +31,7 @@ type Subscribe struct {
 // is not needed any more.
 type Joined struct {
 	RP                          Status
+	Standby                     bool // in no group until Activated
 	Mode                        DeliveryMode
 	Channel                     Channel
 	ReceiveSession, SendSession uint32
@@ -38,6 +39,23 @@ type Joined struct {
 	Rate, Burst                 uint32
 	Keys                        []GroupKey
 	Marks                       []Mark
+}
+
+// ActivateDue asks for an Activate with the marks of what was delivered.
+type ActivateDue struct{}
+
+// Served says that the RP replicates to a session that was in standby, or resumed.
+type Served struct{ Terms }
+
+// Rested says that a session is in standby, after it was in groups. It is in mode
+// unicast then.
+type Rested struct{}
+
+// Redirected says that the RP names others. Draining: it will stop, and the
+// membership goes on until then.
+type Redirected struct {
+	URLs     []string
+	Draining bool
 }
 
 // Install asks for a change of group keys, before the actions that follow.
@@ -60,22 +78,42 @@ func (Install) action()     {}
 func (AnnounceDue) action() {}
 func (Left) action()        {}
 
+func (ActivateDue) action() {}
+func (Served) action()      {}
+func (Rested) action()      {}
+func (Redirected) action()  {}
+
 // JoinerState is the state of a Joiner (SPEC 8.1).
 type JoinerState uint8
 
 // States of a Joiner.
 const (
-	JoinerConnected JoinerState = iota // no Status yet
-	JoinerIdle                         // an RP that is not wanted
-	JoinerJoining                      // Join sent
-	JoinerActive                       // Welcome received
-	JoinerBackoff                      // waiting to join again
-	JoinerBarred                       // never joins on this connection
+	JoinerConnected  JoinerState = iota // no Status yet
+	JoinerIdle                          // an RP that is not wanted
+	JoinerJoining                       // Join sent
+	JoinerActive                        // in groups
+	JoinerBackoff                       // waiting to join again
+	JoinerBarred                        // never joins on this connection
+	JoinerStandby                       // admitted, in no group
+	JoinerActivating                    // Activate sent
+	JoinerDetached                      // a member without a connection, or without its Status
+	JoinerResuming                      // Resume sent
+	JoinerAway                          // no connection
 )
 
 func (s JoinerState) String() string {
-	return [...]string{"connected", "idle", "joining", "active", "backoff", "barred"}[s]
+	return [...]string{"connected", "idle", "joining", "active", "backoff", "barred", "standby", "activating", "detached",
+		"resuming", "away"}[s]
 }
+
+// want is what the peer wants to be at an RP.
+type want uint8
+
+const (
+	wantNothing want = iota
+	wantStandby
+	wantActive
+)
 
 // JoinerConfig is what a peer asks of an RP.
 type JoinerConfig struct {
@@ -90,9 +128,13 @@ type JoinerConfig struct {
 	Rand         io.Reader
 }
 
-// Joiner is the peer's side of one connection to an RP. It joins while it is
-// wanted, keeps the lease, notices when the RP falls silent, and joins again
-// after a back-off that doubles up to MaxBackoff.
+// Joiner is the peer's side of mdcs/1 with one RP, on one connection after the
+// other. It joins while it is wanted, keeps the lease, notices when the RP falls
+// silent, and joins again after a back-off that doubles up to MaxBackoff.
+//
+// A membership is in groups or in standby, as is wanted. With a token it outlives the
+// connection: for DetachTimeout at most, and while datagrams come, the Joiner is a
+// member that has nobody to talk to, and resumes on the next connection.
 //
 // In mode ssm it is the channel that must not fall silent. When it does, the
 // Joiner joins in mode unicast at once, and stays with it.
@@ -102,11 +144,18 @@ type JoinerConfig struct {
 type Joiner struct {
 	cfg     JoinerConfig
 	state   JoinerState
-	wanted  bool
+	want    want
 	rp      Status
 	join    Join
 	actions []Action
 
+	connected bool
+	greeted   bool // the RP's Status came on this connection
+
+	token       Token // of the membership, zero for none
+	session     uint32
+	standby     bool         // of a membership that is detached: in no group
+	draining    bool         // the RP said that it will stop
 	mode        DeliveryMode // of the membership
 	unicast     bool         // the channel fell silent: no more of it
 	subscribing bool         // Subscribe is not answered, the Join not sent
@@ -115,20 +164,53 @@ type Joiner struct {
 	heard    time.Time // last datagram of the RP
 	ticked   time.Time
 	backoff  time.Duration
+	retry    time.Time // no Join before
 }
 
 // NewJoiner returns a Joiner for a connection that was just made.
 func NewJoiner(cfg JoinerConfig) *Joiner {
 	j := &Joiner{cfg: cfg, backoff: MinBackoff}
-	j.send(&Status{Role: RolePeer, NetworkID: cfg.NetworkID, Genesis: cfg.Genesis})
+	j.greet()
 	return j
+}
+
+func (j *Joiner) greet() {
+	j.connected, j.greeted = true, false
+	j.send(&Status{Role: RolePeer, NetworkID: j.cfg.NetworkID, Genesis: j.cfg.Genesis})
 }
 
 // State returns the state.
 func (j *Joiner) State() JoinerState { return j.state }
 
-// RP returns the RP's Status, zero in state JoinerConnected.
+// RP returns the RP's Status, zero before there was one.
 func (j *Joiner) RP() Status { return j.rp }
+
+// Member reports whether the RP admitted the peer: in groups, or in standby.
+func (j *Joiner) Member() (groups, standby bool) {
+	switch j.state {
+	case JoinerActive:
+		return true, false
+	case JoinerStandby, JoinerActivating:
+		return false, true
+	case JoinerDetached, JoinerResuming:
+		return !j.standby, j.standby
+	}
+	return false, false
+}
+
+// Usable reports whether the RP can be joined now, or serves already.
+func (j *Joiner) Usable(now time.Time) bool {
+	switch j.state {
+	case JoinerIdle:
+		return !now.Before(j.retry) && !j.draining
+	case JoinerJoining, JoinerActive, JoinerStandby, JoinerActivating, JoinerDetached, JoinerResuming:
+		return !j.draining
+	}
+	return false
+}
+
+// Draining reports whether the RP said that it will stop.
+func (j *Joiner) Draining() bool { return j.draining }
 
 // Actions returns what is to be done since the last call.
 func (j *Joiner) Actions() []Action {
@@ -137,21 +219,52 @@ func (j *Joiner) Actions() []Action {
 	return a
 }
 
-// Want says whether the peer wants to be a member.
+// Want says whether the peer wants to be a member, in groups.
 func (j *Joiner) Want(now time.Time, wanted bool) {
-	if j.wanted = wanted; wanted {
-		if j.state == JoinerIdle {
+	j.want = wantNothing
+	if wanted {
+		j.want = wantActive
+	}
+	j.steer(now)
+}
+
+// WantStandby says that the peer wants to be a member in standby.
+func (j *Joiner) WantStandby(now time.Time) {
+	j.want = wantStandby
+	j.steer(now)
+}
+
+// steer goes from what is to what is wanted, as far as it can at once.
+func (j *Joiner) steer(now time.Time) {
+	switch j.state {
+	case JoinerIdle:
+		if j.want != wantNothing {
 			j.start(now)
 		}
 		return
-	}
-	switch j.state {
-	case JoinerJoining, JoinerActive:
-		j.send(&Leave{ReasonQuit})
-		j.act(Left{&Error{ReasonQuit, "not wanted"}})
-		j.state, j.subscribing = JoinerIdle, false
 	case JoinerBackoff:
-		j.state = JoinerIdle
+		if j.want == wantNothing {
+			j.state = JoinerIdle
+		}
+		return
+	case JoinerConnected, JoinerBarred, JoinerAway:
+		return
+	}
+	switch {
+	case j.want == wantNothing:
+		if j.state != JoinerDetached {
+			j.send(&Leave{ReasonQuit})
+		}
+		j.leave(&Error{ReasonQuit, "not wanted"})
+	case j.want == wantStandby && (j.state == JoinerActive || j.state == JoinerActivating):
+		j.send(&Deactivate{})
+		j.state = JoinerStandby
+		j.mode = ModeUnicast
+		j.act(Rested{})
+		j.announceAt(now)
+	case j.want == wantActive && j.state == JoinerStandby:
+		j.act(ActivateDue{})
+		j.state, j.deadline = JoinerActivating, now.Add(ActivateTimeout)
 	}
 }
 
@@ -171,7 +284,7 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 	if status, ok := m.(*Status); ok {
 		return j.status(now, status)
 	}
-	if j.state == JoinerConnected {
+	if !j.greeted {
 		return unexpected("message 0x%02x before status", m.Code())
 	}
 	switch m := m.(type) {
@@ -183,13 +296,31 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 			return unexpected("welcome in mode %v", m.Mode)
 		}
 		j.welcome(now, m)
+	case *Resumed:
+		if j.state == JoinerResuming {
+			j.resumed(now, m)
+		}
+	case *Activated:
+		if j.state == JoinerActivating {
+			j.state, j.heard, j.ticked = JoinerActive, now, now
+			j.act(Served{m.Terms})
+			j.announceAt(now)
+		}
 	case *Rekey:
-		if j.state == JoinerActive {
+		if groups, standby := j.Member(); groups || standby {
 			j.act(Install{m.Keys, m.Retired})
 			j.send(&RekeyAck{m.ID})
 		}
+	case *Redirect:
+		groups, standby := j.Member()
+		j.draining = groups || standby
+		j.act(Redirected{m.URLs, j.draining})
 	case *Leave:
-		if j.state == JoinerJoining || j.state == JoinerActive {
+		switch j.state {
+		case JoinerResuming: // the RP lives, and forgot us
+			j.leave(fmt.Errorf("not resumed by the rp: %v", m.Reason))
+			j.steer(now)
+		case JoinerJoining, JoinerActive, JoinerStandby, JoinerActivating:
 			j.lose(now, fmt.Errorf("ended by the rp: %v", m.Reason))
 		}
 	default:
@@ -200,25 +331,38 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 
 func (j *Joiner) status(now time.Time, status *Status) error {
 	switch {
-	case j.state != JoinerConnected:
+	case j.greeted:
 		return unexpected("second status")
 	case status.Role != RoleRP:
 		return &Error{ReasonRole, fmt.Sprintf("status of a %v where an rp was expected", status.Role)}
 	case status.NetworkID != j.cfg.NetworkID || status.Genesis != j.cfg.Genesis:
 		return &Error{ReasonChain, fmt.Sprintf("rp serves network %d with genesis %x", status.NetworkID, status.Genesis[:4])}
 	}
-	j.rp, j.state = *status, JoinerIdle
-	if j.wanted {
-		j.start(now)
+	same := *status == j.rp
+	j.rp, j.greeted = *status, true
+	if j.state == JoinerDetached {
+		if same {
+			j.send(&Resume{Token: j.token, Session: j.session, Port: j.cfg.Port, Groups: j.cfg.Groups, Publish: j.cfg.Publish})
+			j.state = JoinerResuming
+			return nil
+		}
+		j.leave(fmt.Errorf("the rp began anew as %08x", status.Incarnation))
 	}
+	j.state = JoinerIdle
+	j.steer(now)
 	return nil
 }
 
-// start begins an attempt to join.
+// start begins an attempt to join, unless it is too early.
 func (j *Joiner) start(now time.Time) {
+	if now.Before(j.retry) {
+		j.state, j.deadline = JoinerBackoff, j.retry
+		return
+	}
 	j.join = Join{
 		Groups:      j.cfg.Groups,
 		Publish:     j.cfg.Publish,
+		Standby:     j.want == wantStandby,
 		Mode:        ModeUnicast,
 		Port:        j.cfg.Port,
 		MaxDatagram: wire.MaxDatagram,
@@ -232,8 +376,9 @@ func (j *Joiner) start(now time.Time) {
 	j.join.Session = binary.BigEndian.Uint32(random[:]) | 1 // never 0
 	j.join.Share = auth.Share(random[4:])
 	j.state, j.deadline = JoinerJoining, now.Add(JoinTimeout)
-	// A Join has one mode, so several groups come in the one that any number can.
-	if j.cfg.Mode == ModeSSM && j.rp.GroupPort != 0 && len(j.cfg.Groups) == 1 && !j.unicast {
+	// A Join has one mode, so several groups come in the one that any number can. A
+	// session in standby is in none.
+	if j.cfg.Mode == ModeSSM && j.rp.GroupPort != 0 && len(j.cfg.Groups) == 1 && !j.unicast && !j.join.Standby {
 		j.subscribing = true
 		j.act(Subscribe{Group: j.cfg.Groups[0], Port: j.rp.GroupPort})
 		return
@@ -262,6 +407,7 @@ func (j *Joiner) welcome(now time.Time, m *Welcome) {
 	send, receive := auth.HopKeys(j.cfg.Self, j.cfg.Remote, j.join.Share, m.Share)
 	j.act(Joined{
 		RP:             j.rp,
+		Standby:        j.join.Standby,
 		Mode:           m.Mode,
 		Channel:        m.Channel,
 		ReceiveSession: j.join.Session,
@@ -273,8 +419,31 @@ func (j *Joiner) welcome(now time.Time, m *Welcome) {
 		Keys:           m.Keys,
 		Marks:          m.Marks,
 	})
-	j.state, j.mode, j.heard, j.ticked = JoinerActive, m.Mode, now, now
+	j.token, j.session, j.mode = m.Token, m.Session, m.Mode
+	j.begin(now, j.join.Standby)
+}
+
+func (j *Joiner) resumed(now time.Time, m *Resumed) {
+	switch {
+	case !m.Standby:
+		j.act(Served{m.Terms})
+	case j.standby:
+		j.act(Install{Keys: m.Keys})
+	default: // the RP knows: our Activate did not arrive
+		j.act(Rested{})
+	}
+	j.begin(now, m.Standby)
+}
+
+// begin enters Active or Standby, and goes on to what is wanted.
+func (j *Joiner) begin(now time.Time, standby bool) {
+	j.state, j.heard, j.ticked = JoinerActive, now, now
+	if standby {
+		j.state = JoinerStandby
+		j.backoff = MinBackoff
+	}
 	j.announceAt(now)
+	j.steer(now)
 }
 
 func (j *Joiner) announceAt(now time.Time) {
@@ -294,21 +463,75 @@ func (j *Joiner) Probe(nonce [wire.NonceSize]byte, size int) {
 
 // Heard says that a valid datagram of the RP arrived, in mode ssm by the channel.
 func (j *Joiner) Heard(now time.Time) {
-	if j.state != JoinerActive {
+	switch j.state {
+	case JoinerActive:
+		j.backoff = MinBackoff
+	case JoinerDetached, JoinerResuming:
+	default:
 		return
 	}
-	j.heard, j.backoff = now, MinBackoff
+	j.heard = now
 }
+
+// Unanswered says that the RP did not acknowledge what was sent to it more than
+// once. If it has been silent too, or has no connection, it is lost.
+func (j *Joiner) Unanswered(now time.Time) {
+	detached := j.state == JoinerDetached || j.state == JoinerResuming
+	suspect := j.state == JoinerActive && j.mode == ModeUnicast && now.Sub(j.heard) >= SuspectTimeout
+	if detached || suspect {
+		j.giveUp(now, "no echo, and no other sign of the rp")
+	}
+}
+
+// Disconnected says that the connection ended.
+func (j *Joiner) Disconnected(now time.Time) {
+	j.connected, j.draining = false, false
+	switch j.state {
+	case JoinerActive, JoinerStandby:
+		if j.token != (Token{}) {
+			j.standby = j.state == JoinerStandby
+			j.state, j.deadline = JoinerDetached, now.Add(DetachTimeout)
+			j.ticked = now
+			return
+		}
+	case JoinerDetached, JoinerResuming:
+		j.state = JoinerDetached
+		return
+	}
+	j.leave(&Error{ReasonUnreachable, "connection lost"})
+}
+
+// Reconnected says that there is a connection again.
+func (j *Joiner) Reconnected() {
+	if j.state == JoinerAway {
+		j.state = JoinerConnected
+	}
+	j.greet()
+}
+
+// Drop ends the membership because what it rests on changed, as the RP's address.
+// Nothing is sent: the RP knows it by another connection.
+func (j *Joiner) Drop(err error) { j.leave(err) }
 
 // Fail ends the membership because of what the RP sent.
 func (j *Joiner) Fail(now time.Time, err error) {
-	if j.state == JoinerConnected {
+	if j.connected && !j.greeted {
 		j.send(&Leave{ReasonOf(err)})
 		j.act(Left{err})
 		j.state = JoinerBarred
 		return
 	}
-	if j.state == JoinerJoining || j.state == JoinerActive {
+	j.end(now, err)
+}
+
+// giveUp ends the membership, or the attempt to get one, because of what did not come.
+func (j *Joiner) giveUp(now time.Time, format string, args ...any) {
+	j.end(now, &Error{ReasonUnreachable, fmt.Sprintf(format, args...)})
+}
+
+func (j *Joiner) end(now time.Time, err error) {
+	switch j.state {
+	case JoinerJoining, JoinerActive, JoinerStandby, JoinerActivating, JoinerResuming:
 		j.send(&Leave{ReasonOf(err)})
 	}
 	j.lose(now, err)
@@ -319,38 +542,56 @@ func (j *Joiner) Fail(now time.Time, err error) {
 func (j *Joiner) fallBack(now time.Time) {
 	err := &Error{ReasonUnreachable, fmt.Sprintf("no datagram on the channel for %v", HeartbeatTimeout)}
 	j.send(&Leave{err.Reason})
-	j.act(Left{err})
+	j.leave(err)
 	j.unicast = true
 	j.start(now)
 	j.deadline = now.Add(HeartbeatTimeout)
 }
 
-// lose leaves states Joining and Active for a back-off.
-func (j *Joiner) lose(now time.Time, err error) {
-	if j.state == JoinerJoining || j.state == JoinerActive {
+// leave ends a membership, or the attempt to get one.
+func (j *Joiner) leave(err error) {
+	switch j.state {
+	case JoinerJoining, JoinerActive, JoinerStandby, JoinerActivating, JoinerDetached, JoinerResuming:
 		j.act(Left{err})
 	}
-	j.state, j.subscribing = JoinerIdle, false
-	if j.wanted {
-		j.state, j.deadline = JoinerBackoff, now.Add(j.backoff)
-		j.backoff = min(2*j.backoff, MaxBackoff)
+	j.subscribing, j.draining, j.token = false, false, Token{}
+	switch {
+	case !j.connected:
+		j.state = JoinerAway
+	case !j.greeted:
+		j.state = JoinerConnected
+	default:
+		j.state = JoinerIdle
+	}
+}
+
+// lose ends a membership, or the attempt to get one, for a back-off.
+func (j *Joiner) lose(now time.Time, err error) {
+	j.leave(err)
+	if j.want == wantNothing {
+		return
+	}
+	j.retry = now.Add(j.backoff)
+	j.backoff = min(2*j.backoff, MaxBackoff)
+	if j.state == JoinerIdle {
+		j.state, j.deadline = JoinerBackoff, j.retry
 	}
 }
 
 // Tick does what is due. Time that passed without a Tick for longer than a
 // heart-beat interval does not count as the RP's silence: it was the peer's own.
 func (j *Joiner) Tick(now time.Time) {
-	if j.state == JoinerActive {
+	if limit := j.silence(); limit > 0 {
 		if stall := now.Sub(j.ticked); stall > HeartbeatInterval {
 			j.heard = j.heard.Add(stall)
 		}
 		j.ticked = now
-		if now.Sub(j.heard) >= HeartbeatTimeout {
-			if j.mode == ModeSSM {
+		if now.Sub(j.heard) >= limit {
+			if j.mode == ModeSSM && j.state == JoinerActive {
 				j.fallBack(now)
 				return
 			}
-			j.Fail(now, &Error{ReasonUnreachable, fmt.Sprintf("no datagram of the rp for %v", HeartbeatTimeout)})
+			j.giveUp(now, "no datagram of the rp for %v", limit)
 			return
 		}
 	}
@@ -359,8 +600,12 @@ func (j *Joiner) Tick(now time.Time) {
 	}
 	switch j.state {
 	case JoinerJoining:
-		j.Fail(now, &Error{ReasonUnreachable, "no welcome in time"})
-	case JoinerActive:
+		j.giveUp(now, "no welcome in time")
+	case JoinerActivating:
+		j.giveUp(now, "not activated in time")
+	case JoinerDetached, JoinerResuming:
+		j.giveUp(now, "no connection for %v", DetachTimeout)
+	case JoinerActive, JoinerStandby:
 		j.act(AnnounceDue{})
 		j.announceAt(now)
 	case JoinerBackoff:
@@ -368,12 +613,25 @@ func (j *Joiner) Tick(now time.Time) {
 	}
 }
 
+// silence returns how long the RP may be silent in this state, 0 for any time.
+func (j *Joiner) silence() time.Duration {
+	switch j.state {
+	case JoinerActive:
+		return HeartbeatTimeout
+	case JoinerDetached, JoinerResuming:
+		if !j.standby {
+			return DetachSilence
+		}
+	}
+	return 0
+}
+
 // Deadline returns when Tick is due next, zero for never.
 func (j *Joiner) Deadline() time.Time {
 	switch j.state {
-	case JoinerJoining, JoinerBackoff:
+	case JoinerJoining, JoinerBackoff, JoinerStandby, JoinerActivating:
 		return j.deadline
-	case JoinerActive:
+	case JoinerActive, JoinerDetached, JoinerResuming:
 		next := j.ticked.Add(HeartbeatInterval / 2)
 		if j.deadline.Before(next) {
 			next = j.deadline

@@ -38,6 +38,13 @@ const (
 	RekeyAckMsg = 0x06
 	LeaveMsg    = 0x07
 	HaveMsg     = 0x08
+
+	ResumeMsg     = 0x09
+	ResumedMsg    = 0x0a
+	ActivateMsg   = 0x0b
+	ActivatedMsg  = 0x0c
+	DeactivateMsg = 0x0d
+	RedirectMsg   = 0x0e
 )
 
 // Limits on received messages (SPEC section 11).
@@ -47,6 +54,9 @@ const (
 	MaxKeys     = 2048      // group keys in a Welcome or a Rekey
 	MaxMarks    = 2048      // marks in a Welcome, Announce or Have
 	MaxMissing  = 64        // missing sequences in a mark of Have
+	MaxRedirect = 8         // enode URLs in a Redirect
+	MaxURL      = 256       // bytes of one of them
+	MaxOperator = 32        // bytes of an operator's name
 	MaxLease    = 10 * time.Minute
 	MinLease    = 5 * time.Second
 	MinDatagram = 256 // bytes; a peer that takes less cannot join
@@ -65,7 +75,14 @@ const (
 	MaxProbes         = 3                       // datagrams sent to an unproven endpoint, and for a Join on a channel
 	MinBackoff        = 500 * time.Millisecond  // between attempts to join
 	MaxBackoff        = 30 * time.Second
+	ActivateTimeout   = time.Second            // Activate to Activated
+	SuspectTimeout    = 750 * time.Millisecond // silence that loses an RP which does not acknowledge either
+	DetachTimeout     = 20 * time.Second       // without a connection, until a membership ends
+	DetachSilence     = 6 * time.Second        // without a datagram meanwhile
 )
+
+// TokenSize is the length of the token by which a member resumes, in bytes.
+const TokenSize = 16
 
 // TopicTxs is the topic of transactions: an object is one transaction in its
 // canonical encoding (EIP-2718), so the object id begins its hash.
@@ -140,10 +157,15 @@ const (
 	ReasonUnreachable Reason = 7 // no Echo came back
 	ReasonExpired     Reason = 8 // the lease ran out
 	ReasonMode        Reason = 9 // delivery mode not offered
+
+	ReasonSession  Reason = 10 // nothing to resume
+	ReasonDenied   Reason = 11 // not on the RP's list
+	ReasonDraining Reason = 12 // the RP is about to stop
 )
 
 var reasonNames = [...]string{"quit", "malformed message", "unexpected message", "other chain", "role does not fit",
-	"group not served", "full", "endpoint unreachable", "lease expired", "delivery mode not offered"}
+	"group not served", "full", "endpoint unreachable", "lease expired", "delivery mode not offered",
+	"session not known", "not on the list", "draining"}
 
 func (r Reason) String() string {
 	if int(r) < len(reasonNames) {
@@ -192,6 +214,7 @@ type Status struct {
 	Incarnation uint32 // of an RP, 0 for a peer
 	DataPort    uint16 // UDP port of an RP, 0 for a peer
 	GroupPort   uint16 // UDP port of an RP's channels, 0 without mode ssm and for a peer
+	Operator    string // who runs an RP, "" when not told and for a peer
 }
 
 // Join asks an RP for membership. The endpoint is the address of the RLPx
@@ -199,6 +222,7 @@ type Status struct {
 type Join struct {
 	Groups      []uint32
 	Publish     bool
+	Standby     bool         // proven and keyed, but in no group until Activate
 	Mode        DeliveryMode // a wish: an RP that cannot serve it serves in unicast
 	Port        uint16
 	MaxDatagram uint16     // largest datagram that the peer takes, bytes
@@ -242,12 +266,58 @@ type Welcome struct {
 	Session uint32     // index that datagrams to the RP must carry
 	Share   auth.Share // the RP's part of the hop keys
 	Lease   uint32     // seconds
-	Rate    uint32     // datagrams per second that the peer may publish
-	Burst   uint32     // datagrams that it may publish at once
+	Rate    uint32     // datagrams per second that the peer may publish, 0: none
+	Burst   uint32     // datagrams that it may publish at once, 0 with Rate
 	Mode    DeliveryMode
 	Channel Channel // zero in mode unicast
+	Token   Token   // resumes the session, zero when nothing of it outlives the RP's process
 	Keys    []GroupKey
 	Marks   []Mark
+}
+
+// Token proves to an RP that it admitted a session, also to an RP that forgot it.
+type Token [TokenSize]byte
+
+// Resume asks an RP that lost the connection, or died, to go on with a session. The
+// endpoint is as it was: the address of the RLPx connection, and Port.
+type Resume struct {
+	Token   Token
+	Session uint32 // of the Welcome
+	Port    uint16
+	Groups  []uint32
+	Publish bool
+}
+
+// Resumed says that the session goes on as it was.
+type Resumed struct {
+	Standby bool   // it is in no group
+	Lease   uint32 // seconds
+	Terms
+}
+
+// Terms is what an RP tells who goes on with a session.
+type Terms struct {
+	Rate, Burst uint32 // as in Welcome
+	Keys        []GroupKey
+	Marks       []Mark // the newest sequences that the RP knows
+}
+
+// Activate asks for replication to a standby session. What is newer than the marks
+// may be replayed.
+type Activate struct {
+	Marks []Mark
+}
+
+// Activated says that the RP replicates to the session.
+type Activated struct{ Terms }
+
+// Deactivate makes a standby session of one in groups.
+type Deactivate struct{}
+
+// Redirect names other RPs, by their enode URLs, to which a peer may turn. To a
+// member it says that the RP will stop.
+type Redirect struct {
+	URLs []string
 }
 
 // Counter is what a peer counted of (ingress RP, group) since it joined.
@@ -324,7 +394,17 @@ func (*RekeyAck) Code() uint64 { return RekeyAckMsg }
 func (*Leave) Code() uint64    { return LeaveMsg }
 func (*Have) Code() uint64     { return HaveMsg }
 
+func (*Resume) Code() uint64     { return ResumeMsg }
+func (*Resumed) Code() uint64    { return ResumedMsg }
+func (*Activate) Code() uint64   { return ActivateMsg }
+func (*Activated) Code() uint64  { return ActivatedMsg }
+func (*Deactivate) Code() uint64 { return DeactivateMsg }
+func (*Redirect) Code() uint64   { return RedirectMsg }
+
 func (m *Status) check() error {
+	if len(m.Operator) > MaxOperator {
+		return malformed("status: operator of %d bytes", len(m.Operator))
+	}
 	switch m.Role {
 	case RolePeer:
 		return nil
@@ -362,10 +442,60 @@ func (m *Welcome) check() error {
 		return malformed("welcome: lease of %v", lease)
 	case len(m.Keys) > MaxKeys || len(m.Marks) > MaxMarks:
 		return malformed("welcome: %d keys, %d marks", len(m.Keys), len(m.Marks))
-	case m.Rate == 0 || m.Burst == 0:
+	case (m.Rate == 0) != (m.Burst == 0):
 		return malformed("welcome: rate %d, burst %d", m.Rate, m.Burst)
 	case m.Mode > ModeSSM || (m.Mode == ModeSSM) != (m.Channel.Session != 0):
 		return malformed("welcome: %v with channel session %08x", m.Mode, m.Channel.Session)
+	}
+	return nil
+}
+
+func (m *Resume) check() error {
+	switch {
+	case len(m.Groups) == 0 || len(m.Groups) > MaxGroups:
+		return malformed("resume: %d groups", len(m.Groups))
+	case m.Port == 0 || m.Session == 0:
+		return malformed("resume: port %d, session %d", m.Port, m.Session)
+	}
+	return nil
+}
+
+func (m *Resumed) check() error {
+	if lease := time.Duration(m.Lease) * time.Second; lease < MinLease || lease > MaxLease {
+		return malformed("resumed: lease of %v", lease)
+	}
+	return m.Terms.check()
+}
+
+func (m *Terms) check() error {
+	switch {
+	case len(m.Keys) > MaxKeys || len(m.Marks) > MaxMarks:
+		return malformed("terms: %d keys, %d marks", len(m.Keys), len(m.Marks))
+	case (m.Rate == 0) != (m.Burst == 0):
+		return malformed("terms: rate %d, burst %d", m.Rate, m.Burst)
+	}
+	return nil
+}
+
+func (m *Activate) check() error {
+	if len(m.Marks) > MaxMarks {
+		return malformed("activate: %d marks", len(m.Marks))
+	}
+	return nil
+}
+
+func (m *Activated) check() error { return m.Terms.check() }
+
+func (m *Deactivate) check() error { return nil }
+
+func (m *Redirect) check() error {
+	if len(m.URLs) > MaxRedirect {
+		return malformed("redirect: %d urls", len(m.URLs))
+	}
+	for _, url := range m.URLs {
+		if len(url) > MaxURL {
+			return malformed("redirect: url of %d bytes", len(url))
+		}
 	}
 	return nil
 }
@@ -441,6 +571,18 @@ func Decode(code uint64, payload []byte) (Message, error) {
 		m = new(Leave)
 	case HaveMsg:
 		m = new(Have)
+	case ResumeMsg:
+		m = new(Resume)
+	case ResumedMsg:
+		m = new(Resumed)
+	case ActivateMsg:
+		m = new(Activate)
+	case ActivatedMsg:
+		m = new(Activated)
+	case DeactivateMsg:
+		m = new(Deactivate)
+	case RedirectMsg:
+		m = new(Redirect)
 	default:
 		return nil, malformed("unknown message code 0x%02x", code)
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/ethereum/go-ethereum/rlp"
@@ -31,12 +32,14 @@ func TestGroupIDGolden(t *testing.T) {
 
 // samples has one message of each code, right in all fields.
 func samples() []Message {
+	terms := Terms{Rate: 1, Burst: 2, Keys: []GroupKey{{Ingress: 1}}, Marks: []Mark{{1, 2, 3}}}
 	return []Message{
-		&Status{Role: RoleRP, NetworkID: 1, Genesis: [32]byte{2}, Incarnation: 3, DataPort: 4, GroupPort: 5},
-		&Join{Groups: []uint32{1, 2}, Publish: true, Mode: ModeSSM, Port: 3, MaxDatagram: 1232, MaxRate: 4, Session: 5, Share: auth.Share{6}},
+		&Status{Role: RoleRP, NetworkID: 1, Genesis: [32]byte{2}, Incarnation: 3, DataPort: 4, GroupPort: 5, Operator: "x"},
+		&Join{Groups: []uint32{1, 2}, Publish: true, Standby: true, Mode: ModeSSM, Port: 3, MaxDatagram: 1232, MaxRate: 4, Session: 5, Share: auth.Share{6}},
 		&Echo{Nonce: [16]byte{1}, Size: 1232},
 		&Welcome{
 			Session: 1, Share: auth.Share{2}, Lease: 45, Rate: 3, Burst: 4, Mode: ModeSSM, Channel: Channel{5, auth.Key{6}},
+			Token: Token{7},
 			Keys:  []GroupKey{{Ingress: 1, Group: 2, Epoch: 3, Active: true, Key: auth.Key{4}}},
 			Marks: []Mark{{1, 2, 3}},
 		},
@@ -45,6 +48,12 @@ func samples() []Message {
 		&RekeyAck{ID: 1},
 		&Leave{Reason: ReasonFull},
 		&Have{Covered: true, Marks: []HaveMark{{Ingress: 1, Group: 2, First: 3, Next: 9, Missing: []uint64{4, 6}}}},
+		&Resume{Token: Token{1}, Session: 2, Port: 3, Groups: []uint32{4}, Publish: true},
+		&Resumed{Standby: true, Lease: 45, Terms: terms},
+		&Activate{Marks: []Mark{{1, 2, 3}}},
+		&Activated{Terms: terms},
+		&Deactivate{},
+		&Redirect{URLs: []string{"enode://a", "enode://b"}},
 	}
 }
 
@@ -87,6 +96,17 @@ func TestMessageLimits(t *testing.T) {
 		"ssm without channel":   &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Mode: ModeSSM},
 		"channel in unicast":    &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Channel: Channel{Session: 1}},
 		"mode 2":                &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Mode: 2, Channel: Channel{Session: 1}},
+		"burst 0":               &Welcome{Session: 1, Lease: 45, Rate: 1},
+		"operator of 33 bytes":  &Status{Role: RolePeer, Operator: strings.Repeat("x", 33)},
+		"resume no groups":      &Resume{Session: 1, Port: 1},
+		"resume session 0":      &Resume{Groups: []uint32{1}, Port: 1},
+		"resume port 0":         &Resume{Groups: []uint32{1}, Session: 1},
+		"resumed lease of 4 s":  &Resumed{Lease: 4},
+		"resumed rate 0":        &Resumed{Lease: 45, Terms: Terms{Burst: 1}},
+		"2049 marks activate":   &Activate{Marks: make([]Mark, 2049)},
+		"2049 keys activated":   &Activated{Terms{Keys: make([]GroupKey, 2049)}},
+		"9 urls":                &Redirect{URLs: make([]string, 9)},
+		"url of 257 bytes":      &Redirect{URLs: []string{strings.Repeat("x", 257)}},
 		"2049 counters":         &Announce{Counters: make([]Counter, 2049)},
 		"2049 keys in rekey":    &Rekey{Keys: make([]GroupKey, 2049)},
 		"2049 marks":            &Have{Marks: make([]HaveMark, 2049)},

@@ -29,6 +29,12 @@ type pair struct {
 	joinless  bool     // the peer's host cannot join groups
 	joined    *Joined
 	admit     *Admit
+	off       bool     // there is no connection
+	token     Token    // that the datapath of the test gives
+	forgot    bool     // the RP cannot resume
+	rests     bool     // the session is in no group
+	replayed  []Mark   // of the last Activate
+	others    []string // of the last Redirected
 }
 
 const testGroup = 0x1234
@@ -53,7 +59,7 @@ func newPair(t *testing.T, change func(*JoinerConfig, *AdmissionConfig)) *pair {
 
 // grant is what the datapath of the test gives.
 func (p *pair) grant(mode DeliveryMode) Grant {
-	g := Grant{Session: 99, Marks: []Mark{{77, testGroup, 41}}, Rate: 100, Burst: 10}
+	g := Grant{Session: 99, Token: p.token, Marks: []Mark{{77, testGroup, 41}}, Rate: 100, Burst: 10}
 	if mode == ModeSSM {
 		g.Channel = Channel{Session: 98, Key: auth.Key{97}}
 	}
@@ -96,13 +102,29 @@ func (p *pair) peerDoes(x Action) {
 	switch x := x.(type) {
 	case Send:
 		p.note("peer sends %s", strings.TrimPrefix(fmt.Sprintf("%T", x.Message), "*proto."))
+		if p.off {
+			p.t.Errorf("%T without a connection", x.Message)
+			return
+		}
 		_ = p.admission.Handle(p.now, p.carry(x.Message)) // tests look at the states
+		for _, y := range p.admission.Actions() {         // before the next message
+			p.rpDoes(y)
+		}
 	case Subscribe:
 		p.note("peer subscribes to %04x on %d", x.Group, x.Port)
 		p.joiner.Subscribed(!p.joinless)
 	case Joined:
 		p.joined = &x
 		p.note("peer joined")
+	case ActivateDue:
+		p.peerDoes(Send{&Activate{Marks: []Mark{{77, testGroup, 50}}}})
+	case Served:
+		p.note("peer served")
+	case Rested:
+		p.note("peer rests")
+	case Redirected:
+		p.others = x.URLs
+		p.note("peer redirected, draining %t", x.Draining)
 	case Left:
 		p.note("peer left")
 	case AnnounceDue:
@@ -132,8 +154,19 @@ func (p *pair) rpDoes(x Action) {
 			p.joiner.Probe(x.Nonce, size)
 		}
 	case Admit:
-		p.admit = &x
+		p.admit, p.rests = &x, x.Join.Standby
 		p.admission.Admitted(p.now, p.grant(x.Mode))
+	case Readmit:
+		if p.forgot || x.Resume.Token != p.token {
+			p.admission.Fail(&Error{ReasonSession, "no such session"})
+			return
+		}
+		p.admission.Resumed(p.now, p.grant(ModeUnicast), p.rests)
+	case Serve:
+		p.rests, p.replayed = false, x.Marks
+		p.admission.Activated(p.grant(ModeUnicast))
+	case Rest:
+		p.rests = true
 	case Remove:
 		p.note("removed")
 	}
@@ -143,7 +176,7 @@ func (p *pair) rpDoes(x Action) {
 func (p *pair) run(d time.Duration) {
 	for end := p.now.Add(d); p.now.Before(end); {
 		p.now = p.now.Add(50 * time.Millisecond)
-		if !p.silent && !(p.cut && p.joined != nil && p.joined.Mode == ModeSSM) {
+		if !p.silent && !p.rests && !(p.cut && p.joined != nil && p.joined.Mode == ModeSSM) {
 			p.joiner.Heard(p.now)
 		}
 		p.joiner.Tick(p.now)
@@ -409,6 +442,17 @@ func FuzzAdmission(f *testing.F) {
 						t.Fatalf("admitted in mode %v without an echo", x.Mode)
 					}
 					a.Admitted(now, Grant{Session: 1, Rate: 1, Burst: 1})
+				case Readmit:
+					a.Resumed(now, Grant{Rate: 1, Burst: 1}, x.Resume.Publish)
+				case Serve:
+					if !a.Standby() {
+						t.Fatal("activated twice")
+					}
+					a.Activated(Grant{Rate: 1, Burst: 1})
+				case Rest:
+					if !a.Standby() {
+						t.Fatal("rests, and is active")
+					}
 				}
 			}
 			if max(probes[ModeUnicast], probes[ModeSSM]) > MaxProbes {

@@ -52,12 +52,15 @@ const (
 
 	// NonceSize is the length of the nonce at the start of a PROBE's payload.
 	NonceSize = 16
+
+	// HelloSize is the length of the hello in a HELLO's header.
+	HelloSize = 16
 )
 
 // SPEC section 11, constants of the datagram.
 const (
 	// InitialHopLimit is what an ingress RP writes into the hop limit.
-	InitialHopLimit = 8
+	InitialHopLimit = 32
 
 	// MaxSymbols bounds N and with it K: the ESI of a symbol is below it.
 	MaxSymbols = 2048
@@ -89,6 +92,7 @@ const (
 	Echo      Type = 2 // header of the publisher's own datagram, as acknowledgement
 	Heartbeat Type = 3 // newest sequence of an ingress RP; keep-alive when sent by a peer
 	Probe     Type = 4 // return-routability nonce, padded to MaxDatagram
+	Hello     Type = 5 // between RPs: their link is up
 )
 
 func (t Type) String() string {
@@ -101,6 +105,8 @@ func (t Type) String() string {
 		return "HEARTBEAT"
 	case Probe:
 		return "PROBE"
+	case Hello:
+		return "HELLO"
 	}
 	return fmt.Sprintf("type-%d", uint8(t))
 }
@@ -213,7 +219,7 @@ func (h *Header) check(payload int) Verdict {
 		if SourceSymbols(int(h.ObjectLen)) != int(h.K) || (h.ESI < h.K && payload != h.symbolLen()) {
 			return Malformed
 		}
-	case Echo, Heartbeat:
+	case Echo, Heartbeat, Hello:
 		if payload != 0 {
 			return BadLength
 		}
@@ -261,6 +267,19 @@ func SetHopLimit(b []byte, hops uint8) { b[2] = hops }
 
 // SetSession writes the next hop's session into an encoded datagram.
 func SetSession(b []byte, session uint32) { binary.BigEndian.PutUint32(b[offSession:], session) }
+
+// NewHello returns a HELLO on a session, without its hop tag: the sequence counts
+// those of the session from 1, and the hello is for whoever keeps the link.
+func NewHello(session uint32, sequence uint64, hello [HelloSize]byte) (b [HeaderSize]byte) {
+	SetType(b[:], Hello)
+	SetSession(b[:], session)
+	binary.BigEndian.PutUint64(b[offSequence:], sequence)
+	copy(b[offESI:], hello[:])
+	return b
+}
+
+// HelloOf returns the hello in an encoded HELLO.
+func HelloOf(b []byte) [HelloSize]byte { return [HelloSize]byte(b[offESI:]) }
 
 // SetType rewrites the type of an encoded datagram (DATA to ECHO).
 func SetType(b []byte, t Type) { b[0] = Version<<4 | byte(t) }

@@ -33,7 +33,8 @@ func TestParseGolden(t *testing.T) {
 	for _, vector := range f.Vectors {
 		h, payload, v := wire.Parse(vector.Datagram)
 		want := vector.Verdict
-		if !formVerdicts[want] || h.Type == wire.Echo || h.Type == wire.Probe {
+		wrongWay := want == wire.BadType && (h.Type == wire.Echo || h.Type == wire.Probe || h.Type == wire.Hello)
+		if !formVerdicts[want] || wrongWay {
 			want = wire.Pass // the form is right
 		}
 		if v != want {
@@ -105,6 +106,21 @@ func TestRewrite(t *testing.T) {
 	want.HopLimit, want.Type = 5, wire.Echo
 	if got, _, v := wire.Parse(b[:wire.HeaderSize]); v != wire.Pass || got != want {
 		t.Errorf("echo: %+v (%v), want %+v", got, v, want)
+	}
+}
+
+func TestHello(t *testing.T) {
+	hello := [wire.HelloSize]byte{1, 2, 3, 15: 16}
+	b := wire.NewHello(7, 1<<40, hello)
+	h, payload, v := wire.Parse(b[:])
+	if v != wire.Pass || h.Type != wire.Hello || h.Session != 7 || h.Sequence != 1<<40 || len(payload) > 0 {
+		t.Errorf("parsed %+v with %d bytes: %v", h, len(payload), v)
+	}
+	if got := wire.HelloOf(b[:]); got != hello {
+		t.Errorf("hello %x, want %x", got, hello)
+	}
+	if _, _, v := wire.Parse(append(b[:], 0)); v != wire.BadLength {
+		t.Errorf("with a payload: %v", v)
 	}
 }
 

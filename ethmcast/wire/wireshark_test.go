@@ -45,7 +45,11 @@ func TestWiresharkDissector(t *testing.T) {
 			continue
 		}
 		datagrams = append(datagrams, v.Datagram)
-		want = append(want, fmt.Sprintf("%d|0x%08x|%d|%d|%d|%d|%016x", h.Type, h.Session, h.Sequence, h.ESI, h.K, h.ObjectLen, h.ObjectID))
+		fields := fmt.Sprintf("%d|%d|%d|%016x|", h.ESI, h.K, h.ObjectLen, h.ObjectID)
+		if h.Type == wire.Hello {
+			fields = fmt.Sprintf("||||%x", wire.HelloOf(v.Datagram))
+		}
+		want = append(want, fmt.Sprintf("%d|0x%08x|%d|%s", h.Type, h.Session, h.Sequence, fields))
 	}
 	file := filepath.Join(t.TempDir(), "vectors.pcap")
 	if err := os.WriteFile(file, pcap(datagrams), 0o644); err != nil {
@@ -53,7 +57,8 @@ func TestWiresharkDissector(t *testing.T) {
 	}
 	cmd := exec.Command(tshark, "-n", "-r", file, "-X", "lua_script:wireshark/mdcs.lua",
 		"-o", `uat:user_dlts:"User 0 (DLT=147)","mdcs","0","","0",""`, "-T", "fields", "-E", "separator=|",
-		"-e", "mdcs.type", "-e", "mdcs.session", "-e", "mdcs.seq", "-e", "mdcs.esi", "-e", "mdcs.k", "-e", "mdcs.object_len", "-e", "mdcs.object_id")
+		"-e", "mdcs.type", "-e", "mdcs.session", "-e", "mdcs.seq", "-e", "mdcs.esi", "-e", "mdcs.k", "-e", "mdcs.object_len", "-e", "mdcs.object_id",
+		"-e", "mdcs.hello")
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
 	var stderr strings.Builder
 	cmd.Stderr = &stderr

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package admin is the HTTP listener of a replication point for its operator:
-// /metrics for Prometheus, /-/healthy and /-/ready for a supervisor.
+// Package admin is what a replication point shows its operator: on an HTTP listener
+// /metrics for Prometheus, /-/healthy and /-/ready for a supervisor, and on a unix
+// socket what mdcs asks for.
 package admin
 
 import (
@@ -16,7 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Timeouts of the listener: it serves small answers to few.
+// Timeouts of the listeners: they serve small answers to few.
 const (
 	readTimeout  = 10 * time.Second
 	writeTimeout = 30 * time.Second
@@ -44,6 +45,7 @@ func Handler(metrics prometheus.Gatherer, ready func() error) http.Handler {
 type Server struct {
 	http     http.Server
 	listener net.Listener
+	end      context.CancelFunc // of requests that would go on
 	done     chan struct{}
 }
 
@@ -53,14 +55,24 @@ func Start(addr string, h http.Handler, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
+	s := serve(l, h, log, writeTimeout)
+	log.Info("admin listens", "url", "http://"+l.Addr().String())
+	return s, nil
+}
+
+// serve serves what comes to a listener. An answer may take write.
+func serve(l net.Listener, h http.Handler, log *slog.Logger, write time.Duration) *Server {
+	ctx, end := context.WithCancel(context.Background())
 	s := &Server{
 		http: http.Server{
 			Handler:      h,
 			ReadTimeout:  readTimeout,
-			WriteTimeout: writeTimeout,
+			WriteTimeout: write,
 			ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			BaseContext:  func(net.Listener) context.Context { return ctx },
 		},
 		listener: l,
+		end:      end,
 		done:     make(chan struct{}),
 	}
 	go func() {
@@ -69,8 +81,7 @@ func Start(addr string, h http.Handler, log *slog.Logger) (*Server, error) {
 			log.Error("admin listener ended", "err", err)
 		}
 	}()
-	log.Info("admin listens", "url", "http://"+l.Addr().String())
-	return s, nil
+	return s
 }
 
 // Addr returns the address that Start listened on.
@@ -78,6 +89,7 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // Stop ends the listener. Answers under way have a second.
 func (s *Server) Stop() {
+	s.end()
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	if s.http.Shutdown(ctx) != nil {

@@ -3,15 +3,20 @@
 package admin
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/ethmcast/mdcs/rp/events"
 )
 
 func TestServer(t *testing.T) {
@@ -59,3 +64,32 @@ func TestServer(t *testing.T) {
 	_, err = client.Get("http://" + s.Addr() + "/-/healthy")
 	require.Error(t, err)
 }
+
+// A stream of events outlives the time that an answer may take.
+func TestStreamOutlivesTimeout(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	const timeout = 20 * time.Millisecond
+	l, err := net.Listen("tcp", "[::1]:0")
+	require.NoError(t, err)
+	hub := events.NewHub()
+	o := Operator{Point: eventful{hub: hub}}
+	s := serve(l, o.Handler(), slog.New(slog.DiscardHandler), timeout)
+	defer s.Stop()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + s.Addr() + "/v1/events")
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	time.Sleep(5 * timeout) // in which nothing may happen
+	hub.Emit(events.Event{Kind: events.Rekey})
+	line, err := bufio.NewReader(resp.Body).ReadString('\n')
+	require.NoError(t, err)
+	require.Contains(t, line, `"kind":"rekey"`)
+}
+
+// eventful is a Point that has events alone.
+type eventful struct {
+	Point
+	hub *events.Hub
+}
+
+func (e eventful) Events() *events.Hub { return e.hub }

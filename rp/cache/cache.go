@@ -88,6 +88,35 @@ func (c *Cache) Since(now time.Time, ingress, group uint32, after uint64) [][]by
 	return datagrams
 }
 
+// Whole returns the sequence of a stream up to which nothing is missing, as far as the
+// cache knows: it does not look behind what it keeps, and not more than within behind
+// the newest sequence. It returns false when it keeps nothing of the stream.
+func (c *Cache) Whole(now time.Time, ingress, group uint32, within uint64) (sequence uint64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.expire(now)
+	s := c.streams[streamID{ingress, group}]
+	if len(s) == 0 {
+		return 0, false
+	}
+	var newest uint64
+	for sequence := range s {
+		newest = max(newest, sequence)
+	}
+	sequence = newest
+	for other := range s {
+		if newest-other < within {
+			sequence = min(sequence, other)
+		}
+	}
+	for {
+		if _, kept := s[sequence+1]; !kept {
+			return sequence, true
+		}
+		sequence++
+	}
+}
+
 // Len returns how many datagrams are kept, and their bytes.
 func (c *Cache) Len() (datagrams, bytes int) {
 	c.mu.Lock()

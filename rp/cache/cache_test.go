@@ -78,3 +78,27 @@ func TestNoData(t *testing.T) {
 	n, _ := c.Len()
 	require.Zero(t, n)
 }
+
+// Nothing is missing up to the sequence that Whole returns, as far as the cache knows.
+func TestWhole(t *testing.T) {
+	c := New(DefaultBytes, DefaultAge)
+	whole := func(now time.Time, within uint64) any {
+		sequence, ok := c.Whole(now, 1, group, within)
+		if !ok {
+			return "nothing"
+		}
+		return sequence
+	}
+	require.Equal(t, "nothing", whole(start, 100))
+	for _, sequence := range []uint64{11, 12, 14, 20, 21} {
+		c.Add(start.Add(time.Duration(sequence)), datagram(1, sequence, 1))
+	}
+	c.Add(start, datagram(2, 13, 1)) // of another stream
+	require.Equal(t, uint64(12), whole(start, 100), "13 is missing")
+	require.Equal(t, uint64(12), whole(start, 11), "11 is within 11 of 21")
+	require.Equal(t, uint64(12), whole(start, 10))
+	require.Equal(t, uint64(14), whole(start, 8))
+	require.Equal(t, uint64(21), whole(start, 7), "older holes are not looked for")
+	require.Equal(t, uint64(21), whole(start.Add(DefaultAge+15), 100), "what is before the oldest is not known")
+	require.Equal(t, "nothing", whole(start.Add(DefaultAge+22), 100))
+}

@@ -22,6 +22,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
 // Config is the file.
@@ -32,8 +33,11 @@ type Config struct {
 	Datapath Datapath `toml:"datapath"`
 	Delivery Delivery `toml:"delivery"`
 	Limits   Limits   `toml:"limits"`
-	Admin    Admin    `toml:"admin"`
-	Log      Log      `toml:"log"`
+
+	Admission Admission `toml:"admission"`
+
+	Admin Admin `toml:"admin"`
+	Log   Log   `toml:"log"`
 }
 
 // Node says who and where the RP is.
@@ -42,6 +46,7 @@ type Node struct {
 	Address     netip.Addr `toml:"address"`      // IPv6
 	ControlPort uint16     `toml:"control_port"` // TCP
 	DataPort    uint16     `toml:"data_port"`    // UDP
+	Operator    string     `toml:"operator"`     // who runs it, "" to tell nobody
 }
 
 // Chain says what the RP serves.
@@ -50,10 +55,13 @@ type Chain struct {
 	Genesis   common.Hash `toml:"genesis"`
 }
 
-// Mesh lists the other RPs.
+// Mesh lists the other RPs, and says how datagrams go between them.
 type Mesh struct {
 	Peers         []string `toml:"peers"` // enode URLs
 	RekeyInterval Duration `toml:"rekey_interval"`
+	Mode          string   `toml:"mode"`        // of the trees: "last" or "star"
+	Alpha         int      `toml:"alpha"`       // of mode last, percent
+	CopyBudget    int      `toml:"copy_budget"` // RPs that get copies of one datagram from here, 0 for no bound
 }
 
 // Datapath chooses the engine.
@@ -82,11 +90,26 @@ type Limits struct {
 	// Bytes of copies per second, of what one publisher and one neighbour send.
 	PublishEgress uint64 `toml:"publish_egress"`
 	MeshEgress    uint64 `toml:"mesh_egress"`
+
+	// Bytes of copies per second, of what anybody sends.
+	EgressLimit uint64 `toml:"egress_limit"`
+
+	JoinRate      int `toml:"join_rate"`        // joins per second
+	JoinRatePer64 int `toml:"join_rate_per_64"` // of one /64
 }
 
-// Admin is the HTTP listener for metrics and health.
+// Admission says who may be a member.
+type Admission struct {
+	Join    string   `toml:"join"`    // "open" or "list"
+	Publish string   `toml:"publish"` // "open" or "list"
+	List    []string `toml:"list"`    // node ids in hex, or enode URLs
+}
+
+// Admin is where an operator looks: the HTTP listener for metrics and health, and the
+// socket that mdcs asks.
 type Admin struct {
 	Listen string `toml:"listen"` // host:port, "" for none
+	Socket string `toml:"socket"` // path, "" for none
 }
 
 // Log says what is logged.
@@ -112,7 +135,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 func Default() Config {
 	return Config{
 		Node:     Node{KeyFile: "/var/lib/rpd/nodekey", ControlPort: 30500, DataPort: 30501},
-		Mesh:     Mesh{RekeyInterval: Duration(time.Hour)},
+		Mesh:     Mesh{RekeyInterval: Duration(time.Hour), Mode: tree.Last.String(), Alpha: tree.DefaultAlpha},
 		Datapath: Datapath{Engine: "auto", Pin: "/sys/fs/bpf/mdcs"},
 		Delivery: Delivery{GroupPort: 30502, HopLimit: 1},
 		Limits: Limits{
@@ -122,8 +145,12 @@ func Default() Config {
 			Lease:        Duration(proto.Lease),
 			PublishRate:  2000,
 			PublishBurst: 512,
+
+			JoinRate:      500,
+			JoinRatePer64: 16,
 		},
-		Admin: Admin{Listen: "[::1]:9300"},
+		Admission: Admission{Join: "open", Publish: "open"},
+		Admin:     Admin{Listen: "[::1]:9300", Socket: "/run/rpd/admin.sock"},
 	}
 }
 
@@ -191,6 +218,9 @@ func (c *Config) check() error {
 	case a.IsUnspecified() || a.IsMulticast() || a.Zone() != "":
 		bad("node.address", "%v is not the address of one host that others reach", a)
 	}
+	if n := len(c.Node.Operator); n > proto.MaxOperator {
+		bad("node.operator", "%d bytes, at most %d", n, proto.MaxOperator)
+	}
 	if c.Node.ControlPort == 0 {
 		bad("node.control_port", "0 is not a port")
 	}
@@ -211,6 +241,15 @@ func (c *Config) check() error {
 	if d := time.Duration(c.Mesh.RekeyInterval); d < time.Minute {
 		bad("mesh.rekey_interval", "%v is less than 1m", d)
 	}
+	if _, err := c.Mesh.TreeMode(); err != nil {
+		bad("mesh.mode", "%v", err)
+	}
+	if a := c.Mesh.Alpha; a < tree.MinAlpha {
+		bad("mesh.alpha", "%d is less than %d percent", a, tree.MinAlpha)
+	}
+	if b := c.Mesh.CopyBudget; b < 0 {
+		bad("mesh.copy_budget", "%d is negative", b)
+	}
 	if e := c.Datapath.Engine; e != "auto" && e != "xdp" && e != "socket" {
 		bad("datapath.engine", "%q is none of auto, xdp, socket", e)
 	}
@@ -230,6 +269,8 @@ func (c *Config) check() error {
 		{"limits.max_peers", c.Limits.MaxPeers},
 		{"limits.max_per_64", c.Limits.MaxPer64},
 		{"limits.max_per_48", c.Limits.MaxPer48},
+		{"limits.join_rate", c.Limits.JoinRate},
+		{"limits.join_rate_per_64", c.Limits.JoinRatePer64},
 	} {
 		if limit.n < 0 {
 			bad(limit.key, "%d is negative", limit.n)
@@ -244,12 +285,67 @@ func (c *Config) check() error {
 	if c.Limits.PublishBurst == 0 {
 		bad("limits.publish_burst", "0 lets nobody publish")
 	}
+	for _, rule := range []struct{ key, value string }{{"admission.join", c.Admission.Join}, {"admission.publish", c.Admission.Publish}} {
+		if rule.value != "open" && rule.value != "list" {
+			bad(rule.key, "%q is none of open, list", rule.value)
+		}
+	}
+	for i, text := range c.Admission.List {
+		if _, err := nodeID(text); err != nil {
+			bad(fmt.Sprintf("admission.list[%d]", i), "%v", err)
+		}
+	}
 	if l := c.Admin.Listen; l != "" {
 		if _, _, err := net.SplitHostPort(l); err != nil {
 			bad("admin.listen", "%v", err)
 		}
 	}
+	if s := c.Admin.Socket; s != "" && !filepath.IsAbs(s) {
+		bad("admin.socket", "%q is not an absolute path", s)
+	}
 	return errors.Join(errs...)
+}
+
+// TreeMode returns the mode of the trees.
+func (m *Mesh) TreeMode() (tree.Mode, error) {
+	for _, mode := range []tree.Mode{tree.Last, tree.Star} {
+		if mode.String() == m.Mode {
+			return mode, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is none of last, star", m.Mode)
+}
+
+// Admitted returns the nodes that may join and those that may publish, nil for
+// everybody.
+func (a *Admission) Admitted() (joiners, publishers map[enode.ID]bool, err error) {
+	list := make(map[enode.ID]bool)
+	for i, text := range a.List {
+		id, err := nodeID(text)
+		if err != nil {
+			return nil, nil, fmt.Errorf("admission.list[%d]: %w", i, err)
+		}
+		list[id] = true
+	}
+	if a.Join == "list" {
+		joiners = list
+	}
+	if a.Publish == "list" {
+		publishers = list
+	}
+	return joiners, publishers, nil
+}
+
+// nodeID returns the id of a node that is named by it or by an enode URL.
+func nodeID(text string) (enode.ID, error) {
+	if !strings.Contains(text, ":") {
+		return enode.ParseID(text)
+	}
+	n, err := enode.Parse(enode.ValidSchemes, text)
+	if err != nil {
+		return enode.ID{}, err
+	}
+	return n.ID(), nil
 }
 
 // Neighbours returns the nodes of [mesh] peers.

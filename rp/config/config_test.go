@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 )
 
@@ -43,12 +44,16 @@ key_file = "k"
 address = "fd00::1"
 control_port = 1
 data_port = 2
+operator = "us"
 [chain]
 network_id = 3
 genesis = "0x0200000000000000000000000000000000000000000000000000000000000000"
 [mesh]
 peers = ["` + peer + `"]
 rekey_interval = "90s"
+mode = "star"
+alpha = 120
+copy_budget = 10
 [datapath]
 engine = "xdp"
 devices = ["eth0", "eth1"]
@@ -66,24 +71,44 @@ publish_rate = 6
 publish_burst = 7
 publish_egress = 8
 mesh_egress = 9
+egress_limit = 10
+join_rate = 11
+join_rate_per_64 = 12
+[admission]
+join = "list"
+publish = "list"
+list = ["` + peer + `", "0x0500000000000000000000000000000000000000000000000000000000000000"]
 [admin]
 listen = ""
+socket = "/s"
 [log]
 level = "debug"
 `))
 	require.NoError(t, err)
 	require.Equal(t, Config{
-		Node:     Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2},
+		Node:     Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2, Operator: "us"},
 		Chain:    Chain{NetworkID: 3, Genesis: common.Hash{2}},
-		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second)},
+		Mesh:     Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second), Mode: "star", Alpha: 120, CopyBudget: 10},
 		Datapath: Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery: Delivery{GroupPort: 8, HopLimit: 9},
-		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9},
-		Log:      Log{Level: slog.LevelDebug},
+		Limits:   Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer64: 12},
+		Admission: Admission{Join: "list", Publish: "list",
+			List: []string{peer, "0x0500000000000000000000000000000000000000000000000000000000000000"}},
+		Admin: Admin{Socket: "/s"},
+		Log:   Log{Level: slog.LevelDebug},
 	}, *c)
 	nodes, err := c.Neighbours()
 	require.NoError(t, err)
 	require.Equal(t, netip.MustParseAddr("2001:db8::2"), nodes[0].IPAddr())
+	joiners, publishers, err := c.Admission.Admitted()
+	require.NoError(t, err)
+	require.Equal(t, map[enode.ID]bool{nodes[0].ID(): true, {5}: true}, joiners)
+	require.Equal(t, joiners, publishers)
+	open := Default()
+	joiners, publishers, err = open.Admission.Admitted()
+	require.NoError(t, err)
+	require.Nil(t, joiners)
+	require.Nil(t, publishers)
 }
 
 func nodeURL(t *testing.T) string {
@@ -106,6 +131,10 @@ func TestErrors(t *testing.T) {
 		"out of range":   {minimal + "[limits]\npublish_rate = -1\n", []string{"line 8: limits.publish_rate: "}},
 		"negative limit": {minimal + "[limits]\nmesh_egress = -1\n", []string{"line 8: limits.mesh_egress: "}},
 		"no duration":    {minimal + "[limits]\nlease = \"soon\"\n", []string{"line 8: limits.lease: ", "invalid duration"}},
+		"no rule":        {minimal + "[admission]\njoin = \"all\"\n", []string{`admission.join: "all" is none of open, list`}},
+		"no node":        {minimal + "[admission]\nlist = [\"7\", \"enode://x@[::1]:1\"]\n", []string{"admission.list[0]: ", "admission.list[1]: "}},
+		"negative rate":  {minimal + "[limits]\njoin_rate = -1\n", []string{"limits.join_rate: -1 is negative"}},
+		"long operator":  {strings.Replace(minimal, "[chain]", "operator = \""+strings.Repeat("x", 33)+"\"\n[chain]", 1), []string{"node.operator: 33 bytes"}},
 		"no level":       {minimal + "[log]\nlevel = \"loud\"\n", []string{"line 8: log.level: "}},
 		"table in table": {minimal + "[node.x]\n", []string{"line 7: unknown key node.x"}},
 	} {
@@ -136,6 +165,7 @@ func TestErrors(t *testing.T) {
 		"[limits]\npublish_rate = 0":           "limits.publish_rate: 0 lets nobody publish",
 		"[limits]\npublish_burst = 0":          "limits.publish_burst: 0 lets nobody publish",
 		"[admin]\nlisten = \"here\"":           "admin.listen: ",
+		"[admin]\nsocket = \"s\"":              `admin.socket: "s" is not an absolute path`,
 		"[mesh]\npeers = [\"" + v4(t) + "\"]":  "no IPv6 address",
 		"[mesh]\npeers = [\"" + udp(t) + "\"]": "no TCP port",
 		"[datapath]\npin = \"bpf/mdcs\"":       `datapath.pin: "bpf/mdcs" is not an absolute path`,

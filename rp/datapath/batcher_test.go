@@ -78,6 +78,11 @@ func TestBatcherErrors(t *testing.T) {
 
 func TestChangeMerge(t *testing.T) {
 	a := datapath.Change{Remove: []uint32{1}, Retire: []uint32{2}}
-	a.Merge(datapath.Change{Remove: []uint32{3}, Add: []datapath.Session{{Index: 4}}})
-	require.Equal(t, datapath.Change{Remove: []uint32{1, 3}, Retire: []uint32{2}, Add: []datapath.Session{{Index: 4}}}, a)
+	a.Merge(datapath.Change{Remove: []uint32{3}, Add: []datapath.Session{{Index: 4}}, Routes: []datapath.Route{{Ingress: 5}}})
+	require.Equal(t, datapath.Change{
+		Remove: []uint32{1, 3},
+		Retire: []uint32{2},
+		Add:    []datapath.Session{{Index: 4}},
+		Routes: []datapath.Route{{Ingress: 5}},
+	}, a)
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -26,6 +27,10 @@ const MaxAhead = 65536
 // EpochsKept is the number of group keys kept for each (ingress RP, group): the
 // newest installed and the one before it.
 const EpochsKept = 2
+
+// MaxUpstreams is how many neighbouring RPs may be upstreams of one ingress RP at
+// once: the parent and the backup, and those before while a tree changes.
+const MaxUpstreams = 6
 
 // ErrClosed is returned by every method of an Engine after Close.
 var ErrClosed = errors.New("datapath: engine closed")
@@ -67,8 +72,8 @@ type Session struct {
 	SendKey     auth.Key
 	ReceiveKey  auth.Key
 
-	// Groups are those replicated to the session. A neighbouring RP without
-	// groups is accepted from, but gets no copies.
+	// Groups are those replicated to the session. A neighbouring RP has none: what
+	// it gets, and what is accepted from it, is said by routes.
 	Groups []uint32
 
 	// Silent keeps copies from a peer, because it listens to a channel. It gets
@@ -84,10 +89,6 @@ type Session struct {
 	// bytes of UDP payload times receivers, per second, 0 for no limit. EgressBurst
 	// is how many at once, positive then (SPEC 6.7).
 	Egress, EgressBurst uint64
-
-	// Ingress is a neighbouring RP's incarnation, the only ingress RP whose
-	// datagrams are accepted on the session. It is 0 for a peer.
-	Ingress uint32
 }
 
 // Check returns an error when the session contradicts its contract.
@@ -106,8 +107,8 @@ func (s *Session) Check() error {
 		return fmt.Errorf("session %08x: publisher with rate %d and burst %d", s.Index, s.Rate, s.Burst)
 	case s.Egress != 0 && s.EgressBurst == 0:
 		return fmt.Errorf("session %08x: egress limit of %d without burst", s.Index, s.Egress)
-	case (s.Role == Mesh) != (s.Ingress != 0):
-		return fmt.Errorf("session %08x: %v session with ingress %08x", s.Index, s.Role, s.Ingress)
+	case s.Role == Mesh && len(s.Groups) > 0:
+		return fmt.Errorf("session %08x: mesh session with groups %08x", s.Index, s.Groups)
 	case s.Role == Mesh && s.Publish:
 		return fmt.Errorf("session %08x: mesh session that publishes", s.Index)
 	case s.Role == Mesh && s.Silent:
@@ -123,9 +124,8 @@ func (s *Session) checkChannel() error {
 		return fmt.Errorf("session %08x: %w", s.Index, err)
 	case s.Addr.Port() == 0:
 		return fmt.Errorf("session %08x: channel %v without port", s.Index, s.Addr)
-	case len(s.Groups) == 0 || s.Publish || s.Silent || s.Ingress != 0:
-		return fmt.Errorf("session %08x: channel with groups %08x, publish %t, silent %t, ingress %08x",
-			s.Index, s.Groups, s.Publish, s.Silent, s.Ingress)
+	case len(s.Groups) == 0 || s.Publish || s.Silent:
+		return fmt.Errorf("session %08x: channel with groups %08x, publish %t, silent %t", s.Index, s.Groups, s.Publish, s.Silent)
 	}
 	return nil
 }
@@ -155,13 +155,72 @@ func Destination(addr netip.AddrPort) (dst netip.AddrPort, control []byte) {
 	return netip.AddrPortFrom(addr.Addr().WithZone(""), addr.Port()), message.Marshal()
 }
 
+// Route is the way of one ingress RP's datagrams through this RP. It replaces the
+// route before; one that leads nowhere, neither from nor to, ends it.
+//
+// Sessions that are none of a neighbouring RP, or not there, are ignored: who ends a
+// link need not know the routes. A session that is removed leaves all routes, one that
+// is replaced stays in them.
+type Route struct {
+	Ingress uint32   // incarnation; the RP's own for what its peers publish
+	From    []uint32 // mesh sessions that are accepted from, at most MaxUpstreams; none for the own
+	To      []Branch // never back to the session that a datagram came from
+}
+
+// Branch is a neighbouring RP that gets copies.
+type Branch struct {
+	Session uint32   // own index of a mesh session, once in a route
+	Groups  []uint32 // that are replicated to it
+}
+
+// Ends reports whether the route leads nowhere.
+func (r *Route) Ends() bool { return len(r.From) == 0 && len(r.To) == 0 }
+
+// Has reports whether a session gets the copies of a group.
+func (b *Branch) Has(group uint32) bool { return slices.Contains(b.Groups, group) }
+
+// Check returns an error when the route contradicts its contract at an RP of the
+// incarnation own.
+func (r *Route) Check(own uint32) error {
+	switch {
+	case r.Ingress == 0:
+		return errors.New("route of ingress 0")
+	case r.Ingress == own && len(r.From) > 0:
+		return fmt.Errorf("own route from sessions %08x", r.From)
+	case len(r.From) > MaxUpstreams:
+		return fmt.Errorf("route of %08x from %d sessions, at most %d", r.Ingress, len(r.From), MaxUpstreams)
+	}
+	for i := range r.To {
+		session := r.To[i].Session
+		if slices.ContainsFunc(r.To[:i], func(b Branch) bool { return b.Session == session }) {
+			return fmt.Errorf("route of %08x to session %08x twice", r.Ingress, session)
+		}
+	}
+	return nil
+}
+
+// Clone returns a route that shares nothing with r.
+func (r *Route) Clone() Route {
+	c := Route{Ingress: r.Ingress, From: slices.Clone(r.From), To: slices.Clone(r.To)}
+	for i := range c.To {
+		c.To[i].Groups = slices.Clone(c.To[i].Groups)
+	}
+	return c
+}
+
+// Keep takes the sessions out of the route that keep does not name.
+func (r *Route) Keep(keep func(session uint32) bool) {
+	r.From = slices.DeleteFunc(r.From, func(s uint32) bool { return !keep(s) })
+	r.To = slices.DeleteFunc(r.To, func(b Branch) bool { return !keep(b.Session) })
+}
+
 // Change is a step from one desired state to the next. Its parts take effect in
 // the order of its fields.
 type Change struct {
 	// Remove ends sessions by index; an unknown index is no error.
 	Remove []uint32
 
-	// Retire forgets ingress RPs that are gone: keys, windows, sequences.
+	// Retire forgets ingress RPs that are gone: keys, windows, sequences, routes.
 	Retire []uint32
 
 	// Keys installs group keys. The newest EpochsKept epochs of each (ingress RP,
@@ -172,6 +231,33 @@ type Change struct {
 	// Add starts sessions. An index that is there already is replaced; with the
 	// same ReceiveKey it keeps its window, its buckets and its counters.
 	Add []Session
+
+	// Routes replaces the routes of ingress RPs.
+	Routes []Route
+}
+
+// Check returns an error when a part of the change contradicts its contract at an RP
+// of the incarnation own.
+func (c *Change) Check(own uint32) error {
+	for i := range c.Add {
+		if err := c.Add[i].Check(); err != nil {
+			return err
+		}
+	}
+	for _, k := range c.Keys {
+		if k.Ingress == 0 {
+			return fmt.Errorf("key of group %08x without ingress", k.Group)
+		}
+	}
+	if slices.Contains(c.Retire, own) {
+		return fmt.Errorf("own incarnation %08x cannot retire", own)
+	}
+	for i := range c.Routes {
+		if err := c.Routes[i].Check(own); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Merge appends what follows to c.
@@ -180,6 +266,7 @@ func (c *Change) Merge(next Change) {
 	c.Retire = append(c.Retire, next.Retire...)
 	c.Keys = append(c.Keys, next.Keys...)
 	c.Add = append(c.Add, next.Add...)
+	c.Routes = append(c.Routes, next.Routes...)
 }
 
 // SessionStats counts what one session did since it was added.
@@ -223,7 +310,43 @@ type Config struct {
 
 	// HopLimit is that of the IPv6 packets to channels, 0 for 1: they stay on the link.
 	HopLimit uint8
+
+	// Hello gets what Engine.Hello sent at the other end of a mesh session: each
+	// once, in order of arrival, by one goroutine of the engine, which must not wait for
+	// the engine. Nil: they are accepted and dropped.
+	Hello func(session uint32, hello [wire.HelloSize]byte)
+
+	// Cache gets every DATA that is replicated, own and relayed, by one goroutine of the
+	// engine, which must not wait for it. What it is too slow for is lost and counted.
+	// When Apply of a change with routes returns, it has had all that went by the routes
+	// before. Nil: nobody.
+	Cache func(Record)
 }
+
+// Record is a DATA that is replicated: as it goes out, but with the session and the
+// hop tag that it came with.
+type Record struct {
+	Session  uint32 // that it came from
+	Ingress  uint32
+	Group    uint32
+	Sequence uint64
+	Datagram []byte // valid until the function that gets it returns
+}
+
+// NewRecord returns the record of a replicated DATA.
+func NewRecord(session uint32, datagram []byte) Record {
+	h, _, _ := wire.Parse(datagram) // as whoever replicates it did
+	return Record{Session: session, Ingress: h.Ingress, Group: h.Group, Sequence: h.Sequence, Datagram: datagram}
+}
+
+// HeartbeatScope says who gets a heart-beat.
+type HeartbeatScope uint8
+
+// Scopes of a heart-beat.
+const (
+	Local HeartbeatScope = iota + 1 // peers and channels of this RP
+	All                             // those, and the branches of the own route
+)
 
 // Engine verifies, stamps and replicates datagrams. Its methods may be called
 // concurrently.
@@ -246,9 +369,21 @@ type Engine interface {
 	// limits how many an unproven endpoint gets.
 	Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error
 
-	// Heartbeat sends the newest own sequence of each own group to all sessions
-	// that the group is replicated to.
-	Heartbeat() error
+	// Heartbeat sends the newest own sequence of each own group to those within the
+	// scope that the group is replicated to.
+	Heartbeat(HeartbeatScope) error
+
+	// Hello sends a hello on a mesh session.
+	Hello(session uint32, hello [wire.HelloSize]byte) error
+
+	// Resend sends datagrams that Config.Cache got to one session, with its index
+	// and hop tag. It waits until the host took them. One that the host refuses counts as
+	// a send error.
+	Resend(session uint32, datagrams [][]byte) error
+
+	// Heard returns when the last datagram of a session was accepted, of any type,
+	// zero when there was none. It makes no system call.
+	Heard(session uint32) time.Time
 
 	// Stats returns the counters. It may be called once per second.
 	Stats() Stats
@@ -267,6 +402,7 @@ type State struct {
 	HandleKey   auth.Key
 	Keys        []proto.GroupKey // of each (ingress RP, group) the older one first; none is active
 	Sessions    []Session        // ordered by index
+	Routes      []Route          // ordered by ingress RP
 }
 
 // Adopter is an Engine that may go on with the datapath of a process that died.

@@ -21,15 +21,15 @@ func TestOrphans(t *testing.T) {
 	peer := func(index uint32, addr string) datapath.Session {
 		return datapath.Session{Index: index, Role: datapath.Peer, Addr: at(addr)}
 	}
-	mesh := func(index uint32, addr string, ingress uint32) datapath.Session {
-		return datapath.Session{Index: index, Role: datapath.Mesh, Addr: at(addr), Ingress: ingress}
+	mesh := func(index uint32, addr string) datapath.Session {
+		return datapath.Session{Index: index, Role: datapath.Mesh, Addr: at(addr)}
 	}
 	state := &datapath.State{
 		Incarnation: own,
 		Keys:        []proto.GroupKey{{Ingress: own, Group: 9}, {Ingress: near, Group: 9}, {Ingress: far, Group: 9}},
 		Sessions: []datapath.Session{
 			peer(10, "[2001:db8::10]:1"), peer(11, "[2001:db8::11]:1"), peer(12, "[2001:db8::12]:1"),
-			mesh(20, "[2001:db8::20]:1", near), mesh(21, "[2001:db8::21]:1", far), peer(13, "[2001:db8::13]:1"),
+			mesh(20, "[2001:db8::20]:1"), mesh(21, "[2001:db8::21]:1"), peer(13, "[2001:db8::13]:1"),
 		},
 	}
 	refused := errors.New("refused")
@@ -56,8 +56,10 @@ func TestOrphans(t *testing.T) {
 	require.Equal(t, []uint32{12, 12}, apply(datapath.Change{Remove: []uint32{12}}).Remove)
 	require.Empty(t, apply(datapath.Change{Add: []datapath.Session{peer(51, "[2001:db8::13]:2")}}).Remove, "another port")
 
-	// A neighbour at another address is still the same ingress RP.
-	require.Equal(t, []uint32{20}, apply(datapath.Change{Add: []datapath.Session{mesh(60, "[2001:db8::bb]:1", near)}}).Remove)
+	require.Equal(t, []uint32{20}, apply(datapath.Change{
+		Add:    []datapath.Session{mesh(60, "[2001:db8::20]:1")},
+		Routes: []datapath.Route{{Ingress: near, From: []uint32{60}}},
+	}).Remove)
 
 	// What nobody came for ends, and then nothing more.
 	refuse = refused
@@ -65,6 +67,77 @@ func TestOrphans(t *testing.T) {
 	refuse = nil
 	require.NoError(t, o.Expire())
 	require.Equal(t, []datapath.Change{{Remove: []uint32{13, 21}, Retire: []uint32{far}}}, engine.Changes())
+	require.NoError(t, o.Expire())
+	require.Empty(t, engine.Changes())
+}
+
+// A route of an adopted datapath goes on by the sessions that come for those in it, until
+// somebody says where it goes.
+func TestOrphanRoutes(t *testing.T) {
+	const own, near, far, further = 1, 2, 3, 4
+	addr := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(i))
+	}
+	mesh := func(index uint32, port int) datapath.Session {
+		return datapath.Session{Index: index, Role: datapath.Mesh, Addr: addr(port)}
+	}
+	to := func(sessions ...uint32) (all []datapath.Branch) {
+		for _, s := range sessions {
+			all = append(all, datapath.Branch{Session: s, Groups: []uint32{9}})
+		}
+		return all
+	}
+	state := &datapath.State{
+		Incarnation: own,
+		Sessions:    []datapath.Session{mesh(20, 20), mesh(21, 21), mesh(22, 22), mesh(23, 20)},
+		Routes: []datapath.Route{
+			{Ingress: own, To: to(20, 21, 23)},
+			{Ingress: near, From: []uint32{20, 23}, To: to(21)},
+			{Ingress: far, From: []uint32{21}, To: to(20, 22)},
+			{Ingress: further, From: []uint32{22}},
+		},
+	}
+	engine := new(datapathtest.Recorder)
+	o := datapath.NewOrphans(engine, state)
+	apply := func(c datapath.Change) datapath.Change {
+		t.Helper()
+		require.NoError(t, o.Apply(c))
+		changes := engine.Changes()
+		require.Len(t, changes, 1)
+		return changes[0]
+	}
+
+	// The neighbour that had two sessions comes back with one.
+	require.Equal(t, datapath.Change{
+		Remove: []uint32{20, 23},
+		Add:    []datapath.Session{mesh(60, 20)},
+		Routes: []datapath.Route{
+			{Ingress: own, To: to(60, 21)},
+			{Ingress: near, From: []uint32{60}, To: to(21)},
+			{Ingress: far, From: []uint32{21}, To: to(60, 22)},
+		},
+	}, apply(datapath.Change{Add: []datapath.Session{mesh(60, 20)}}))
+
+	// Routes that somebody replaced, before or with it, are his.
+	apply(datapath.Change{Routes: []datapath.Route{{Ingress: own, To: to(60, 21)}}})
+	mine := datapath.Route{Ingress: near, From: []uint32{61}}
+	require.Equal(t, datapath.Change{
+		Remove: []uint32{21},
+		Add:    []datapath.Session{mesh(61, 21)},
+		Routes: []datapath.Route{{Ingress: far, From: []uint32{61}, To: to(60, 22)}, mine},
+	}, apply(datapath.Change{Add: []datapath.Session{mesh(61, 21)}, Routes: []datapath.Route{mine}}))
+
+	// A session that only goes leaves the routes.
+	require.Equal(t, []datapath.Route{{Ingress: far, From: []uint32{61}, To: to(60)}, {Ingress: further}},
+		apply(datapath.Change{Remove: []uint32{22}}).Routes)
+
+	// Keys alone keep the stream, not the route.
+	apply(datapath.Change{Keys: []proto.GroupKey{{Ingress: far}}})
+	require.NoError(t, o.Expire())
+	require.Equal(t, []datapath.Change{{
+		Retire: []uint32{further},
+		Routes: []datapath.Route{{Ingress: far}, {Ingress: further}},
+	}}, engine.Changes())
 	require.NoError(t, o.Expire())
 	require.Empty(t, engine.Changes())
 }
@@ -78,4 +151,18 @@ func TestOrphanStreamsByKey(t *testing.T) {
 	engine.Changes()
 	require.NoError(t, o.Expire())
 	require.Empty(t, engine.Changes())
+}
+
+// What is claimed goes on as it is, and does not expire.
+func TestClaim(t *testing.T) {
+	e := new(datapathtest.Recorder)
+	o := datapath.NewOrphans(e, &datapath.State{Incarnation: 1, Sessions: []datapath.Session{{Index: 5}, {Index: 6}}})
+	five := func(s datapath.Session) bool { return s.Index == 5 }
+	s, ok := o.Claim(five)
+	require.True(t, ok)
+	require.Equal(t, datapath.Session{Index: 5}, s)
+	_, ok = o.Claim(five)
+	require.False(t, ok, "once")
+	require.NoError(t, o.Expire())
+	require.Equal(t, []datapath.Change{{Remove: []uint32{6}}}, e.Changes())
 }

@@ -28,12 +28,16 @@ type Limits struct {
 	// Probes is the number of PROBE datagrams to one /64 within ProbeWindow.
 	Probes      int
 	ProbeWindow time.Duration
+
+	// Joins and JoinsPer64 are joins per second, in all and of one /64; as many may
+	// come at once.
+	Joins, JoinsPer64 int
 }
 
 // Table is the set of sessions. It is safe for concurrent use.
 //
 // A session is reserved for an endpoint that is to be proven, admitted when it is
-// a member of groups, and released; a link to a neighbouring RP and a multicast
+// a member of groups, suspended when it goes on without them, and released; a link to a neighbouring RP and a multicast
 // channel only take an index. Refusals are *proto.Error with ReasonFull.
 type Table struct {
 	limits Limits
@@ -47,6 +51,9 @@ type Table struct {
 	members  map[uint32]int // admitted sessions by group
 	probes   map[netip.Prefix]*probeCount
 	sweep    time.Time // when old probe counts are dropped next
+	joins    time.Time // when the bucket of all joins is full again
+	joins64  map[netip.Prefix]time.Time
+	tidy     time.Time // when full buckets are dropped next
 }
 
 type session struct {
@@ -70,7 +77,52 @@ func New(limits Limits, rand io.Reader) *Table {
 		per48:    make(map[netip.Prefix]int),
 		members:  make(map[uint32]int),
 		probes:   make(map[netip.Prefix]*probeCount),
+		joins64:  make(map[netip.Prefix]time.Time),
 	}
+}
+
+// joinBurst is the time whose joins may come at once.
+const joinBurst = time.Second
+
+// Join accounts for one join from addr, or refuses it.
+func (t *Table) Join(now time.Time, addr netip.Addr) error {
+	p64, _ := prefixes(addr)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !now.Before(t.tidy) {
+		for p, due := range t.joins64 {
+			if !due.After(now) {
+				delete(t.joins64, p)
+			}
+		}
+		t.tidy = now.Add(joinBurst)
+	}
+	all, ok := take(now, t.joins, t.limits.Joins)
+	if !ok {
+		return full("%d joins per second", t.limits.Joins)
+	}
+	site, ok := take(now, t.joins64[p64], t.limits.JoinsPer64)
+	if !ok {
+		return full("%d joins per second of %v", t.limits.JoinsPer64, p64)
+	}
+	t.joins = all
+	if t.limits.JoinsPer64 > 0 {
+		t.joins64[p64] = site
+	}
+	return nil
+}
+
+// take takes one from a bucket of rate per second that is full again at due, and
+// returns when it will be then. A rate of 0 is no limit.
+func take(now, due time.Time, rate int) (time.Time, bool) {
+	if rate == 0 {
+		return due, true
+	}
+	if due.Before(now) {
+		due = now
+	}
+	due = due.Add(time.Second / time.Duration(rate))
+	return due, !due.After(now.Add(joinBurst))
 }
 
 // Reserve returns the index of a new session for a peer at addr, which is IPv6.
@@ -140,6 +192,40 @@ func (t *Table) Admit(index uint32, groups []uint32) {
 	}
 }
 
+// Restore takes an index that a session had before this process; addr is zero for
+// one that is not a peer's. The limits were checked when it began.
+func (t *Table) Restore(index uint32, addr netip.Addr) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sessions[index] != nil {
+		return full("session %08x is in use", index)
+	}
+	t.sessions[index] = &session{addr: addr}
+	if addr.IsValid() {
+		p64, p48 := prefixes(addr)
+		t.peers++
+		t.per64[p64]++
+		t.per48[p48]++
+	}
+	return nil
+}
+
+// Suspend takes a session out of its groups. It does nothing for one that is in none.
+func (t *Table) Suspend(index uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.sessions[index]; s != nil {
+		t.suspend(s)
+	}
+}
+
+func (t *Table) suspend(s *session) {
+	for _, g := range s.groups {
+		decrement(t.members, g)
+	}
+	s.groups = nil
+}
+
 // Release ends a session; an unknown index is no error.
 func (t *Table) Release(index uint32) {
 	t.mu.Lock()
@@ -149,9 +235,7 @@ func (t *Table) Release(index uint32) {
 		return
 	}
 	delete(t.sessions, index)
-	for _, g := range s.groups {
-		decrement(t.members, g)
-	}
+	t.suspend(s)
 	if s.addr.IsValid() {
 		t.peers--
 		p64, p48 := prefixes(s.addr)

@@ -13,9 +13,8 @@ import (
 
 // Times of the protocol (SPEC section 11).
 const (
-	HelloTimeout   = 5 * time.Second  // connection to Hello
-	InstallTimeout = 2 * time.Second  // the receiver of Keys waits for its members
-	AckTimeout     = 10 * time.Second // Keys to KeysAck
+	HelloTimeout = 5 * time.Second         // connection to Hello
+	AckTimeout   = MaxWait + 5*time.Second // Keys to KeysAck
 )
 
 // Action is something that a Link wants done. Actions are done in order.
@@ -26,50 +25,45 @@ type Send struct{ Message Message }
 
 // Up says that the neighbour is known. Its datagrams are to be accepted from now
 // on: they carry the own Session and ReceiveKey, those to it Hello.Session and
-// SendKey. Nothing is replicated to it yet. The own keys are to be offered.
+// SendKey.
 type Up struct {
 	Hello               Hello
 	SendKey, ReceiveKey auth.Key
 }
 
-// Install asks to install the neighbour's group keys in the datapath and at the
-// members. Installed answers.
+// Install asks to install keys that the neighbour offers, and to call Installed when
+// all who need them have them or Wait is over.
 type Install struct {
 	ID   uint32
+	Wait time.Duration
 	Keys []proto.GroupKey
 }
 
-// Replicate says that the neighbour's members have keys of this RP: datagrams are
-// to be replicated to it from now on.
-type Replicate struct{}
-
-// Acked says that the neighbour's members have the keys of an offer.
+// Acked says that the neighbour, and all behind it, have the keys of an offer.
 type Acked struct{ ID uint32 }
 
 // Down says that the link ended. It is the last action; when Up came before it,
 // the session must leave the datapath.
 type Down struct{ Err error }
 
-func (Send) action()      {}
-func (Up) action()        {}
-func (Install) action()   {}
-func (Replicate) action() {}
-func (Acked) action()     {}
-func (Down) action()      {}
+func (Send) action()    {}
+func (Up) action()      {}
+func (Install) action() {}
+func (Acked) action()   {}
+func (Down) action()    {}
 
 // State is the state of a Link (SPEC section 12).
 type State uint8
 
 // States of a Link.
 const (
-	Connected   State = iota // no Hello yet
-	Accepting                // Hello received; own keys not yet acknowledged
-	Replicating              // datagrams flow in both directions, as far as this side knows
-	Ended                    // for good; the connection is to be closed
+	Connected State = iota // no Hello yet
+	Open                   // the neighbour is known
+	Ended                  // for good; the connection is to be closed
 )
 
 func (s State) String() string {
-	return [...]string{"connected", "accepting", "replicating", "ended"}[s]
+	return [...]string{"connected", "open", "ended"}[s]
 }
 
 // Config is one RP's side of a link.
@@ -79,22 +73,20 @@ type Config struct {
 	Groups       []uint32 // served; keys of other groups are ignored
 }
 
-// Link is the state of one connection to a neighbouring RP. Both sides do the
-// same: Hello, then Keys, then replication when KeysAck came. Offers of later
-// keys are acknowledged in the same way.
+// Link is the state of one connection to a neighbouring RP. Both sides do the same:
+// Hello, then offers of keys, each of which is acknowledged.
 //
 // A violation by the neighbour ends the link: Handle returns it for the log, the
 // actions hold the Bye and the Down.
 type Link struct {
 	cfg     Config
 	state   State
-	hello   Hello // the neighbour's
 	actions []Action
 
 	hellodue time.Time // end of state Connected
 	offers   []offer   // own, not acknowledged, oldest first
 	lastID   uint32    // of an own offer
-	pending  []uint32  // the neighbour's offers that are not installed yet
+	pending  []uint32  // the neighbour's offers that are not acknowledged yet
 }
 
 type offer struct {
@@ -164,7 +156,7 @@ func (l *Link) opened(m *Hello) error {
 	case m.Incarnation == l.cfg.Hello.Incarnation:
 		return unexpected("incarnation %08x is our own", m.Incarnation)
 	}
-	l.hello, l.state = *m, Accepting
+	l.state = Open
 	send, receive := auth.HopKeys(l.cfg.Self, l.cfg.Remote, l.cfg.Hello.Share, m.Share)
 	l.act(Up{Hello: *m, SendKey: send, ReceiveKey: receive})
 	return nil
@@ -177,21 +169,16 @@ func (l *Link) offered(m *Keys) error {
 	if slices.Contains(l.pending, m.ID) {
 		return unexpected("second offer %d of keys", m.ID)
 	}
-	for i := range m.Keys {
-		if m.Keys[i].Ingress != l.hello.Incarnation {
-			return unexpected("key of ingress %08x from incarnation %08x", m.Keys[i].Ingress, l.hello.Incarnation)
-		}
-	}
 	keys := slices.DeleteFunc(slices.Clone(m.Keys), func(k proto.GroupKey) bool {
 		return !slices.Contains(l.cfg.Groups, k.Group)
 	})
 	l.pending = append(l.pending, m.ID)
-	l.act(Install{ID: m.ID, Keys: keys})
+	l.act(Install{ID: m.ID, Wait: time.Duration(m.Wait) * time.Millisecond, Keys: keys})
 	return nil
 }
 
-// Installed says that the keys of an Install are in the datapath and at the
-// members, or that the time for it is over.
+// Installed says that the keys of an Install are where they have to be, or that the
+// time for it is over.
 func (l *Link) Installed(id uint32) {
 	i := slices.Index(l.pending, id)
 	if l.state == Ended || i < 0 {
@@ -201,16 +188,16 @@ func (l *Link) Installed(id uint32) {
 	l.send(&KeysAck{id})
 }
 
-// Offer sends own keys and returns the offer's ID for Acked. It returns false when
-// the neighbour is not known yet, which gets the keys after Up, or when it does not
-// acknowledge.
-func (l *Link) Offer(now time.Time, keys []proto.GroupKey) (id uint32, ok bool) {
-	if (l.state != Accepting && l.state != Replicating) || len(l.offers) >= MaxOffers {
+// Offer sends keys, at most MaxKeys, and returns the offer's ID for Acked. It returns
+// false when the neighbour is not known yet, or has not acknowledged too many offers:
+// after an Acked there is room again. Wait is at most MaxWait.
+func (l *Link) Offer(now time.Time, wait time.Duration, keys []proto.GroupKey) (id uint32, ok bool) {
+	if l.state != Open || len(l.offers) >= MaxOffers {
 		return 0, false
 	}
 	l.lastID++
 	l.offers = append(l.offers, offer{l.lastID, now.Add(AckTimeout)})
-	l.send(&Keys{ID: l.lastID, Keys: keys})
+	l.send(&Keys{ID: l.lastID, Wait: uint32(wait.Milliseconds()), Keys: keys})
 	return l.lastID, true
 }
 
@@ -220,10 +207,6 @@ func (l *Link) acked(id uint32) error {
 		return unexpected("acknowledgement of keys %d", id)
 	}
 	l.offers = slices.Delete(l.offers, i, i+1)
-	if l.state == Accepting {
-		l.state = Replicating
-		l.act(Replicate{})
-	}
 	l.act(Acked{id})
 	return nil
 }

@@ -18,7 +18,10 @@ import (
 
 var t0 = time.Unix(1_000_000, 0)
 
-const group = 5
+const (
+	group = 5
+	wait  = 3 * time.Second
+)
 
 func hello(n byte) Hello {
 	return Hello{NetworkID: 1, Genesis: [32]byte{1}, Incarnation: 100 + uint32(n), DataPort: 30501, Session: uint32(n), Share: auth.Share{n}}
@@ -36,14 +39,11 @@ func keyOf(n, epoch byte) proto.GroupKey {
 func newLink(t *testing.T, st State) *Link {
 	t.Helper()
 	l := NewLink(t0, config(1, 2))
-	if st >= Accepting {
+	if st == Open {
 		h := hello(2)
 		require.NoError(t, l.Handle(&h))
-		_, ok := l.Offer(t0, []proto.GroupKey{keyOf(1, 0)})
+		_, ok := l.Offer(t0, wait, []proto.GroupKey{keyOf(1, 0)})
 		require.True(t, ok)
-	}
-	if st == Replicating {
-		require.NoError(t, l.Handle(&KeysAck{1}))
 	}
 	require.Equal(t, st, l.State())
 	l.Actions()
@@ -54,37 +54,31 @@ func TestLinkComesUp(t *testing.T) {
 	l := NewLink(t0, config(1, 2))
 	own, theirs := hello(1), hello(2)
 	require.Equal(t, []Action{Send{&own}}, l.Actions())
-	_, ok := l.Offer(t0, nil)
+	_, ok := l.Offer(t0, wait, nil)
 	require.False(t, ok, "the neighbour is not known")
 
 	require.NoError(t, l.Handle(&theirs))
 	send, receive := auth.HopKeys([32]byte{1}, [32]byte{2}, auth.Share{1}, auth.Share{2})
 	require.Equal(t, []Action{Up{Hello: theirs, SendKey: send, ReceiveKey: receive}}, l.Actions())
 
-	keys := []proto.GroupKey{keyOf(1, 0)}
-	id, ok := l.Offer(t0, keys)
-	require.True(t, ok)
-	require.Equal(t, []Action{Send{&Keys{ID: id, Keys: keys}}}, l.Actions())
-	require.Equal(t, Accepting, l.State(), "nothing is replicated before the neighbour's members have the keys")
+	require.Equal(t, Open, l.State())
 
+	keys := []proto.GroupKey{keyOf(1, 0), keyOf(3, 7)}
+	id, ok := l.Offer(t0, wait, keys)
+	require.True(t, ok)
+	require.Equal(t, []Action{Send{&Keys{ID: id, Wait: 3000, Keys: keys}}}, l.Actions())
 	require.NoError(t, l.Handle(&KeysAck{id}))
-	require.Equal(t, []Action{Replicate{}, Acked{id}}, l.Actions())
-	require.Equal(t, Replicating, l.State())
-
-	next, ok := l.Offer(t0, keys)
-	require.True(t, ok)
-	l.Actions()
-	require.NoError(t, l.Handle(&KeysAck{next}))
-	require.Equal(t, []Action{Acked{next}}, l.Actions(), "only once")
+	require.Equal(t, []Action{Acked{id}}, l.Actions())
+	require.Zero(t, l.Deadline())
 }
 
 func TestLinkInstallsKeys(t *testing.T) {
-	l := newLink(t, Accepting)
+	l := newLink(t, Open)
 	foreign := keyOf(2, 0)
 	foreign.Group = 99
-	require.NoError(t, l.Handle(&Keys{ID: 7, Keys: []proto.GroupKey{keyOf(2, 0), foreign, keyOf(2, 1)}}))
-	require.Equal(t, []Action{Install{ID: 7, Keys: []proto.GroupKey{keyOf(2, 0), keyOf(2, 1)}}}, l.Actions(),
-		"keys of groups that are not served are ignored")
+	require.NoError(t, l.Handle(&Keys{ID: 7, Wait: 1500, Keys: []proto.GroupKey{keyOf(2, 0), foreign, keyOf(3, 1)}}))
+	install := Install{ID: 7, Wait: 1500 * time.Millisecond, Keys: []proto.GroupKey{keyOf(2, 0), keyOf(3, 1)}}
+	require.Equal(t, []Action{install}, l.Actions(), "keys of groups that are not served are ignored")
 	require.Empty(t, l.Actions())
 
 	l.Installed(8) // was not asked for
@@ -93,6 +87,14 @@ func TestLinkInstallsKeys(t *testing.T) {
 	require.Equal(t, []Action{Send{&KeysAck{7}}}, l.Actions())
 	l.Installed(7)
 	require.Empty(t, l.Actions())
+}
+
+// offers returns n offers, from ID 0 on.
+func offers(n uint32) (all []Message) {
+	for id := range n {
+		all = append(all, &Keys{ID: id})
+	}
+	return all
 }
 
 func TestLinkViolations(t *testing.T) {
@@ -112,16 +114,11 @@ func TestLinkViolations(t *testing.T) {
 		"our incarnation":               {in: Connected, m: &ourselves, want: proto.ReasonUnexpected},
 		"keys before hello":             {in: Connected, m: &Keys{}, want: proto.ReasonUnexpected},
 		"acknowledgement before hello":  {in: Connected, m: &KeysAck{}, want: proto.ReasonUnexpected},
-		"second hello":                  {in: Accepting, m: &theirs, want: proto.ReasonUnexpected},
-		"key of another ingress":        {in: Replicating, m: &Keys{Keys: []proto.GroupKey{keyOf(3, 0)}}, want: proto.ReasonUnexpected},
-		"key of our own":                {in: Replicating, m: &Keys{Keys: []proto.GroupKey{keyOf(1, 0)}}, want: proto.ReasonUnexpected},
-		"acknowledgement of nothing":    {in: Accepting, m: &KeysAck{2}, want: proto.ReasonUnexpected},
-		"second acknowledgement":        {in: Replicating, m: &KeysAck{1}, want: proto.ReasonUnexpected},
-		"second offer of the same keys": {in: Accepting, before: []Message{&Keys{ID: 1}}, m: &Keys{ID: 1}, want: proto.ReasonUnexpected},
-		"too many offers": {
-			in: Accepting, before: []Message{&Keys{ID: 1}, &Keys{ID: 2}, &Keys{ID: 3}, &Keys{ID: 4}}, m: &Keys{ID: 5},
-			want: proto.ReasonUnexpected,
-		},
+		"second hello":                  {in: Open, m: &theirs, want: proto.ReasonUnexpected},
+		"acknowledgement of nothing":    {in: Open, m: &KeysAck{2}, want: proto.ReasonUnexpected},
+		"second acknowledgement":        {in: Open, before: []Message{&KeysAck{1}}, m: &KeysAck{1}, want: proto.ReasonUnexpected},
+		"second offer of the same keys": {in: Open, before: []Message{&Keys{ID: 1}}, m: &Keys{ID: 1}, want: proto.ReasonUnexpected},
+		"too many offers":               {in: Open, before: offers(MaxOffers), m: &Keys{ID: MaxOffers}, want: proto.ReasonUnexpected},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLink(t, c.in)
@@ -138,7 +135,7 @@ func TestLinkViolations(t *testing.T) {
 
 			// It is over for good.
 			require.NoError(t, l.Handle(&theirs))
-			_, ok = l.Offer(t0, nil)
+			_, ok = l.Offer(t0, wait, nil)
 			require.False(t, ok)
 			l.Installed(1)
 			l.Tick(t0.Add(time.Hour))
@@ -150,13 +147,13 @@ func TestLinkViolations(t *testing.T) {
 }
 
 func TestLinkEnds(t *testing.T) {
-	l := newLink(t, Replicating)
+	l := newLink(t, Open)
 	require.NoError(t, l.Handle(&Bye{proto.ReasonQuit}))
 	actions := l.Actions()
 	require.Len(t, actions, 1)
 	require.EqualError(t, actions[0].(Down).Err, "ended by the neighbour: quit")
 
-	l = newLink(t, Replicating)
+	l = newLink(t, Open)
 	stopping := errors.New("rp stops")
 	l.Fail(stopping)
 	require.Equal(t, []Action{Send{&Bye{proto.ReasonQuit}}, Down{stopping}}, l.Actions())
@@ -172,19 +169,20 @@ func TestLinkTimeouts(t *testing.T) {
 		require.ErrorContains(t, l.Actions()[1].(Down).Err, "no hello within 5s")
 	})
 	t.Run("no acknowledgement", func(t *testing.T) {
-		l := newLink(t, Accepting)
+		l := newLink(t, Open)
 		require.Equal(t, t0.Add(AckTimeout), l.Deadline())
 		l.Tick(t0.Add(AckTimeout))
-		require.ErrorContains(t, l.Actions()[1].(Down).Err, "keys 1 not acknowledged within 10s")
+		require.ErrorContains(t, l.Actions()[1].(Down).Err, "keys 1 not acknowledged within 15s")
 	})
 	t.Run("the oldest offer counts", func(t *testing.T) {
-		l := newLink(t, Replicating)
+		l := newLink(t, Open)
+		require.NoError(t, l.Handle(&KeysAck{1}))
 		require.Zero(t, l.Deadline())
 		for i := range MaxOffers {
-			_, ok := l.Offer(t0.Add(time.Duration(i)*time.Second), nil)
+			_, ok := l.Offer(t0.Add(time.Duration(i)*time.Second), wait, nil)
 			require.True(t, ok)
 		}
-		_, ok := l.Offer(t0, nil)
+		_, ok := l.Offer(t0, wait, nil)
 		require.False(t, ok, "more than the neighbour would take")
 		require.Equal(t, t0.Add(AckTimeout), l.Deadline())
 		require.NoError(t, l.Handle(&KeysAck{2}))
@@ -194,7 +192,7 @@ func TestLinkTimeouts(t *testing.T) {
 
 // TestTwoLinks lets both ends of a connection do anything that a right RP does, in
 // any order: they never break the protocol, derive the same keys, and when all is
-// delivered both replicate.
+// delivered nothing is waited for.
 func TestTwoLinks(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type end struct {
@@ -224,7 +222,7 @@ func TestTwoLinks(t *testing.T) {
 					other.inbox = append(other.inbox, m)
 				case Up:
 					e.up = &a
-					if _, ok := e.Offer(t0, []proto.GroupKey{keyOf(e.n, 0)}); !ok {
+					if _, ok := e.Offer(t0, wait, []proto.GroupKey{keyOf(e.n, 0)}); !ok {
 						t.Fatal("first offer refused")
 					}
 				case Install:
@@ -263,7 +261,7 @@ func TestTwoLinks(t *testing.T) {
 				}
 			}
 			actions[fmt.Sprintf("new keys of %d", e.n)] = func(*rapid.T) {
-				if _, ok := e.Offer(t0, []proto.GroupKey{keyOf(e.n, byte(e.offers+1))}); ok {
+				if _, ok := e.Offer(t0, wait, []proto.GroupKey{keyOf(e.n, byte(e.offers+1))}); ok {
 					e.offers++
 				}
 			}
@@ -284,7 +282,7 @@ func TestTwoLinks(t *testing.T) {
 			}
 		}
 		for _, e := range ends {
-			if e.State() != Replicating || len(e.inbox) != 0 || !e.Deadline().IsZero() {
+			if e.State() != Open || len(e.inbox) != 0 || !e.Deadline().IsZero() {
 				t.Fatalf("end %d is %v, %d messages left", e.n, e.State(), len(e.inbox))
 			}
 		}

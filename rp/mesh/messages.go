@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package mesh is the RP-RP protocol, devp2p capability mdcsmesh/1 (SPEC section
-// 12): its messages with their limits, and the state machine of one link. It does
-// no I/O.
+// Package mesh is the link between two RPs, the part of the RP-RP protocol, devp2p
+// capability mdcsmesh/1, that opens it and brings group keys along it (SPEC section
+// 12): messages with their limits, and a state machine. It does no I/O. What the RPs of
+// a mesh know of each other is in package linkstate.
 //
-// Every RP has a link to every other (full mesh), so a datagram crosses at most
-// one. Messages are RLP lists of the fields in order:
+// Messages are RLP lists of the fields in order:
 //
 //	code  message  fields                                                limits
 //	0x00  Hello    NetworkID, Genesis, Incarnation, DataPort, Session,   first message of both sides, once;
 //	               Share                                                 Incarnation, DataPort, Session not 0
-//	0x01  Keys     ID, [[Ingress, Group, Epoch, Active, Key], ...]       after Hello; at most 32 keys, each of the
-//	                                                                     sender's incarnation; 4 unacknowledged
+//	0x01  Keys     ID, Wait, [[Ingress, Group, Epoch, Active, Key],      after Hello; at most 256 keys, Wait at
+//	               ...]                                                  most 10 s; 64 unacknowledged
 //	0x02  KeysAck  ID                                                    of Keys that was sent, once
 //	0x03  Bye      Reason                                                reasons as in mdcs/1; the last message
 //
-// Eight codes are reserved. A message has at most 16 KiB. Whatever breaks a limit
-// ends the link with Bye.
+// Sixteen codes are reserved, those from 0x04 on are of package linkstate. A message
+// has at most 16 KiB. Whatever breaks a limit ends the link with Bye.
 package mesh
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/ethereum/go-ethereum/rlp"
 
@@ -32,7 +33,7 @@ import (
 const (
 	Name    = "mdcsmesh"
 	Version = 1
-	Length  = 8 // message codes reserved
+	Length  = 16 // message codes reserved
 )
 
 // Message codes.
@@ -45,9 +46,10 @@ const (
 
 // Limits on received messages (SPEC section 11).
 const (
-	MaxMessage = 16 << 10            // bytes of one message's RLP
-	MaxKeys    = 2 * proto.MaxGroups // keys in a Keys: two epochs of each group
-	MaxOffers  = 4                   // Keys of one side without KeysAck
+	MaxMessage = 16 << 10         // bytes of one message's RLP
+	MaxKeys    = 256              // keys in a Keys
+	MaxOffers  = 64               // Keys of one side without KeysAck
+	MaxWait    = 10 * time.Second // of a Keys
 )
 
 // Message is one message of the capability.
@@ -67,14 +69,19 @@ type Hello struct {
 	Share       auth.Share // the sender's part of the hop keys
 }
 
-// Keys offers the sender's group keys. The receiver accepts datagrams by them at
-// once, gives them to its members, and acknowledges.
+// Keys brings all group keys that the sender has of some ingress RPs. The receiver
+// accepts datagrams by them at once, gives them to its members and to those to whom it
+// replicates the datagrams of these ingress RPs, and acknowledges when all have them.
+// Wait is how many milliseconds the sender waits for that. No key is active: that
+// matters to the members of the ingress RP only.
 type Keys struct {
 	ID   uint32
+	Wait uint32
 	Keys []proto.GroupKey
 }
 
-// KeysAck says that the members have the keys of the Keys with this ID.
+// KeysAck says that the keys of the Keys with this ID are where they have to be, or
+// that the receiver waits no longer.
 type KeysAck struct {
 	ID uint32
 }
@@ -100,6 +107,9 @@ func (m *Hello) check() error {
 func (m *Keys) check() error {
 	if len(m.Keys) > MaxKeys {
 		return malformed("keys: %d keys", len(m.Keys))
+	}
+	if wait := time.Duration(m.Wait) * time.Millisecond; wait > MaxWait {
+		return malformed("keys: wait of %v", wait)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ package mesh
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -16,7 +17,7 @@ import (
 func messages() []Message {
 	return []Message{
 		&Hello{NetworkID: 1, Genesis: [32]byte{2}, Incarnation: 3, DataPort: 4, Session: 5, Share: auth.Share{6}},
-		&Keys{ID: 1, Keys: []proto.GroupKey{{Ingress: 2, Group: 3, Epoch: 4, Active: true, Key: auth.Key{5}}}},
+		&Keys{ID: 1, Wait: 10_000, Keys: []proto.GroupKey{{Ingress: 2, Group: 3, Epoch: 4, Key: auth.Key{5}}}},
 		&KeysAck{ID: 7},
 		&Bye{Reason: proto.ReasonChain},
 	}
@@ -30,7 +31,8 @@ func TestMessagesRoundTrip(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, m, got)
 	}
-	b, err := Encode(&Keys{ID: 1, Keys: make([]proto.GroupKey, MaxKeys)})
+	k := proto.GroupKey{Ingress: 1 << 31, Group: 1 << 31, Epoch: 255, Active: true, Key: auth.Key{1}}
+	b, err := Encode(&Keys{ID: 1 << 31, Wait: 10_000, Keys: slices.Repeat([]proto.GroupKey{k}, MaxKeys)})
 	require.NoError(t, err)
 	require.Less(t, len(b), MaxMessage, "the largest message fits the limit")
 }
@@ -63,6 +65,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"too few fields":            {KeysAckMsg, []byte{0xc0}},
 		"too many fields":           {KeysAckMsg, []byte{0xc2, 1, 1}},
 		"too many keys":             {KeysMsg, encode(&Keys{Keys: make([]proto.GroupKey, MaxKeys+1)})},
+		"long wait":                 {KeysMsg, encode(&Keys{Wait: 10_001})},
 		"too long":                  {KeysMsg, make([]byte, MaxMessage+1)},
 	} {
 		_, err := Decode(c.code, c.payload)

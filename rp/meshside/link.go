@@ -16,13 +16,14 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/mesh"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/msgio"
-	"github.com/ethmcast/mdcs/rp/round"
 )
 
 const (
-	outboxSize   = 32          // messages that may wait for a neighbour
+	outboxSize   = 1024        // messages that may wait for a neighbour: a database of 4,096 RPs is 350
 	flushTimeout = time.Second // for the last messages of a link
 )
 
@@ -32,257 +33,299 @@ var (
 	errSlow     = errors.New("neighbour reads too slowly")
 )
 
-// link is one connection to a neighbour. All its state belongs to the goroutine of
-// run.
+// link is one connection to a neighbour. It belongs to the goroutine of serve, but for
+// what does not change, and err when ended is closed.
 type link struct {
-	srv       *Server
-	neighbour *neighbour
-	log       *slog.Logger
-	offers    chan *offer
-	installs  chan mesh.Install // the neighbour's offers, for the installer
-	installed chan uint32       // IDs of those that are installed
-	done      chan struct{}     // closed when run returns
+	*neighbour
+	log   *slog.Logger
+	out   *msgio.Outbox
+	ended chan struct{}
+	err   error // that ends the connection
 
-	core    *mesh.Link
-	out     *msgio.Outbox
-	index   uint32            // of the own session
-	session datapath.Session  // zero Index before Up
-	waiting map[uint32]*offer // by ID
-	fatal   error             // ends the connection
+	state *mesh.Link
+	index uint32    // of the own session, 0 for none
+	open  bool      // the core and the datapath have it
+	over  bool      // nothing more is sent
+	heard time.Time // as the core knows
+
+	// Group keys.
+	due   map[uint32]bool       // ingress RPs whose keys are to be offered
+	sent  map[uint32][]sentKeys // by ID of the offer
+	acked map[uint32]uint64     // versions, by ingress RP
 }
 
-// offer is own keys for all links. Each link that takes it answers.
-type offer struct {
-	keys []proto.GroupKey
-	round.Round[*link]
+// message is one message of a neighbour: exactly one of its parts.
+type message struct {
+	link  mesh.Message
+	state linkstate.Message
 }
 
-func newLink(s *Server, n *neighbour) *link {
-	return &link{
-		srv:       s,
+func decode(code uint64, payload []byte) (m message, err error) {
+	if code < linkstate.DigestMsg {
+		m.link, err = mesh.Decode(code, payload)
+	} else {
+		m.state, err = linkstate.Decode(code, payload)
+	}
+	return m, err
+}
+
+// run keeps one connection until its link ends, and returns why.
+func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
+	n := s.neighbours[p.ID()]
+	if n == nil {
+		s.cfg.Log.Warn("mesh link refused: not on the allow-list", "rp", p.ID().TerminalString(), "addr", p.RemoteAddr())
+		return p2p.DiscUselessPeer
+	}
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		return p2p.DiscQuitting
+	}
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	l := &link{
 		neighbour: n,
-		log:       s.cfg.Log.With("rp", n.ID.TerminalString(), "addr", n.Addr),
-		offers:    make(chan *offer),
-		installs:  make(chan mesh.Install, mesh.MaxOffers),
-		installed: make(chan uint32),
-		done:      make(chan struct{}),
-		waiting:   make(map[uint32]*offer),
+		log:       s.cfg.Log.With("rp", n.node.ID().TerminalString(), "addr", n.addr()),
+		ended:     make(chan struct{}),
+		due:       make(map[uint32]bool),
+		sent:      make(map[uint32][]sentKeys),
+		acked:     make(map[uint32]uint64),
+	}
+	l.out = msgio.NewOutbox(rw, outboxSize)
+	defer l.out.Close(flushTimeout)
+	if !s.do(func() { s.connected(l) }) {
+		return p2p.DiscQuitting
+	}
+	in := msgio.Receive(rw, mesh.MaxMessage, decode, l.ended)
+	for {
+		select {
+		case r, ok := <-in:
+			if !ok || !s.do(func() { s.received(l, r) }) || r.Err != nil {
+				<-l.ended
+				return l.err
+			}
+		case <-l.ended:
+			return l.err
+		}
 	}
 }
 
-// run keeps the link until it ends, and returns why.
-func (l *link) run(rw p2p.MsgReadWriter) error {
-	defer close(l.done)
-	cfg := &l.srv.cfg
-	index, err := cfg.Members.Link()
-	if err != nil {
-		return err
+// connected begins a link.
+func (s *Server) connected(l *link) {
+	n := l.neighbour
+	if n.link != nil {
+		l.end(p2p.DiscAlreadyConnected)
+		return
 	}
-	defer cfg.Members.Release(index)
+	n.link = l
+	n.connected.Store(true)
+	index, err := s.cfg.Members.Link()
 	var share auth.Share
-	if _, err := io.ReadFull(cfg.Rand, share[:]); err != nil {
-		return fmt.Errorf("no random bytes: %w", err)
+	if err == nil {
+		_, err = io.ReadFull(s.cfg.Rand, share[:])
 	}
 	l.index = index
-	l.core = mesh.NewLink(time.Now(), mesh.Config{
-		Self:   cfg.Self,
-		Remote: l.neighbour.ID,
-		Groups: cfg.Groups,
+	l.state = mesh.NewLink(s.now, mesh.Config{
+		Self:   s.id,
+		Remote: n.node.ID(),
+		Groups: s.cfg.Groups,
 		Hello: mesh.Hello{
-			NetworkID:   cfg.NetworkID,
-			Genesis:     cfg.Genesis,
-			Incarnation: cfg.Incarnation,
-			DataPort:    cfg.DataPort,
+			NetworkID:   s.cfg.NetworkID,
+			Genesis:     s.cfg.Genesis,
+			Incarnation: s.cfg.Incarnation,
+			DataPort:    s.cfg.DataPort,
 			Session:     index,
 			Share:       share,
 		},
 	})
-	in := msgio.Receive(rw, mesh.MaxMessage, mesh.Decode, l.done)
-	l.srv.wg.Go(l.installer)
-	defer close(l.installs)
-	l.out = msgio.NewOutbox(rw, outboxSize)
-	defer l.out.Close(flushTimeout)
-
-	timer := time.NewTimer(mesh.HelloTimeout)
-	defer timer.Stop()
-	l.perform()
-	for l.fatal == nil {
-		timer.Reset(l.untilTick())
-		select {
-		case r := <-in:
-			l.handle(r)
-		case o := <-l.offers:
-			l.offer(o)
-		case id := <-l.installed:
-			l.core.Installed(id)
-		case <-timer.C:
-			l.core.Tick(time.Now())
-		case <-l.srv.quit:
-			l.core.Fail(errStopping)
-			l.fatal = p2p.DiscQuitting
-		}
-		l.perform()
+	switch {
+	case err != nil:
+		l.state.Fail(fmt.Errorf("no session: %w", err))
+	case s.connections() > linkstate.MaxPeers:
+		l.state.Fail(&proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf("%d neighbours", linkstate.MaxPeers)})
 	}
-	return l.fatal
+	s.drive(l)
 }
 
-func (l *link) handle(r msgio.Received[mesh.Message]) {
-	err := r.Err
-	switch _, violation := errors.AsType[*proto.Error](err); {
-	case err == nil:
-		err = l.core.Handle(r.Message)
-	case violation:
-		l.core.Fail(err)
-	default:
-		l.core.Fail(errLost)
-		l.fatal = r.Err
+func (s *Server) connections() (n int) {
+	for _, o := range s.neighbours {
+		if o.link != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// received takes what a connection brought.
+func (s *Server) received(l *link, r msgio.Received[message]) {
+	if l.over {
 		return
 	}
+	err := r.Err
+	_, violation := errors.AsType[*proto.Error](err)
+	switch {
+	case err != nil && !violation:
+		l.err = err
+		s.fail(l, errLost)
+		return
+	case err == nil && r.Message.link != nil:
+		err = l.state.Handle(r.Message.link)
+	case err == nil && l.open:
+		err = s.core.Handle(s.now, l.id, r.Message.state)
+	case err == nil:
+		err = &proto.Error{
+			Reason: proto.ReasonUnexpected,
+			Detail: fmt.Sprintf("message 0x%02x before hello", r.Message.state.Code()),
+		}
+	}
 	if err != nil {
-		l.srv.violations.Add(1)
-		l.fatal = p2p.DiscSubprotocolError
+		s.blame(l, err)
+	}
+	s.drive(l)
+}
+
+// blame has a link end because of what the neighbour did.
+func (s *Server) blame(l *link, err error) {
+	s.counters.Violations++
+	s.emit(l, events.Violation, err.Error())
+	l.err = p2p.DiscSubprotocolError
+	l.state.Fail(err)
+}
+
+// fail ends a link.
+func (s *Server) fail(l *link, reason error) {
+	if !l.over {
+		l.state.Fail(reason)
+		s.drive(l)
 	}
 }
 
-// untilTick returns the time until something is due.
-func (l *link) untilTick() time.Duration {
-	deadline := l.core.Deadline()
-	if deadline.IsZero() {
-		return time.Hour
+// tickLinks does what is due on links.
+func (s *Server) tickLinks() {
+	for _, n := range s.neighbours {
+		if l := n.link; l != nil {
+			l.state.Tick(s.now)
+			s.drive(l)
+		}
 	}
-	return time.Until(deadline)
 }
 
-// perform does what the link wants, which may make it want more.
-func (l *link) perform() {
-	for actions := l.core.Actions(); len(actions) > 0; actions = l.core.Actions() {
+// drive does what a link wants, which may make it want more.
+func (s *Server) drive(l *link) {
+	for actions := l.state.Actions(); len(actions) > 0; actions = l.state.Actions() {
 		for _, a := range actions {
 			switch a := a.(type) {
 			case mesh.Send:
-				l.send(a.Message)
+				payload, err := mesh.Encode(a.Message)
+				s.send(l, a.Message.Code(), payload, err)
 			case mesh.Up:
-				l.up(a)
+				s.up(l, a)
 			case mesh.Install:
-				l.installs <- a // has room for all that a neighbour may offer
-			case mesh.Replicate:
-				l.replicate()
+				s.offered(l, a)
 			case mesh.Acked:
-				l.answer(a.ID)
+				s.acked(l, a.ID)
 			case mesh.Down:
-				l.down(a.Err)
+				s.down(l, a.Err)
 			}
 		}
-		l.srv.setState(l.neighbour, l.core.State())
 	}
 }
 
-func (l *link) send(m mesh.Message) {
-	payload, err := mesh.Encode(m)
-	if err != nil { // a message of ours always encodes
-		l.fatal = fmt.Errorf("encode message 0x%02x: %w", m.Code(), err)
-		return
-	}
-	if !l.out.Send(m.Code(), payload) && l.fatal == nil {
-		l.fatal = errSlow
-		l.core.Fail(errSlow)
+// send queues an encoded message.
+func (s *Server) send(l *link, code uint64, payload []byte, err error) {
+	switch {
+	case l.over:
+	case err != nil: // a message of ours always encodes
+		s.fail(l, fmt.Errorf("encode message 0x%02x: %w", code, err))
+	case !l.out.Send(code, payload):
+		l.over = true
+		l.state.Fail(errSlow)
+		s.drive(l)
 	}
 }
 
-// up accepts the neighbour's datagrams, and offers the own keys.
-func (l *link) up(a mesh.Up) {
-	if err := l.srv.opened(l.neighbour, a.Hello.Incarnation, l.index); err != nil {
-		l.core.Fail(err)
-		return
+// up accepts the neighbour's datagrams, and lets the link state have the link.
+func (s *Server) up(l *link, a mesh.Up) {
+	for _, o := range s.links {
+		if o.incarnation == a.Hello.Incarnation {
+			s.blame(l, &proto.Error{
+				Reason: proto.ReasonUnexpected,
+				Detail: fmt.Sprintf("incarnation %08x is that of %v", a.Hello.Incarnation, o.node.ID().TerminalString()),
+			})
+			return
+		}
 	}
 	session := datapath.Session{
 		Index:       l.index,
 		Role:        datapath.Mesh,
-		Addr:        netip.AddrPortFrom(l.neighbour.Addr, a.Hello.DataPort),
+		Addr:        netip.AddrPortFrom(l.addr(), a.Hello.DataPort),
 		SendSession: a.Hello.Session,
 		SendKey:     a.SendKey,
 		ReceiveKey:  a.ReceiveKey,
-		Ingress:     a.Hello.Incarnation,
-		Egress:      l.srv.cfg.Egress,
-		EgressBurst: l.srv.cfg.EgressBurst,
+		Egress:      s.cfg.Egress,
+		EgressBurst: s.cfg.EgressBurst,
 	}
-	l.session = session
-	if err := l.srv.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
-		l.core.Fail(fmt.Errorf("accept from neighbour: %w", err))
+	if err := s.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+		l.state.Fail(fmt.Errorf("accept from neighbour: %w", err))
 		return
 	}
+	l.open, l.neighbour.incarnation = true, a.Hello.Incarnation
+	s.links[l.id], s.sessions[l.index] = l, l
+	s.core.LinkUp(s.now, l.id)
 	l.log.Info("neighbour known", "incarnation", fmt.Sprintf("%08x", a.Hello.Incarnation), "data", session.Addr)
-	l.core.Offer(time.Now(), l.srv.cfg.Keys.Of(l.srv.cfg.Incarnation))
 }
 
-// installer gives the neighbour's keys to the members, one offer after the other.
-// It runs beside the link because that takes as long as the slowest member.
-func (l *link) installer() {
-	for offer := range l.installs {
-		missing, err := l.srv.install(l.neighbour, offer.Keys)
-		if err != nil {
-			l.log.Error("keys of neighbour not installed", "err", err)
-			continue // the neighbour gets no answer and ends the link
-		}
-		if missing > 0 {
-			l.log.Warn("keys of neighbour not at all members", "missing", missing)
-		}
-		select {
-		case l.installed <- offer.ID:
-		case <-l.done:
-		}
+// emit tells the operator what happened to a link.
+func (s *Server) emit(l *link, kind events.Kind, detail string) {
+	e := events.Event{Kind: kind, Node: l.neighbour.node.ID().TerminalString(), Addr: l.addr().String(), Detail: detail}
+	if l.open {
+		e.Session = fmt.Sprintf("%08x", l.index)
 	}
+	s.cfg.Events.Emit(e)
 }
 
-// replicate begins to replicate to the neighbour. The heart-beat tells it the
-// sequence that datagrams begin with.
-func (l *link) replicate() {
-	l.session.Groups = l.srv.cfg.Groups
-	if err := l.srv.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{l.session}}); err != nil {
-		l.core.Fail(fmt.Errorf("replicate to neighbour: %w", err))
-		return
-	}
-	if err := l.srv.cfg.Engine.Heartbeat(); err != nil {
-		l.log.Debug("heart-beat not sent", "err", err) // the next one is due soon
-	}
-	l.log.Info("mesh link up")
-}
-
-// down ends the session.
-func (l *link) down(reason error) {
-	if l.fatal == nil {
-		l.fatal = p2p.DiscRequested
-	}
-	if l.session.Index != 0 {
-		err := l.srv.cfg.Engine.Apply(datapath.Change{Remove: []uint32{l.session.Index}})
+// down ends a link.
+func (s *Server) down(l *link, reason error) {
+	l.over = true
+	if l.open {
+		s.emit(l, events.LinkDown, reason.Error())
+		s.counters.LinksLost++
+		delete(s.links, l.id)
+		delete(s.sessions, l.index)
+		s.core.LinkDown(s.now, l.id)
+		err := s.cfg.Engine.Apply(datapath.Change{Remove: []uint32{l.index}})
 		if err != nil && !errors.Is(err, datapath.ErrClosed) {
 			l.log.Error("session of neighbour not removed", "err", err)
 		}
-		l.srv.closed(l.neighbour)
+		l.open = false
 	}
-	for id := range l.waiting {
-		l.answer(id)
-	}
+	s.cfg.Members.Release(l.index)
+	l.neighbour.link = nil
+	l.connected.Store(false)
 	level := slog.LevelWarn
-	if reason == errStopping {
+	if errors.Is(reason, errStopping) {
 		level = slog.LevelInfo
 	}
 	l.log.Log(context.Background(), level, "mesh link down", "reason", reason)
-}
-
-// offer passes own keys on to the neighbour.
-func (l *link) offer(o *offer) {
-	id, ok := l.core.Offer(time.Now(), o.keys)
-	if !ok {
-		o.Answer(l) // it gets them when it is known
-		return
+	if l.err == nil {
+		l.err = p2p.DiscRequested
 	}
-	l.waiting[id] = o
+	l.end(l.err)
 }
 
-// answer says that this link is done with an offer.
-func (l *link) answer(id uint32) {
-	if o := l.waiting[id]; o != nil {
-		delete(l.waiting, id)
-		o.Answer(l)
+// end lets the connection go.
+func (l *link) end(err error) {
+	l.over, l.err = true, err
+	close(l.ended)
+}
+
+// endAll ends all links because the RP stops.
+func (s *Server) endAll() {
+	for _, n := range s.neighbours {
+		if l := n.link; l != nil {
+			l.err = p2p.DiscQuitting
+			s.fail(l, errStopping)
+		}
 	}
 }

@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package meshside keeps the links to the neighbouring RPs: it runs mdcsmesh/1
-// (SPEC section 12) on each connection to a node of the allow-list, and no other.
+// Package meshside is this RP's place in the mesh (SPEC section 12). It runs mdcsmesh/1
+// on each connection to a node of the allow-list, and no other; has package linkstate
+// decide who replicates to whom; and does what that decides: routes and hellos in the
+// datapath, group keys along the trees, repairs from the cache.
+//
+// One goroutine owns the state of all links, the link state and the keys. What takes
+// long, because others have to answer, runs beside it.
 package meshside
 
 import (
-	"errors"
+	"context"
+	"crypto/ecdsa"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
+	randv2 "math/rand/v2"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,16 +26,28 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh"
-	"github.com/ethmcast/mdcs/rp/round"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
-// RetireAfter is how long the keys and windows of a neighbour outlive its link:
-// one that comes back with the same incarnation goes on with its sequences.
-const RetireAfter = time.Minute
+const (
+	// catchUp is how long a process that was stopped, or got no processor, lets the
+	// engine read what came meanwhile, before it takes neighbours for dead.
+	catchUp = 20 * time.Millisecond
+
+	// leaveTimeout is how long Leave waits for the children to find other parents.
+	leaveTimeout = 3 * time.Second
+	leaveLook    = 50 * time.Millisecond
+
+	// membersLinger is how long a group without members counts as one that has some.
+	membersLinger = time.Minute
+)
 
 // Installer gives keys to the datapath and to the members.
 type Installer interface {
@@ -37,88 +56,279 @@ type Installer interface {
 
 // Config is what a Server works with.
 type Config struct {
-	Self        enode.ID
+	Key         *ecdsa.PrivateKey // of the node: signs its adverts
 	NetworkID   uint64
 	Genesis     [32]byte
 	Incarnation uint32
 	DataPort    uint16
-	Groups      []uint32 // served
-	Neighbours  []*enode.Node
+	Groups      []uint32      // served
+	Neighbours  []*enode.Node // the allow-list: all other RPs, with IPv6 addresses
+
+	Operator string    // who runs this RP, at most linkstate.MaxOperator bytes
+	Mode     tree.Mode // the same in all of the mesh, as is Alpha
+	Alpha    int       // of tree.Last, in percent; 0 for the default
+	Budget   int       // children in one tree, 0 for no bound
+
+	// Publishes says that there are publishers from the start on: those of an adopted
+	// datapath.
+	Publishes bool
 
 	// Egress and EgressBurst limit the copies of what a neighbour sends, see
 	// datapath.Session.
 	Egress, EgressBurst uint64
 
+	// Measure returns the round-trip times to nodes, as far as they answer. A mesh of
+	// linkstate.FullMesh RPs or more needs it to choose neighbours; without it they
+	// are chosen at random.
+	Measure func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration
+
+	// Connect is told to which nodes there shall be connections, at the start and
+	// when that changes. Others of the allow-list connect by themselves.
+	Connect func(nodes []*enode.Node)
+
 	Engine  datapath.Engine
+	Hellos  *Hellos      // from the engine
+	Cache   *cache.Cache // of what the engine replicated
 	Keys    *keyring.Ring
 	Members *membership.Table
 	Peers   Installer
 	Rand    io.Reader // safe for concurrent use
 	Log     *slog.Logger
+	Events  *events.Hub // nil when nobody may listen
 }
 
-// Neighbour is the state of one configured neighbour.
-type Neighbour struct {
-	ID          enode.ID
-	Addr        netip.Addr
-	Connected   bool
-	State       mesh.State // while connected
-	Incarnation uint32     // the latest, 0 when it was never known
-	Session     uint32     // own index, 0 without a link
-}
-
-// Up reports whether datagrams flow to the neighbour.
-func (n *Neighbour) Up() bool { return n.Connected && n.State == mesh.Replicating }
-
-// Server keeps the links.
+// Server is this RP's place in the mesh. New makes it, Start lets it take connections,
+// Stop ends it for good.
 type Server struct {
-	cfg  Config
-	quit chan struct{}
-	wg   sync.WaitGroup // links, and installs on their behalf
+	cfg        Config
+	id         enode.ID
+	self       linkstate.ID
+	neighbours map[enode.ID]*neighbour // does not change
 
-	violations, linksLost atomic.Uint64
+	inputs chan func()   // for the goroutine of serve
+	serves chan serve    // for that of resend
+	quit   chan struct{} // closed by Stop
+	done   chan struct{} // closed when the goroutine of serve has ended
+	wg     sync.WaitGroup
 
-	mu         sync.Mutex
-	stopped    bool
-	neighbours map[enode.ID]*neighbour
+	mu               sync.Mutex
+	started, stopped bool
+
+	// What follows belongs to the goroutine of serve.
+
+	core     *linkstate.Core
+	now      time.Time // of the newest input
+	waited   bool      // for the engine, after a stop of the process
+	links    map[linkstate.ID]*link
+	sessions map[uint32]*link // the same by own index
+
+	routes  map[uint32]datapath.Route // that the datapath does not have yet
+	beat    bool                      // somebody got the own keys
+	newest  []proto.Mark              // of the engine, nil when to be asked for
+	known   map[linkstate.ID]known    // from the database
+	origins map[uint32]linkstate.ID   // of ingress RPs, by incarnation
+	swept   time.Time
+
+	inhabited map[uint32]time.Time // groups, when they had members last
+
+	keys      *keyring.Ring // as it goes to children
+	ingresses map[uint32]*ingress
+	waits     []*wait
+
+	admission
+
+	counters Counters
+	served   atomic.Uint64 // datagrams, of the goroutine of resend
 }
 
-// neighbour is a configured RP. Its fields belong to Server.mu.
+// neighbour is a node of the allow-list.
 type neighbour struct {
-	Neighbour
-	link     *link       // nil without a connection
-	retire   *time.Timer // armed while the link is down
-	absence  int         // counts the times that it is armed or not needed any more
-	replaced []uint32    // earlier incarnations that are not retired yet
+	node      *enode.Node
+	id        linkstate.ID
+	connected atomic.Bool
 
-	// installing is held while keys of this neighbour are installed or retired,
-	// which keeps these changes in order. It is taken before Server.mu.
-	installing sync.Mutex
+	link        *link  // nil without a connection; of the goroutine of serve
+	incarnation uint32 // the latest, 0 when it was never known; likewise
 }
 
-// Stats counts since the start.
-type Stats struct {
-	Neighbours []Neighbour // in the order of their ids
-	Violations uint64
-	LinksLost  uint64 // links that were up and ended
-}
-
-// New returns a Server. It serves when its Protocol runs.
+// New returns a Server. It must be stopped when it was started.
 func New(cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg, quit: make(chan struct{}), neighbours: make(map[enode.ID]*neighbour)}
+	s := &Server{
+		cfg:        cfg,
+		id:         enode.PubkeyToIDV4(&cfg.Key.PublicKey),
+		neighbours: make(map[enode.ID]*neighbour),
+		inputs:     make(chan func()),
+		serves:     make(chan serve, servesWaiting),
+		quit:       make(chan struct{}),
+		done:       make(chan struct{}),
+		links:      make(map[linkstate.ID]*link),
+		sessions:   make(map[uint32]*link),
+		routes:     make(map[uint32]datapath.Route),
+		known:      make(map[linkstate.ID]known),
+		origins:    make(map[uint32]linkstate.ID),
+		keys:       keyring.New(),
+		ingresses:  make(map[uint32]*ingress),
+		inhabited:  make(map[uint32]time.Time),
+	}
+	s.self = linkstate.IDOf(s.id)
+	ids := map[linkstate.ID]bool{s.self: true}
 	for _, n := range cfg.Neighbours {
-		addr := n.IPAddr()
+		addr, id := n.IPAddr(), linkstate.IDOf(n.ID())
 		switch {
 		case !addr.Is6() || addr.Is4In6():
 			return nil, fmt.Errorf("neighbour %v: address %v is not ipv6", n.ID().TerminalString(), addr)
-		case n.ID() == cfg.Self:
+		case n.ID() == s.id:
 			return nil, fmt.Errorf("neighbour %v is this node itself", n.ID().TerminalString())
 		case s.neighbours[n.ID()] != nil:
 			return nil, fmt.Errorf("neighbour %v stands twice", n.ID().TerminalString())
+		case ids[id]:
+			return nil, fmt.Errorf("neighbour %v: the id of another node begins with the same 8 bytes", n.ID().TerminalString())
 		}
-		s.neighbours[n.ID()] = &neighbour{Neighbour: Neighbour{ID: n.ID(), Addr: addr}}
+		ids[id] = true
+		s.neighbours[n.ID()] = &neighbour{node: n, id: id}
 	}
 	return s, nil
+}
+
+// Start begins to take part. The own group keys must be in Config.Keys.
+func (s *Server) Start() error {
+	var seed [16]byte
+	if _, err := io.ReadFull(s.cfg.Rand, seed[:]); err != nil {
+		return fmt.Errorf("no random bytes: %w", err)
+	}
+	rng := randv2.New(randv2.NewPCG(binary.BigEndian.Uint64(seed[:]), binary.BigEndian.Uint64(seed[8:])))
+	budget := s.cfg.Budget
+	if budget == 0 {
+		budget = linkstate.MaxOrigins
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started || s.stopped {
+		return fmt.Errorf("mesh started or stopped before")
+	}
+	s.started = true
+	s.now = time.Now()
+	s.core = linkstate.New(s.now, linkstate.Config{
+		Self:        s.self,
+		Incarnation: s.cfg.Incarnation,
+		Epoch:       uint64(s.now.Unix()),
+		Operator:    s.cfg.Operator,
+		Groups:      s.cfg.Groups,
+		Budget:      budget,
+		Mode:        s.cfg.Mode,
+		Alpha:       s.cfg.Alpha,
+		Sign:        func(a linkstate.Advert) (*linkstate.Signed, error) { return linkstate.Sign(a, s.cfg.Key) },
+		Verify:      linkstate.Verify,
+		Allowed:     func(node [32]byte) bool { return node == s.id || s.neighbours[node] != nil },
+		Marks:       s.marks,
+		Rand:        rng,
+	})
+	for _, group := range s.cfg.Groups {
+		s.inhabited[group] = s.now
+	}
+	s.countMembers()
+	s.startKeys()
+	s.startAdmission()
+	s.wg.Go(s.serve)
+	s.wg.Go(s.resend)
+	if s.cfg.Connect != nil {
+		s.wg.Go(s.choose)
+	}
+	return nil
+}
+
+// serve does all that changes the state, one input after the other.
+func (s *Server) serve() {
+	defer close(s.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case f := <-s.inputs:
+			s.now = time.Now()
+			f()
+		case h := <-s.cfg.Hellos.queue:
+			s.heardHello(h)
+		case <-timer.C:
+			if !s.tick() {
+				timer.Reset(catchUp)
+				continue
+			}
+		case <-s.quit:
+			s.endAll()
+			return
+		}
+		s.settle()
+		timer.Reset(time.Until(s.core.Deadline()))
+	}
+}
+
+// do has a function done by the goroutine that owns the state. It returns false when
+// that has ended.
+func (s *Server) do(f func()) bool {
+	select {
+	case s.inputs <- f:
+		return true
+	case <-s.done:
+		return false
+	}
+}
+
+// call is do, and waits until it is done.
+func (s *Server) call(f func()) bool {
+	done := make(chan struct{})
+	return s.do(func() {
+		defer close(done)
+		f()
+	}) && func() bool { <-done; return true }()
+}
+
+// tick does what is due. It returns false when the engine should have some time before,
+// because the process had none.
+func (s *Server) tick() bool {
+	now := time.Now()
+	if now.Sub(s.core.Deadline()) > linkstate.TreeInterval && !s.waited {
+		s.waited = true
+		return false
+	}
+	s.waited = false
+	for n := len(s.cfg.Hellos.queue); n > 0; n-- {
+		s.heardHello(<-s.cfg.Hellos.queue)
+	}
+	s.now = now
+	for _, l := range s.links {
+		if heard := s.cfg.Engine.Heard(l.index); heard.After(l.heard) {
+			l.heard = heard
+			s.core.Heard(heard, l.id)
+		}
+	}
+	s.core.Tick(now)
+	s.countMembers()
+	s.tickLinks()
+	s.tickKeys()
+	s.tickAdmission()
+	if now.Sub(s.swept) >= sweepInterval {
+		s.sweep()
+	}
+	return true
+}
+
+// countMembers tells the mesh for which groups there are members. It takes up to a
+// second until all parents know that there is a first one, so that a group counts as one
+// that has some for a while after the last one left, and after the start.
+func (s *Server) countMembers() {
+	counts := s.cfg.Members.Members()
+	var members []linkstate.Members
+	for _, group := range s.cfg.Groups {
+		n := counts[group]
+		if n > 0 {
+			s.inhabited[group] = s.now
+		}
+		if s.now.Sub(s.inhabited[group]) < membersLinger {
+			members = append(members, linkstate.Members{Group: group, Count: uint32(max(n, 1))})
+		}
+	}
+	s.core.SetMembers(s.now, members)
 }
 
 // Protocol returns the devp2p capability.
@@ -126,85 +336,44 @@ func (s *Server) Protocol() p2p.Protocol {
 	return p2p.Protocol{Name: mesh.Name, Version: mesh.Version, Length: mesh.Length, Run: s.run}
 }
 
-// run keeps the link of one connection until it ends.
-func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
-	s.mu.Lock()
-	n := s.neighbours[p.ID()]
-	if s.stopped || n == nil || n.link != nil {
-		stopped := s.stopped
-		s.mu.Unlock()
-		if !stopped {
-			s.cfg.Log.Warn("mesh link refused: not among the configured neighbours",
-				"rp", p.ID().TerminalString(), "addr", p.RemoteAddr())
-		}
-		return p2p.DiscUselessPeer
-	}
-	l := newLink(s, n)
-	n.link, n.Connected, n.State = l, true, mesh.Connected
-	s.wg.Add(1)
-	s.mu.Unlock()
-
-	err := l.run(rw)
-
-	s.mu.Lock()
-	n.link, n.Connected = nil, false
-	s.mu.Unlock()
-	s.wg.Done()
-	return err
-}
-
 // Connected reports whether there is a connection to a neighbour.
 func (s *Server) Connected(id enode.ID) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	n := s.neighbours[id]
-	return n != nil && n.Connected
+	return n != nil && n.connected.Load()
 }
 
-// Offer gives own keys to all neighbours that are linked and returns how many had
-// not acknowledged after the timeout; they are logged.
-func (s *Server) Offer(keys []proto.GroupKey, timeout time.Duration) (missing int) {
-	links := s.links()
-	o := &offer{keys: keys, Round: round.New[*link](len(links))}
-	var asked []*link
-	for _, l := range links {
+// Leave withdraws this RP from the trees, and returns when nobody gets the datagrams of
+// other RPs from it any more, after 3 s at most.
+func (s *Server) Leave() {
+	s.call(func() { s.core.Leave(s.now) })
+	deadline := time.NewTimer(leaveTimeout)
+	defer deadline.Stop()
+	look := time.NewTicker(leaveLook)
+	defer look.Stop()
+	for {
+		served := 0
+		if !s.call(func() { served = s.foreignChildren() }) || served == 0 {
+			return
+		}
 		select {
-		case l.offers <- o:
-			asked = append(asked, l)
-		case <-l.done:
+		case <-look.C:
+		case <-deadline.C:
+			s.cfg.Log.Warn("mesh left while routes of other replication points went by here", "routes", served)
+			return
 		case <-s.quit:
-			return 0
+			return
 		}
 	}
-	late := o.Wait(asked, timeout, s.quit)
-	for _, l := range late {
-		l.log.Warn("own keys not acknowledged", "timeout", timeout)
-	}
-	return len(late)
 }
 
-func (s *Server) links() []*link {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var links []*link
-	for _, n := range s.neighbours {
-		if n.link != nil {
-			links = append(links, n.link)
+// foreignChildren counts who gets the datagrams of other RPs from here.
+func (s *Server) foreignChildren() (n int) {
+	for incarnation, in := range s.ingresses {
+		if incarnation != s.cfg.Incarnation {
+			n += len(in.route.Children)
 		}
 	}
-	return links
-}
-
-// Stats returns the state of all neighbours and the counters.
-func (s *Server) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := Stats{Violations: s.violations.Load(), LinksLost: s.linksLost.Load()}
-	for _, n := range s.neighbours {
-		st.Neighbours = append(st.Neighbours, n.Neighbour)
-	}
-	slices.SortFunc(st.Neighbours, func(a, b Neighbour) int { return slices.Compare(a.ID[:], b.ID[:]) })
-	return st
+	return n
 }
 
 // Stop ends all links with Bye. It returns when none is left.
@@ -213,91 +382,13 @@ func (s *Server) Stop() {
 	if !s.stopped {
 		s.stopped = true
 		close(s.quit)
-		for _, n := range s.neighbours {
-			if n.retire != nil {
-				n.retire.Stop()
-			}
+		if !s.started {
+			close(s.done)
 		}
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
 }
 
-// opened notes a neighbour's Hello. It refuses an incarnation that another
-// neighbour has.
-func (s *Server) opened(n *neighbour, incarnation, session uint32) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, other := range s.neighbours {
-		if other != n && other.Incarnation == incarnation {
-			return &proto.Error{
-				Reason: proto.ReasonUnexpected,
-				Detail: fmt.Sprintf("incarnation %08x is that of %v", incarnation, other.ID.TerminalString()),
-			}
-		}
-	}
-	if n.retire != nil {
-		n.retire.Stop()
-	}
-	n.absence++
-	if n.Incarnation != 0 && n.Incarnation != incarnation {
-		n.replaced = append(n.replaced, n.Incarnation)
-	}
-	n.Incarnation, n.Session = incarnation, session
-	return nil
-}
-
-// install gives a neighbour's keys to the members, and with them the news that its
-// earlier incarnations are gone.
-func (s *Server) install(n *neighbour, keys []proto.GroupKey) (missing int, err error) {
-	n.installing.Lock()
-	defer n.installing.Unlock()
-	s.mu.Lock()
-	retired := n.replaced
-	n.replaced = nil
-	s.mu.Unlock()
-	return s.cfg.Peers.Install(keys, retired, mesh.InstallTimeout)
-}
-
-// closed notes the end of a link on which a Hello had come. The neighbour's keys go
-// when it stays away.
-func (s *Server) closed(n *neighbour) {
-	s.linksLost.Add(1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n.Session = 0
-	if s.stopped {
-		return
-	}
-	n.absence++
-	absence := n.absence
-	n.retire = time.AfterFunc(RetireAfter, func() { s.retire(n, absence) })
-}
-
-// retire forgets a neighbour that stayed away.
-func (s *Server) retire(n *neighbour, absence int) {
-	n.installing.Lock()
-	defer n.installing.Unlock()
-	s.mu.Lock()
-	if s.stopped || n.absence != absence {
-		s.mu.Unlock()
-		return
-	}
-	retired := append(n.replaced, n.Incarnation)
-	n.replaced, n.Incarnation = nil, 0
-	s.wg.Add(1)
-	s.mu.Unlock()
-	defer s.wg.Done()
-	s.cfg.Log.Info("neighbour retired", "rp", n.ID.TerminalString())
-	_, err := s.cfg.Peers.Install(nil, retired, mesh.InstallTimeout)
-	if err != nil && !errors.Is(err, datapath.ErrClosed) {
-		s.cfg.Log.Error("neighbour not retired", "rp", n.ID.TerminalString(), "err", err)
-	}
-}
-
-// setState publishes the state of a link.
-func (s *Server) setState(n *neighbour, st mesh.State) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n.State = st
-}
+// addr is where a neighbour's datagrams come from.
+func (n *neighbour) addr() netip.Addr { return n.node.IPAddr() }

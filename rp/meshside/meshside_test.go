@@ -3,412 +3,452 @@
 package meshside
 
 import (
-	"bytes"
-	"crypto/rand"
-	"io"
-	"log/slog"
-	"net/netip"
-	"sync"
+	"context"
+	"maps"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
-	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
-	"github.com/ethmcast/mdcs/rp/datapath"
-	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
-	"github.com/ethmcast/mdcs/rp/keyring"
-	"github.com/ethmcast/mdcs/rp/membership"
-	"github.com/ethmcast/mdcs/rp/mesh"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
-const (
-	group       = 5
-	incarnation = 0x0a
-)
-
-var ownKeys = []proto.GroupKey{{Ingress: incarnation, Group: group, Active: true, Key: auth.Key{1}}}
-
-// install is what an Installer was told.
-type install struct {
-	keys    []proto.GroupKey
-	retired []uint32
-}
-
-// installer is an Installer that takes its time.
-type installer struct {
-	takes time.Duration
-
-	mu   sync.Mutex
-	done []install
-}
-
-func (i *installer) Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (int, error) {
-	time.Sleep(min(i.takes, timeout))
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.done = append(i.done, install{keys, retired})
-	return 0, nil
-}
-
-// take returns what was installed since the last call.
-func (i *installer) take() []install {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	done := i.done
-	i.done = nil
-	return done
-}
-
-// rig is a Server with two configured neighbours that the test plays.
-type rig struct {
-	*Server
-	t          *testing.T
-	engine     *datapathtest.Recorder
-	installer  *installer
-	neighbours []*enode.Node
-}
-
-func newRig(t *testing.T) *rig {
-	r := &rig{t: t, engine: new(datapathtest.Recorder), installer: new(installer)}
-	for i := range 2 {
-		r.neighbours = append(r.neighbours, newNode(t, byte(i+1)))
-	}
-	cfg := Config{
-		NetworkID:   1,
-		Incarnation: incarnation,
-		DataPort:    30501,
-		Groups:      []uint32{group},
-		Neighbours:  r.neighbours,
-		Egress:      7,
-		EgressBurst: 8,
-		Engine:      r.engine,
-		Keys:        keyring.New(),
-		Members:     membership.New(membership.Limits{}, rand.Reader),
-		Peers:       r.installer,
-		Rand:        rand.Reader,
-		Log:         slog.New(slog.DiscardHandler),
-	}
-	cfg.Keys.Install(ownKeys)
-	var err error
-	r.Server, err = New(cfg)
-	require.NoError(t, err)
-	return r
-}
-
-// newNode returns the node with the key n at 2001:db8::n.
-func newNode(t *testing.T, n byte) *enode.Node {
-	key, err := crypto.ToECDSA(bytes.Repeat([]byte{n}, 32))
-	require.NoError(t, err)
-	ip := netip.MustParseAddr("2001:db8::").AsSlice()
-	ip[15] = n
-	return enode.NewV4(&key.PublicKey, ip, 30500, 0)
-}
-
-// remote is the neighbour's end of a connection.
-type remote struct {
-	t    *testing.T
-	rw   *p2p.MsgPipeRW
-	done chan struct{} // closed when the Server's end has returned
-	err  error         // of it
-}
-
-func (r *rig) connect(n *enode.Node) *remote {
-	near, far := p2p.MsgPipe()
-	c := &remote{t: r.t, rw: far, done: make(chan struct{})}
-	go func() {
-		defer close(c.done)
-		c.err = r.Protocol().Run(p2p.NewPeer(n.ID(), "neighbour", nil), near)
-		near.Close()
-	}()
-	return c
-}
-
-func (c *remote) send(m mesh.Message) {
-	c.t.Helper()
-	require.NoError(c.t, p2p.Send(c.rw, m.Code(), m))
-	synctest.Wait()
-}
-
-// expect returns the next message, which must be an M.
-func expect[M mesh.Message](c *remote) (m M) {
-	c.t.Helper()
-	msg, err := c.rw.ReadMsg()
-	require.NoError(c.t, err)
-	b, err := io.ReadAll(msg.Payload)
-	require.NoError(c.t, err)
-	got, err := mesh.Decode(msg.Code, b)
-	require.NoError(c.t, err)
-	require.IsType(c.t, m, got)
-	return got.(M)
-}
-
-// open exchanges Hellos, and returns the Server's and its first keys.
-func (c *remote) open(theirs uint32) (*mesh.Hello, *mesh.Keys) {
-	c.t.Helper()
-	own := expect[*mesh.Hello](c)
-	c.send(&mesh.Hello{NetworkID: 1, Incarnation: theirs, DataPort: 40501, Session: 0x77, Share: auth.Share{9}})
-	return own, expect[*mesh.Keys](c)
-}
-
-// close ends the connection from the neighbour's side.
-func (c *remote) close() {
-	c.rw.Close()
-	<-c.done
-}
-
-func keysOf(incarnation uint32) []proto.GroupKey {
-	return []proto.GroupKey{{Ingress: incarnation, Group: group, Active: true, Key: auth.Key{byte(incarnation)}}}
-}
-
-func TestLink(t *testing.T) {
+//	1 --- 2 --- 3 --- 4
+//
+// A publisher at 1 is let in when everybody is on the tree and has the keys, also at the
+// members, however far away.
+func TestPublisherWaitsForTree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		c := r.connect(r.neighbours[0])
-		own, keys := c.open(0x0b)
-		require.Equal(t, uint32(incarnation), own.Incarnation)
-		require.Equal(t, uint16(30501), own.DataPort)
-		require.Equal(t, ownKeys, keys.Keys)
-
-		// Datagrams are accepted at once, and not replicated.
-		changes := r.engine.Changes()
-		require.Len(t, changes, 1)
-		session := changes[0].Add[0]
-		_, receive := auth.HopKeys(r.cfg.Self, r.neighbours[0].ID(), own.Share, auth.Share{9})
-		require.Equal(t, own.Session, session.Index)
-		require.Equal(t, netip.AddrPortFrom(r.neighbours[0].IPAddr(), 40501), session.Addr)
-		require.Equal(t, uint32(0x77), session.SendSession)
-		require.Equal(t, uint32(0x0b), session.Ingress)
-		require.Equal(t, receive, session.ReceiveKey)
-		require.Equal(t, [2]uint64{7, 8}, [2]uint64{session.Egress, session.EgressBurst})
-		require.Empty(t, session.Groups)
-		require.NoError(t, session.Check())
-
-		// Its keys go to the members, however long that takes; then it hears.
-		r.installer.takes = time.Second
-		start := time.Now()
-		c.send(&mesh.Keys{ID: 4, Keys: keysOf(0x0b)})
-		c.send(&mesh.KeysAck{ID: keys.ID}) // meanwhile the link goes on
-		changes = r.engine.Changes()
-		require.Len(t, changes, 1)
-		session.Groups = []uint32{group}
-		require.Equal(t, []datapath.Session{session}, changes[0].Add, "replicated to now")
-		require.Equal(t, 1, r.engine.Heartbeats(), "which tells where the sequences begin")
-		require.Equal(t, uint32(4), expect[*mesh.KeysAck](c).ID)
-		require.Equal(t, time.Second, time.Since(start))
-		require.Equal(t, []install{{keysOf(0x0b), nil}}, r.installer.take())
-
-		st := r.Stats()
-		require.True(t, st.Neighbours[0].Up() != st.Neighbours[1].Up())
-		require.True(t, r.Connected(r.neighbours[0].ID()))
-
-		c.close()
-		require.Equal(t, []datapath.Change{{Remove: []uint32{session.Index}}}, r.engine.Changes())
-		require.Equal(t, uint64(1), r.Stats().LinksLost)
-		require.False(t, r.Connected(r.neighbours[0].ID()))
-		r.Stop()
-	})
-}
-
-// The keys of a neighbour outlive its link by a minute, unless it comes back anew.
-func TestRetire(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		link := func(incarnation uint32) *remote {
-			c := r.connect(r.neighbours[0])
-			_, keys := c.open(incarnation)
-			c.send(&mesh.Keys{ID: 1, Keys: keysOf(incarnation)})
-			expect[*mesh.KeysAck](c)
-			c.send(&mesh.KeysAck{ID: keys.ID})
-			return c
+		n := newNetwork(t)
+		p := n.chain(4)
+		for _, o := range p {
+			require.Empty(t, o.Stats().Routes, "nobody publishes")
 		}
-		link(0x0b).close()
-		time.Sleep(RetireAfter - time.Second)
-		c := link(0x0b) // the same: nothing is retired
-		require.Equal(t, []install{{keysOf(0x0b), nil}, {keysOf(0x0b), nil}}, r.installer.take())
-		time.Sleep(time.Hour)
-		require.Empty(t, r.installer.take())
-
-		c.close()
-		c = link(0x0c) // another: the old one goes with the new keys
-		require.Equal(t, []install{{keysOf(0x0c), []uint32{0x0b}}}, r.installer.take())
-
-		c.close()
-		time.Sleep(RetireAfter)
+		p[3].installer.takes = 500 * time.Millisecond
+		start := time.Now()
+		ready, ended := p[0].Admit(true)
+		<-ready
+		took := time.Since(start)
+		require.Less(t, took, admitTimeout)
+		require.Greater(t, took, p[3].installer.takes)
+		require.Equal(t, map[byte]int{2: 1, 3: 1, 4: 1}, n.reach(p[0]))
+		for _, o := range p[1:] {
+			require.True(t, o.has(firstKey(p[0].incarnation)), "rp %d", o.name)
+		}
+		again, _ := p[0].Admit(true)
 		synctest.Wait()
-		require.Equal(t, []install{{nil, []uint32{0x0c}}}, r.installer.take())
-		require.Zero(t, r.Stats().Neighbours[0].Incarnation+r.Stats().Neighbours[1].Incarnation)
-
-		// A link that ends before the new keys came does not forget the old ones.
-		link(0x0d).close()
-		r.installer.take()
-		c = r.connect(r.neighbours[0])
-		c.open(0x0e)
-		c.close()
-		time.Sleep(RetireAfter)
+		require.True(t, closed(again), "the tree is there")
+		subscriber, _ := p[2].Admit(false)
 		synctest.Wait()
-		require.Equal(t, []install{{nil, []uint32{0x0d, 0x0e}}}, r.installer.take())
-		r.Stop()
+		require.True(t, closed(subscriber))
+		ended()
 	})
 }
 
-// Neighbours that do not do their part are let go, with the reason.
-func TestLinkFails(t *testing.T) {
-	for name, c := range map[string]struct {
-		play  func(r *rig, c *remote)
-		takes time.Duration // until the Bye
-		want  proto.Reason
-	}{
-		"no hello": {
-			play:  func(_ *rig, c *remote) { expect[*mesh.Hello](c) },
-			takes: mesh.HelloTimeout, want: proto.ReasonUnreachable,
-		},
-		"keys not acknowledged": {
-			play:  func(_ *rig, c *remote) { c.open(0x0b) },
-			takes: mesh.AckTimeout, want: proto.ReasonUnreachable,
-		},
-		"garbage": {
-			play: func(_ *rig, c *remote) {
-				expect[*mesh.Hello](c)
-				require.NoError(c.t, c.rw.WriteMsg(p2p.Msg{Code: mesh.HelloMsg, Size: 2, Payload: bytes.NewReader([]byte{0xff, 0xff})}))
-			},
-			want: proto.ReasonMalformed,
-		},
-		"too long": {
-			play: func(_ *rig, c *remote) {
-				expect[*mesh.Hello](c)
-				b := make([]byte, mesh.MaxMessage+1)
-				require.NoError(c.t, c.rw.WriteMsg(p2p.Msg{Code: mesh.KeysMsg, Size: uint32(len(b)), Payload: bytes.NewReader(b)}))
-			},
-			want: proto.ReasonMalformed,
-		},
-		"other chain": {
-			play: func(_ *rig, c *remote) {
-				expect[*mesh.Hello](c)
-				c.send(&mesh.Hello{NetworkID: 2, Incarnation: 1, DataPort: 1, Session: 1})
-			},
-			want: proto.ReasonChain,
-		},
-		"incarnation of another": {
-			play: func(r *rig, c *remote) {
-				other := r.connect(r.neighbours[1])
-				other.open(0x0b)
-				expect[*mesh.Hello](c)
-				c.send(&mesh.Hello{NetworkID: 1, Incarnation: 0x0b, DataPort: 1, Session: 1})
-				other.close()
-			},
-			want: proto.ReasonUnexpected,
-		},
-		"keys of another": {
-			play: func(_ *rig, c *remote) {
-				c.open(0x0b)
-				c.send(&mesh.Keys{ID: 1, Keys: keysOf(0x0c)})
-			},
-			want: proto.ReasonUnexpected,
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t)
-				remote := r.connect(r.neighbours[0])
-				start := time.Now()
-				c.play(r, remote)
-				require.Equal(t, c.want, expect[*mesh.Bye](remote).Reason)
-				require.Equal(t, c.takes, time.Since(start))
-				<-remote.done
-				require.Error(t, remote.err)
+// What the operator sees.
+func TestStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		n.delay[[2]byte{2, 3}] = 10 * time.Millisecond
+		p := n.chain(3)
+		p[0].Admit(true)
+		n.settle()
+		st := p[1].Stats()
+		require.Len(t, st.Neighbours, nodes-1)
+		up := make(map[linkstate.ID]Neighbour)
+		for _, o := range st.Neighbours {
+			if o.Up() {
+				up[o.RP] = o
+				require.NotZero(t, o.Session)
+				require.True(t, o.Tree)
+			} else {
+				require.Equal(t, Disconnected, o.State)
+			}
+		}
+		require.Len(t, up, 2)
+		require.Equal(t, 20*time.Millisecond, up[idOf(t, 3)].RTT.Round(time.Millisecond))
+		require.InDelta(t, 200, up[idOf(t, 3)].Cost, 10)
+		require.Equal(t, p[2].incarnation, up[idOf(t, 3)].Incarnation)
+		require.Equal(t, []Route{{
+			Ingress: p[0].incarnation, RP: idOf(t, 1), Parent: idOf(t, 1),
+			Children: []Child{{RP: idOf(t, 3), Groups: []uint32{group}}},
+		}}, st.Routes)
+		require.Len(t, st.Database, 3)
+		for _, a := range st.Database {
+			require.Positive(t, a.Age)
+			require.Len(t, a.Operator, 1)
+			require.Equal(t, a.Origin == idOf(t, 1), a.Publishes)
+		}
+		require.True(t, st.Settled)
+		require.False(t, st.Publishes)
+		first := p[0].Stats()
+		require.True(t, first.Publishes && first.Planted)
 
-				live := make(map[uint32]bool)
-				for _, change := range r.engine.Changes() {
-					for _, s := range change.Add {
-						live[s.Index] = true
-					}
-					for _, index := range change.Remove {
-						delete(live, index)
+		edges, ok := p[2].Tree(idOf(t, 1))
+		require.True(t, ok)
+		parents := make(map[linkstate.ID]linkstate.ID)
+		for _, e := range edges {
+			parents[e.RP] = e.Parent
+			require.Equal(t, e.RP == idOf(t, 1), e.Cost == 0)
+		}
+		require.Equal(t, map[linkstate.ID]linkstate.ID{idOf(t, 1): 0, idOf(t, 2): idOf(t, 1), idOf(t, 3): idOf(t, 2)}, parents)
+		_, ok = p[2].Tree(idOf(t, 2))
+		require.False(t, ok, "it does not publish")
+		n.stop()
+		require.Equal(t, Disconnected, p[1].Stats().Neighbours[0].State)
+	})
+}
+
+//	    2
+//	  /   \
+//	1       4      2 is nearer than 3
+//	  \   /
+//	    3
+//
+// The host of 2 dies: 4 gets everything by 3, and what it missed from its cache.
+func TestParentDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		n.delay[[2]byte{1, 3}], n.delay[[2]byte{3, 4}] = 4*time.Millisecond, 6*time.Millisecond
+		var p []*point
+		for name := range byte(4) {
+			p = append(p, n.start(name+1, uint32(name+1)<<8))
+		}
+		n.link(p[0], p[1])
+		n.link(p[0], p[2])
+		n.link(p[1], p[3])
+		n.link(p[2], p[3])
+		n.settle()
+		ready, _ := p[0].Admit(true)
+		<-ready
+		n.settle()
+		require.Equal(t, map[byte]int{2: 1, 3: 1, 4: 1}, n.reach(p[0]))
+		require.Equal(t, idOf(t, 2), p[3].Stats().Routes[0].Parent)
+		require.Equal(t, idOf(t, 3), p[3].Stats().Routes[0].Backup)
+
+		// 3 has what 4 will miss; 4 misses 3 and what comes after 4.
+		for sequence := range uint64(9) {
+			p[2].cfg.Cache.Add(time.Now(), data(p[0].incarnation, sequence+1))
+		}
+		for _, sequence := range []uint64{1, 2, 4} {
+			p[3].cfg.Cache.Add(time.Now(), data(p[0].incarnation, sequence))
+		}
+		p[3].engine.marks = []proto.Mark{{Ingress: p[0].incarnation, Group: group, Sequence: 9}} // by a heart-beat
+		p[2].engine.Resends()
+
+		p[1].dead.Store(true)
+		healed := within(t, time.Second, func() bool { return maps.Equal(map[byte]int{3: 1, 4: 1}, n.reach(p[0])) })
+		require.Less(t, healed, 400*time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		var sequences []uint64
+		for _, r := range p[2].engine.Resends() {
+			for _, b := range r.Datagrams {
+				h, _, _ := wire.Parse(b)
+				sequences = append(sequences, h.Sequence)
+			}
+		}
+		require.Equal(t, []uint64{3, 4, 5, 6, 7, 8, 9}, sequences)
+		n.settle()
+		require.Equal(t, idOf(t, 3), p[3].Stats().Routes[0].Parent)
+		require.Equal(t, uint64(1), p[3].Stats().Core.Failovers)
+		require.Equal(t, uint64(7), p[2].Stats().Served)
+
+		// It comes back to life, and is the parent again, without a gap.
+		p[1].dead.Store(false)
+		within(t, 10*time.Second, func() bool { return p[3].Stats().Routes[0].Parent == idOf(t, 2) })
+		for range 40 {
+			reached := n.reach(p[0])
+			for _, name := range []byte{3, 4} {
+				require.Positive(t, reached[name])
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.Equal(t, map[byte]int{2: 1, 3: 1, 4: 1}, n.reach(p[0]))
+	})
+}
+
+// data returns a stamped DATA.
+func data(ingress uint32, sequence uint64) []byte {
+	h := wire.Header{
+		Type: wire.Data, Group: group, Ingress: ingress, Sequence: sequence, K: 1, N: 1, PayloadLen: 1, ObjectLen: 1,
+	}
+	return append(h.Append(nil), 1)
+}
+
+// A new key is acknowledged when all members of all RPs have it, or when time is over,
+// which it is sooner the farther away an RP is.
+func TestRekey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.chain(4)
+		ready, _ := p[0].Admit(true)
+		<-ready
+		key := firstKey(p[0].incarnation)
+		offer := func() (int, time.Duration) {
+			key.Epoch++
+			key.Key[1]++
+			start := time.Now()
+			missing := p[0].Offer([]proto.GroupKey{key}, 5*time.Second)
+			return missing, time.Since(start)
+		}
+		p[3].installer.takes = time.Second
+		missing, took := offer()
+		require.Zero(t, missing)
+		require.Greater(t, took, time.Second)
+		require.Less(t, took, 1200*time.Millisecond)
+		for _, o := range p[1:] {
+			require.True(t, o.has(key), "rp %d", o.name)
+		}
+		for _, o := range p {
+			require.Zero(t, o.Stats().KeysRefused)
+		}
+
+		// The last one gets the key and does not answer in time: 2 and 3 wait for less long.
+		p[3].installer.takes = memberTimeout
+		p[2].installer.takes = 0
+		require.True(t, p[3].call(func() { p[3].ingresses[p[0].incarnation].installing = true })) // for ever
+		missing, took = offer()
+		require.Zero(t, missing, "2 gave the answer")
+		require.Less(t, took, 5*time.Second)
+		require.Greater(t, took, 2*time.Second)
+
+		// The neighbour itself does not answer.
+		p[1].dead.Store(true)
+		missing, took = offer()
+		require.LessOrEqual(t, missing, 1)
+		require.LessOrEqual(t, took, 5*time.Second)
+	})
+}
+
+// An RP that restarts is another ingress RP: the others forget the one before at once,
+// or when it stays away.
+func TestRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.chain(2)
+		p = append(p, n.start(3, 0x300))
+		cut := n.link(p[1], p[2])
+		n.settle()
+		p[2].Admit(true)
+		n.settle()
+		require.True(t, p[0].has(firstKey(0x300)))
+		p[0].installer.take()
+
+		p[2].Stop()
+		cut()
+		p[2] = n.start(3, 0x301)
+		cut = n.link(p[1], p[2])
+		p[2].Admit(true)
+		n.settle()
+		require.False(t, p[0].has(firstKey(0x300)))
+		require.True(t, p[0].has(firstKey(0x301)))
+		require.Equal(t, map[byte]int{1: 1, 2: 1}, n.reach(p[2]))
+		require.Contains(t, p[0].installer.take(), install{nil, []uint32{0x300}})
+
+		p[2].Stop()
+		cut()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.True(t, p[0].has(firstKey(0x301)), "it may come back")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		require.Equal(t, []install{{nil, []uint32{0x301}}}, p[0].installer.take())
+		require.Empty(t, p[0].Stats().Routes)
+	})
+}
+
+// The tree of an RP outlives its last publisher by ten minutes.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.chain(2)
+		p[1].join()
+		_, ended := p[0].Admit(true)
+		n.settle()
+		ended()
+		ended()
+		time.Sleep(idleTimeout - time.Minute)
+		synctest.Wait()
+		require.Equal(t, map[byte]int{2: 1}, n.reach(p[0]))
+		_, ended = p[0].Admit(true) // counts anew
+		synctest.Wait()
+		ended()
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, map[byte]int{2: 1}, n.reach(p[0]))
+		time.Sleep(idleTimeout)
+		synctest.Wait()
+		require.Empty(t, n.reach(p[0]))
+		require.False(t, p[0].Stats().Publishes)
+		require.Empty(t, p[1].Stats().Routes)
+
+		ready, _ := p[0].Admit(true)
+		<-ready
+		require.Equal(t, map[byte]int{2: 1}, n.reach(p[0]))
+		require.True(t, p[1].has(firstKey(p[0].incarnation)))
+	})
+}
+
+// An RP without members for a minute gets no datagrams, and soon gets them when there is
+// a member.
+func TestMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.chain(3)
+		p[0].Admit(true)
+		n.settle()
+		require.Equal(t, map[byte]int{2: 1, 3: 1}, n.reach(p[0]))
+		time.Sleep(2 * membersLinger)
+		synctest.Wait()
+		require.Empty(t, n.reach(p[0]))
+		p[2].join()
+		took := within(t, 5*time.Second, func() bool { return maps.Equal(map[byte]int{2: 1, 3: 1}, n.reach(p[0])) })
+		require.Less(t, took, 2*time.Second)
+	})
+}
+
+//	1 --- 2 --- 3
+//	 \         /
+//	  --- 4 ---      4 is farther
+//
+// 2 leaves: the datagrams of 1 come to 3 all the time.
+func TestLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		n.delay[[2]byte{1, 4}] = 5 * time.Millisecond
+		p := n.chain(3)
+		p = append(p, n.start(4, 0x400))
+		n.link(p[0], p[3])
+		n.link(p[3], p[2])
+		n.settle()
+		ready, _ := p[0].Admit(true)
+		<-ready
+		n.settle()
+		require.Equal(t, idOf(t, 2), p[2].Stats().Routes[0].Parent)
+		start := time.Now()
+		left := make(chan time.Duration, 1)
+		go func() {
+			p[1].Leave()
+			left <- time.Since(start)
+			p[1].Stop()
+		}()
+		over := within(t, 10*time.Second, func() bool {
+			require.Positive(t, n.reach(p[0])[3])
+			return !p[1].Connected(p[0].node.ID())
+		})
+		require.LessOrEqual(t, <-left, leaveTimeout)
+		require.Positive(t, over)
+		require.Equal(t, idOf(t, 4), p[2].Stats().Routes[0].Parent)
+		require.Zero(t, p[2].Stats().Core.Failovers, "it was not lost, it was left")
+
+		start = time.Now()
+		p[3].Leave() // nobody else is there for 3
+		require.LessOrEqual(t, time.Since(start), leaveTimeout)
+		start = time.Now()
+		p[2].Leave()
+		require.Less(t, time.Since(start), leaveLook, "nobody depends on a leaf")
+	})
+}
+
+// An RP alone lets everybody in at once.
+func TestAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.start(1, 0x100, func(c *Config) { c.Neighbours = nil })
+		ready, _ := p.Admit(false)
+		synctest.Wait()
+		require.True(t, closed(ready))
+		start := time.Now()
+		ready, _ = p.Admit(true)
+		<-ready
+		require.Less(t, time.Since(start), 100*time.Millisecond)
+		require.Zero(t, p.Offer([]proto.GroupKey{firstKey(0x100)}, time.Second))
+		p.Stop()
+		ready, ended := p.Admit(true)
+		require.True(t, closed(ready))
+		ended()
+		require.Error(t, p.Start())
+	})
+}
+
+// Nobody waits for a mesh that is not there for longer than 3 s.
+func TestMeshAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.start(1, 0x100)
+		start := time.Now()
+		subscriber, _ := p.Admit(false)
+		publisher, _ := p.Admit(true)
+		<-subscriber
+		<-publisher
+		require.InDelta(t, admitTimeout.Seconds(), time.Since(start).Seconds(), 0.1)
+		p.Stop()
+	})
+}
+
+// Connections are made to all of a small mesh, and to a dozen RPs of a large one, in
+// place of those that do not answer.
+func TestChoose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		connects := make(chan []*enode.Node, 10)
+		next := func() []*enode.Node {
+			synctest.Wait()
+			require.Len(t, connects, 1)
+			return <-connects
+		}
+		connect := func(nodes []*enode.Node) { connects <- nodes }
+		p := n.start(1, 0x100, func(c *Config) { c.Connect = connect })
+		require.Equal(t, p.cfg.Neighbours, next())
+		p.Stop()
+
+		var all []*enode.Node
+		for name := range byte(linkstate.FullMesh + 20) {
+			all = append(all, nodeOf(t, name+2))
+		}
+		p = n.start(1, 0x100, func(c *Config) {
+			c.Neighbours = all
+			c.Connect = connect
+			c.Measure = func(_ context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {
+				rtts := make(map[enode.ID]time.Duration)
+				for i, n := range nodes {
+					if n.ID() != all[7].ID() { // does not answer
+						rtts[n.ID()] = time.Duration(len(nodes)-i) * time.Millisecond
 					}
 				}
-				require.Empty(t, live, "sessions left in the datapath")
-				r.Stop()
-			})
+				return rtts
+			}
 		})
-	}
-}
-
-func TestStranger(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		c := r.connect(newNode(t, 9))
-		<-c.done
-		require.Equal(t, p2p.DiscUselessPeer, c.err)
-		r.Stop()
-	})
-}
-
-// New keys are offered to all links; those without an answer are counted.
-func TestOffer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		require.Zero(t, r.Offer(ownKeys, time.Hour), "nobody is there")
-
-		a, b := r.connect(r.neighbours[0]), r.connect(r.neighbours[1])
-		_, keys := a.open(0x0b)
-		a.send(&mesh.KeysAck{ID: keys.ID})
-		expect[*mesh.Hello](b) // and no answer: it will get the keys when it is known
-		result := make(chan int)
-		offer := func(timeout time.Duration) {
-			go func() { result <- r.Offer(ownKeys, timeout) }()
-			synctest.Wait()
+		first := next()
+		require.Len(t, first, linkstate.Near+linkstate.Far)
+		for _, near := range all[len(all)-linkstate.Near:] {
+			require.True(t, slices.ContainsFunc(first, func(n *enode.Node) bool { return n.ID() == near.ID() }))
 		}
-		offer(time.Hour)
-		a.send(&mesh.KeysAck{ID: expect[*mesh.Keys](a).ID})
-		require.Zero(t, <-result)
-
-		offer(time.Second)
-		expect[*mesh.Keys](a)
-		start := time.Now()
-		require.Equal(t, 1, <-result)
-		require.Equal(t, time.Second, time.Since(start))
-
-		offer(time.Hour) // the link ends without an answer
-		expect[*mesh.Keys](a)
-		a.close()
-		require.Zero(t, <-result)
-
-		offer(time.Hour)
-		require.Zero(t, <-result)
-		b.close()
-		r.Stop()
-	})
-}
-
-func TestStop(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t)
-		c := r.connect(r.neighbours[0])
-		c.open(0x0b)
-		go r.Stop()
-		require.Equal(t, proto.ReasonQuit, expect[*mesh.Bye](c).Reason)
-		<-c.done
-		require.Equal(t, p2p.DiscQuitting, c.err)
-		late := r.connect(r.neighbours[0])
-		<-late.done
-		require.Error(t, late.err)
+		time.Sleep(chooseInterval + time.Second)
+		second := next()
+		require.NotEmpty(t, second)
+		for _, n := range second {
+			require.NotContains(t, first, n, "it did not connect")
+			require.NotEqual(t, all[7], n)
+		}
+		p.Stop()
 	})
 }
 
 func TestNewRefuses(t *testing.T) {
-	v4 := enode.NewV4(newNode(t, 1).Pubkey(), []byte{192, 0, 2, 1}, 30500, 0)
-	for name, cfg := range map[string]Config{
-		"twice":  {Neighbours: []*enode.Node{newNode(t, 1), newNode(t, 1)}},
-		"itself": {Neighbours: []*enode.Node{newNode(t, 1)}, Self: newNode(t, 1).ID()},
-		"ipv4":   {Neighbours: []*enode.Node{v4}},
+	v4 := enode.NewV4(nodeOf(t, 2).Pubkey(), []byte{192, 0, 2, 1}, 30500, 0)
+	for name, neighbours := range map[string][]*enode.Node{
+		"twice":  {nodeOf(t, 2), nodeOf(t, 2)},
+		"itself": {nodeOf(t, 1)},
+		"ipv4":   {v4},
 	} {
-		_, err := New(cfg)
+		_, err := New(Config{Key: keyOf(t, 1), Neighbours: neighbours})
 		require.Error(t, err, name)
 	}
 }

@@ -33,6 +33,9 @@ var (
 	sessions    = desc("sessions", "Sessions of peers, admitted or being proven.")
 	members     = desc("members", "Admitted peers, by group.", "group")
 	admitted    = desc("admissions_total", "Peers admitted.")
+	standby     = desc("standby_sessions", "Sessions of peers that are in no group, and take over from another RP when it is lost.")
+	resumed     = desc("resumptions_total", "Sessions that went on after the control plane had died.")
+	refused     = desc("refusals_total", "Joins and resumptions refused.")
 	violations  = desc("violations_total", "Connections ended because the other side broke the protocol.", "role")
 	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
 
@@ -43,14 +46,34 @@ var (
 	reportedLost       = desc("reported_lost_total", "Datagrams lost, as members report it.")
 	reportedDuplicates = desc("reported_duplicates_total", "Datagrams received twice, as members report it.")
 
-	linkUp        = desc("mesh_link_up", "1 when datagrams are replicated to the neighbouring RP.", "rp")
+	linkUp        = desc("mesh_link_up", "1 when the neighbouring RP hears this one and is heard.", "rp")
+	linkTree      = desc("mesh_link_tree", "1 when datagrams go by the link, in either direction.", "rp")
+	linkRTT       = desc("mesh_rtt_seconds", "Round-trip time to the neighbouring RP, smoothed.", "rp")
 	linksLost     = desc("mesh_links_lost_total", "Links to neighbouring RPs that ended.")
 	linkReceived  = desc("mesh_received_total", "Datagrams accepted from the neighbouring RP since the link began.", "rp")
 	linkCopies    = desc("mesh_sent_total", "Datagrams sent to the neighbouring RP since the link began.", "rp")
 	linkLastHeard = desc("mesh_last_heard_seconds", "Time of the last datagram accepted from the neighbouring RP, Unix.", "rp")
 
+	meshRPs       = desc("mesh_rps", "RPs in the database, this one included.")
+	meshRoutes    = desc("mesh_routes", "Ingress RPs whose datagrams come or go by here, by whether they have a parent or are this one.", "attached")
+	meshChildren  = desc("mesh_children", "Copies of datagrams of all ingress RPs together that go from here to other RPs.")
+	meshPublishes = desc("mesh_publishes", "1 when this RP is an ingress RP.")
+	adverts       = desc("mesh_adverts_refused_total", "Adverts that were refused, by reason.", "reason")
+	advertised    = desc("mesh_adverts_total", "Adverts that this RP published of itself.")
+	downs         = desc("mesh_neighbours_lost_total", "Neighbouring RPs that were not heard any more.")
+	failovers     = desc("mesh_failovers_total", "Routes that lost their parent.")
+	activations   = desc("mesh_activations_total", "Routes that other RPs were asked for.")
+	timeouts      = desc("mesh_activation_timeouts_total", "Routes whose parent did not acknowledge.")
+	routeRepairs  = desc("mesh_route_repairs_total", "Neighbours that served something else than they were asked for.")
+	notServed     = desc("mesh_not_served_total", "Routes of other RPs that were not served from the cache.")
+	served        = desc("mesh_served_total", "Datagrams sent to other RPs from the cache.")
+	badHellos     = desc("mesh_bad_hellos_total", "Hellos that no RP sends: with impossible times, or of another form.")
+	computed      = desc("mesh_tree_computations_total", "Times that trees were computed.")
+	keysRefused   = desc("mesh_keys_refused_total", "Group keys from RPs that they are not expected from.")
+	keyConflicts  = desc("mesh_key_conflicts_total", "Group keys of a parent that were others than those of the one before.")
+
 	engine = desc("engine_info", "1 for the datapath engine in use.", "engine")
-	ready  = desc("ready", "1 when the RP serves and all its links are up.")
+	ready  = desc("ready", "1 when the RP serves and is in the mesh.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -98,6 +121,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(members, float64(n), fmt.Sprintf("%08x", group))
 	}
 	counter(admitted, st.Peers.Admitted)
+	gauge(standby, float64(st.Peers.Standby))
+	counter(resumed, st.Peers.Resumed)
+	counter(refused, st.Peers.Refused)
 	counter(violations, st.Peers.Violations, datapath.Peer.String())
 	counter(violations, st.Mesh.Violations, datapath.Mesh.String())
 	counter(missingAcks, st.Peers.MissingAcks)
@@ -115,6 +141,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, n := range st.Mesh.Neighbours {
 		id := n.ID.TerminalString()
 		gauge(linkUp, oneIf(n.Up()), id)
+		gauge(linkTree, oneIf(n.Tree), id)
+		if n.RTT > 0 {
+			gauge(linkRTT, n.RTT.Seconds(), id)
+		}
 		s, ok := bySession[n.Session]
 		if !ok {
 			continue
@@ -125,6 +155,34 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			gauge(linkLastHeard, float64(s.Heard.UnixMilli())/1e3, id)
 		}
 	}
+	attached, children := 0, 0
+	for _, r := range st.Mesh.Routes {
+		if r.Parent != 0 || r.Ingress == st.Incarnation {
+			attached++
+		}
+		children += len(r.Children)
+	}
+	gauge(meshRPs, float64(len(st.Mesh.Database)))
+	gauge(meshRoutes, float64(attached), "yes")
+	gauge(meshRoutes, float64(len(st.Mesh.Routes)-attached), "no")
+	gauge(meshChildren, float64(children))
+	gauge(meshPublishes, oneIf(st.Mesh.Publishes))
+	counter(adverts, st.Mesh.Core.Stale, "stale")
+	counter(adverts, st.Mesh.Core.Forged, "forged")
+	counter(adverts, st.Mesh.Core.NotAllowed, "not_allowed")
+	counter(adverts, st.Mesh.Core.Limited, "rate")
+	counter(advertised, st.Mesh.Core.Published)
+	counter(downs, st.Mesh.Core.Downs)
+	counter(failovers, st.Mesh.Core.Failovers)
+	counter(activations, st.Mesh.Core.Activations)
+	counter(timeouts, st.Mesh.Core.Timeouts)
+	counter(routeRepairs, st.Mesh.Core.Repairs)
+	counter(notServed, st.Mesh.Core.NotServed+st.Mesh.NotServed)
+	counter(served, st.Mesh.Served)
+	counter(badHellos, st.Mesh.Core.BadEchoes+st.Mesh.BadHellos)
+	counter(computed, st.Mesh.Core.Computed)
+	counter(keysRefused, st.Mesh.KeysRefused)
+	counter(keyConflicts, st.Mesh.KeyConflicts)
 	gauge(engine, 1, st.Datapath.Engine)
 	gauge(ready, oneIf(st.Ready))
 }

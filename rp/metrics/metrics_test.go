@@ -16,7 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
-	"github.com/ethmcast/mdcs/rp/mesh"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
 )
@@ -56,19 +56,33 @@ func TestCollector(t *testing.T) {
 		},
 		Peers: peerside.Stats{
 			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
-			Channels: 24, ChannelMembers: 25,
+			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29,
 		},
 		Mesh: meshside.Stats{
-			Violations: 15, LinksLost: 16,
+			Counters: meshside.Counters{
+				Violations: 15, LinksLost: 16, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31,
+			},
+			Core: linkstate.Stats{
+				Stale: 32, Forged: 33, NotAllowed: 34, Limited: 35, Published: 36, Downs: 37, Activations: 38, Failovers: 39,
+				Timeouts: 40, Repairs: 41, NotServed: 42, BadEchoes: 43, Computed: 44,
+			},
 			Neighbours: []meshside.Neighbour{
-				{ID: enode.ID{1}, Connected: true, State: mesh.Replicating, Session: 1},
-				{ID: enode.ID{2}, Connected: true, State: mesh.Accepting, Session: 2},
+				{ID: enode.ID{1}, State: meshside.Up, Session: 1, Tree: true, RTT: 1500 * time.Millisecond},
+				{ID: enode.ID{2}, State: meshside.Linked, Session: 2},
 				{ID: enode.ID{3}},
 			},
+			Routes: []meshside.Route{
+				{Ingress: 45, Children: make([]meshside.Child, 3)},
+				{Ingress: 46, Parent: 1, Children: make([]meshside.Child, 1)},
+				{Ingress: 47, Children: make([]meshside.Child, 1)},
+			},
+			Database:  make([]meshside.Advert, 4),
+			Publishes: true,
 		},
-		Sessions: 17,
-		Members:  map[uint32]int{0xabcd: 18},
-		Ready:    true,
+		Incarnation: 45,
+		Sessions:    17,
+		Members:     map[uint32]int{0xabcd: 18},
+		Ready:       true,
 	}
 	for _, v := range wire.Verdicts() {
 		s.Datapath.Verdicts[v] = 100 + uint64(v)
@@ -89,6 +103,9 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_admissions_total 9",
 		`mdcs_rp_violations_total{role="peer"} 10`,
 		"mdcs_rp_rekey_missing_total 11",
+		"mdcs_rp_standby_sessions 27",
+		"mdcs_rp_resumptions_total 28",
+		"mdcs_rp_refusals_total 29",
 		"mdcs_rp_channels 24",
 		"mdcs_rp_channel_members 25",
 		"mdcs_rp_reported_received_total 12",
@@ -106,6 +123,31 @@ func TestCollector(t *testing.T) {
 		`mdcs_rp_mesh_sent_total{rp="0100000000000000"} 22`,
 		`mdcs_rp_mesh_sent_total{rp="0200000000000000"} 0`,
 		`mdcs_rp_mesh_last_heard_seconds{rp="0100000000000000"} 1.5`,
+		`mdcs_rp_mesh_link_tree{rp="0100000000000000"} 1`,
+		`mdcs_rp_mesh_link_tree{rp="0200000000000000"} 0`,
+		`mdcs_rp_mesh_link_tree{rp="0300000000000000"} 0`,
+		`mdcs_rp_mesh_rtt_seconds{rp="0100000000000000"} 1.5`,
+		"mdcs_rp_mesh_rps 4",
+		`mdcs_rp_mesh_routes{attached="yes"} 2`,
+		`mdcs_rp_mesh_routes{attached="no"} 1`,
+		"mdcs_rp_mesh_children 5",
+		"mdcs_rp_mesh_publishes 1",
+		`mdcs_rp_mesh_adverts_refused_total{reason="stale"} 32`,
+		`mdcs_rp_mesh_adverts_refused_total{reason="forged"} 33`,
+		`mdcs_rp_mesh_adverts_refused_total{reason="not_allowed"} 34`,
+		`mdcs_rp_mesh_adverts_refused_total{reason="rate"} 35`,
+		"mdcs_rp_mesh_adverts_total 36",
+		"mdcs_rp_mesh_neighbours_lost_total 37",
+		"mdcs_rp_mesh_activations_total 38",
+		"mdcs_rp_mesh_failovers_total 39",
+		"mdcs_rp_mesh_activation_timeouts_total 40",
+		"mdcs_rp_mesh_route_repairs_total 41",
+		"mdcs_rp_mesh_not_served_total 73",
+		"mdcs_rp_mesh_served_total 30",
+		"mdcs_rp_mesh_bad_hellos_total 70",
+		"mdcs_rp_mesh_tree_computations_total 44",
+		"mdcs_rp_mesh_keys_refused_total 28",
+		"mdcs_rp_mesh_key_conflicts_total 29",
 		"mdcs_rp_ready 1",
 	}
 	for _, v := range wire.Verdicts() {

@@ -56,7 +56,38 @@ func (c *channels) join(id channelID) (proto.Channel, error) {
 	return ch.Channel, nil
 }
 
+// resume returns the channel of a member that was there before this process.
+func (c *channels) resume(id channelID) (proto.Channel, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := c.open[id]
+	if ch == nil {
+		if ch = c.adopt(id); ch == nil {
+			return proto.Channel{}, fmt.Errorf("no channel of group %08x on interface %s", id.group, id.link)
+		}
+		c.open[id] = ch
+	}
+	ch.members++
+	return ch.Channel, nil
+}
+
+// adopt returns the channel if the datapath has it from before this process.
+func (c *channels) adopt(id channelID) *channel {
+	if c.cfg.Adopted == nil {
+		return nil
+	}
+	addr := id.addr(c.cfg.Status.GroupPort)
+	s, ok := c.cfg.Adopted.Claim(func(s datapath.Session) bool { return s.Role == datapath.Channel && s.Addr == addr })
+	if !ok || c.cfg.Members.Restore(s.Index, netip.Addr{}) != nil {
+		return nil
+	}
+	return &channel{Channel: proto.Channel{Session: s.Index, Key: s.SendKey}}
+}
+
 func (c *channels) start(id channelID) (*channel, error) {
+	if ch := c.adopt(id); ch != nil {
+		return ch, nil
+	}
 	ch := new(channel)
 	if _, err := io.ReadFull(c.cfg.Rand, ch.Key[:]); err != nil {
 		return nil, fmt.Errorf("no random key: %w", err)

@@ -16,6 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/msgio"
 	"github.com/ethmcast/mdcs/rp/round"
 )
@@ -41,6 +42,7 @@ var (
 // conn is one peer's connection. All its state belongs to the goroutine of run.
 type conn struct {
 	srv    *Server
+	id     enode.ID
 	addr   netip.Addr // of the connection, and of the endpoint
 	log    *slog.Logger
 	rekeys chan *rekey
@@ -48,14 +50,20 @@ type conn struct {
 
 	adm     *proto.Admission
 	out     *msgio.Outbox
-	groups  []uint32
+	groups  []uint32          // of the session, in standby those that it is to be in
 	index   uint32            // of the session, 0 without one
 	live    bool              // the datapath has the session
+	session datapath.Session  // as the datapath has it
 	link    string            // interface by which the channel was tried
 	channel *channelID        // that serves the peer, nil in mode unicast
 	waiting map[uint32]*rekey // by ID, not acknowledged
 	reports proto.Counter     // sums of the peer's last announce
 	fatal   error             // ends the connection
+
+	// What admits the peer, when ready is closed, and what tells its end.
+	admission proto.Admit
+	ready     <-chan struct{}
+	ended     func()
 }
 
 // rekey is a Rekey to all members. Each connection that takes it answers.
@@ -67,6 +75,7 @@ type rekey struct {
 func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
 	return &conn{
 		srv:     s,
+		id:      id,
 		addr:    addr,
 		log:     s.cfg.Log.With("peer", id.TerminalString(), "addr", addr),
 		rekeys:  make(chan *rekey),
@@ -79,6 +88,7 @@ func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
 			Groups: s.cfg.Groups,
 			Lease:  s.cfg.Lease,
 			Rand:   s.cfg.Rand,
+			Others: s.cfg.Others,
 		}),
 	}
 }
@@ -98,6 +108,7 @@ func (c *conn) run(rw p2p.MsgReadWriter) error {
 	timer := time.NewTimer(statusTimeout)
 	defer timer.Stop()
 	c.perform(opened)
+	drain := c.srv.drain
 	for c.fatal == nil {
 		timer.Reset(c.untilTick(opened))
 		select {
@@ -105,8 +116,16 @@ func (c *conn) run(rw p2p.MsgReadWriter) error {
 			c.handle(r)
 		case r := <-c.rekeys:
 			c.rekey(r)
+		case <-c.ready:
+			c.ready = nil
+			c.admit(time.Now(), c.admission)
+			c.perform(time.Now())
 		case <-timer.C:
 			c.tick(opened)
+		case <-drain:
+			drain = nil
+			c.adm.Redirect()
+			c.perform(time.Now())
 		case <-c.srv.quit:
 			c.end(errStopping, p2p.DiscQuitting)
 		}
@@ -128,7 +147,11 @@ func (c *conn) handle(r msgio.Received[proto.Message]) {
 		case proto.ReasonMalformed, proto.ReasonUnexpected, proto.ReasonChain, proto.ReasonRole:
 			c.blame(err)
 		default:
+			c.srv.refused.Add(1)
 			c.log.Info("peer refused", "reason", err)
+			if c.index == 0 { // else the session ends, which tells it
+				c.emit(events.Refused, err.Error())
+			}
 		}
 	}
 	c.perform(now)
@@ -145,6 +168,7 @@ func (c *conn) violation(err error) {
 func (c *conn) blame(err error) {
 	c.srv.violations.Add(1)
 	c.log.Warn("peer broke the protocol", "err", err)
+	c.emit(events.Violation, err.Error())
 	c.fatal = p2p.DiscSubprotocolError
 }
 
@@ -187,9 +211,16 @@ func (c *conn) perform(now time.Time) {
 			case proto.SendProbe:
 				c.probe(now, a)
 			case proto.Admit:
-				c.admit(now, a)
+				c.prepare(now, a)
+			case proto.Readmit:
+				c.readmit(now, &a.Resume)
+			case proto.Serve:
+				c.serve(a.Marks)
+			case proto.Rest:
+				c.rest()
 			case proto.Refresh:
 				c.report(a.Counters)
+				c.srv.sessions.extend(c.index, c.adm.Deadline())
 			case proto.KeysInstalled:
 				c.answer(a.ID)
 			case proto.Remove:
@@ -221,12 +252,14 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 		return // refused by an action before this one
 	}
 	if c.index == 0 {
-		index, err := c.srv.cfg.Members.Reserve(c.addr)
+		index, err := c.reserve(now)
 		if err != nil {
+			c.srv.refused.Add(1)
 			c.adm.Fail(err)
 			return
 		}
 		c.index = index
+		c.emit(events.Join, "")
 	}
 	if err := c.srv.cfg.Members.Probe(now, c.addr); err != nil {
 		c.adm.Fail(err)
@@ -235,6 +268,42 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 	if err := c.srv.cfg.Engine.Probe(netip.AddrPortFrom(c.addr, a.Port), a.Nonce, a.Size); err != nil {
 		c.log.Debug("probe not sent", "port", a.Port, "err", err) // the next one may be, or the time runs out
 	}
+}
+
+// reserve returns the index of a new session, if the peer may have one.
+func (c *conn) reserve(now time.Time) (uint32, error) {
+	if err := c.mayJoin(); err != nil {
+		return 0, err
+	}
+	cfg := &c.srv.cfg
+	if cfg.Limit != 0 {
+		for group, n := range cfg.Members.Members() {
+			if uint64(n+1)*wire.MaxDatagram > cfg.Limit {
+				return 0, &proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf("%d members of group %08x", n, group)}
+			}
+		}
+	}
+	if err := cfg.Members.Join(now, c.addr); err != nil {
+		return 0, err
+	}
+	return cfg.Members.Reserve(c.addr)
+}
+
+// mayJoin returns why the peer may not have a session at all.
+func (c *conn) mayJoin() error {
+	switch joiners := c.srv.cfg.Joiners; {
+	case c.srv.draining():
+		return &proto.Error{Reason: proto.ReasonDraining, Detail: "no more joins"}
+	case joiners != nil && !joiners[c.id]:
+		return &proto.Error{Reason: proto.ReasonDenied, Detail: "not among those who may join"}
+	}
+	return nil
+}
+
+// mayPublish reports whether a peer that wants to publish may.
+func (c *conn) mayPublish(wants bool) bool {
+	publishers := c.srv.cfg.Publishers
+	return wants && (publishers == nil || publishers[c.id])
 }
 
 // probeChannel sends a PROBE on the channel of the peer's link. It counts for no
@@ -248,6 +317,16 @@ func (c *conn) probeChannel(a proto.SendProbe) {
 	if err != nil {
 		c.log.Debug("probe not sent on the channel", "err", err) // the next one may be, or it becomes unicast
 	}
+}
+
+// prepare admits a peer as soon as the mesh is ready for it.
+func (c *conn) prepare(now time.Time, a proto.Admit) {
+	if c.srv.cfg.Admit == nil {
+		c.admit(now, a)
+		return
+	}
+	c.admission = a
+	c.ready, c.ended = c.srv.cfg.Admit(a.Join.Publish)
 }
 
 // admit puts the session into the datapath, and only then lets the Welcome go.
@@ -264,7 +343,7 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		}
 		c.channel = &id
 	}
-	err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{{
+	session := datapath.Session{
 		Index:       c.index,
 		Role:        datapath.Peer,
 		Addr:        netip.AddrPortFrom(c.addr, a.Join.Port),
@@ -273,34 +352,84 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		ReceiveKey:  a.ReceiveKey,
 		Groups:      a.Join.Groups,
 		Silent:      a.Mode == proto.ModeSSM,
-		Publish:     a.Join.Publish,
-		Rate:        cfg.Rate,
-		Burst:       cfg.Burst,
-		Egress:      cfg.Egress,
+		Publish:     c.mayPublish(a.Join.Publish),
+		Egress:      atMost(cfg.Egress, cfg.Limit),
 		EgressBurst: cfg.EgressBurst,
-	}}})
-	if err != nil {
+	}
+	if session.Publish {
+		session.Rate, session.Burst = cfg.Rate, cfg.Burst
+	}
+	if session.Egress != 0 && session.Egress != cfg.Egress {
+		session.EgressBurst = max(1, session.Egress/4)
+	}
+	if a.Join.Standby {
+		session.Groups = nil
+	}
+	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
 		c.log.Error("peer not admitted", "err", err)
 		c.adm.Fail(err)
 		return
 	}
-	c.live, c.groups = true, a.Join.Groups
-	cfg.Members.Admit(c.index, c.groups)
+	c.begin(session, a.Join.Groups)
 	c.srv.admitted.Add(1)
-	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
-	grant := proto.Grant{Session: c.index, Channel: channel, Keys: cfg.Keys.Groups(c.groups), Marks: marks}
-	grant.Rate, grant.Burst = c.grant()
+	grant := c.grant()
+	grant.Session, grant.Channel, grant.Token = c.index, channel, c.srv.token(c.id, c.index, session.Addr)
 	c.adm.Admitted(now, grant)
-	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", a.Join.Publish,
-		"delivery", a.Mode)
+	c.noteSession(a.Mode)
+	c.emit(events.Admitted, a.Mode.String())
+	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", session.Publish,
+		"delivery", a.Mode, "standby", a.Join.Standby)
 }
 
-// grant returns what the Welcome says that the peer may publish: what the limit of
-// copies lets it publish in datagrams of full size now, and never nothing.
-func (c *conn) grant() (rate, burst uint32) {
+// noteSession shows the operator what the session is now.
+func (c *conn) noteSession(mode proto.DeliveryMode) {
+	c.srv.sessions.note(Session{
+		Index:   c.index,
+		Node:    c.id,
+		Addr:    c.session.Addr,
+		Groups:  c.session.Groups,
+		Mode:    mode,
+		Publish: c.session.Publish,
+		Lease:   c.adm.Deadline(),
+	})
+}
+
+// emit tells the operator what happened to the peer.
+func (c *conn) emit(kind events.Kind, detail string) {
+	e := events.Event{Kind: kind, Node: c.id.TerminalString(), Addr: c.addr.String(), Detail: detail}
+	if c.index != 0 {
+		e.Session = fmt.Sprintf("%08x", c.index)
+	}
+	c.srv.cfg.Events.Emit(e)
+}
+
+// atMost returns the smaller of two limits, of which 0 is none.
+func atMost(a, b uint64) uint64 {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// begin notes that the datapath has the session.
+func (c *conn) begin(session datapath.Session, groups []uint32) {
+	c.live, c.session, c.groups = true, session, groups
+	if len(session.Groups) == 0 {
+		c.srv.standby.Add(1)
+		return
+	}
+	c.srv.cfg.Members.Admit(c.index, groups)
+}
+
+// grant returns what a member is given now: keys, marks, and what it may publish,
+// which is what the limit of copies lets it publish in datagrams of full size to the
+// members of now, and never nothing.
+func (c *conn) grant() proto.Grant {
 	cfg := &c.srv.cfg
-	if cfg.Egress == 0 {
-		return cfg.Rate, cfg.Burst
+	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
+	g := proto.Grant{Keys: cfg.Keys.Groups(c.groups), Marks: marks, Rate: c.session.Rate, Burst: c.session.Burst}
+	if c.session.Egress == 0 || !c.session.Publish {
+		return g
 	}
 	most := 1
 	members := cfg.Members.Members()
@@ -311,7 +440,44 @@ func (c *conn) grant() (rate, burst uint32) {
 	within := func(granted uint32, limit uint64) uint32 {
 		return uint32(min(uint64(granted), max(1, limit/cost)))
 	}
-	return within(cfg.Rate, cfg.Egress), within(cfg.Burst, cfg.EgressBurst)
+	g.Rate, g.Burst = within(g.Rate, c.session.Egress), within(g.Burst, c.session.EgressBurst)
+	return g
+}
+
+// serve begins to replicate to a session in standby.
+func (c *conn) serve(marks []proto.Mark) {
+	cfg := &c.srv.cfg
+	session := c.session
+	session.Groups = c.groups
+	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+		c.log.Error("peer not activated", "err", err)
+		c.adm.Fail(err)
+		return
+	}
+	c.srv.standby.Add(-1)
+	c.begin(session, c.groups)
+	c.adm.Activated(c.grant())
+	if cfg.Replay != nil {
+		cfg.Replay(c.index, marks)
+	}
+	c.noteSession(proto.ModeUnicast)
+	c.log.Info("peer activated", "session", fmt.Sprintf("%08x", c.index))
+}
+
+// rest stops replication to a session, which stays in standby.
+func (c *conn) rest() {
+	session := c.session
+	session.Groups, session.Silent = nil, false
+	if err := c.srv.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+		c.log.Error("peer not put into standby", "err", err)
+		c.adm.Fail(err)
+		return
+	}
+	c.srv.cfg.Members.Suspend(c.index)
+	c.begin(session, c.groups)
+	c.leaveChannel()
+	c.noteSession(proto.ModeUnicast)
+	c.log.Info("peer in standby", "session", fmt.Sprintf("%08x", c.index))
 }
 
 func (c *conn) remove(reason error) {
@@ -320,23 +486,38 @@ func (c *conn) remove(reason error) {
 		if err != nil && !errors.Is(err, datapath.ErrClosed) {
 			c.log.Error("session not removed", "session", fmt.Sprintf("%08x", c.index), "err", err)
 		}
+		c.srv.sessions.forget(c.index)
+		c.emit(events.Leave, reason.Error())
 		c.log.Info("peer left", "session", fmt.Sprintf("%08x", c.index), "reason", reason)
 	} else {
+		c.emit(events.Refused, reason.Error())
 		c.log.Info("peer not admitted", "reason", reason)
 	}
-	if c.channel != nil {
-		if err := c.srv.channels.leave(*c.channel); err != nil && !errors.Is(err, datapath.ErrClosed) {
-			c.log.Error("channel not removed", "err", err)
-		}
-		c.channel = nil
+	if c.live && len(c.session.Groups) == 0 {
+		c.srv.standby.Add(-1)
 	}
+	c.leaveChannel()
 	if c.index != 0 {
 		c.srv.cfg.Members.Release(c.index)
 	}
 	for id := range c.waiting {
 		c.answer(id)
 	}
+	if c.ended != nil {
+		c.ended()
+	}
+	c.ready, c.ended = nil, nil
 	c.index, c.live, c.groups, c.reports = 0, false, nil, proto.Counter{}
+}
+
+func (c *conn) leaveChannel() {
+	if c.channel == nil {
+		return
+	}
+	if err := c.srv.channels.leave(*c.channel); err != nil && !errors.Is(err, datapath.ErrClosed) {
+		c.log.Error("channel not removed", "err", err)
+	}
+	c.channel = nil
 }
 
 // rekey passes keys on to a member.

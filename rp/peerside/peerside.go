@@ -5,6 +5,7 @@
 package peerside
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh"
@@ -38,6 +40,33 @@ type Config struct {
 	// datapath.Session.
 	Egress, EgressBurst uint64
 
+	// Admit is told that a peer is about to be let in, and whether it publishes. It is
+	// let in when ready is closed; ended is called when it is gone. Nil: at once.
+	Admit func(publish bool) (ready <-chan struct{}, ended func())
+
+	// Limit is what the copies of everything may take, bytes per second, 0 for no
+	// limit. Nobody is granted more, and the RP is full when one more member would
+	// leave less than a datagram per second.
+	Limit uint64
+
+	// Joiners and Publishers are those who may join, and of these those who may
+	// publish; nil is everybody.
+	Joiners, Publishers map[enode.ID]bool
+
+	// Others returns the enode URLs of RPs that have room, for those whom this one
+	// has none for, nil for none.
+	Others func() []string
+
+	// Replay sends a session what is newer than its marks and was replicated before
+	// it was; nil sends nothing.
+	Replay func(session uint32, marks []proto.Mark)
+
+	// ResumeKey is the secret of the tokens by which members resume at an RP that
+	// took the datapath over, nil when it ends with the process. Adopted has the
+	// sessions of the datapath that this RP took over, nil for none.
+	ResumeKey []byte
+	Adopted   *datapath.Orphans
+
 	// Link returns the interface by which datagrams to a peer leave, as the zone
 	// of a channel. It is needed when Status has a GroupPort, and Engine must be
 	// able to replicate to channels then.
@@ -48,12 +77,16 @@ type Config struct {
 	Members *membership.Table
 	Rand    io.Reader // safe for concurrent use
 	Log     *slog.Logger
+	Events  *events.Hub // nil when nobody may listen
 }
 
 // Stats counts what the peers did since the start.
 type Stats struct {
 	Connections int // at present
+	Standby     int // of the sessions at present, those in no group
 	Admitted    uint64
+	Resumed     uint64
+	Refused     uint64 // joins
 	Violations  uint64
 	MissingAcks uint64 // members that did not acknowledge keys in time
 
@@ -70,11 +103,17 @@ type Server struct {
 	quit chan struct{}
 	wg   sync.WaitGroup // connections
 
+	drain     chan struct{} // closed when the RP drains
+	drainOnce sync.Once
+
 	channels channels
+	sessions sessions
 
 	rekeys atomic.Uint32 // last ID of a Rekey
 
 	admitted, violations, missingAcks atomic.Uint64
+	resumed, refused                  atomic.Uint64
+	standby                           atomic.Int64
 	received, lost, duplicates        atomic.Uint64
 
 	mu      sync.Mutex
@@ -84,7 +123,7 @@ type Server struct {
 
 // New returns a Server. It serves when its Protocol runs.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, quit: make(chan struct{}), conns: make(map[*conn]struct{})}
+	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{})}
 	s.channels = channels{cfg: &s.cfg, open: make(map[channelID]*channel)}
 	return s
 }
@@ -183,7 +222,10 @@ func (s *Server) Stats() Stats {
 	channels, members := s.channels.count()
 	return Stats{
 		Connections:    n,
+		Standby:        int(s.standby.Load()),
 		Admitted:       s.admitted.Load(),
+		Resumed:        s.resumed.Load(),
+		Refused:        s.refused.Load(),
 		Violations:     s.violations.Load(),
 		MissingAcks:    s.missingAcks.Load(),
 		Channels:       channels,
@@ -191,6 +233,40 @@ func (s *Server) Stats() Stats {
 		Received:       s.received.Load(),
 		Lost:           s.lost.Load(),
 		Duplicates:     s.duplicates.Load(),
+	}
+}
+
+// drainPoll is how often Drain looks whether somebody is left.
+const drainPoll = 20 * time.Millisecond
+
+// Drain sends all members to other RPs, and lets nobody join any more. It returns
+// the number of members that are left: none, or those when ctx ended.
+func (s *Server) Drain(ctx context.Context) int {
+	s.drainOnce.Do(func() { close(s.drain) })
+	ticker := time.NewTicker(drainPoll)
+	defer ticker.Stop()
+	for {
+		left := 0
+		for _, n := range s.cfg.Members.Members() {
+			left = max(left, n)
+		}
+		if left == 0 {
+			return 0
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return left
+		}
+	}
+}
+
+func (s *Server) draining() bool {
+	select {
+	case <-s.drain:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -85,12 +85,14 @@ type peer struct {
 	err  error         // of it
 }
 
-func (r *rig) connect(addr netip.Addr) *peer {
+func (r *rig) connect(addr netip.Addr) *peer { return r.connectAs(enode.ID{1}, addr) }
+
+func (r *rig) connectAs(id enode.ID, addr netip.Addr) *peer {
 	near, far := p2p.MsgPipe()
 	p := &peer{t: r.t, rw: far, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		p.err = r.serve(enode.ID{1}, addr, near)
+		p.err = r.serve(id, addr, near)
 		near.Close()
 	}()
 	return p
@@ -263,6 +265,15 @@ func TestRefusals(t *testing.T) {
 			limits: membership.Limits{Probes: 2, ProbeWindow: time.Minute}, addr: home, want: proto.ReasonFull, stays: true,
 			after: time.Second, // of the third probe
 			play: func(r *rig, p *peer) {
+				p.greet()
+				join := theJoin
+				p.send(&join)
+			},
+		},
+		"too many joins": {
+			limits: membership.Limits{JoinsPer64: 1}, addr: home, want: proto.ReasonFull, stays: true,
+			play: func(r *rig, p *peer) {
+				require.NoError(r.t, r.cfg.Members.Join(time.Now(), home))
 				p.greet()
 				join := theJoin
 				p.send(&join)

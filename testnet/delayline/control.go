@@ -19,6 +19,7 @@ const (
 	doStart    = "start"    // open the links of Options
 	doSet      = "set"      // give Link other Params
 	doCounters = "counters" // answer with Counters
+	doPairs    = "pairs"    // answer with Pairs
 	doSummary  = "summary"  // answer with Summary
 	doClear    = "clear"    // start counting anew
 	doStop     = "stop"     // answer with Summary and end
@@ -36,6 +37,7 @@ type request struct {
 type answer struct {
 	Error    string     `json:"error,omitempty"`
 	Counters []Counters `json:"counters,omitempty"`
+	Pairs    []Pair     `json:"pairs,omitempty"`
 	Summary  *Summary   `json:"summary,omitempty"`
 }
 
@@ -153,6 +155,9 @@ func (c *control) handle(r *request) (answer, error) {
 			return answer{}, err
 		}
 		return answer{Counters: c.counters()}, nil
+	case doPairs:
+		list, err := c.pairs()
+		return answer{Pairs: list}, err
 	case doSummary, doStop:
 		s, err := c.summary()
 		return answer{Summary: &s}, err
@@ -216,6 +221,9 @@ func (c *control) clear() error {
 	err := c.do(func() {
 		for _, l := range c.loop.lines {
 			l.count = Direction{}
+			if l.pairs != nil {
+				clear(l.pairs[:])
+			}
 		}
 		c.loop.late = lateness{}
 	})
@@ -230,6 +238,21 @@ func (c *control) clear() error {
 	}
 	c.cpu, err = cpuTime()
 	return err
+}
+
+// pairs reads the counts of one line after the other, so that none waits long.
+func (c *control) pairs() (list []Pair, err error) {
+	copied := new(pairs)
+	for i, l := range c.loop.lines {
+		if l.pairs == nil {
+			continue
+		}
+		if err := c.do(func() { *copied = *l.pairs }); err != nil {
+			return nil, err
+		}
+		list = append(list, copied.list(c.links[i/2])...)
+	}
+	return list, nil
 }
 
 // counters are those read last.

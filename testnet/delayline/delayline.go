@@ -135,7 +135,16 @@ func (w *Wire) Counters() ([]Counters, error) {
 	return a.Counters, nil
 }
 
-// Clear starts the counting anew, of the counters and of the summary.
+// Pairs are the counts by source and destination, of the links that ask for them.
+func (w *Wire) Pairs() ([]Pair, error) {
+	a, err := w.ask(request{Do: doPairs})
+	if err != nil {
+		return nil, fmt.Errorf("read pairs of delay line: %w", err)
+	}
+	return a.Pairs, nil
+}
+
+// Clear starts the counting anew, of the counters, the pairs and the summary.
 func (w *Wire) Clear() error {
 	if _, err := w.ask(request{Do: doClear}); err != nil {
 		return fmt.Errorf("clear delay line: %w", err)

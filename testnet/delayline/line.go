@@ -21,6 +21,7 @@ type line struct {
 	tail    uint      // place after the youngest one
 	slot    uint      // that the kernel fills next
 	count   Direction // without LostRing
+	pairs   *pairs    // nil: not asked for
 }
 
 // waiting is a frame that stays in its slot until it is due.
@@ -66,6 +67,9 @@ func (l *line) admit(ports *Ports, now, origin int64) {
 	due, f := l.shaper.admit(&l.params, class, length, arrival)
 	switch f {
 	case kept:
+		if class == Control && l.pairs != nil {
+			l.pairs.add(frame, length)
+		}
 		*l.at(l.tail) = waiting{due: due, slot: l.slot, length: length, class: class}
 		l.tail++
 		return

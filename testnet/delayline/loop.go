@@ -76,6 +76,9 @@ func openLoop(o *Options) (*loop, error) {
 			if err := p.watch(l.in.fd, len(p.lines), unix.EPOLLIN|unix.EPOLLET); err != nil {
 				return nil, err
 			}
+			if link.Pairs {
+				l.pairs = new(pairs)
+			}
 			p.lines = append(p.lines, l)
 			p.due = append(p.due, never)
 		}

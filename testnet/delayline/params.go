@@ -59,6 +59,9 @@ type Link struct {
 	// Slots is how many frames may be under way in each direction, a multiple of
 	// 64; 0 chooses it from the parameters, see the package comment.
 	Slots int `json:"slots"`
+
+	// Pairs has the control traffic counted by source and destination; see [Wire.Pairs].
+	Pairs bool `json:"pairs,omitempty"`
 }
 
 // Options is what the wire is started with.

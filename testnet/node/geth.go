@@ -252,6 +252,7 @@ type Status struct {
 	Enabled    bool   `json:"enabled"`
 	State      string `json:"state"`    // active, joining or idle
 	RP         string `json:"rp"`       // id of the replication point, hex
+	Standby    string `json:"standby"`  // of the one that takes over, "" for none
 	Delivery   string `json:"delivery"` // that it granted, when active: unicast or ssm
 	Neighbours int    `json:"neighbours"`
 	Covered    int    `json:"covered"` // neighbours that also receive by multicast

@@ -90,6 +90,7 @@ ssm = true
 
 [admin]
 listen = '[::1]:9300'
+socket = '/d/admin.sock'
 
 [log]
 level = 'info'

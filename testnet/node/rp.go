@@ -28,8 +28,8 @@ const (
 
 // Time limits on a replication point.
 const (
-	rpStartTimeout = 10 * time.Second
-	rpStopGrace    = 5 * time.Second
+	rpStartTimeout = 30 * time.Second
+	rpStopGrace    = 15 * time.Second // it waits for its members to go elsewhere
 )
 
 // RPConfig describes a replication point.
@@ -43,8 +43,10 @@ type RPConfig struct {
 	Dir       string        // for its files; must exist
 	Log       string        // path of the log file
 	Peers     []*enode.Node // the other replication points
+	Mesh      string        // kind of its trees: star or last; "": the daemon's default
 	Engine    string        // datapath: auto, socket or xdp
 	SSM       bool          // offer source-specific multicast
+	Pin       string        // directory on a bpf file system that keeps the datapath, "" for none
 }
 
 // RP is a replication point. Start, Stop and Kill must not run at the same
@@ -67,17 +69,19 @@ type rpFile struct {
 		Genesis   string `toml:"genesis"`
 	} `toml:"chain"`
 	Mesh struct {
+		Mode  string   `toml:"mode,omitempty"`
 		Peers []string `toml:"peers"`
 	} `toml:"mesh"`
 	Datapath struct {
 		Engine string `toml:"engine"`
-		Pin    string `toml:"pin"` // "": what is left of a run ends with it
+		Pin    string `toml:"pin"`
 	} `toml:"datapath"`
 	Delivery struct {
 		SSM bool `toml:"ssm"`
 	} `toml:"delivery"`
 	Admin struct {
 		Listen string `toml:"listen"`
+		Socket string `toml:"socket"` // for mdcs, in the directory of the node
 	} `toml:"admin"`
 	Log struct {
 		Level string `toml:"level"`
@@ -111,10 +115,13 @@ func (r *RP) file() rpFile {
 	f.Node.DataPort = RPDataPort
 	f.Chain.NetworkID = r.cfg.NetworkID
 	f.Chain.Genesis = r.cfg.Genesis.Hex()
+	f.Mesh.Mode = r.cfg.Mesh
 	f.Mesh.Peers = urls(r.cfg.Peers)
 	f.Datapath.Engine = r.cfg.Engine
+	f.Datapath.Pin = r.cfg.Pin // "": what is left of a run ends with it
 	f.Delivery.SSM = r.cfg.SSM
 	f.Admin.Listen = fmt.Sprintf("[::1]:%d", rpAdminPort)
+	f.Admin.Socket = filepath.Join(r.cfg.Dir, "admin.sock")
 	f.Log.Level = "info"
 	return f
 }
@@ -127,8 +134,11 @@ func RPURL(key *ecdsa.PrivateKey, addr netip.Addr) *enode.Node {
 	return enode.NewV4(&key.PublicKey, addr.AsSlice(), RPControlPort, 0)
 }
 
+// URL is what peers and other replication points need to connect.
+func (r *RP) URL() *enode.Node { return RPURL(r.cfg.Key, r.cfg.Addr) }
+
 // ID is the node id.
-func (r *RP) ID() enode.ID { return RPURL(r.cfg.Key, r.cfg.Addr).ID() }
+func (r *RP) ID() enode.ID { return r.URL().ID() }
 
 // Start starts the daemon and returns when it is healthy. Its mesh links may
 // come up later; see [RP.WaitReady].

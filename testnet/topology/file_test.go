@@ -108,7 +108,7 @@ func TestMistakes(t *testing.T) {
 		{`role = "host"`, `role = "cook"`, `line 27: host web: role "cook" is none of rp, geth, host`},
 		{`role = "host"`, "role = \"host\"\nclass = \"office\"", `line 27: host web: unknown class "office"`},
 		{`name = "web"`, `name = "b-g7"`, "line 27: host b-g7: such names are given to what the network adds itself"},
-		{`name = "web"`, `name = "a-very-long-host"`, `line 27: host "a-very-long-host": want a name of 1 to 13 bytes`},
+		{`name = "web"`, `name = "a-very-long-host"`, `line 27: host "a-very-long-host": want a name of 1 to 14 bytes`},
 		{"as = \"b\"\nrole", "as = \"c\"\nrole", `line 27: host web: unknown AS "c"`},
 		{"[[host]]", "[[as]]\nname = \"c\"\nnumber = 7\n[[host]]", "the policy allows no path from a to c, and 3 more"},
 		{"[[host]]", "[[as]]\nname = \"c\"\nnumber = 7\n[[link]]\nprovider = \"b\"\ncustomer = \"c\"\n[[link]]\nprovider = \"c\"\ncustomer = \"a\"\n[[host]]",

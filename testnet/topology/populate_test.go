@@ -41,7 +41,6 @@ func TestPopulate(t *testing.T) {
 		"negative count":                    {Count: -1},
 		"one peer each are not connected":   {Count: 10, Degree: 1},
 		"at most 999 fit":                   {Count: 9999},
-		`want a name of 1 to 13 bytes`:      {Count: 500, Degree: 2},
 		"seed 9223372036854775808 does not": {Count: 10, Seed: 1 << 63},
 	} {
 		_, err := top.Populate(p)

@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	// maxName leaves room for the prefix "p-" or "w-" in an interface name, which
-	// has at most 15 bytes.
-	maxName = 13
+	// maxName leaves room for the prefix "p" in an interface name, which has at most
+	// 15 bytes.
+	maxName = 14
 
-	// maxASName leaves room for "-rp" and "-g99".
+	// maxASName leaves room for "-rp99".
 	maxASName = 9
 
 	maxAS  = 9999 // its decimal digits are one group of an address
@@ -243,12 +243,12 @@ func (c *checker) link(e element, l Link) {
 	c.line(e, what, l.Line)
 }
 
-var madeName = regexp.MustCompile(`^g[0-9]+$`)
+var madeName = regexp.MustCompile(`^(rp[0-9]*|g[0-9]+|peer)$`)
 
 // reserved says whether a host of an AS has a name that is made, not given.
 func reserved(as, name string) bool {
 	rest, ok := strings.CutPrefix(name, as+"-")
-	return ok && (rest == "rp" || madeName.MatchString(rest))
+	return ok && madeName.MatchString(rest)
 }
 
 func (c *checker) hosts() {

@@ -21,11 +21,13 @@ const volatile __u32 own_netns;	  /* inode of the network namespace */
 const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot refer to it */
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
 const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
+const volatile __u8 hello_on;	/* hand what HELLOs say to the ring buffer hellos */
 
-#define MAX_GROUPS  16 /* of a session */
-#define MAX_DEVICES 8
-#define SLICE_SIZE  8
-#define INDEXES	    65536 /* of slices and anchors */
+#define MAX_GROUPS    16 /* of a session */
+#define MAX_UPSTREAMS 6	 /* of a stream */
+#define MAX_DEVICES   8
+#define SLICE_SIZE    8
+#define INDEXES	      65536 /* of slices and anchors */
 
 /* Roles of a session, values as datapath.Role. */
 #define ROLE_PEER    1
@@ -44,7 +46,6 @@ struct session {
 	struct address addr;
 	struct policer datagrams;
 	struct policer copies; /* in bytes of UDP payload */
-	__u32 ingress;	       /* of a mesh session */
 	__u32 state;	       /* index in states */
 	__u32 sample;	       /* of 2^32, audited */
 	__be16 port;
@@ -53,16 +54,16 @@ struct session {
 	__u32 groups[MAX_GROUPS];
 
 	/* What the programs do not read: user space that takes over learns from it. */
+	__be32 send_session;
 	struct key send_key;
 	__u64 egress;
 	__u64 egress_burst;
-	__be32 send_session;
 	__u32 rate;
 	__u32 burst;
 	__u8 subscribed; /* number of groups */
 	__u8 publish;
 	__u8 silent;
-	__u8 pad;
+	__u8 pad[5];
 	__u8 zone[16]; /* of the address, padded with 0 */
 };
 
@@ -79,6 +80,7 @@ struct session_state {
 	__u64 heard;	     /* ns, CLOCK_MONOTONIC */
 	__u64 datagrams_due; /* ns, when the policer's bucket is full again */
 	__u64 copies_due;
+	__u64 hellos; /* sent, by user space */
 	__u64 window[WINDOW_WORDS];
 };
 
@@ -123,6 +125,7 @@ struct stream_state {
 	__u64 newest; /* sequence assigned, of an own stream; else known by DATA or HEARTBEAT */
 	__u64 beat;   /* newest heart-beat */
 	__u64 known;  /* not 0: newest is */
+	__u64 upstreams[MAX_UPSTREAMS]; /* sessions that are accepted from, by user space; 0: none */
 	__u64 window[WINDOW_WORDS];
 };
 
@@ -133,6 +136,28 @@ struct {
 	__type(key, __u32);
 	__type(value, struct stream_state);
 } stream_states SEC(".maps");
+
+/*
+ * The branches of the routes, by ingress RP and session. The programs do not read them:
+ * user space that takes over learns from them.
+ */
+struct branch_key {
+	__u32 ingress;
+	__u32 session;
+};
+
+struct branch {
+	__u32 groups[MAX_GROUPS];
+	__u32 groups_len;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct branch_key);
+	__type(value, struct branch);
+} branches SEC(".maps");
 
 /* Where one copy goes: one cache line. */
 struct replica {
@@ -204,11 +229,11 @@ struct {
 /*
  * What follows a slice, and what an anchor stands for. Indexes from FIRST_ANCHOR on
  * are anchors: names of chains that stay when the chain changes. A reference is
- * generation << 16 | index, 0 for the end. Bits 32-62 of an anchor are the number of
+ * generation << 16 | index, 0 for the end; that of an anchor is its index. Bits 32-62 of an anchor are the number of
  * receivers that the chain lacks because their neighbour is unknown, bit 63 says that
  * its slices are too many to follow each other without the queue.
  */
-#define FIRST_ANCHOR 0xf000
+#define FIRST_ANCHOR 0xe000
 #define LONG_CHAIN   (1ULL << 63)
 
 struct {
@@ -219,7 +244,7 @@ struct {
 	__type(value, __u64);
 } nexts SEC(".maps");
 
-/* How many receivers the chain behind each anchor has, by index from FIRST_ANCHOR on: those that it lacks, too. */
+/* How many receivers the chains behind each anchor have, by index from FIRST_ANCHOR on: those that they lack, too. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, INDEXES - FIRST_ANCHOR);
@@ -316,6 +341,17 @@ struct {
 	__uint(max_entries, 1 << 20);
 } audit SEC(".maps");
 
+/* What a HELLO said. */
+struct hello {
+	__u32 session; /* that it came by */
+	__u8 hello[HELLO_SIZE];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+} hellos SEC(".maps");
+
 /*
  * Who filled the tables, and until when they hold: user space moves the time on
  * while it lives.
@@ -337,6 +373,7 @@ struct {
 
 /* Without a variable the compiler would not describe these types to user space. */
 const struct record *record_type __attribute__((unused));
+const struct hello *hello_type __attribute__((unused));
 const enum verdict *verdict_type __attribute__((unused));
 
 __inline_always void count_verdict(__u32 v)

@@ -14,7 +14,7 @@ struct scratch {
 	__u32 stamp;	 /* numbers this CPU's broadcasts */
 	__u16 slice;	 /* that is being fanned out */
 	__u16 generation; /* of the slice */
-	__u32 publisher; /* session of a peer's DATA, 0 for datagrams of the mesh */
+	__u32 source;	 /* session that the datagram came from */
 	__u16 sum;	 /* checksum so far: without destination, session, hop tag */
 	__u8 cpu;	 /* that the next slices are queued to */
 	__u8 is_inline;	 /* slices follow each other without the queue */

@@ -60,7 +60,7 @@ struct counters {
 	__u64 refused;	   /* copies that mdcs_rp_out dropped or a device had no room for */
 	__u64 queue_lost;  /* frames that the cpumap queue had no room for: the slices behind are lost */
 	__u64 recirc_lost; /* frames that the recirculation pair had no room for: the slices behind are lost */
-	__u64 skipped;	   /* publisher's own copy, or its ECHO on another device */
+	__u64 skipped;	   /* copy to where the datagram came from, or its ECHO on another device */
 	__u64 unresolved;  /* copies to receivers without a known neighbour */
 	__u64 no_echo;	   /* ECHOs to publishers without a known neighbour */
 	__u64 stale;	   /* frames of a slice that was reused meanwhile */
@@ -69,6 +69,7 @@ struct counters {
 	__u64 contended;   /* window words that were never won: counted as replayed */
 	__u64 cache_lost;  /* datagrams that the ring buffer had no room for */
 	__u64 audit_lost;
+	__u64 hello_lost;  /* hellos that the ring buffer had no room for */
 };
 
 #endif

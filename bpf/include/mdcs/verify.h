@@ -111,7 +111,7 @@ __inline_always int may_publish(const struct session *s, __u32 group)
 	return 0;
 }
 
-/* within_rates is step 10, which changes nothing. */
+/* within_rates is step 11, which changes nothing. */
 __inline_always int within_rates(const struct session *s, struct session_state *state, __u64 now)
 {
 	return conforms(&s->datagrams, &state->datagrams_due, now) && conforms(&s->copies, &state->copies_due, now);
@@ -157,21 +157,30 @@ __inline_always int accept_published(struct xdp_md *ctx, const struct packet *p,
 	return v;
 }
 
+/* is_upstream tells whether a stream is accepted from a session. */
+__inline_always int is_upstream(const struct stream_state *s, __u32 session)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_UPSTREAMS; i++)
+		if (load(&s->upstreams[i]) == session)
+			return 1;
+	return 0;
+}
+
 /* accept_relayed takes DATA and HEARTBEAT of a neighbouring RP. */
 __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, struct outcome *o,
 				   struct session_state *state, __u64 now)
 {
 	__u64 seq = bpf_be64_to_cpu(p->h->sequence), newest;
-	__u32 ingress = bpf_ntohl(p->h->ingress);
 	int v;
 
-	if (ingress != o->session->ingress)
+	v = find_stream(bpf_ntohl(p->h->ingress), bpf_ntohl(p->h->group), o);
+	if (v != VERDICT_PASS)
+		return v;
+	if (!is_upstream(o->stream_state, bpf_ntohl(p->h->session)))
 		return VERDICT_BAD_UPSTREAM;
 	if (p->h->hop_limit == 0)
 		return VERDICT_HOP_LIMIT;
-	v = find_stream(ingress, bpf_ntohl(p->h->group), o);
-	if (v != VERDICT_PASS)
-		return v;
 	if ((p->h->version_type & 15) == TYPE_HEARTBEAT) {
 		if (!raise(&o->stream_state->beat, bpf_be64_to_cpu(p->h->object_id)))
 			return VERDICT_REPLAYED;
@@ -192,6 +201,20 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	raise(&o->stream_state->newest, seq);
 	o->stream_state->known = 1;
 	return VERDICT_PASS;
+}
+
+/* accept_hello takes a neighbouring RP's HELLO. Who keeps the link is woken: hellos are timed. */
+__inline_always int accept_hello(const struct header *h, struct session_state *state)
+{
+	struct hello hello = {.session = bpf_ntohl(h->session)};
+	int v = window_take(state->window, bpf_be64_to_cpu(h->sequence));
+
+	if (v != VERDICT_PASS || !hello_on)
+		return v;
+	__builtin_memcpy(hello.hello, &h->esi, HELLO_SIZE);
+	if (bpf_ringbuf_output(&hellos, &hello, sizeof(hello), 0))
+		count(hello_lost);
+	return v;
 }
 
 /* orphaned tells whether user space, which filled the tables, is gone for too long. */
@@ -221,13 +244,15 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 		return VERDICT_BAD_SOURCE;
 	if (hop_tag(&s->key, p->h) != p->h->hop_tag)
 		return VERDICT_BAD_HOP_TAG;
-	if (type != TYPE_DATA && type != TYPE_HEARTBEAT)
+	if (type != TYPE_DATA && type != TYPE_HEARTBEAT && !(type == TYPE_HELLO && s->role == ROLE_MESH))
 		return VERDICT_BAD_TYPE;
 	state = bpf_map_lookup_elem(&states, &s->state);
 	if (!state)
 		return VERDICT_NO_SESSION;
 	o->session = s;
-	if (s->role == ROLE_MESH)
+	if (type == TYPE_HELLO)
+		v = accept_hello(p->h, state);
+	else if (s->role == ROLE_MESH)
 		v = accept_relayed(ctx, p, o, state, now);
 	else if (type == TYPE_DATA)
 		v = accept_published(ctx, p, o, state, now);

@@ -20,6 +20,7 @@
 #define MAX_DATAGRAM 1232
 #define MAX_PAYLOAD  1168
 #define NONCE_SIZE   16
+#define HELLO_SIZE   16
 
 /* Frame offsets: Ethernet, IPv6 without extension headers, UDP, datagram. */
 #define IP_OFF	    14
@@ -32,7 +33,7 @@
 /* Constants, spec 11. */
 #define VERSION		  1
 #define MAX_SYMBOLS	  2048
-#define INITIAL_HOP_LIMIT 8
+#define INITIAL_HOP_LIMIT 32
 #define MAX_AHEAD	  65536
 #define WINDOW_WORDS	  128 /* of 32 sequences each */
 
@@ -41,6 +42,7 @@
 #define TYPE_ECHO	2
 #define TYPE_HEARTBEAT	3
 #define TYPE_PROBE	4
+#define TYPE_HELLO	5
 #define FLAGS_DEFINED	0x01
 
 #define FIRST_BYTE(type) (VERSION << 4 | (type))

@@ -7,7 +7,7 @@
 
 local mdcs = Proto("mdcs", "mDCS multicast diffusion")
 
-local types = { [1] = "DATA", [2] = "ECHO", [3] = "HEARTBEAT", [4] = "PROBE" }
+local types = { [1] = "DATA", [2] = "ECHO", [3] = "HEARTBEAT", [4] = "PROBE", [5] = "HELLO" }
 local HEADER, MAX = 64, 1232
 
 local f = {
@@ -32,6 +32,7 @@ local f = {
 	hop_tag = ProtoField.bytes("mdcs.hop_tag", "Hop tag"),
 	payload = ProtoField.bytes("mdcs.payload", "Payload"),
 	nonce = ProtoField.bytes("mdcs.nonce", "Nonce"),
+	hello = ProtoField.bytes("mdcs.hello", "Hello"),
 }
 mdcs.fields = {}
 for _, field in pairs(f) do
@@ -59,16 +60,20 @@ function mdcs.dissector(buf, pinfo, tree)
 	t:add(f.ingress, buf(12, 4))
 	t:add(f.sequence, buf(16, 8))
 	t:add(f.handle, buf(24, 4))
-	t:add(f.esi, buf(28, 2))
-	t:add(f.k, buf(30, 2))
-	t:add(f.n, buf(32, 2))
-	t:add(f.payload_len, buf(34, 2))
-	t:add(f.object_len, buf(36, 4))
-	t:add(f.object_id, buf(40, 8))
+	local kind = buf(0, 1):bitfield(4, 4)
+	if kind == 5 then
+		t:add(f.hello, buf(28, 16))
+	else
+		t:add(f.esi, buf(28, 2))
+		t:add(f.k, buf(30, 2))
+		t:add(f.n, buf(32, 2))
+		t:add(f.payload_len, buf(34, 2))
+		t:add(f.object_len, buf(36, 4))
+		t:add(f.object_id, buf(40, 8))
+	end
 	t:add(f.payload_tag, buf(48, 8))
 	t:add(f.hop_tag, buf(56, 8))
 
-	local kind = buf(0, 1):bitfield(4, 4)
 	local rest = len - HEADER
 	if kind == 1 then
 		if rest ~= buf(34, 2):uint() or rest == 0 then

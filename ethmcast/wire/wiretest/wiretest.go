@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +31,7 @@ type File struct {
 	HandleKey   [16]byte
 	Sessions    []Session
 	Keys        []Key
+	Routes      []Route
 	Vectors     []Vector
 }
 
@@ -63,7 +65,6 @@ type Session struct {
 	Addr             netip.AddrPort
 	Send, Receive    [16]byte
 	Publish          bool
-	Ingress          uint32 // of a mesh session
 }
 
 // Key is a group key that is installed.
@@ -71,6 +72,12 @@ type Key struct {
 	Ingress, Group uint32
 	Epoch          uint8
 	Key            [16]byte
+}
+
+// Route is the way of an ingress RP's datagrams, by the names of sessions.
+type Route struct {
+	Ingress  uint32
+	From, To []string
 }
 
 // Copy is a datagram that leaves.
@@ -170,15 +177,21 @@ func (p *parser) line(line string) (err error) {
 			Addr:      netip.MustParseAddrPort(args[4]),
 			Send:      [16]byte(bytes(args[5], 16)),
 			Receive:   [16]byte(bytes(args[6], 16)),
-		}
-		if len(args) > 7 {
-			if s.Publish = args[7] == "publish"; !s.Publish {
-				s.Ingress = index(args[8])
-			}
+			Publish:   len(args) > 7 && args[7] == "publish",
 		}
 		f.Sessions = append(f.Sessions, s)
 	case "key":
 		f.Keys = append(f.Keys, Key{index(args[0]), index(args[1]), uint8(number(args[2])), [16]byte(bytes(args[3], 16))})
+	case "route":
+		r := Route{Ingress: index(args[0])}
+		for way := range slices.Chunk(args[1:], 2) {
+			if way[0] == "from" {
+				r.From = append(r.From, way[1])
+			} else {
+				r.To = append(r.To, way[1])
+			}
+		}
+		f.Routes = append(f.Routes, r)
 	case "vector":
 		f.Vectors = append(f.Vectors, Vector{Name: args[0]})
 	default:

@@ -101,7 +101,7 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.published(p, publisher, 1, rp, subscriber, reader) },
 	},
 	{
-		name: "neighbour's datagram goes to local subscribers alone", from: rp, verdict: wire.Pass,
+		name: "neighbour's datagram goes to local subscribers", from: rp, verdict: wire.Pass,
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
@@ -139,7 +139,7 @@ var cases = []testCase{
 		name: "sequence that came with another upstream first", from: rp, verdict: wire.Pass,
 		before: func(w *world) {
 			p := w.packet(silent)
-			p.header.Ingress = w.sessions[rp].Ingress
+			p.header.Ingress = ingressOf(rp)
 			p.payloadKey = w.packet(rp).payloadKey
 			if v, _ := w.subject.Receive(p.src, p.bytes()); v != wire.BadUpstream {
 				w.t.Fatalf("wrong upstream: verdict %v", v)
@@ -174,6 +174,23 @@ var cases = []testCase{
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(7, 7); p.header.Ingress, p.header.Group = 7, 7 },
 	},
 
+	{
+		name: "neighbour's hello", from: rp, verdict: wire.Pass,
+		edit: func(_ *world, p *packet) { p.toHello(1) },
+	},
+	{
+		name: "neighbour's hello with fields that do not count", from: silent, verdict: wire.Pass,
+		edit: func(_ *world, p *packet) {
+			p.toHello(1)
+			p.header.HopLimit, p.header.Group, p.header.Ingress, p.header.Handle = 0, 7, 7, 7
+		},
+	},
+	{
+		name: "neighbour's hellos, not in order", from: rp, verdict: wire.Pass,
+		before: func(w *world) { w.pass(w.helloFrom(rp, 2)) },
+		edit:   func(_ *world, p *packet) { p.toHello(1) },
+	},
+
 	// Form.
 	{name: "empty", from: publisher, verdict: wire.Truncated, edit: raw(func(b []byte) []byte { return nil })},
 	{name: "header cut", from: publisher, verdict: wire.Truncated, edit: raw(func(b []byte) []byte { return b[:wire.HeaderSize-1] })},
@@ -196,6 +213,18 @@ var cases = []testCase{
 		},
 	},
 	{
+		name: "hello from a peer", from: publisher, verdict: wire.BadType,
+		edit: func(_ *world, p *packet) { p.toHello(1) },
+	},
+	{
+		name: "probe from a neighbour", from: rp, verdict: wire.BadType,
+		edit: func(_ *world, p *packet) {
+			p.toHello(1)
+			p.header.Type = wire.Probe
+			p.payload = make([]byte, 100)
+		},
+	},
+	{
 		name: "probe from a peer", from: publisher, verdict: wire.BadType,
 		edit: func(_ *world, p *packet) {
 			p.toHeartbeat(0, 0)
@@ -209,6 +238,10 @@ var cases = []testCase{
 	{
 		name: "heart-beat with payload", from: rp, verdict: wire.BadLength,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1); p.payload = []byte{0} },
+	},
+	{
+		name: "hello with payload", from: rp, verdict: wire.BadLength,
+		edit: func(_ *world, p *packet) { p.toHello(1); p.payload = []byte{0} },
 	},
 	{name: "undefined flag", from: publisher, verdict: wire.Malformed, edit: func(_ *world, p *packet) { p.header.Flags = 0x80 }},
 	{name: "more source symbols than symbols", from: publisher, verdict: wire.Malformed, edit: func(_ *world, p *packet) { p.header.K = 2 }},
@@ -245,6 +278,10 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.toHeartbeat(0, 0); p.hopKey = auth.Key{} },
 	},
 	{
+		name: "neighbour's hello with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
+		edit: func(_ *world, p *packet) { p.toHello(1); p.hopKey = auth.Key{} },
+	},
+	{
 		name: "neighbour's heart-beat with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40); p.hopKey = auth.Key{} },
 	},
@@ -268,20 +305,20 @@ var cases = []testCase{
 	},
 	{
 		name: "publisher with a neighbour's ingress", from: publisher, verdict: wire.BadUpstream,
-		edit: func(w *world, p *packet) { p.header.Ingress = w.sessions[rp].Ingress },
+		edit: func(w *world, p *packet) { p.header.Ingress = ingressOf(rp) },
 	},
 	{
 		name: "neighbour with another's ingress", from: rp, verdict: wire.BadUpstream,
-		edit: func(w *world, p *packet) { p.header.Ingress = w.sessions[silent].Ingress },
+		edit: func(w *world, p *packet) { p.header.Ingress = ingressOf(silent) },
 	},
 	{
 		name: "neighbour with the engine's own ingress", from: rp, verdict: wire.BadUpstream,
 		edit: func(_ *world, p *packet) { p.header.Ingress = incarnation },
 	},
-	{name: "neighbour without ingress", from: rp, verdict: wire.BadUpstream, edit: func(_ *world, p *packet) { p.header.Ingress = 0 }},
+	{name: "neighbour without ingress", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Ingress = 0 }},
 	{
 		name: "neighbour's heart-beat of another", from: rp, verdict: wire.BadUpstream,
-		edit: func(w *world, p *packet) { p.toHeartbeat(1, 9); p.header.Ingress = w.sessions[silent].Ingress },
+		edit: func(w *world, p *packet) { p.toHeartbeat(1, 9); p.header.Ingress = ingressOf(silent) },
 	},
 	{name: "neighbour's datagram at its end", from: rp, verdict: wire.HopLimit, edit: func(_ *world, p *packet) { p.header.HopLimit = 0 }},
 	{
@@ -378,6 +415,16 @@ var cases = []testCase{
 		name: "neighbour's heart-beat again", from: rp, verdict: wire.Replayed,
 		before: neighbourBeat(2, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(2, 9) },
+	},
+	{
+		name: "neighbour's hello again", from: rp, verdict: wire.Replayed,
+		before: func(w *world) { w.pass(w.helloFrom(rp, 1)) },
+		edit:   func(_ *world, p *packet) { p.toHello(1) },
+	},
+	{
+		name: "neighbour's hello behind its window", from: rp, verdict: wire.TooOld,
+		before: func(w *world) { w.pass(w.helloFrom(rp, auth.WindowSize+1)) },
+		edit:   func(_ *world, p *packet) { p.toHello(1) },
 	},
 	{
 		name: "neighbour's older heart-beat", from: rp, verdict: wire.Replayed,

@@ -63,13 +63,6 @@ func testChanges(t *testing.T, new New) {
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 2, rp, subscriber, reader), w.pass(p))
 	})
-	t.Run("a neighbour gets copies when it has the group", func(t *testing.T) {
-		w := newWorld(t, new)
-		w.sessions[silent].Groups = []uint32{group}
-		w.apply(datapath.Change{Add: w.sessions[silent : silent+1]})
-		p := w.packet(publisher)
-		compare(t, w.published(p, publisher, 1, rp, silent, subscriber, reader), w.pass(p))
-	})
 	t.Run("a group that stands twice counts once", func(t *testing.T) {
 		w := newWorld(t, new)
 		w.sessions[reader].Groups = []uint32{group, group}
@@ -104,19 +97,25 @@ func testChanges(t *testing.T, new New) {
 	})
 	t.Run("a retired ingress is unknown, and new when it comes back", func(t *testing.T) {
 		w := newWorld(t, new)
-		ingress := w.sessions[rp].Ingress
+		ingress := ingressOf(rp)
 		w.pass(w.packet(rp))
 		w.apply(datapath.Change{Retire: []uint32{ingress}})
 		w.drop(w.packet(rp).seq(2), wire.NoKey)
 		w.drop(w.heartbeat(rp, 1, 2), wire.NoKey)
 		w.apply(datapath.Change{Keys: []proto.GroupKey{w.key(ingress, group, epoch)}})
+		w.drop(w.packet(rp), wire.BadUpstream) // its route ended, too
+		w.apply(datapath.Change{Routes: []datapath.Route{w.route(ingress, []int{rp})}})
 		p := w.packet(rp)
 		compare(t, w.relayed(p, publisher, subscriber, reader), w.pass(p))
 	})
-	t.Run("retire comes before keys in one change", func(t *testing.T) {
+	t.Run("retire comes before keys and routes in one change", func(t *testing.T) {
 		w := newWorld(t, new)
-		ingress := w.sessions[rp].Ingress
-		w.apply(datapath.Change{Retire: []uint32{ingress}, Keys: []proto.GroupKey{w.key(ingress, group, epoch)}})
+		ingress := ingressOf(rp)
+		w.apply(datapath.Change{
+			Retire: []uint32{ingress},
+			Keys:   []proto.GroupKey{w.key(ingress, group, epoch)},
+			Routes: []datapath.Route{w.route(ingress, []int{rp})},
+		})
 		w.pass(w.packet(rp))
 	})
 }
@@ -137,14 +136,17 @@ func testRefused(t *testing.T, new New) {
 	session("publisher without rate", good, func(s *datapath.Session) { s.Rate = 0 })
 	session("publisher without burst", good, func(s *datapath.Session) { s.Burst = 0 })
 	session("egress limit without burst", mesh, func(s *datapath.Session) { s.Egress = 1 })
-	session("peer with ingress", good, func(s *datapath.Session) { s.Ingress = 7 })
-	session("mesh without ingress", mesh, func(s *datapath.Session) { s.Ingress = 0 })
-	session("mesh with the own ingress", mesh, func(s *datapath.Session) { s.Ingress = incarnation })
+	session("mesh with a group", mesh, func(s *datapath.Session) { s.Groups = []uint32{group} })
 	session("mesh that publishes", mesh, func(s *datapath.Session) { s.Publish, s.Rate, s.Burst = true, 1, 1 })
 	for _, addr := range unusable {
 		session("address "+addr.String(), good, func(s *datapath.Session) { s.Addr = addr })
 	}
 	bad["key without ingress"] = datapath.Change{Keys: []proto.GroupKey{{Group: group}}}
+	route := func(name string, r datapath.Route) { bad[name] = datapath.Change{Routes: []datapath.Route{r}} }
+	route("route of no ingress", w.route(0, []int{rp}))
+	route("own route from somewhere", w.route(incarnation, []int{rp}))
+	route("route to a session twice", w.route(7, nil, rp, silent, rp))
+	route("route from too many", datapath.Route{Ingress: 7, From: make([]uint32, datapath.MaxUpstreams+1)})
 	bad["own incarnation retired"] = datapath.Change{Retire: []uint32{incarnation}}
 
 	for name, c := range bad {
@@ -152,7 +154,7 @@ func testRefused(t *testing.T, new New) {
 			before := w.snapshot()
 			// What is right in a change that is refused must not happen either.
 			c.Remove = []uint32{w.sessions[reader].Index}
-			c.Retire = append(c.Retire, w.sessions[rp].Ingress)
+			c.Retire = append(c.Retire, ingressOf(rp))
 			if err := w.subject.Apply(c); err == nil {
 				t.Fatal("applied")
 			}
@@ -182,7 +184,7 @@ func testEgress(t *testing.T, new New) {
 	}{
 		{"of a publisher: the mesh and all peers count", publisher, nil, 4},
 		{"of a publisher: who left does not count", publisher, []int{rp, reader}, 2},
-		{"of a neighbour: local peers alone count", rp, nil, 3},
+		{"of a neighbour: local peers count", rp, nil, 3},
 		{"of a neighbour: who left does not count", rp, []int{reader}, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -221,10 +223,22 @@ func testEgress(t *testing.T, new New) {
 func testHeartbeat(t *testing.T, new New) {
 	w := newWorld(t, new)
 	publisherSent(2)(w)
-	for n := uint64(1); n <= 3; n++ {
-		want := append(w.beat(group, n, 2, rp, publisher, subscriber, reader), w.beat(otherGroup, n, 0, stranger)...)
-		compare(t, want, w.subject.Heartbeat())
+	for n, scope := range []datapath.HeartbeatScope{datapath.All, datapath.Local, datapath.All} {
+		beat, to := uint64(n+1), []int{publisher, subscriber, reader}
+		if scope == datapath.All {
+			to = append(to, rp)
+		}
+		want := append(w.beat(group, beat, 2, to...), w.beat(otherGroup, beat, 0, stranger)...)
+		compare(t, want, w.subject.Heartbeat(scope))
 	}
+	// A group that nobody within the scope has is left out.
+	var c datapath.Change
+	for _, i := range []int{publisher, subscriber, reader, stranger} {
+		c.Remove = append(c.Remove, w.sessions[i].Index)
+	}
+	w.apply(c)
+	compare(t, nil, w.subject.Heartbeat(datapath.Local))
+	compare(t, w.beat(group, 4, 2, rp), w.subject.Heartbeat(datapath.All))
 }
 
 func testMarks(t *testing.T, new New) {
@@ -238,7 +252,7 @@ func testMarks(t *testing.T, new New) {
 			t.Fatalf("marks (-want +got):\n%s", diff)
 		}
 	}
-	a, b := w.sessions[rp].Ingress, w.sessions[silent].Ingress
+	a, b := ingressOf(rp), ingressOf(silent)
 	check(mark(incarnation, group, 0), mark(incarnation, otherGroup, 0)) // nothing was heard of the others
 	publisherSent(2)(w)
 	w.pass(w.heartbeat(rp, 1, 0))

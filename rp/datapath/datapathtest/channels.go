@@ -85,7 +85,7 @@ func RunChannels(t *testing.T, new New) {
 	t.Run("own heart-beats go to the channel", func(t *testing.T) {
 		w := newChannelWorld(t, new)
 		want := w.with(append(w.beat(otherGroup, 1, 0, stranger), w.beat(group, 1, 0, rp, reader)...))
-		compare(t, want, w.subject.Heartbeat())
+		compare(t, want, w.subject.Heartbeat(datapath.All))
 	})
 	t.Run("a channel of another group gets nothing", func(t *testing.T) {
 		w := newChannelWorld(t, new)
@@ -113,7 +113,7 @@ func RunChannels(t *testing.T, new New) {
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1), w.pass(p))
 		compare(t, nil, w.pass(w.packet(silent)))
-		compare(t, w.beat(otherGroup, 1, 0, stranger), w.subject.Heartbeat())
+		compare(t, w.beat(otherGroup, 1, 0, stranger), w.subject.Heartbeat(datapath.All))
 		w.apply(datapath.Change{Remove: []uint32{w.sessions[publisher].Index}})
 		w.drop(w.packet(publisher).seq(2), wire.NoSession)
 	})
@@ -148,7 +148,6 @@ func testRefusedChannels(t *testing.T, new New) {
 		"no group":     func(s *datapath.Session) { s.Groups = nil },
 		"publishes":    func(s *datapath.Session) { s.Publish, s.Rate, s.Burst = true, 1, 1 },
 		"silent":       func(s *datapath.Session) { s.Silent = true },
-		"with ingress": func(s *datapath.Session) { s.Ingress = 1 },
 		"peer":         func(s *datapath.Session) { s.Role = datapath.Peer },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -38,8 +39,12 @@ type Subject interface {
 	// Receive hands a datagram to the engine and returns what it made of it.
 	Receive(src netip.AddrPort, b []byte) (wire.Verdict, []Output)
 
-	// Heartbeat returns what Engine.Heartbeat sends.
-	Heartbeat() []Output
+	// Heartbeat, Hello and Resend return what those of datapath.Engine send.
+	Heartbeat(datapath.HeartbeatScope) []Output
+	Hello(session uint32, hello [wire.HelloSize]byte) ([]Output, error)
+	Resend(session uint32, datagrams [][]byte) ([]Output, error)
+
+	Heard(session uint32) time.Time
 }
 
 // Endpoints is the number of nodes that a Subject must have.
@@ -61,6 +66,10 @@ func Run(t *testing.T, new New) {
 	t.Run("heartbeat", func(t *testing.T) { testHeartbeat(t, new) })
 	t.Run("marks", func(t *testing.T) { testMarks(t, new) })
 	t.Run("counters", func(t *testing.T) { testCounters(t, new) })
+	t.Run("routes", func(t *testing.T) { testRoutes(t, new) })
+	t.Run("hello", func(t *testing.T) { testHello(t, new) })
+	t.Run("resend", func(t *testing.T) { testResend(t, new) })
+	t.Run("cache", func(t *testing.T) { testCache(t, new) })
 	t.Run("every verdict has a case", testComplete)
 }
 

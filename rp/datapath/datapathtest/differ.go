@@ -17,8 +17,8 @@ import (
 )
 
 // Differ gives n random packets, most of them hostile, to two engines in the same
-// order. Every verdict and every byte that leaves must be the same. Halfway some of
-// the peers turn to a channel, if the engines have channels.
+// order. Every verdict and every byte that leaves must be the same. The routes change
+// now and then. Halfway some of the peers turn to a channel, if the engines have channels.
 func Differ(t *testing.T, a, b New, n int, seed uint64) {
 	worlds := [...]*world{newWorld(t, a), newWorld(t, b)}
 	for _, w := range worlds {
@@ -37,6 +37,11 @@ func Differ(t *testing.T, a, b New, n int, seed uint64) {
 	}
 	var seen wire.Counters
 	for i := range uint64(n) {
+		if i%100 == 0 {
+			for _, w := range worlds {
+				w.routes(w.randomRoutes(rand.New(rand.NewPCG(seed, ^i)))...)
+			}
+		}
 		if _, ok := worlds[0].subject.(ChannelSubject); ok && i == uint64(n/2) {
 			for _, w := range worlds {
 				w.listen()
@@ -70,13 +75,29 @@ func Differ(t *testing.T, a, b New, n int, seed uint64) {
 	t.Logf("verdicts %v", seen)
 }
 
+// randomRoutes returns routes of all ingress RPs. The neighbours' own datagrams may come
+// from them; where they go is open.
+func (w *world) randomRoutes(r *rand.Rand) (routes []datapath.Route) {
+	some := func(nodes ...int) []int {
+		return slices.DeleteFunc(nodes, func(int) bool { return r.IntN(2) == 0 })
+	}
+	return []datapath.Route{
+		w.route(incarnation, nil, some(rp, silent)...),
+		w.route(ingressOf(rp), append(some(silent), rp), some(rp, silent)...),
+		w.route(ingressOf(silent), append(some(rp), silent), some(rp, silent)...),
+	}
+}
+
 // random returns the i-th packet: a right one, with up to three things wrong. Parts
 // of what is wrong are hidden by right tags, so that the later checks see it too.
 func (w *world) random(r *rand.Rand, i uint64) *packet {
 	p := w.packet(r.IntN(nobody))
-	if r.IntN(5) == 0 {
+	switch r.IntN(10) {
+	case 0, 1:
 		p.toHeartbeat(i, i)
-	} else {
+	case 2:
+		p.toHello(i)
+	default:
 		p.payload = make([]byte, 1+r.IntN(wire.MaxPayload))
 		for j := range p.payload {
 			p.payload[j] = byte(r.Uint32())
@@ -93,7 +114,7 @@ func (w *world) random(r *rand.Rand, i uint64) *packet {
 // spoil makes one thing of a packet wrong, or unusual.
 func (w *world) spoil(r *rand.Rand, p *packet, i uint64) {
 	h := &p.header
-	switch r.IntN(18) {
+	switch r.IntN(19) {
 	case 0:
 		h.Sequence = []uint64{0, i, i / 2, 1, r.Uint64(), i + datapath.MaxAhead + 10, 1<<64 - 1}[r.IntN(7)]
 	case 1:
@@ -101,7 +122,7 @@ func (w *world) spoil(r *rand.Rand, p *packet, i uint64) {
 	case 2:
 		h.Group = []uint32{0, otherGroup, r.Uint32()}[r.IntN(3)]
 	case 3:
-		h.Ingress = []uint32{0, incarnation, r.Uint32(), w.sessions[rp].Ingress, w.sessions[silent].Ingress}[r.IntN(5)]
+		h.Ingress = []uint32{0, incarnation, r.Uint32(), ingressOf(rp), ingressOf(silent)}[r.IntN(5)]
 	case 4:
 		h.HopLimit = byte(r.IntN(3))
 	case 5:
@@ -159,6 +180,13 @@ func (w *world) spoil(r *rand.Rand, p *packet, i uint64) {
 			return b
 		}
 	case 17:
+		switch h.Session {
+		case w.sessions[rp].Index:
+			w.from(p, silent)
+		case w.sessions[silent].Index:
+			w.from(p, rp)
+		}
+	case 18:
 		first := byte(r.Uint32())
 		p.raw = func(b []byte) []byte { return append([]byte{first}, b[1:]...) }
 	}

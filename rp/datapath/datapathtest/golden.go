@@ -24,7 +24,7 @@ func Golden(t *testing.T, new New) {
 	for _, v := range f.Vectors {
 		t.Run(v.Name, func(t *testing.T) {
 			s := new(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
-			if err := s.Apply(goldenState(f)); err != nil {
+			if err := s.Apply(GoldenState(f)); err != nil {
 				t.Fatal(err)
 			}
 			for _, before := range f.History(v) {
@@ -55,8 +55,8 @@ func Golden(t *testing.T, new New) {
 	}
 }
 
-// goldenState is the state that the vectors start from.
-func goldenState(f *wiretest.File) (c datapath.Change) {
+// GoldenState is the state that the vectors start from.
+func GoldenState(f *wiretest.File) (c datapath.Change) {
 	for _, k := range f.Keys {
 		c.Keys = append(c.Keys, proto.GroupKey{Ingress: k.Ingress, Group: k.Group, Epoch: k.Epoch, Key: k.Key})
 	}
@@ -68,16 +68,28 @@ func goldenState(f *wiretest.File) (c datapath.Change) {
 			SendSession: s.SendIndex,
 			SendKey:     s.Send,
 			ReceiveKey:  s.Receive,
-			Groups:      []uint32{f.Group},
 			Publish:     s.Publish,
 			Rate:        1000,
 			Burst:       1000,
-			Ingress:     s.Ingress,
 		}
 		if s.Mesh {
 			session.Role = datapath.Mesh
+		} else {
+			session.Groups = []uint32{f.Group}
 		}
 		c.Add = append(c.Add, session)
+	}
+	for _, way := range f.Routes {
+		r := datapath.Route{Ingress: way.Ingress}
+		for _, name := range way.From {
+			s, _ := f.Session(name)
+			r.From = append(r.From, s.Index)
+		}
+		for _, name := range way.To {
+			s, _ := f.Session(name)
+			r.To = append(r.To, datapath.Branch{Session: s.Index, Groups: []uint32{f.Group}})
+		}
+		c.Routes = append(c.Routes, r)
 	}
 	return c
 }

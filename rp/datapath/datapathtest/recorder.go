@@ -4,7 +4,9 @@ package datapathtest
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -20,10 +22,29 @@ type Recorder struct {
 	// refuses the change.
 	OnApply func(datapath.Change) error
 
+	// OnHello, when set, is called with each hello, before it is kept. Its error is that
+	// of Hello.
+	OnHello func(session uint32, hello [wire.HelloSize]byte) error
+
 	mu         sync.Mutex
 	changes    []datapath.Change
-	heartbeats int
+	hellos     []Hello
+	resends    []Resend
+	heartbeats []datapath.HeartbeatScope
+	heard      map[uint32]time.Time
 	closed     bool
+}
+
+// Hello is a call of Engine.Hello.
+type Hello struct {
+	Session uint32
+	Hello   [wire.HelloSize]byte
+}
+
+// Resend is a call of Engine.Resend.
+type Resend struct {
+	Session   uint32
+	Datagrams [][]byte
 }
 
 var _ datapath.Engine = (*Recorder)(nil)
@@ -45,13 +66,7 @@ func (r *Recorder) Apply(c datapath.Change) error {
 }
 
 // Changes returns the changes since the last call.
-func (r *Recorder) Changes() []datapath.Change {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	changes := r.changes
-	r.changes = nil
-	return changes
-}
+func (r *Recorder) Changes() []datapath.Change { return take(r, &r.changes) }
 
 // Marks implements datapath.Engine.
 func (r *Recorder) Marks() []proto.Mark { return nil }
@@ -60,18 +75,73 @@ func (r *Recorder) Marks() []proto.Mark { return nil }
 func (r *Recorder) Probe(netip.AddrPort, [wire.NonceSize]byte, int) error { return nil }
 
 // Heartbeat implements datapath.Engine.
-func (r *Recorder) Heartbeat() error {
+func (r *Recorder) Heartbeat(scope datapath.HeartbeatScope) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.heartbeats++
+	r.heartbeats = append(r.heartbeats, scope)
 	return nil
 }
 
-// Heartbeats returns how often Heartbeat was called.
-func (r *Recorder) Heartbeats() int {
+// Heartbeats returns the scopes of the heart-beats since the last call.
+func (r *Recorder) Heartbeats() []datapath.HeartbeatScope { return take(r, &r.heartbeats) }
+
+// Hello implements datapath.Engine.
+func (r *Recorder) Hello(session uint32, hello [wire.HelloSize]byte) error {
+	if r.OnHello != nil {
+		if err := r.OnHello(session, hello); err != nil {
+			return err
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.heartbeats
+	if r.closed {
+		return datapath.ErrClosed
+	}
+	r.hellos = append(r.hellos, Hello{session, hello})
+	return nil
+}
+
+// Hellos returns the hellos since the last call.
+func (r *Recorder) Hellos() []Hello { return take(r, &r.hellos) }
+
+// Resend implements datapath.Engine.
+func (r *Recorder) Resend(session uint32, datagrams [][]byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return datapath.ErrClosed
+	}
+	r.resends = append(r.resends, Resend{session, slices.Clone(datagrams)})
+	return nil
+}
+
+// Resends returns what was sent again since the last call.
+func (r *Recorder) Resends() []Resend { return take(r, &r.resends) }
+
+// Heard implements datapath.Engine.
+func (r *Recorder) Heard(session uint32) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.heard[session]
+}
+
+// SetHeard sets what Heard returns.
+func (r *Recorder) SetHeard(session uint32, at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.heard == nil {
+		r.heard = make(map[uint32]time.Time)
+	}
+	r.heard[session] = at
+}
+
+// take returns what a list of r holds, and empties it.
+func take[T any](r *Recorder, list *[]T) []T {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	taken := *list
+	*list = nil
+	return taken
 }
 
 // Stats implements datapath.Engine.

@@ -4,6 +4,7 @@ package datapathtest
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
@@ -14,17 +15,19 @@ import (
 
 // The world around the engine:
 //
-//	publisher ---+                          +--- rp        (has the group)
+//	publisher ---+                          +--- rp        (own datagrams go to it)
 //	subscriber --+--- engine (incarnation) -+
 //	reader ------+    group, other          +--- silent rp (accepted from only)
 //	stranger (other group only)
+//
+// What either neighbour is the ingress of comes from it, and goes to peers alone.
 const (
 	publisher  = iota // publishes to the group
 	subscriber        // publishes to the group
 	reader            // only subscribes
 	stranger          // publishes to the other group
-	rp                // neighbour that the group is replicated to
-	silent            // neighbour that nothing is replicated to yet
+	rp                // neighbour that the own datagrams of the group go to
+	silent            // neighbour that nothing goes to
 	nobody            // endpoint without a session
 )
 
@@ -44,6 +47,9 @@ type world struct {
 	sessions [nobody]datapath.Session
 	keys     map[keyID]auth.Key
 	next     *next
+
+	hellos  chan Hello
+	records chan datapath.Record
 }
 
 type keyID struct {
@@ -51,12 +57,17 @@ type keyID struct {
 	epoch          uint8
 }
 
+// ingressOf is the incarnation of a neighbour.
+func ingressOf(node int) uint32 { return 0xb0 + uint32(node) }
+
 func newWorld(t *testing.T, new New) *world {
 	w := &world{
 		t:       t,
-		subject: new(t, datapath.Config{Incarnation: incarnation, HandleKey: handleKey}),
 		keys:    make(map[keyID]auth.Key),
+		hellos:  make(chan Hello, 100),
+		records: make(chan datapath.Record, 1000),
 	}
+	w.subject = new(t, datapath.Config{Incarnation: incarnation, HandleKey: handleKey, Hello: w.takeHello, Cache: w.takeRecord})
 	for i := range w.sessions {
 		n := byte(i + 1)
 		s := datapath.Session{
@@ -75,10 +86,7 @@ func newWorld(t *testing.T, new New) *world {
 			s.Publish, s.Rate, s.Burst = true, 1, burst
 			s.Groups = []uint32{otherGroup}
 		case rp, silent:
-			s.Role, s.Ingress = datapath.Mesh, 0xb0+uint32(n)
-		}
-		if i == silent {
-			s.Groups = nil
+			s.Role, s.Groups = datapath.Mesh, nil
 		}
 		w.sessions[i] = s
 	}
@@ -87,13 +95,47 @@ func newWorld(t *testing.T, new New) *world {
 			w.key(incarnation, group, epoch-1),
 			w.key(incarnation, group, epoch),
 			w.key(incarnation, otherGroup, epoch),
-			w.key(w.sessions[rp].Ingress, group, epoch),
-			w.key(w.sessions[silent].Ingress, group, epoch),
+			w.key(ingressOf(rp), group, epoch),
+			w.key(ingressOf(silent), group, epoch),
 		},
 		Add: w.sessions[:],
+		Routes: []datapath.Route{
+			w.route(incarnation, nil, rp),
+			w.route(ingressOf(rp), []int{rp}),
+			w.route(ingressOf(silent), []int{silent}),
+		},
 	})
 	w.next = &next{w: w}
 	return w
+}
+
+// takeHello and takeRecord are called by a goroutine of the engine. What is not looked
+// at is of no concern.
+func (w *world) takeHello(session uint32, hello [wire.HelloSize]byte) {
+	select {
+	case w.hellos <- Hello{session, hello}:
+	default:
+	}
+}
+
+func (w *world) takeRecord(r datapath.Record) {
+	r.Datagram = slices.Clone(r.Datagram)
+	select {
+	case w.records <- r:
+	default:
+	}
+}
+
+// route returns the route of an ingress RP by nodes, to which the group goes.
+func (w *world) route(ingress uint32, from []int, to ...int) datapath.Route {
+	r := datapath.Route{Ingress: ingress}
+	for _, i := range from {
+		r.From = append(r.From, w.sessions[i].Index)
+	}
+	for _, i := range to {
+		r.To = append(r.To, datapath.Branch{Session: w.sessions[i].Index, Groups: []uint32{group}})
+	}
+	return r
 }
 
 // key returns the key of (ingress, group, epoch).
@@ -154,8 +196,8 @@ func (w *world) packet(from int) *packet {
 	case from == stranger:
 		p.header.Group = otherGroup
 	case s.Role == datapath.Mesh:
-		ingress = s.Ingress
-		p.header.Ingress = s.Ingress
+		ingress = ingressOf(from)
+		p.header.Ingress = ingress
 		p.header.Handle = 0xfeed
 		p.header.HopLimit = wire.InitialHopLimit
 	}
@@ -182,6 +224,27 @@ func (p *packet) toHeartbeat(beat, seq uint64) {
 		Sequence: seq,
 		ObjectID: beat,
 	}
+}
+
+// testHelloOf is what the hellos of a sequence say.
+func testHelloOf(seq uint64) (hello [wire.HelloSize]byte) {
+	for i := range hello {
+		hello[i] = byte(0xf0-i) ^ byte(seq)
+	}
+	return hello
+}
+
+// helloFrom returns a HELLO from a node.
+func (w *world) helloFrom(from int, seq uint64) *packet {
+	p := w.packet(from)
+	p.toHello(seq)
+	return p
+}
+
+func (p *packet) toHello(seq uint64) {
+	p.payload = nil
+	b := wire.NewHello(p.header.Session, seq, testHelloOf(seq))
+	p.header, _, _ = wire.Parse(b[:])
 }
 
 // seq returns p with another sequence.

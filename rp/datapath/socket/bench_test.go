@@ -19,10 +19,11 @@ import (
 // benchTable has n subscribers at one address and a neighbouring RP, and returns
 // the neighbour's datagrams of 1232 bytes by sequence.
 func benchTable(b *testing.B, t *table, n int, dst netip.AddrPort) (rp datapath.Session, next func(seq uint64) []byte) {
-	rp = datapath.Session{Index: 1, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[::1]:9"), Ingress: neighbor}
+	rp = datapath.Session{Index: 1, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[::1]:9")}
 	change := datapath.Change{
-		Keys: []proto.GroupKey{{Ingress: neighbor, Group: txs, Key: neighborKey}},
-		Add:  []datapath.Session{rp},
+		Keys:   []proto.GroupKey{{Ingress: neighbor, Group: txs, Key: neighborKey}},
+		Add:    []datapath.Session{rp},
+		Routes: []datapath.Route{{Ingress: neighbor, From: []uint32{rp.Index}}},
 	}
 	for i := range n {
 		change.Add = append(change.Add, datapath.Session{

@@ -146,8 +146,8 @@ func (s *channelSubject) Receive(src netip.AddrPort, b []byte) (wire.Verdict, []
 	return v, append(out, s.byChannel()...)
 }
 
-func (s *channelSubject) Heartbeat() []datapathtest.Output {
-	return append(s.engineSubject.Heartbeat(), s.byChannel()...)
+func (s *channelSubject) Heartbeat(scope datapath.HeartbeatScope) []datapathtest.Output {
+	return append(s.engineSubject.Heartbeat(scope), s.byChannel()...)
 }
 
 // byChannel returns what was sent to the receiver: what comes before a datagram
@@ -235,7 +235,7 @@ func TestNetnsChannelInterface(t *testing.T) {
 			}},
 		}))
 		for range many {
-			require.NoError(t, e.Heartbeat())
+			require.NoError(t, e.Heartbeat(datapath.Local))
 		}
 		_, beaten := l.index(i)
 		require.GreaterOrEqual(t, beaten-probed, uint64(many), "heart-beats by this interface")

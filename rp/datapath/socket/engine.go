@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,8 @@ type Engine struct {
 	// or a heart-beat with the newest sequence is, but not one within the other.
 	sending sync.Mutex
 	sender  *sender
+
+	taps taps // of the reader
 
 	probes, receiveErrors, receiveDrops atomic.Uint64
 
@@ -71,6 +74,7 @@ func Listen(cfg datapath.Config) (*Engine, error) {
 		batch: ipv6.NewPacketConn(udp),
 		addr:  udp.LocalAddr().(*net.UDPAddr).AddrPort(),
 		start: time.Now(),
+		taps:  taps{hello: cfg.Hello, cache: cfg.Cache},
 		done:  make(chan struct{}),
 	}
 	e.sender = newSender(e.batch)
@@ -136,7 +140,26 @@ func (e *Engine) handle(batch []ipv6.Message, f *fanout) {
 		m := &batch[i]
 		if e.table.process(now, udpAddr(m.Addr), m.Buffers[0][:m.N], f) == wire.Pass {
 			e.sender.send(f)
+			e.taps.take(f)
 		}
+	}
+}
+
+// taps are the functions of datapath.Config that get what passed. Nil: nobody.
+type taps struct {
+	hello  func(session uint32, hello [wire.HelloSize]byte)
+	cache  func(datapath.Record)
+	record []byte // scratch
+}
+
+// take hands out what is in a fan-out.
+func (t *taps) take(f *fanout) {
+	switch {
+	case f.hello && t.hello != nil:
+		t.hello(f.from.Index, wire.HelloOf(f.header[:]))
+	case len(f.payload) > 0 && t.cache != nil:
+		t.record = append(append(t.record[:0], f.header[:]...), f.payload...)
+		t.cache(datapath.NewRecord(f.from.Index, t.record))
 	}
 }
 
@@ -144,6 +167,11 @@ func (e *Engine) handle(batch []ipv6.Message, f *fanout) {
 func (e *Engine) Apply(c datapath.Change) error {
 	if e.closed.Load() {
 		return datapath.ErrClosed
+	}
+	if len(c.Routes) > 0 {
+		// What went by the routes before is in the cache, too.
+		e.sending.Lock()
+		defer e.sending.Unlock()
 	}
 	return e.table.apply(c)
 }
@@ -171,17 +199,54 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 }
 
 // Heartbeat implements datapath.Engine.
-func (e *Engine) Heartbeat() error {
+func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 	if e.closed.Load() {
 		return datapath.ErrClosed
 	}
 	e.sending.Lock()
 	defer e.sending.Unlock()
-	for _, f := range e.table.heartbeats() {
+	for _, f := range e.table.heartbeats(scope) {
 		e.sender.send(&f)
 	}
 	return nil
 }
+
+// Hello implements datapath.Engine.
+func (e *Engine) Hello(session uint32, hello [wire.HelloSize]byte) error {
+	if e.closed.Load() {
+		return datapath.ErrClosed
+	}
+	s, b, err := e.table.hello(session, hello)
+	if err != nil {
+		return err
+	}
+	if _, err := e.conn.WriteToUDPAddrPort(b[:], s.Addr); err != nil {
+		e.sender.sent.errors.Add(1)
+		return fmt.Errorf("hello on session %08x: %w", session, err)
+	}
+	s.state.copies.Add(1)
+	return nil
+}
+
+// Resend implements datapath.Engine.
+func (e *Engine) Resend(session uint32, datagrams [][]byte) error {
+	if e.closed.Load() {
+		return datapath.ErrClosed
+	}
+	s, err := e.table.resendTo(session, datagrams)
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(datagrams, batchSize) {
+		e.sending.Lock()
+		e.sender.resend(s, part)
+		e.sending.Unlock()
+	}
+	return nil
+}
+
+// Heard implements datapath.Engine.
+func (e *Engine) Heard(session uint32) time.Time { return e.table.heard(session, e.start) }
 
 // Stats implements datapath.Engine.
 func (e *Engine) Stats() datapath.Stats {

@@ -81,7 +81,10 @@ func TestSocketEngineClosed(t *testing.T) {
 	require.NoError(t, e.Close())
 	require.NoError(t, e.Close())
 	require.ErrorIs(t, e.Apply(datapath.Change{}), datapath.ErrClosed)
-	require.ErrorIs(t, e.Heartbeat(), datapath.ErrClosed)
+	require.ErrorIs(t, e.Heartbeat(datapath.All), datapath.ErrClosed)
+	require.ErrorIs(t, e.Hello(1, [wire.HelloSize]byte{}), datapath.ErrClosed)
+	require.ErrorIs(t, e.Resend(1, nil), datapath.ErrClosed)
+	require.Zero(t, e.Heard(1))
 	require.ErrorIs(t, e.Probe(loopback, [wire.NonceSize]byte{}, 256), datapath.ErrClosed)
 }
 

@@ -20,9 +20,12 @@ func FuzzProcess(f *testing.F) {
 		f.Add(data(&sessions[i], 1), uint8(i), uint8(0))
 		f.Add(data(&sessions[i], 1<<40), uint8(i), uint8(15))
 	}
-	beat := (&wire.Header{Type: wire.Heartbeat, HopLimit: 8, Ingress: neighbor, Sequence: 9, ObjectID: 1}).Append(nil)
+	beat := (&wire.Header{Type: wire.Heartbeat, HopLimit: wire.InitialHopLimit, Ingress: neighbor, Sequence: 9, ObjectID: 1}).Append(nil)
 	f.Add(beat, uint8(2), uint8(15))
 	f.Add(beat, uint8(0), uint8(15))
+	hello := wire.NewHello(0, 9, [wire.HelloSize]byte{1})
+	f.Add(hello[:], uint8(2), uint8(15))
+	f.Add(hello[:], uint8(0), uint8(15))
 	f.Add([]byte{}, uint8(0), uint8(0))
 
 	f.Fuzz(func(t *testing.T, b []byte, from, mend uint8) {
@@ -74,7 +77,7 @@ func FuzzProcess(f *testing.F) {
 			}
 		}
 		if len(out) == 0 {
-			return // keep-alive
+			return // keep-alive, hello
 		}
 		if v, _ := s.Receive(session.Addr, b); v != wire.Replayed {
 			t.Fatalf("the same datagram again: %v", v)

@@ -4,6 +4,7 @@ package socket
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
@@ -16,15 +17,17 @@ import (
 type fanout struct {
 	header  [wire.HeaderSize]byte
 	payload []byte
-	echo    *session   // the publisher: gets the header as ECHO, first
+	from    *session   // that it came from: gets no copy
+	echo    bool       // it gets the header as ECHO, first
 	mesh    []*session // before the peers: their subscribers wait longest
 	peers   []*session
 	first   int                   // peer that the copies begin with
+	hello   bool                  // an accepted HELLO, of which no copies are made
 	scratch [wire.HeaderSize]byte // header of one copy
 }
 
-// receivers is the number of sessions that the datagram is for. Its publisher is among
-// them if it gets the copies of others.
+// receivers is the number of sessions that the datagram is for. The one that it came
+// from is among them if it gets the copies of others.
 func (f *fanout) receivers() int { return len(f.mesh) + len(f.peers) }
 
 // copies calls put for each datagram in the order of sending. put must not keep
@@ -32,15 +35,15 @@ func (f *fanout) receivers() int { return len(f.mesh) + len(f.peers) }
 func (f *fanout) copies(put func(to *session, header *[wire.HeaderSize]byte, payload []byte)) {
 	header := &f.scratch
 	*header = f.header
-	if f.echo != nil {
+	if f.echo {
 		wire.SetType(header[:], wire.Echo)
-		f.echo.seal(header)
-		put(f.echo, header, nil)
+		f.from.seal(header)
+		put(f.from, header, nil)
 		*header = f.header
 	}
 	for _, part := range [...][]*session{f.mesh, f.peers[f.first:], f.peers[:f.first]} {
 		for _, to := range part {
-			if to == f.echo {
+			if to == f.from {
 				continue
 			}
 			to.seal(header)
@@ -50,7 +53,7 @@ func (f *fanout) copies(put func(to *session, header *[wire.HeaderSize]byte, pay
 }
 
 // process gives a datagram its verdict and, when it is accepted, fills in f. The
-// fan-out is empty for a keep-alive. A datagram that is not accepted changes
+// fan-out is empty for a keep-alive and a HELLO. A datagram that is not accepted changes
 // nothing but the counter of its verdict. f refers to b.
 func (t *table) process(now time.Duration, src netip.AddrPort, b []byte, f *fanout) wire.Verdict {
 	*f = fanout{}
@@ -75,6 +78,7 @@ func (t *table) accept(now time.Duration, src netip.AddrPort, b []byte, h *wire.
 		return wire.BadSource
 	case !s.ReceiveKey.CheckHopTag(b, h.HopTag):
 		return wire.BadHopTag
+	case h.Type == wire.Hello && s.Role == datapath.Mesh:
 	case h.Type != wire.Data && h.Type != wire.Heartbeat:
 		return wire.BadType
 	}
@@ -82,6 +86,9 @@ func (t *table) accept(now time.Duration, src netip.AddrPort, b []byte, h *wire.
 	switch {
 	case s.Role == datapath.Peer && h.Type == wire.Data:
 		v = t.publish(now, s, b, h, payload, f)
+	case h.Type == wire.Hello:
+		v = s.state.window.Take(h.Sequence)
+		f.header, f.from, f.hello = [wire.HeaderSize]byte(b), s, v == wire.Pass
 	case s.Role == datapath.Mesh && h.Type == wire.Data:
 		v = t.relay(now, s, b, h, payload, f)
 	case s.Role == datapath.Mesh:
@@ -94,8 +101,8 @@ func (t *table) accept(now time.Duration, src netip.AddrPort, b []byte, h *wire.
 	return v
 }
 
-// publish takes a peer's DATA: it is stamped and goes to the mesh and to all
-// subscribers, the publisher's own copy as ECHO.
+// publish takes a peer's DATA: it is stamped and goes to the branches of the own route
+// and to all subscribers, the publisher's own copy as ECHO.
 func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header, payload []byte, f *fanout) wire.Verdict {
 	switch {
 	case !s.Publish || !s.has(h.Group):
@@ -124,27 +131,33 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 		Sequence: stream.newest,
 		Handle:   t.handle.Handle(s.Index, h.ObjectID),
 	})
-	f.echo = s
-	t.to(f, h.Group, stream.newest)
-	if r := t.groups[h.Group]; r != nil { // nil when all of the group are silent
-		f.mesh = r.mesh
-	}
+	f.echo = true
+	t.to(f, s, stream, h.Group, stream.newest)
 	s.charge(now, f.receivers()*len(b))
 	return wire.Pass
 }
 
-// relay takes a neighbouring RP's DATA: it goes to the local subscribers alone,
-// because every RP has a link to every other (split horizon).
-func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, payload []byte, f *fanout) wire.Verdict {
-	switch {
-	case h.Ingress != s.Ingress:
-		return wire.BadUpstream
-	case h.HopLimit == 0:
-		return wire.HopLimit
-	}
+// relayed returns the stream of what a neighbouring RP relays, if the RP is among the
+// upstreams of the stream's route.
+func (t *table) relayed(s *session, h *wire.Header) (*stream, wire.Verdict) {
 	stream := t.streams[streamID{h.Ingress, h.Group}]
-	if stream == nil {
-		return wire.NoKey
+	switch {
+	case stream == nil:
+		return nil, wire.NoKey
+	case !slices.Contains(stream.upstreams, s.Index):
+		return nil, wire.BadUpstream
+	case h.HopLimit == 0:
+		return nil, wire.HopLimit
+	}
+	return stream, wire.Pass
+}
+
+// relay takes a neighbouring RP's DATA: it goes on along the route of its ingress RP
+// and to the local subscribers.
+func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, payload []byte, f *fanout) wire.Verdict {
+	stream, v := t.relayed(s, h)
+	if v != wire.Pass {
+		return v
 	}
 	if v := authentic(stream, b, h, &stream.window); v != wire.Pass {
 		return v
@@ -162,26 +175,19 @@ func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, p
 
 	f.header, f.payload = [wire.HeaderSize]byte(b), payload
 	wire.SetHopLimit(f.header[:], h.HopLimit-1)
-	t.to(f, h.Group, h.Sequence)
+	t.to(f, s, stream, h.Group, h.Sequence)
 	s.charge(now, f.receivers()*len(b))
 	return wire.Pass
 }
 
-// relayHeartbeat takes the newest sequence of a neighbouring RP to the local
-// subscribers. It may be far ahead: that is how a stream is found again after a
+// relayHeartbeat takes the newest sequence of an ingress RP where its datagrams go. It may be far ahead: that is how a stream is found again after a
 // pause. A stream without any key is none of ours, so that a neighbour cannot make
 // the table grow.
 func (t *table) relayHeartbeat(s *session, b []byte, h *wire.Header, f *fanout) wire.Verdict {
+	stream, v := t.relayed(s, h)
 	switch {
-	case h.Ingress != s.Ingress:
-		return wire.BadUpstream
-	case h.HopLimit == 0:
-		return wire.HopLimit
-	}
-	stream := t.streams[streamID{h.Ingress, h.Group}]
-	switch {
-	case stream == nil:
-		return wire.NoKey
+	case v != wire.Pass:
+		return v
 	case h.ObjectID <= stream.beat:
 		return wire.Replayed
 	}
@@ -190,7 +196,7 @@ func (t *table) relayHeartbeat(s *session, b []byte, h *wire.Header, f *fanout) 
 
 	f.header = [wire.HeaderSize]byte(b)
 	wire.SetHopLimit(f.header[:], h.HopLimit-1)
-	t.to(f, h.Group, h.Sequence)
+	t.to(f, s, stream, h.Group, h.Sequence)
 	return wire.Pass
 }
 
@@ -210,23 +216,32 @@ func authentic(s *stream, b []byte, h *wire.Header, window *auth.Window) wire.Ve
 	return wire.Pass
 }
 
-// to directs f to the local subscribers of a group. The copies begin with another
-// one for each sequence, so that nobody is always the last.
-func (t *table) to(f *fanout, group uint32, seq uint64) {
-	r := t.groups[group]
-	if r == nil || len(r.peers) == 0 {
-		return
+// to directs f, which came from a session, along the route of its stream and to the
+// local subscribers of the group. The copies to these begin with another one for each
+// sequence, so that nobody is always the last.
+func (t *table) to(f *fanout, from *session, s *stream, group uint32, seq uint64) {
+	f.from, f.mesh, f.peers = from, s.branches, t.groups[group]
+	if len(f.peers) > 0 {
+		f.first = int(seq % uint64(len(f.peers)))
 	}
-	f.peers, f.first = r.peers, int(seq%uint64(len(r.peers)))
 }
 
-// heartbeats returns a fan-out for each own group: the newest sequence assigned.
-func (t *table) heartbeats() []fanout {
+// heartbeats returns a fan-out for each own group that somebody within the scope has:
+// the newest sequence assigned.
+func (t *table) heartbeats(scope datapath.HeartbeatScope) []fanout {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var all []fanout
 	for id, s := range t.streams {
-		if id.ingress != t.own || t.groups[id.group] == nil {
+		if id.ingress != t.own {
+			continue
+		}
+		var f fanout
+		t.to(&f, nil, s, id.group, s.newest)
+		if scope == datapath.Local {
+			f.mesh = nil
+		}
+		if f.receivers() == 0 {
 			continue
 		}
 		s.beat++
@@ -238,8 +253,7 @@ func (t *table) heartbeats() []fanout {
 			Sequence: s.newest,
 			ObjectID: s.beat,
 		}
-		f := fanout{header: [wire.HeaderSize]byte(h.Append(nil)), mesh: t.groups[id.group].mesh}
-		t.to(&f, id.group, s.newest)
+		f.header = [wire.HeaderSize]byte(h.Append(nil))
 		all = append(all, f)
 	}
 	return all

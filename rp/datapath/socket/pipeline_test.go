@@ -49,14 +49,22 @@ func smallNet(peers int) (*tableSubject, []datapath.Session) {
 			Burst:       2,
 		}
 		if i == peers {
-			session.Role, session.Ingress, session.Publish = datapath.Mesh, neighbor, false
+			session.Role, session.Publish, session.Groups = datapath.Mesh, false, nil
 		}
 		sessions = append(sessions, session)
 	}
-	err := s.apply(datapath.Change{Add: sessions, Keys: []proto.GroupKey{
-		{Ingress: own, Group: txs, Key: ownKey},
-		{Ingress: neighbor, Group: txs, Key: neighborKey},
-	}})
+	rp := uint32(peers + 1)
+	err := s.apply(datapath.Change{
+		Add: sessions,
+		Keys: []proto.GroupKey{
+			{Ingress: own, Group: txs, Key: ownKey},
+			{Ingress: neighbor, Group: txs, Key: neighborKey},
+		},
+		Routes: []datapath.Route{
+			{Ingress: own, To: []datapath.Branch{{Session: rp, Groups: []uint32{txs}}}},
+			{Ingress: neighbor, From: []uint32{rp}},
+		},
+	})
 	if err != nil {
 		panic(err)
 	}
@@ -69,7 +77,6 @@ func data(from *datapath.Session, seq uint64) []byte {
 		Type:       wire.Data,
 		Session:    from.Index,
 		Group:      txs,
-		Ingress:    from.Ingress,
 		Sequence:   seq,
 		K:          1,
 		N:          1,
@@ -79,7 +86,7 @@ func data(from *datapath.Session, seq uint64) []byte {
 	}
 	key := ownKey
 	if from.Role == datapath.Mesh {
-		h.HopLimit, key = wire.InitialHopLimit, neighborKey
+		h.Ingress, h.HopLimit, key = neighbor, wire.InitialHopLimit, neighborKey
 	}
 	b := append(h.Append(nil), "bytes"...)
 	wire.SetPayloadTag(b, key.PayloadTag(b))
@@ -94,14 +101,17 @@ func (t *table) dump() string {
 	var lines []string
 	for index, s := range t.sessions {
 		st := s.state
-		lines = append(lines, fmt.Sprintf("session %08x: %+v %v due %d %d received %d heard %v copies %d",
-			index, s.Session, st.window, st.datagramsDue, st.copiesDue, st.received, st.heard, st.copies.Load()))
+		lines = append(lines, fmt.Sprintf("session %08x: %+v %v hellos %d due %d %d received %d heard %v copies %d",
+			index, s.Session, st.window, st.hellos, st.datagramsDue, st.copiesDue, st.received, st.heard, st.copies.Load()))
 	}
 	for id, s := range t.streams {
 		lines = append(lines, fmt.Sprintf("stream %+v: %+v", id, *s))
 	}
-	for group, r := range t.groups {
-		lines = append(lines, fmt.Sprintf("group %08x: mesh %v peers %v", group, indexes(r.mesh), indexes(r.peers)))
+	for ingress, r := range t.routes {
+		lines = append(lines, fmt.Sprintf("route %08x: %+v", ingress, *r))
+	}
+	for group, peers := range t.groups {
+		lines = append(lines, fmt.Sprintf("group %08x: %v", group, indexes(peers)))
 	}
 	slices.Sort(lines)
 	b.WriteString(strings.Join(lines, "\n"))
@@ -198,6 +208,10 @@ func TestDropsChangeNothing(t *testing.T) {
 	drop(wire.OverRate, publisher.Addr, data(&publisher, 3))
 	drop(wire.Replayed, rp.Addr, data(&rp, 2))
 	drop(wire.FarAhead, rp.Addr, data(&rp, 3+datapath.MaxAhead))
+	hello := wire.NewHello(rp.Index, 7, [wire.HelloSize]byte{1})
+	wire.SetHopTag(hello[:], rp.ReceiveKey.HopTag(hello[:]))
+	_, _ = s.Receive(rp.Addr, hello[:])
+	drop(wire.Replayed, rp.Addr, hello[:])
 	drop(wire.BadSource, rp.Addr, data(&publisher, 3))
 
 	// Each single byte of a right datagram counts, but for those that the RP
@@ -227,7 +241,7 @@ func TestChangeDuringSending(t *testing.T) {
 	late.Index, late.Addr = 99, netip.MustParseAddrPort("[2001:db8::2]:99")
 	require.NoError(t, s.apply(datapath.Change{Remove: []uint32{2, 3}, Add: []datapath.Session{late}}))
 	require.Equal(t, before, indexes(f.peers))
-	require.Equal(t, []uint32{1, 4, 99}, indexes(s.groups[txs].peers))
+	require.Equal(t, []uint32{1, 4, 99}, indexes(s.groups[txs]))
 
 	later := late
 	later.Index = 100

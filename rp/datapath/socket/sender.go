@@ -51,6 +51,16 @@ func (s *sender) send(f *fanout) {
 	s.flush()
 }
 
+// resend sends datagrams once more, to one session.
+func (s *sender) resend(to *session, datagrams [][]byte) {
+	for _, b := range datagrams {
+		header := [wire.HeaderSize]byte(b)
+		to.seal(&header)
+		s.put(to, &header, b[wire.HeaderSize:])
+	}
+	s.flush()
+}
+
 // put takes one slot.
 func (s *sender) put(to *session, header *[wire.HeaderSize]byte, payload []byte) {
 	i := s.n

@@ -27,7 +27,8 @@ type session struct {
 
 // sessionState is what moves while datagrams pass.
 type sessionState struct {
-	window       auth.Window   // of a peer's own sequences
+	window       auth.Window   // of a peer's own sequences, or a neighbouring RP's hellos
+	hellos       uint64        // sent
 	datagramsDue uint64        // of the policers, ns on the table's clock
 	copiesDue    uint64        //
 	received     uint64        // datagrams accepted

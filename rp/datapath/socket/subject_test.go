@@ -45,13 +45,20 @@ func TestChannels(t *testing.T) {
 type tableSubject struct {
 	*table
 	sender *sender
+	taps   taps
 	wire   *recorder
 	now    time.Duration
 }
 
 func newTableSubject(cfg datapath.Config) *tableSubject {
 	r := new(recorder)
-	return &tableSubject{table: newTable(cfg), sender: newSender(r), wire: r, now: time.Second}
+	return &tableSubject{
+		table:  newTable(cfg),
+		sender: newSender(r),
+		taps:   taps{hello: cfg.Hello, cache: cfg.Cache},
+		wire:   r,
+		now:    time.Second,
+	}
 }
 
 func (s *tableSubject) Endpoint(i int) netip.AddrPort {
@@ -81,15 +88,37 @@ func (s *tableSubject) Receive(src netip.AddrPort, b []byte) (wire.Verdict, []da
 	var f fanout
 	v := s.process(s.now, src, b, &f)
 	s.sender.send(&f)
+	if v == wire.Pass {
+		s.taps.take(&f)
+	}
 	return v, s.wire.take()
 }
 
-func (s *tableSubject) Heartbeat() []datapathtest.Output {
-	for _, f := range s.heartbeats() {
+func (s *tableSubject) Heartbeat(scope datapath.HeartbeatScope) []datapathtest.Output {
+	for _, f := range s.heartbeats(scope) {
 		s.sender.send(&f)
 	}
 	return s.wire.take()
 }
+
+func (s *tableSubject) Hello(session uint32, hello [wire.HelloSize]byte) ([]datapathtest.Output, error) {
+	to, b, err := s.hello(session, hello)
+	if err != nil {
+		return nil, err
+	}
+	return []datapathtest.Output{{Dst: to.Addr, Data: b[:]}}, nil
+}
+
+func (s *tableSubject) Resend(session uint32, datagrams [][]byte) ([]datapathtest.Output, error) {
+	to, err := s.resendTo(session, datagrams)
+	if err != nil {
+		return nil, err
+	}
+	s.sender.resend(to, datagrams)
+	return s.wire.take(), nil
+}
+
+func (s *tableSubject) Heard(session uint32) time.Time { return s.heard(session, time.Now()) }
 
 // recorder is a batchWriter that keeps what is written, a few datagrams at a time.
 type recorder struct {
@@ -188,9 +217,19 @@ func (s *engineSubject) Receive(src netip.AddrPort, b []byte) (wire.Verdict, []d
 	return verdict, s.received()
 }
 
-func (s *engineSubject) Heartbeat() []datapathtest.Output {
-	require.NoError(s.t, s.Engine.Heartbeat())
+func (s *engineSubject) Heartbeat(scope datapath.HeartbeatScope) []datapathtest.Output {
+	require.NoError(s.t, s.Engine.Heartbeat(scope))
 	return s.received()
+}
+
+func (s *engineSubject) Hello(session uint32, hello [wire.HelloSize]byte) ([]datapathtest.Output, error) {
+	err := s.Engine.Hello(session, hello)
+	return s.received(), err
+}
+
+func (s *engineSubject) Resend(session uint32, datagrams [][]byte) ([]datapathtest.Output, error) {
+	err := s.Engine.Resend(session, datagrams)
+	return s.received(), err
 }
 
 // received returns what waits at the nodes.

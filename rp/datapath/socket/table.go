@@ -29,7 +29,8 @@ type table struct {
 	mu       sync.Mutex
 	sessions map[uint32]*session
 	streams  map[streamID]*stream
-	groups   map[uint32]*receivers
+	groups   map[uint32][]*session // peers and channels that the group is replicated to
+	routes   map[uint32]*datapath.Route
 	verdicts wire.Counters
 }
 
@@ -44,17 +45,15 @@ type stream struct {
 	newest uint64      // assigned, for the own; else known by data or heart-beat
 	known  bool        // something was heard of it; always, for the own
 	beat   uint64      // newest heart-beat
+
+	// What the route of the ingress RP makes of the group.
+	upstreams []uint32   // sessions
+	branches  []*session // never changed: copies may be under way
 }
 
 type epochKey struct {
 	epoch uint8
 	key   auth.Key
-}
-
-// receivers is where the datagrams of a group go. Channels are among the peers.
-type receivers struct {
-	mesh  []*session
-	peers []*session
 }
 
 func newTable(cfg datapath.Config) *table {
@@ -63,20 +62,22 @@ func newTable(cfg datapath.Config) *table {
 		handle:   cfg.HandleKey,
 		sessions: make(map[uint32]*session),
 		streams:  make(map[streamID]*stream),
-		groups:   make(map[uint32]*receivers),
+		groups:   make(map[uint32][]*session),
+		routes:   make(map[uint32]*datapath.Route),
 	}
 }
 
 // apply makes a change, see datapath.Engine.
 func (t *table) apply(c datapath.Change) error {
-	if err := t.check(c); err != nil {
-		return err
+	if err := c.Check(t.own); err != nil {
+		return fmt.Errorf("apply: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.remove(c.Remove)
 	for _, ingress := range c.Retire {
 		maps.DeleteFunc(t.streams, func(id streamID, _ *stream) bool { return id.ingress == ingress })
+		delete(t.routes, ingress)
 	}
 	for i := range c.Keys {
 		t.install(&c.Keys[i])
@@ -84,27 +85,50 @@ func (t *table) apply(c datapath.Change) error {
 	for _, s := range c.Add {
 		t.add(s)
 	}
+	for i := range c.Routes {
+		t.route(&c.Routes[i])
+	}
+	mesh := func(s datapath.Session) bool { return s.Role == datapath.Mesh }
+	if len(c.Remove)+len(c.Keys)+len(c.Routes) > 0 || slices.ContainsFunc(c.Add, mesh) {
+		t.direct()
+	}
 	return nil
 }
 
-func (t *table) check(c datapath.Change) error {
-	for i := range c.Add {
-		if err := c.Add[i].Check(); err != nil {
-			return fmt.Errorf("apply: %w", err)
+// route makes a route what is wanted, as far as its sessions are there.
+func (t *table) route(want *datapath.Route) {
+	r := want.Clone()
+	r.Keep(t.isMesh)
+	if r.Ends() {
+		delete(t.routes, r.Ingress)
+	} else {
+		t.routes[r.Ingress] = &r
+	}
+}
+
+func (t *table) isMesh(index uint32) bool {
+	s := t.sessions[index]
+	return s != nil && s.Role == datapath.Mesh
+}
+
+// direct makes the streams follow the routes.
+func (t *table) direct() {
+	for _, r := range t.routes {
+		r.Keep(t.isMesh) // a session that was removed, or is another's now
+	}
+	for id, s := range t.streams {
+		s.upstreams, s.branches = nil, nil
+		r := t.routes[id.ingress]
+		if r == nil {
+			continue
 		}
-		if c.Add[i].Ingress == t.own {
-			return fmt.Errorf("apply: session %08x: own incarnation %08x as ingress", c.Add[i].Index, t.own)
+		s.upstreams = r.From
+		for i := range r.To {
+			if b := &r.To[i]; b.Has(id.group) {
+				s.branches = append(s.branches, t.sessions[b.Session])
+			}
 		}
 	}
-	for _, k := range c.Keys {
-		if k.Ingress == 0 {
-			return fmt.Errorf("apply: key of group %08x without ingress", k.Group)
-		}
-	}
-	if slices.Contains(c.Retire, t.own) {
-		return fmt.Errorf("apply: own incarnation %08x cannot retire", t.own)
-	}
-	return nil
 }
 
 func (t *table) add(s datapath.Session) {
@@ -121,17 +145,8 @@ func (t *table) add(s datapath.Session) {
 		if slices.Contains(next.Groups[:i], group) {
 			continue
 		}
-		r := t.groups[group]
-		if r == nil {
-			r = new(receivers)
-			t.groups[group] = r
-		}
 		// Appending writes only beyond the length of the slices in use.
-		if next.Role == datapath.Mesh {
-			r.mesh = append(r.mesh, next)
-		} else {
-			r.peers = append(r.peers, next)
-		}
+		t.groups[group] = append(t.groups[group], next)
 	}
 }
 
@@ -150,12 +165,9 @@ func (t *table) remove(indexes []uint32) {
 		}
 	}
 	for group := range touched {
-		r := t.groups[group]
-		if r == nil {
-			continue // of silent peers alone
-		}
-		r.mesh, r.peers = remaining(r.mesh), remaining(r.peers)
-		if len(r.mesh)+len(r.peers) == 0 {
+		if rest := remaining(t.groups[group]); len(rest) > 0 {
+			t.groups[group] = rest
+		} else {
 			delete(t.groups, group)
 		}
 	}
@@ -240,4 +252,43 @@ func (t *table) stats(start time.Time) (wire.Counters, []datapath.SessionStats) 
 	t.mu.Unlock()
 	slices.SortFunc(sessions, func(a, b datapath.SessionStats) int { return cmp.Compare(a.Index, b.Index) })
 	return verdicts, sessions
+}
+
+// hello returns a mesh session and the next HELLO of it.
+func (t *table) hello(index uint32, hello [wire.HelloSize]byte) (s *session, b [wire.HeaderSize]byte, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.isMesh(index) {
+		return nil, b, fmt.Errorf("hello: no mesh session %08x", index)
+	}
+	s = t.sessions[index]
+	s.state.hellos++
+	b = wire.NewHello(s.SendSession, s.state.hellos, hello)
+	s.seal(&b)
+	return s, b, nil
+}
+
+// resendTo returns the session that gets datagrams once more.
+func (t *table) resendTo(index uint32, datagrams [][]byte) (*session, error) {
+	for _, b := range datagrams {
+		if h, _, v := wire.Parse(b); v != wire.Pass || h.Type != wire.Data {
+			return nil, fmt.Errorf("resend: %v that is %v, want DATA", h.Type, v)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.sessions[index]; s != nil {
+		return s, nil
+	}
+	return nil, fmt.Errorf("resend: no session %08x", index)
+}
+
+// heard returns when a session was heard last, see datapath.Engine.
+func (t *table) heard(session uint32, start time.Time) (at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.sessions[session]; s != nil && s.state.received > 0 {
+		at = start.Add(s.state.heard)
+	}
+	return at
 }

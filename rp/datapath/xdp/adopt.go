@@ -39,6 +39,9 @@ func (e *Engine) adopt() error {
 	if err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
+	if err := e.table.adoptRoutes(); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
 	if err := e.adoptDevices(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
@@ -296,9 +299,45 @@ func (t *table) adoptStreams() (anchors []uint32, err error) {
 	t.streamStates.adopt(next, used)
 	t.anchors.adopt(nextAnchor, nil)
 	for _, s := range t.streams {
-		s.group = t.group(s.id.group)
+		s.chain = t.chain(uint64(t.group(s.id.group).peers.anchor))
 	}
 	return anchors, nil
+}
+
+// adoptRoutes reads the routes, of which there are those of streams. Branches without
+// their session are left out when the routes are written down again.
+func (t *table) adoptRoutes() error {
+	route := func(ingress uint32) *datapath.Route {
+		if t.routes[ingress] == nil {
+			t.routes[ingress] = &datapath.Route{Ingress: ingress}
+		}
+		return t.routes[ingress]
+	}
+	var key bpf.RpBranchKey
+	var value bpf.RpBranch
+	it := t.e.objects.Branches.Iterate()
+	for it.Next(&key, &value) {
+		t.branches[key] = value
+		groups := slices.Clone(value.Groups[:min(value.GroupsLen, MaxGroups)])
+		r := route(key.Ingress)
+		r.To = append(r.To, datapath.Branch{Session: key.Session, Groups: groups})
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("branches: %w", err)
+	}
+	for id, s := range t.streams {
+		for _, word := range t.e.memory.streams.at(s.element).Upstreams {
+			if session := uint32(word); session != 0 && !slices.Contains(route(id.ingress).From, session) {
+				r := route(id.ingress)
+				r.From = append(r.From, session)
+			}
+		}
+	}
+	for _, r := range t.routes {
+		slices.Sort(r.From)
+		slices.SortFunc(r.To, func(a, b datapath.Branch) int { return cmp.Compare(a.Session, b.Session) })
+	}
+	return t.direct()
 }
 
 // state returns what the table holds.
@@ -315,13 +354,15 @@ func (t *table) state() *datapath.State {
 	for _, index := range slices.Sorted(maps.Keys(t.sessions)) {
 		st.Sessions = append(st.Sessions, t.sessions[index].Session)
 	}
+	for _, ingress := range slices.Sorted(maps.Keys(t.routes)) {
+		st.Routes = append(st.Routes, t.routes[ingress].Clone())
+	}
 	return st
 }
 
 // valueOf is a session as the programs' table has it.
 func valueOf(s *datapath.Session, element, sample uint32) bpf.RpSession {
 	value := bpf.RpSession{
-		Ingress:     s.Ingress,
 		State:       element,
 		Port:        port(s.Addr.Port()),
 		Role:        uint8(s.Role),
@@ -370,6 +411,5 @@ func sessionOf(index uint32, value *bpf.RpSession) datapath.Session {
 		Burst:       value.Burst,
 		Egress:      value.Egress,
 		EgressBurst: value.EgressBurst,
-		Ingress:     value.Ingress,
 	}
 }

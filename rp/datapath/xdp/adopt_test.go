@@ -5,7 +5,8 @@ package xdp
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
+	"encoding/gob"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
@@ -32,6 +33,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
 )
 
 // childEnv makes the test binary a process that only owns an engine, and can be killed.
@@ -54,7 +56,7 @@ func (s *childSpec) options() Options {
 // child owns an engine until its standard input ends.
 func child(spec string) int {
 	var s childSpec
-	err := json.Unmarshal([]byte(spec), &s)
+	err := gob.NewDecoder(hex.NewDecoder(strings.NewReader(spec))).Decode(&s)
 	if err == nil {
 		var e *Engine
 		if e, err = Attach(s.Config, s.options()); err == nil {
@@ -74,12 +76,12 @@ func child(spec string) int {
 // startChild starts the process in the RP's namespace, and returns how to kill it
 // when its engine runs.
 func (l *lab) startChild(s childSpec, adopts bool) (kill func(), err error) {
-	spec, err := json.Marshal(s)
-	if err != nil {
+	var spec strings.Builder
+	if err := gob.NewEncoder(hex.NewEncoder(&spec)).Encode(s); err != nil {
 		return nil, err
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"="+string(spec))
+	cmd.Env = append(os.Environ(), childEnv+"="+spec.String())
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe() // which ends with this process
 	if err != nil {
@@ -336,7 +338,10 @@ func (e *Engine) disjoint(t *testing.T) {
 			elements = append(elements, s.state.element)
 		}
 		for _, g := range e.table.groups {
-			anchors = append(anchors, g.peers.anchor, g.all.anchor)
+			anchors = append(anchors, g.peers.anchor)
+		}
+		for _, s := range e.table.streams {
+			anchors = append(anchors, s.chain.anchor)
 		}
 		generations = slices.Clone(e.pool.generations)
 	}))
@@ -648,7 +653,7 @@ func TestXDPProgramOrphaned(t *testing.T) {
 	f, err := wiretest.Load()
 	require.NoError(t, err)
 	e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
-	require.NoError(t, e.apply(goldenChange(f)))
+	require.NoError(t, e.apply(datapathtest.GoldenState(f)))
 	store(&e.memory.lives.at(0).ValidUntil, uint64(time.Since(e.boot)))
 	state := e.state(t)
 	var want wire.Counters
@@ -675,7 +680,7 @@ func TestSessionValue(t *testing.T) {
 			SendKey: auth.Key{1, 2, 3}, ReceiveKey: auth.Key{4, 5, 6, 15: 7}, Groups: []uint32{7, 8}, Publish: true, Rate: 3000, Burst: 7},
 		{Index: 2, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[fe80::2%eth0]:4000"), Groups: []uint32{9}, Silent: true},
 		{Index: 3, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:1"), Rate: 5, Burst: 6},
-		{Index: 4, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::3]:65535"), Ingress: 0xfffefdfc},
+		{Index: 4, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::3]:65535")},
 		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []uint32{1}},
 	} {
 		require.NoError(t, s.Check())

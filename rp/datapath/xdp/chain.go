@@ -83,6 +83,15 @@ func (c *chain) replace(members []member, missing int) error {
 	return c.publish(next, missing)
 }
 
+// retire takes back the slices of a chain that nothing begins with any more.
+func (c *chain) retire() {
+	now := time.Now()
+	for _, s := range c.slices {
+		c.e.pool.retire(s, now)
+	}
+	c.slices = nil
+}
+
 // plan is a slice that is to be.
 type plan struct {
 	old     *slice // in whose place it stands

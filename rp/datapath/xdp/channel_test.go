@@ -285,7 +285,7 @@ func TestXDPChannelBehindSnoopingBridge(t *testing.T) {
 		{wire.Data, group, groupMAC, hopLimit}:                                 datagrams,
 		{wire.Echo, l.hostAddr(0), l.macOf(l.hosts[0], "h0"), unicastHopLimit}: datagrams,
 	}, link.frames(), "on the link of the RP")
-	require.NoError(t, s.Engine.Heartbeat())
+	require.NoError(t, s.Engine.Heartbeat(datapath.Local))
 	beat := map[tapped]int{{wire.Heartbeat, group, groupMAC, hopLimit}: 1}
 	require.True(t, eventually(func() bool { return len(members[2].take(t, s.Addr())) == 1 }))
 	require.Equal(t, beat, link.frames(), "a silent peer gets no heart-beat")

@@ -5,15 +5,15 @@
 // become packets of the kernel's network stack. It needs Linux 5.15 with BTF, native XDP on
 // all devices, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
 //
-// User space fills tables. All receivers of a group form a chain of slices:
+// User space fills tables. Each stream has a chain of slices, which hold the branches of
+// its route, before them the ECHO to the publisher if it is an own one. It ends in the
+// chain of the peers of its group:
 //
-//	stream --> anchor --> slice of 8 --> slice of 8 --> ... --> end
+//	stream --> anchor --> slice of 8 --> ... --> anchor --> slice of 8 --> ... --> end
 //
 // A published slice is never changed: one who joins or leaves gets a new slice in
 // the old one's place, by one store. So a datagram in flight sees a receiver once,
-// or, when it joins or leaves just then, not at all. The datagrams of peers begin at another
-// anchor, whose slices hold the ECHO to the publisher and the mesh, and which leads
-// to the anchor of the peers.
+// or, when it joins or leaves just then, not at all.
 //
 // Everything but the counters belongs to one OS thread, which stays in the network
 // namespace that Attach was called in.
@@ -89,11 +89,11 @@ type Options struct {
 	// a kernel thread. 0 is 1 ms, negative is never.
 	Quiet time.Duration
 
-	// Cache gets a copy of every DATA that is replicated, Audit one of a random
-	// share between 0 and 1 of those that peers publish. Nil: none. They are called
-	// by one goroutine each; what they are too slow for is lost and counted.
-	Cache, Audit func(Record)
-	AuditShare   float64
+	// Audit gets a copy of a random share between 0 and 1 of the DATA that peers
+	// publish. Nil: none. It is called by one goroutine; what it is too slow for is lost
+	// and counted.
+	Audit      func(datapath.Record)
+	AuditShare float64
 
 	validity time.Duration // for tests; 0 is validity
 }
@@ -119,7 +119,7 @@ type Engine struct {
 	sending sync.Mutex   // of heart-beats
 	batch   *ipv6.PacketConn
 
-	probes, heartbeats, sendErrors atomic.Uint64
+	probes, heartbeats, copies, copyBytes, sendErrors atomic.Uint64 // by the socket
 
 	// The rest belongs to the thread.
 	netns     uint32  // inode of the namespace
@@ -137,6 +137,7 @@ type Engine struct {
 	table     *table
 	pool      *pool
 	readers   []*reader
+	cache     *reader     // one of them, nil for none; set before the thread serves
 	late      *time.Timer // resolution after a change of routes
 }
 
@@ -425,6 +426,9 @@ func (e *Engine) shut() {
 	if e.pool != nil {
 		e.pool.close()
 	}
+	if e.table != nil {
+		e.table.clear()
+	}
 	e.memory.close()
 	e.objects.Close()
 	if e.nl != nil {
@@ -454,6 +458,9 @@ func (e *Engine) Apply(c datapath.Change) error {
 	var err error
 	if closed := e.do(func() { err = e.apply(c) }); closed != nil {
 		return closed
+	}
+	if err == nil && len(c.Routes) > 0 && e.cache != nil {
+		e.cache.drain()
 	}
 	return err
 }

@@ -170,7 +170,8 @@ func (l *lab) isUp(ns netns.NsHandle, name string) {
 	}, 10*time.Second, time.Millisecond)
 }
 
-// addAddr gives an interface an address, unless it has it.
+// addAddr gives an interface an address, unless it has it, and waits until the host takes
+// packets for it: the kernel answers for its neighbours before.
 func (l *lab) addAddr(ns netns.NsHandle, name string, addr netip.Addr, bits int) {
 	l.t.Helper()
 	l.in(ns, func() {
@@ -179,6 +180,10 @@ func (l *lab) addAddr(ns netns.NsHandle, name string, addr netip.Addr, bits int)
 		require.NoError(l.t, netlink.AddrReplace(link, &netlink.Addr{
 			IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, 128)},
 			Flags: unix.IFA_F_NODAD,
+		}))
+		require.True(l.t, eventually(func() bool { // on this thread
+			routes, err := netlink.RouteGet(addr.AsSlice())
+			return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 		}))
 	})
 }

@@ -81,8 +81,9 @@ func (e *Engine) load(left *legacy) error {
 		bpf.RpVarQuietNs:        quiet,
 		bpf.RpVarOwnNetns:       e.netns,
 		bpf.RpVarFanCpusId:      uint32(fansID),
-		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.opt.Cache != nil),
+		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.cfg.Cache != nil),
 		bpf.RpVarAuditOn:        on(bpf.RpMapAudit, e.opt.Audit != nil),
+		bpf.RpVarHelloOn:        on(bpf.RpMapHellos, e.cfg.Hello != nil),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("load programs: option %s: %w", name, err)

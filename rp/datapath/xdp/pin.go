@@ -29,7 +29,7 @@ import (
 
 // layoutVersion is raised when something in the tables changes its meaning, but not
 // its form.
-const layoutVersion = 1
+const layoutVersion = 2
 
 // Names in the directory, besides those of tables. A bpf file system takes no dots.
 const (

@@ -19,7 +19,7 @@ import (
 const poolStep = 64
 
 // firstAnchor is FIRST_ANCHOR of the programs: indexes from here on name chains.
-const firstAnchor = 0xf000
+const firstAnchor = 0xe000
 
 // slice is a published broadcast. It does not change.
 type slice struct {

@@ -24,6 +24,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
 )
 
 // What a program returns for a frame.
@@ -91,7 +92,7 @@ func (e *Engine) state(t testing.TB) (all [][]byte) {
 	} {
 		all = append(all, slices.Clone(b))
 	}
-	for _, m := range []*ebpf.Map{e.objects.Sessions, e.objects.Streams, e.objects.Echoes} {
+	for _, m := range []*ebpf.Map{e.objects.Sessions, e.objects.Streams, e.objects.Echoes, e.objects.Branches} {
 		key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
 		it := m.Iterate()
 		for it.Next(&key, &value) {
@@ -102,23 +103,6 @@ func (e *Engine) state(t testing.TB) (all [][]byte) {
 	return all
 }
 
-func goldenChange(f *wiretest.File) (c datapath.Change) {
-	for _, k := range f.Keys {
-		c.Keys = append(c.Keys, proto.GroupKey{Ingress: k.Ingress, Group: k.Group, Epoch: k.Epoch, Key: k.Key})
-	}
-	for _, s := range f.Sessions {
-		role := datapath.Peer
-		if s.Mesh {
-			role = datapath.Mesh
-		}
-		c.Add = append(c.Add, datapath.Session{
-			Index: s.Index, Role: role, Addr: s.Addr, SendSession: s.SendIndex, SendKey: s.Send, ReceiveKey: s.Receive,
-			Groups: []uint32{f.Group}, Publish: s.Publish, Rate: 1000, Burst: 1000, Ingress: s.Ingress,
-		})
-	}
-	return c
-}
-
 // Each golden vector gets its verdict, counts once, and moves nothing else when it
 // is dropped. What passes carries the stamp and the headers that all copies share.
 func TestXDPProgramGolden(t *testing.T) {
@@ -127,7 +111,7 @@ func TestXDPProgramGolden(t *testing.T) {
 	for _, v := range f.Vectors {
 		t.Run(v.Name, func(t *testing.T) {
 			e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
-			require.NoError(t, e.apply(goldenChange(f)))
+			require.NoError(t, e.apply(datapathtest.GoldenState(f)))
 			for _, before := range f.History(v) {
 				e.receive(t, frame(before.Source, bareAddr, before.Datagram))
 			}
@@ -201,7 +185,7 @@ func TestXDPProgramCutsTrailingBytes(t *testing.T) {
 	v := f.Vectors[0]
 	require.Equal(t, wire.Pass, v.Verdict)
 	e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
-	require.NoError(t, e.apply(goldenChange(f)))
+	require.NoError(t, e.apply(datapathtest.GoldenState(f)))
 	in := frame(v.Source, bareAddr, v.Datagram)
 	_, out := e.receive(t, append(slices.Clone(in), 1, 2, 3, 4))
 	require.Equal(t, uint64(1), e.verdicts()[wire.Pass])
@@ -219,20 +203,22 @@ func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 	e := newBare(t, datapath.Config{Incarnation: own})
 	from := [...]datapath.Session{
 		{Index: 1, Role: datapath.Peer, Groups: []uint32{group}, Publish: true, Rate: 1_000_000, Burst: 1_000_000},
-		{Index: 2, Role: datapath.Mesh, Ingress: neighbour},
+		{Index: 2, Role: datapath.Mesh},
 	}
+	ingress := [...]uint32{0, neighbour}
 	for i := range from {
 		from[i].Addr = netip.MustParseAddrPort("[2001:db8::2]:4000")
 	}
 	require.NoError(t, e.apply(datapath.Change{
-		Add:  from[:],
-		Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}},
+		Add:    from[:],
+		Keys:   []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}},
+		Routes: []datapath.Route{{Ingress: neighbour, From: []uint32{2}}},
 	}))
 	var all [][]byte
 	for seq := range uint64(datagrams) {
-		for _, s := range from {
+		for i, s := range from {
 			h := wire.Header{
-				Type: wire.Data, HopLimit: 8, Session: s.Index, Group: group, Ingress: s.Ingress, Sequence: seq,
+				Type: wire.Data, HopLimit: 8, Session: s.Index, Group: group, Ingress: ingress[i], Sequence: seq,
 				K: 1, N: 1, PayloadLen: 9, ObjectLen: 9,
 			}
 			b := append(h.Append(nil), make([]byte, 9)...)
@@ -282,7 +268,11 @@ func TestXDPPolicerProperty(t *testing.T) {
 			Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"),
 		}
 	}
-	from[1] = datapath.Session{Index: 2, Role: datapath.Mesh, Ingress: neighbour, Addr: from[0].Addr, Groups: []uint32{group}}
+	// The neighbour is upstream of its own stream, and a branch of both.
+	from[1] = datapath.Session{Index: 2, Role: datapath.Mesh, Addr: from[0].Addr}
+	ingress := [...]uint32{0, neighbour}
+	branch := []datapath.Branch{{Session: 2, Groups: []uint32{group}}}
+	routes := []datapath.Route{{Ingress: own, To: branch}, {Ingress: neighbour, From: []uint32{2}, To: branch}}
 	clock := func() uint64 {
 		var now unix.Timespec
 		require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
@@ -290,7 +280,8 @@ func TestXDPPolicerProperty(t *testing.T) {
 	}
 	sequence := uint64(0)
 	rapid.Check(t, func(t *rapid.T) {
-		s := &from[rapid.IntRange(0, 1).Draw(t, "session")]
+		k := rapid.IntRange(0, 1).Draw(t, "session")
+		s := &from[k]
 		for i := range from {
 			from[i].Rate = rapid.Uint32Range(1, 1e9).Draw(t, "rate")
 			from[i].Burst = rapid.Uint32Range(1, 1e6).Draw(t, "burst")
@@ -298,15 +289,12 @@ func TestXDPPolicerProperty(t *testing.T) {
 			from[i].EgressBurst = rapid.Uint64Range(1, 1e11).Draw(t, "egress burst")
 		}
 		require.NoError(t, e.apply(datapath.Change{
-			Add: from, Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}},
+			Add: from, Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}}, Routes: routes,
 		}))
 		size := rapid.IntRange(1, wire.MaxPayload).Draw(t, "payload")
 		state := e.memory.sessions.at(e.table.sessions[s.Index].state.element)
 		datagrams, copies := s.Policers()
 		cost := uint64(wire.HeaderSize+size) * receivers
-		if s.Role == datapath.Mesh {
-			cost = uint64(wire.HeaderSize+size) * (receivers - 1)
-		}
 
 		// Both buckets are full again some time before or after the datagram may pass.
 		begin := clock()
@@ -319,7 +307,7 @@ func TestXDPPolicerProperty(t *testing.T) {
 		store(&state.CopiesDue, copiesDue)
 		sequence++
 		h := wire.Header{
-			Type: wire.Data, HopLimit: 8, Session: s.Index, Group: group, Ingress: s.Ingress, Sequence: sequence,
+			Type: wire.Data, HopLimit: 8, Session: s.Index, Group: group, Ingress: ingress[k], Sequence: sequence,
 			K: 1, N: 1, PayloadLen: uint16(size), ObjectLen: uint32(size),
 		}
 		b := append(h.Append(nil), make([]byte, size)...)

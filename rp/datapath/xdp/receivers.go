@@ -36,13 +36,16 @@ func (e *Engine) tryReconcile() error {
 	for id := range e.table.groups {
 		all[id] = new(receivers)
 	}
-	echoes := make(map[uint32]member)
+	echoes, neighbours := make(map[uint32]member), make(map[uint32]member)
 	for _, index := range slices.Sorted(maps.Keys(e.table.sessions)) {
 		s := e.table.sessions[index]
 		hop, ok := e.hop(s.path)
 		m := member{session: s, hop: hop}
 		if ok && s.Publish {
 			echoes[index] = m
+		}
+		if ok && s.Role == datapath.Mesh {
+			neighbours[index] = m
 		}
 		if s.Silent {
 			continue
@@ -56,41 +59,50 @@ func (e *Engine) tryReconcile() error {
 	}
 	for id, r := range all {
 		g := e.table.groups[id]
-		if err := g.peers.update(r.peers, r.peersMissing); err != nil {
+		if err := g.peers.update(r.members, r.missing); err != nil {
 			return fmt.Errorf("apply: peers of group %08x: %w", id, err)
 		}
-		var first []member
-		for number, d := range e.devices {
-			if d != nil {
-				first = append(first, member{hop: nextHop{device: number}})
+	}
+	for id, s := range e.table.streams {
+		var r receivers
+		if id.ingress == e.cfg.Incarnation {
+			for number, d := range e.devices {
+				if d != nil {
+					r.members = append(r.members, member{hop: nextHop{device: number}})
+				}
 			}
 		}
-		if err := g.all.replaceIfChanged(append(first, r.mesh...), r.meshMissing); err != nil {
-			return fmt.Errorf("apply: mesh of group %08x: %w", id, err)
+		branches := 0
+		if route := e.table.routes[id.ingress]; route != nil {
+			for i := range route.To {
+				if b := &route.To[i]; b.Has(id.group) {
+					m, ok := neighbours[b.Session]
+					r.add(m, ok)
+					branches++
+				}
+			}
+		}
+		if err := s.chain.replaceIfChanged(r.members, r.missing); err != nil {
+			return fmt.Errorf("apply: branches of stream %08x/%08x: %w", id.ingress, id.group, err)
 		}
 		// What a datagram costs follows its receivers, known neighbour or not.
-		peers := uint64(len(r.peers) + r.peersMissing)
-		store(e.memory.receivers.at(g.peers.anchor-firstAnchor), peers)
-		store(e.memory.receivers.at(g.all.anchor-firstAnchor), peers+uint64(len(r.mesh)+r.meshMissing))
+		peers := all[id.group]
+		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(len(peers.members)+peers.missing+branches))
 	}
 	return nil
 }
 
-// receivers are those of one group. Channels are among the peers.
+// receivers are those of one chain.
 type receivers struct {
-	peers, mesh               []member
-	peersMissing, meshMissing int
+	members []member
+	missing int
 }
 
 func (r *receivers) add(m member, found bool) {
-	list, missing := &r.peers, &r.peersMissing
-	if m.session.Role == datapath.Mesh {
-		list, missing = &r.mesh, &r.meshMissing
-	}
 	if found {
-		*list = append(*list, m)
+		r.members = append(r.members, m)
 	} else {
-		*missing++
+		r.missing++
 	}
 }
 
@@ -100,7 +112,7 @@ func (c *chain) replaceIfChanged(members []member, missing int) error {
 	for _, s := range c.slices {
 		have = append(have, s.members...)
 	}
-	if c.head != 0 && c.missing == missing && slices.Equal(have, members) {
+	if c.missing == missing && slices.Equal(have, members) {
 		return nil
 	}
 	return c.replace(members, missing)

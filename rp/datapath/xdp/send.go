@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -74,60 +78,143 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	return nil
 }
 
+// Hello implements datapath.Engine.
+func (e *Engine) Hello(index uint32, hello [wire.HelloSize]byte) error {
+	if e.closed.Load() {
+		return datapath.ErrClosed
+	}
+	var s *session
+	var sequence uint64
+	e.table.moving(index, func(found *session, state *bpf.RpSessionState) {
+		if found.Role == datapath.Mesh {
+			s, sequence = found, atomic.AddUint64(&state.Hellos, 1)
+		}
+	})
+	if s == nil {
+		return fmt.Errorf("hello: no mesh session %08x", index)
+	}
+	b := wire.NewHello(s.SendSession, sequence, hello)
+	wire.SetHopTag(b[:], s.SendKey.HopTag(b[:]))
+	if _, err := e.conn.WriteToUDPAddrPort(b[:], s.Addr); err != nil {
+		e.sendErrors.Add(1)
+		return fmt.Errorf("hello on session %08x: %w", index, err)
+	}
+	s.state.copies.Add(1)
+	return nil
+}
+
+// Heard implements datapath.Engine.
+func (e *Engine) Heard(index uint32) (at time.Time) {
+	e.table.moving(index, func(_ *session, state *bpf.RpSessionState) {
+		if load(&state.Received) > 0 {
+			at = e.boot.Add(time.Duration(load(&state.Heard)))
+		}
+	})
+	return at
+}
+
+// Resend implements datapath.Engine.
+func (e *Engine) Resend(index uint32, datagrams [][]byte) error {
+	if e.closed.Load() {
+		return datapath.ErrClosed
+	}
+	s := e.table.lookup(index)
+	if s == nil {
+		return fmt.Errorf("resend: no session %08x", index)
+	}
+	for _, b := range datagrams {
+		if h, _, v := wire.Parse(b); v != wire.Pass || h.Type != wire.Data {
+			return fmt.Errorf("resend: %v that is %v, want DATA", h.Type, v)
+		}
+	}
+	for part := range slices.Chunk(datagrams, sendBatch) {
+		var batch [sendBatch]ipv6.Message
+		for i, b := range part {
+			batch[i] = s.message(b[:wire.HeaderSize], b[wire.HeaderSize:])
+		}
+		e.send(batch[:len(part)], func(from, n int) {
+			s.state.copies.Add(uint64(n))
+			e.copies.Add(uint64(n))
+			for _, b := range part[from:][:n] {
+				e.copyBytes.Add(uint64(len(b)))
+			}
+		})
+	}
+	return nil
+}
+
+// message is a datagram to the session, with its index and hop tag.
+func (s *session) message(header, payload []byte) ipv6.Message {
+	own := [wire.HeaderSize]byte(header)
+	wire.SetSession(own[:], s.SendSession)
+	wire.SetHopTag(own[:], s.SendKey.HopTag(own[:]))
+	dst, control := datapath.Destination(s.Addr)
+	m := ipv6.Message{Buffers: [][]byte{own[:]}, OOB: control, Addr: net.UDPAddrFromAddrPort(dst)}
+	if len(payload) > 0 {
+		m.Buffers = append(m.Buffers, payload)
+	}
+	return m
+}
+
 // beat is a HEARTBEAT of an own stream and who gets it.
 type beat struct {
-	header wire.Header
+	header [wire.HeaderSize]byte
 	to     []*session
 }
 
 // Heartbeat implements datapath.Engine. The socket sends them, a batch at a time: that
 // also keeps the kernel's neighbour entries in use.
-func (e *Engine) Heartbeat() error {
+func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 	e.sending.Lock()
 	defer e.sending.Unlock()
 	var beats []beat
-	if err := e.do(func() { beats = e.table.beats() }); err != nil {
+	if err := e.do(func() { beats = e.table.beats(scope) }); err != nil {
 		return err
 	}
-	var batch [sendBatch]ipv6.Message
 	for _, b := range beats {
-		for len(b.to) > 0 {
-			n := min(len(b.to), len(batch))
-			for i, s := range b.to[:n] {
-				b.header.Session = s.SendSession
-				datagram := b.header.Append(make([]byte, 0, wire.HeaderSize))
-				wire.SetHopTag(datagram, s.SendKey.HopTag(datagram))
-				dst, control := datapath.Destination(s.Addr)
-				batch[i] = ipv6.Message{Buffers: [][]byte{datagram}, OOB: control, Addr: net.UDPAddrFromAddrPort(dst)}
+		for part := range slices.Chunk(b.to, sendBatch) {
+			var batch [sendBatch]ipv6.Message
+			for i, s := range part {
+				batch[i] = s.message(b.header[:], nil)
 			}
-			e.send(batch[:n], b.to[:n])
-			b.to = b.to[n:]
+			e.send(batch[:len(part)], func(from, n int) {
+				e.heartbeats.Add(uint64(n))
+				for _, s := range part[from:][:n] {
+					s.state.copies.Add(1)
+				}
+			})
 		}
 	}
 	return nil
 }
 
-// send sends a batch. A datagram that the host refuses is counted and skipped.
-func (e *Engine) send(batch []ipv6.Message, to []*session) {
-	for len(batch) > 0 {
-		n, err := e.batch.WriteBatch(batch, 0)
+// send sends a batch, and tells which n of it, from one on, were sent. A datagram that
+// the host refuses is counted and skipped.
+func (e *Engine) send(batch []ipv6.Message, sent func(from, n int)) {
+	for next := 0; next < len(batch); {
+		n, err := e.batch.WriteBatch(batch[next:], 0)
 		if err != nil || n == 0 {
 			e.sendErrors.Add(1)
 			n = 1
 		} else {
-			e.heartbeats.Add(uint64(n))
-			for _, s := range to[:n] {
-				s.state.copies.Add(1)
-			}
+			sent(next, n)
 		}
-		batch, to = batch[n:], to[n:]
+		next += n
 	}
 }
 
-// beats returns the next heart-beat of each own stream that has receivers.
-func (t *table) beats() []beat {
+// beats returns the next heart-beat of each own stream that somebody within the scope
+// gets.
+func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 	to := make(map[uint32][]*session)
-	for _, role := range []datapath.Role{datapath.Mesh, datapath.Peer, datapath.Channel} {
+	if own := t.routes[t.e.cfg.Incarnation]; own != nil && scope == datapath.All {
+		for _, b := range own.To {
+			for _, group := range b.Groups {
+				to[group] = append(to[group], t.sessions[b.Session])
+			}
+		}
+	}
+	for _, role := range []datapath.Role{datapath.Peer, datapath.Channel} {
 		for _, s := range t.sessions {
 			if s.Role != role || s.Silent {
 				continue
@@ -145,17 +232,15 @@ func (t *table) beats() []beat {
 		state := t.e.memory.streams.at(s.element)
 		next := load(&state.Beat) + 1
 		store(&state.Beat, next)
-		beats = append(beats, beat{
-			to: to[id.group],
-			header: wire.Header{
-				Type:     wire.Heartbeat,
-				HopLimit: wire.InitialHopLimit,
-				Group:    id.group,
-				Ingress:  id.ingress,
-				Sequence: load(&state.Newest),
-				ObjectID: next,
-			},
-		})
+		h := wire.Header{
+			Type:     wire.Heartbeat,
+			HopLimit: wire.InitialHopLimit,
+			Group:    id.group,
+			Ingress:  id.ingress,
+			Sequence: load(&state.Newest),
+			ObjectID: next,
+		}
+		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), to[id.group]})
 	}
 	return beats
 }

@@ -27,8 +27,8 @@ func (e *Engine) Stats() (st datapath.Stats) {
 		st = datapath.Stats{
 			Engine:     "xdp",
 			Verdicts:   e.verdicts(),
-			Copies:     c.Copies,
-			CopyBytes:  c.CopyBytes,
+			Copies:     c.Copies + e.copies.Load(),
+			CopyBytes:  c.CopyBytes + e.copyBytes.Load(),
 			Echoes:     c.Echoes,
 			Heartbeats: c.Heartbeats + e.heartbeats.Load(),
 			Probes:     e.probes.Load(),
@@ -40,6 +40,7 @@ func (e *Engine) Stats() (st datapath.Stats) {
 				{Queue: "device", Lost: ringLost(&c)},
 				{Queue: "cache", Lost: c.CacheLost},
 				{Queue: "audit", Lost: c.AuditLost},
+				{Queue: "hello", Lost: c.HelloLost},
 			},
 		}
 	})
@@ -105,6 +106,7 @@ func (e *Engine) counters() (sum Counters) {
 			{&sum.Contended, &c.Contended},
 			{&sum.CacheLost, &c.CacheLost},
 			{&sum.AuditLost, &c.AuditLost},
+			{&sum.HelloLost, &c.HelloLost},
 		} {
 			*f.to += *f.from
 		}
@@ -117,10 +119,12 @@ func (t *table) stats() []datapath.SessionStats {
 	copies := make(map[*sessionState]uint64, len(t.sessions))
 	count := func(s *session, n uint64) { copies[s.state] += n }
 	for _, g := range t.groups {
-		for _, s := range g.all.slices {
+		for _, s := range g.peers.slices {
 			t.e.pool.account(s, count)
 		}
-		for _, s := range g.peers.slices {
+	}
+	for _, stream := range t.streams {
+		for _, s := range stream.chain.slices {
 			t.e.pool.account(s, count)
 		}
 	}

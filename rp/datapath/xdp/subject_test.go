@@ -91,7 +91,9 @@ func newSocketSubject(l *lab, cfg datapath.Config) *subject {
 		require.NoError(l.t, err)
 	})
 	l.t.Cleanup(func() { require.NoError(l.t, e.Close()) })
-	return newSubject(l, e, 41000, func() bool { return true })
+	// A change of routes waits until what passed was sent.
+	nothing := datapath.Change{Routes: []datapath.Route{{Ingress: 1}}}
+	return newSubject(l, e, 41000, func() bool { return e.Apply(nothing) == nil })
 }
 
 // settled reports whether all that entered a queue came out of it.
@@ -125,7 +127,10 @@ func (s *subject) Apply(c datapath.Change) error {
 func (e *Engine) missing() (n int) {
 	_ = e.do(func() {
 		for _, g := range e.table.groups {
-			n += g.all.missing + g.peers.missing
+			n += g.peers.missing
+		}
+		for _, s := range e.table.streams {
+			n += s.chain.missing
 		}
 		for _, s := range e.table.sessions {
 			if _, ok := e.table.echoes[s.Index]; s.Silent && s.Publish && !ok {
@@ -240,10 +245,29 @@ func (s *subject) Receive(src netip.AddrPort, b []byte) (wire.Verdict, []datapat
 }
 
 // Heartbeat implements datapathtest.Subject.
-func (s *subject) Heartbeat() []datapathtest.Output {
+func (s *subject) Heartbeat(scope datapath.HeartbeatScope) []datapathtest.Output {
 	before := s.Stats()
-	require.NoError(s.lab.t, s.Engine.Heartbeat())
+	require.NoError(s.lab.t, s.Engine.Heartbeat(scope))
 	return s.collect(sent(before))
+}
+
+// Hello implements datapathtest.Subject.
+func (s *subject) Hello(session uint32, hello [wire.HelloSize]byte) (out []datapathtest.Output, err error) {
+	if err := s.Engine.Hello(session, hello); err != nil {
+		return nil, err
+	}
+	require.Eventually(s.lab.t, func() bool {
+		out = s.outputs(s.waiting())
+		return len(out) > 0
+	}, 10*time.Second, time.Millisecond)
+	return out, nil
+}
+
+// Resend implements datapathtest.Subject.
+func (s *subject) Resend(session uint32, datagrams [][]byte) ([]datapathtest.Output, error) {
+	before := s.Stats()
+	err := s.Engine.Resend(session, datagrams)
+	return s.collect(sent(before)), err
 }
 
 // collect returns what the engine has sent since a count, when all has arrived.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,8 +24,13 @@ type table struct {
 	sessions map[uint32]*session
 	streams  map[streamID]*stream
 	groups   map[uint32]*group
-	echoes   map[uint32]member // of publishers, by session
-	cpus     []uint32          // that fan out
+	routes   map[uint32]*datapath.Route
+	branches map[bpf.RpBranchKey]bpf.RpBranch // of the routes, as the programs' table has them
+	echoes   map[uint32]member                // of publishers, by session
+	cpus     []uint32                         // that fan out
+
+	// mu is held while the thread changes sessions: others may look one up.
+	mu sync.RWMutex
 
 	sessionStates elements
 	streamStates  elements
@@ -52,7 +58,7 @@ type stream struct {
 	id      streamID
 	keys    []epochKey // oldest first, at most EpochsKept
 	element uint32
-	group   *group
+	chain   *chain // of its datagrams: ECHO when they are own, branches, then the group's peers
 }
 
 type epochKey struct {
@@ -60,11 +66,10 @@ type epochKey struct {
 	key   auth.Key
 }
 
-// group is the receivers of a group's datagrams.
+// group is the peers and channels that get a group's datagrams.
 type group struct {
 	id    uint32
-	peers *chain // of datagrams from the mesh
-	all   *chain // of datagrams from peers: ECHO, mesh, then peers
+	peers *chain
 }
 
 // elements hands out elements of an array map, and takes them back into quarantine.
@@ -108,6 +113,8 @@ func newTable(e *Engine) *table {
 		sessions:      make(map[uint32]*session),
 		streams:       make(map[streamID]*stream),
 		groups:        make(map[uint32]*group),
+		routes:        make(map[uint32]*datapath.Route),
+		branches:      make(map[bpf.RpBranchKey]bpf.RpBranch),
 		echoes:        make(map[uint32]member),
 		sessionStates: elements{end: e.objects.States.MaxEntries()},
 		streamStates:  elements{end: e.objects.StreamStates.MaxEntries()},
@@ -122,6 +129,30 @@ func (t *table) expire(now time.Time) {
 	t.anchors.expire(now)
 }
 
+// lookup returns a session, nil for none. It may be called by anybody.
+func (t *table) lookup(index uint32) *session {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.sessions[index]
+}
+
+// moving calls f with what moves of a session, unless there is none. It may be called by
+// anybody; f must not wait.
+func (t *table) moving(index uint32, f func(*session, *bpf.RpSessionState)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if s := t.sessions[index]; s != nil {
+		f(s, t.e.memory.sessions.at(s.state.element))
+	}
+}
+
+// clear forgets the sessions before the memory of the tables goes.
+func (t *table) clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.sessions)
+}
+
 // uses reports whether a session goes by a neighbour.
 func (t *table) uses(key neighborKey) bool {
 	for _, s := range t.sessions {
@@ -134,32 +165,28 @@ func (t *table) uses(key neighborKey) bool {
 
 // check returns an error when a change contradicts its contract or does not fit.
 func (t *table) check(c datapath.Change) error {
-	own := t.e.cfg.Incarnation
+	if err := c.Check(t.e.cfg.Incarnation); err != nil {
+		return fmt.Errorf("apply: %w", err)
+	}
 	for i := range c.Add {
 		s := &c.Add[i]
-		if err := s.Check(); err != nil {
-			return fmt.Errorf("apply: %w", err)
-		}
 		if s.Role == datapath.Channel {
 			index, _ := datapath.Interface(s.Addr.Addr()) // as checked
 			if err := t.e.serves(index); err != nil {
 				return fmt.Errorf("apply: session %08x: channel %v: %w", s.Index, s.Addr, err)
 			}
 		}
-		if s.Ingress == own {
-			return fmt.Errorf("apply: session %08x: own incarnation %08x as ingress", s.Index, own)
-		}
 		if len(distinct(s.Groups)) > MaxGroups {
 			return fmt.Errorf("apply: session %08x: more than %d groups", s.Index, MaxGroups)
 		}
 	}
-	for _, k := range c.Keys {
-		if k.Ingress == 0 {
-			return fmt.Errorf("apply: key of group %08x without ingress", k.Group)
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		for _, b := range r.To {
+			if len(distinct(b.Groups)) > MaxGroups {
+				return fmt.Errorf("apply: route of %08x: more than %d groups to session %08x", r.Ingress, MaxGroups, b.Session)
+			}
 		}
-	}
-	if slices.Contains(c.Retire, own) {
-		return fmt.Errorf("apply: own incarnation %08x cannot retire", own)
 	}
 	return t.fits(c)
 }
@@ -177,12 +204,12 @@ func (t *table) fits(c datapath.Change) error {
 			sessions--
 		}
 	}
-	added := make(map[uint32]bool)
+	joins := make(map[uint32]bool)
 	for i := range c.Add {
 		s := &c.Add[i]
 		states++
-		if (t.sessions[s.Index] == nil || gone[s.Index]) && !added[s.Index] {
-			added[s.Index] = true
+		if (t.sessions[s.Index] == nil || gone[s.Index]) && !joins[s.Index] {
+			joins[s.Index] = true
 			sessions++
 		}
 		for _, group := range s.Groups {
@@ -197,7 +224,7 @@ func (t *table) fits(c datapath.Change) error {
 		groups[k.Group] = 0
 	}
 	for _, s := range t.sessions {
-		if !gone[s.Index] && !added[s.Index] {
+		if !gone[s.Index] && !joins[s.Index] {
 			for _, group := range distinct(s.Groups) {
 				groups[group]++
 			}
@@ -212,15 +239,37 @@ func (t *table) fits(c datapath.Change) error {
 	for _, receivers := range groups {
 		needed += 2*receivers/sliceSize + 8 // slices at their emptiest
 	}
-	switch newGroups := len(groups) - len(t.groups); {
+	routes := maps.Clone(t.routes)
+	for i := range c.Routes {
+		routes[c.Routes[i].Ingress] = &c.Routes[i]
+	}
+	added, branches := len(streams), 0
+	anchors := added + len(groups) - len(t.groups)
+	for id := range t.streams {
+		streams[id] = true
+	}
+	for id := range streams {
+		if id.ingress == t.e.cfg.Incarnation {
+			needed++ // for the ECHO
+		}
+		if r := routes[id.ingress]; r != nil {
+			needed += (len(r.To) + sliceSize - 1) / sliceSize
+		}
+	}
+	for _, r := range routes {
+		branches += len(r.To)
+	}
+	switch {
 	case sessions > MaxSessions || states > t.sessionStates.left():
 		return fmt.Errorf("apply: no room for %d sessions", sessions)
-	case len(streams)+len(t.streams) > MaxStreams || len(streams) > t.streamStates.left():
-		return fmt.Errorf("apply: no room for %d more streams", len(streams))
-	case 2*newGroups > t.anchors.left():
-		return fmt.Errorf("apply: no room for %d more groups", newGroups)
+	case len(streams) > MaxStreams || added > t.streamStates.left():
+		return fmt.Errorf("apply: no room for %d more streams", added)
+	case anchors > t.anchors.left():
+		return fmt.Errorf("apply: no room for %d more streams and groups", anchors)
+	case len(routes) > MaxStreams || branches > int(t.e.objects.Branches.MaxEntries()):
+		return fmt.Errorf("apply: no room for %d routes with %d branches", len(routes), branches)
 	case needed > maxSlices:
-		return fmt.Errorf("apply: no room for the receivers of %d groups", len(groups))
+		return fmt.Errorf("apply: no room for the receivers of %d groups and %d streams", len(groups), len(streams))
 	}
 	return nil
 }
@@ -265,7 +314,97 @@ func (e *Engine) apply(c datapath.Change) error {
 			return err
 		}
 	}
-	return e.reconcileAll()
+	for i := range c.Routes {
+		t.route(&c.Routes[i])
+	}
+	if err := t.direct(); err != nil {
+		return err
+	}
+	if err := e.reconcileAll(); err != nil {
+		return err
+	}
+	t.allow()
+	return nil
+}
+
+// route makes a route what is wanted.
+func (t *table) route(want *datapath.Route) {
+	r := want.Clone()
+	for i := range r.To {
+		r.To[i].Groups = distinct(r.To[i].Groups)
+	}
+	t.routes[r.Ingress] = &r
+}
+
+func (t *table) isMesh(index uint32) bool {
+	s := t.sessions[index]
+	return s != nil && s.Role == datapath.Mesh
+}
+
+// direct takes out of the routes what is no session of a neighbouring RP, and writes
+// down their branches.
+func (t *table) direct() error {
+	for ingress, r := range t.routes {
+		r.Keep(t.isMesh)
+		if r.Ends() {
+			delete(t.routes, ingress)
+		}
+	}
+	want := make(map[bpf.RpBranchKey]bpf.RpBranch)
+	for _, r := range t.routes {
+		for _, b := range r.To {
+			var value bpf.RpBranch
+			value.GroupsLen = uint32(copy(value.Groups[:], b.Groups))
+			want[bpf.RpBranchKey{Ingress: r.Ingress, Session: b.Session}] = value
+		}
+	}
+	for key, value := range want {
+		if have, ok := t.branches[key]; ok && have == value {
+			continue
+		}
+		if err := t.e.objects.Branches.Put(key, &value); err != nil {
+			return fmt.Errorf("apply: branch of %08x to session %08x: %w", key.Ingress, key.Session, err)
+		}
+		t.branches[key] = value
+	}
+	for key := range t.branches {
+		if _, ok := want[key]; ok {
+			continue
+		}
+		if err := t.e.objects.Branches.Delete(key); err != nil {
+			return fmt.Errorf("apply: branch of %08x to session %08x: %w", key.Ingress, key.Session, err)
+		}
+		delete(t.branches, key)
+	}
+	return nil
+}
+
+// allow makes the programs accept each stream from the upstreams of its route. One that
+// stays is accepted all the time.
+func (t *table) allow() {
+	for id, s := range t.streams {
+		var from []uint32
+		if r := t.routes[id.ingress]; r != nil {
+			from = r.From
+		}
+		words := &t.e.memory.streams.at(s.element).Upstreams
+		stays := func(word uint64) bool { return word != 0 && slices.Contains(from, uint32(word)) }
+		next := 0
+		for _, session := range from {
+			if slices.Contains(words[:], uint64(session)) {
+				continue
+			}
+			for stays(words[next]) {
+				next++
+			}
+			store(&words[next], uint64(session))
+		}
+		for i := range words {
+			if words[i] != 0 && !stays(words[i]) {
+				store(&words[i], 0)
+			}
+		}
+	}
 }
 
 func (t *table) add(s *session) error {
@@ -286,6 +425,8 @@ func (t *table) add(s *session) error {
 	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
 		return fmt.Errorf("apply: session %08x: %w", s.Index, err)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.sessions[s.Index] = s
 	return nil
 }
@@ -303,7 +444,9 @@ func (t *table) remove(index uint32) error {
 	if err := t.e.objects.Sessions.Delete(index); err != nil {
 		return fmt.Errorf("apply: remove session %08x: %w", index, err)
 	}
+	t.mu.Lock()
 	delete(t.sessions, index)
+	t.mu.Unlock()
 	t.sessionStates.retire(s.state.element)
 	return nil
 }
@@ -313,25 +456,24 @@ func (t *table) remove(index uint32) error {
 func (t *table) group(id uint32) *group {
 	g := t.groups[id]
 	if g == nil {
-		peers := &chain{e: t.e, anchor: t.anchor()}
-		g = &group{id: id, peers: peers, all: &chain{e: t.e, anchor: t.anchor(), end: uint64(peers.anchor)}}
+		g = &group{id: id, peers: t.chain(0)}
 		t.groups[id] = g
 	}
 	return g
 }
 
-// anchor returns an anchor that leads nowhere.
-func (t *table) anchor() uint32 {
-	anchor := t.anchors.take()
-	store(t.e.memory.nexts.at(anchor), 0)
-	return anchor
+// chain returns a chain without slices, before an end.
+func (t *table) chain(end uint64) *chain {
+	c := &chain{e: t.e, anchor: t.anchors.take(), end: end, head: end}
+	store(t.e.memory.nexts.at(c.anchor), c.head)
+	return c
 }
 
 func (t *table) install(k *proto.GroupKey) error {
 	id := streamID{k.Ingress, k.Group}
 	s := t.streams[id]
 	if s == nil {
-		s = &stream{id: id, element: t.streamStates.take(), group: t.group(k.Group)}
+		s = &stream{id: id, element: t.streamStates.take(), chain: t.chain(uint64(t.group(k.Group).peers.anchor))}
 		*t.e.memory.streams.at(s.element) = bpf.RpStreamState{}
 	}
 	if i := slices.IndexFunc(s.keys, func(have epochKey) bool { return have.epoch == k.Epoch }); i >= 0 {
@@ -350,10 +492,7 @@ func (t *table) install(k *proto.GroupKey) error {
 // put makes a stream of the programs what it is here.
 func (t *table) put(s *stream) error {
 	id := s.id
-	value := bpf.RpStream{State: s.element, Anchor: s.group.peers.anchor, Cpu: t.cpus[int(s.element)%len(t.cpus)]}
-	if id.ingress == t.e.cfg.Incarnation {
-		value.Anchor = s.group.all.anchor
-	}
+	value := bpf.RpStream{State: s.element, Anchor: s.chain.anchor, Cpu: t.cpus[int(s.element)%len(t.cpus)]}
 	for i, k := range s.keys {
 		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = halves(k.key)
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
@@ -374,7 +513,10 @@ func (t *table) retire(ingress uint32) error {
 		}
 		delete(t.streams, id)
 		t.streamStates.retire(s.element)
+		t.anchors.retire(s.chain.anchor)
+		s.chain.retire()
 	}
+	delete(t.routes, ingress)
 	return nil
 }
 

@@ -101,7 +101,7 @@ func (y *tally) take() {
 		require.Equal(t, s.Addr, r.Dst, "a copy for another session")
 		require.True(t, s.SendKey.CheckHopTag(r.Data, h.HopTag))
 		want := wire.Data
-		if h.Session == 0x10000 {
+		if h.Session == 0x10000 && h.Ingress == testOwn {
 			want = wire.Echo
 		}
 		require.Equal(t, want, h.Type)
@@ -300,34 +300,32 @@ func TestXDPLongChainIsQueued(t *testing.T) {
 	}
 }
 
-// User space gets what is replicated, and how much of it was lost on the way.
-func TestXDPRecords(t *testing.T) {
+// The audit gets what peers publish, and how much of it was lost on the way.
+func TestXDPAudit(t *testing.T) {
 	needKernel(t)
 	const datagrams = 50
-	cached, audited := make(chan Record, 1000), make(chan Record, 1000)
-	keep := func(to chan Record) func(Record) {
-		return func(r Record) { to <- Record{r.Session, slices.Clone(r.Datagram)} }
+	audited := make(chan datapath.Record, 1000)
+	keep := func(r datapath.Record) {
+		r.Datagram = slices.Clone(r.Datagram)
+		audited <- r
 	}
-	c := newCrowdWith(t, newLab(t, 1), Options{Cache: keep(cached), Audit: keep(audited), AuditShare: 1}, 3, func(int) int { return 0 })
+	c := newCrowdWith(t, newLab(t, 1), Options{Audit: keep, AuditShare: 1}, 3, func(int) int { return 0 })
 	y := c.tally()
 	for size := range datagrams { // all lengths of a rest
 		c.publish(size + 1)
 	}
 	y.complete(c.sessions, 1, datagrams)
-	for _, records := range []chan Record{cached, audited} {
-		for seq := uint64(1); seq <= datagrams; seq++ {
-			r := <-records
-			require.Equal(t, uint32(1), r.Session)
-			h, payload, v := wire.Parse(r.Datagram)
-			require.Equal(t, wire.Pass, v)
-			require.Equal(t, seq, h.Sequence)
-			require.Equal(t, uint32(testOwn), h.Ingress)
-			require.Len(t, payload, int(seq))
-			require.True(t, new(auth.Key).CheckPayloadTag(r.Datagram, h.PayloadTag))
-		}
+	for seq := uint64(1); seq <= datagrams; seq++ {
+		r := <-audited
+		require.Equal(t, [...]uint32{1, testOwn, testGroup}, [...]uint32{r.Session, r.Ingress, r.Group})
+		require.Equal(t, seq, r.Sequence)
+		h, payload, v := wire.Parse(r.Datagram)
+		require.Equal(t, wire.Pass, v)
+		require.Equal(t, seq, h.Sequence)
+		require.Len(t, payload, int(seq))
+		require.True(t, new(auth.Key).CheckPayloadTag(r.Datagram, h.PayloadTag))
 	}
-	counters := c.Engine.(*Engine).Counters()
-	require.Zero(t, counters.CacheLost+counters.AuditLost)
+	require.Zero(t, c.Engine.(*Engine).Counters().AuditLost)
 }
 
 // What the queue of the fan-out has no room for is counted.
@@ -428,7 +426,10 @@ func TestXDPLeavesNothing(t *testing.T) {
 	require.NoError(t, e.Close())
 	require.Equal(t, before, links())
 	require.ErrorIs(t, e.Apply(datapath.Change{}), datapath.ErrClosed)
-	require.ErrorIs(t, e.Heartbeat(), datapath.ErrClosed)
+	require.ErrorIs(t, e.Heartbeat(datapath.All), datapath.ErrClosed)
+	require.ErrorIs(t, e.Hello(1, [wire.HelloSize]byte{}), datapath.ErrClosed)
+	require.ErrorIs(t, e.Resend(1, nil), datapath.ErrClosed)
+	require.Zero(t, e.Heard(1))
 	require.ErrorIs(t, e.Probe(cfg.Addr, [wire.NonceSize]byte{}, 256), datapath.ErrClosed)
 	require.Empty(t, e.Marks())
 }

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package proto
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// disconnect ends the connection; the RP forgets it with its process.
+func (p *pair) disconnect() {
+	p.off = true
+	p.joiner.Disconnected(p.now)
+	p.flush()
+}
+
+// reconnect makes another connection, to an RP that may have begun anew.
+func (p *pair) reconnect(incarnation uint32) {
+	p.off = false
+	cfg := p.admission.cfg
+	cfg.Status.Incarnation = incarnation
+	p.admission = NewAdmission(cfg)
+	p.joiner.Reconnected()
+	p.flush()
+}
+
+// member returns a pair whose peer joined, with a token.
+func member(t *testing.T, change func(*JoinerConfig, *AdmissionConfig)) *pair {
+	p := newPair(t, change)
+	p.token = Token{5}
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.expect(JoinerActive, AdmissionActive)
+	p.log = nil
+	return p
+}
+
+// A connection that ends costs nothing while the datagrams flow on: the peer resumes
+// on the next one, without a PROBE.
+func TestResume(t *testing.T) {
+	p := member(t, nil)
+	p.disconnect()
+	p.run(DetachTimeout - 100*time.Millisecond)
+	p.expect(JoinerDetached, AdmissionActive)
+	if groups, _ := p.joiner.Member(); !groups || len(p.log) != 0 {
+		t.Fatalf("member %t, log %v", groups, p.log)
+	}
+	p.reconnect(77)
+	p.expect(JoinerActive, AdmissionActive)
+	if want := []string{"rp sends Status", "peer sends Status", "peer sends Resume", "rp sends Resumed", "peer served"}; len(p.log) != len(want) || p.count("probe")+p.count("peer left") != 0 {
+		t.Errorf("log %v", p.log)
+	}
+	p.run(5 * time.Minute) // announces keep the lease again
+	p.expect(JoinerActive, AdmissionActive)
+}
+
+// What ends a membership that has no connection.
+func TestNotResumed(t *testing.T) {
+	for name, c := range map[string]struct {
+		play func(*pair)
+		left bool
+		then JoinerState
+	}{
+		"too long": {func(p *pair) { p.run(DetachTimeout) }, true, JoinerAway},
+		"silence": {func(p *pair) {
+			p.silent = true
+			p.run(DetachSilence - 50*time.Millisecond)
+			p.expect(JoinerDetached, AdmissionActive)
+			p.run(50 * time.Millisecond)
+		}, true, JoinerAway},
+		"no echo":         {func(p *pair) { p.joiner.Unanswered(p.now) }, true, JoinerAway},
+		"not wanted":      {func(p *pair) { p.joiner.Want(p.now, false) }, true, JoinerAway},
+		"own address":     {func(p *pair) { p.joiner.Drop(&Error{ReasonUnreachable, "moved"}) }, true, JoinerAway},
+		"began anew":      {func(p *pair) { p.reconnect(78) }, true, JoinerActive},
+		"forgotten":       {func(p *pair) { p.forgot = true; p.reconnect(77) }, true, JoinerActive},
+		"a second ending": {func(p *pair) { p.reconnect(77); p.disconnect() }, false, JoinerDetached},
+	} {
+		p := member(t, nil)
+		p.disconnect()
+		c.play(p)
+		p.flush()
+		if p.joiner.State() != c.then || (p.count("peer left") == 1) != c.left {
+			t.Errorf("%s: state %v, log %v", name, p.joiner.State(), p.log)
+		}
+	}
+}
+
+// A second connection may end before it says anything, and the time does not begin anew.
+func TestResumeTimeGoesOn(t *testing.T) {
+	p := member(t, nil)
+	p.disconnect()
+	for range 4 {
+		p.run(DetachTimeout / 5)
+		p.off = false
+		p.joiner.Reconnected()
+		p.joiner.Actions()
+		p.disconnect()
+	}
+	p.expect(JoinerDetached, AdmissionActive)
+	p.run(DetachTimeout / 5)
+	p.expect(JoinerAway, AdmissionActive)
+}
+
+// Without a token a connection is the membership.
+func TestNoToken(t *testing.T) {
+	p := newPair(t, nil)
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.disconnect()
+	p.expect(JoinerAway, AdmissionActive)
+	if p.count("peer left") != 1 {
+		t.Errorf("log %v", p.log)
+	}
+	p.reconnect(77)
+	p.expect(JoinerActive, AdmissionActive)
+}
+
+// A standby session hears nothing, keeps its lease, and becomes active by one message.
+func TestStandby(t *testing.T) {
+	p := newPair(t, func(j *JoinerConfig, a *AdmissionConfig) { offered(j, a) })
+	p.token = Token{5}
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	p.expect(JoinerStandby, AdmissionActive)
+	if !p.admission.Standby() || !p.joined.Standby || p.joined.Mode != ModeUnicast || p.count("probe") != 1 {
+		t.Fatalf("standby %t, joined %+v", p.admission.Standby(), p.joined)
+	}
+	p.run(5 * time.Minute)
+	p.expect(JoinerStandby, AdmissionActive)
+
+	p.log = nil
+	p.joiner.Want(p.now, true)
+	p.flush()
+	p.expect(JoinerActive, AdmissionActive)
+	if want := []string{"peer sends Activate", "rp sends Activated", "peer served"}; !slices.Equal(p.log, want) {
+		t.Errorf("log %v", p.log)
+	}
+	if p.admission.Standby() || len(p.replayed) != 1 || p.replayed[0].Sequence != 50 {
+		t.Errorf("standby %t, marks %v", p.admission.Standby(), p.replayed)
+	}
+	p.run(time.Minute)
+	p.log = nil
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	p.expect(JoinerStandby, AdmissionActive)
+	if want := []string{"peer sends Deactivate", "peer rests"}; !slices.Equal(p.log, want) || !p.admission.Standby() {
+		t.Errorf("log %v", p.log)
+	}
+
+	// It outlives the connection as well, silent as it is.
+	p.disconnect()
+	p.run(DetachTimeout - 100*time.Millisecond)
+	p.reconnect(77)
+	p.expect(JoinerStandby, AdmissionActive)
+}
+
+// What is wanted may change at any time.
+func TestStandbyChangesItsMind(t *testing.T) {
+	p := newPair(t, nil)
+	p.deaf = true
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	p.joiner.Want(p.now, true) // while it joins
+	p.deaf = false
+	p.run(time.Second)
+	p.expect(JoinerActive, AdmissionActive)
+	if p.count("peer sends Activate") != 1 {
+		t.Errorf("log %v", p.log)
+	}
+	p.joiner.WantStandby(p.now)
+	p.joiner.Want(p.now, true)
+	p.joiner.WantStandby(p.now) // before any of it was answered
+	p.flush()
+	p.expect(JoinerStandby, AdmissionActive)
+	if !p.admission.Standby() {
+		t.Error("the two sides disagree")
+	}
+	p.joiner.Want(p.now, false)
+	p.flush()
+	p.expect(JoinerIdle, AdmissionIdle)
+}
+
+// The connection ends while the change was on its way: the RP knows what became of it.
+func TestResumeTellsWhatIs(t *testing.T) {
+	p := member(t, nil)
+	p.joiner.WantStandby(p.now)
+	p.joiner.Actions() // lost
+	p.disconnect()
+	p.reconnect(77)
+	p.expect(JoinerStandby, AdmissionActive)
+	if !p.admission.Standby() || p.count("peer sends Deactivate") != 1 {
+		t.Errorf("log %v", p.log)
+	}
+}
+
+// A standby RP that does not answer is no help.
+func TestActivateTimeout(t *testing.T) {
+	p := newPair(t, nil)
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	p.joiner.Want(p.now, true)
+	p.joiner.Actions() // lost
+	p.run(ActivateTimeout - 50*time.Millisecond)
+	p.expect(JoinerActivating, AdmissionActive)
+	p.run(50 * time.Millisecond)
+	p.expect(JoinerBackoff, AdmissionIdle)
+}
+
+// An RP that neither acknowledges nor says anything is lost sooner than by silence alone.
+func TestUnanswered(t *testing.T) {
+	p := member(t, nil)
+	p.run(time.Second)
+	p.joiner.Unanswered(p.now)
+	p.expect(JoinerActive, AdmissionActive)
+	p.silent = true
+	p.run(SuspectTimeout)
+	p.expect(JoinerActive, AdmissionActive)
+	p.joiner.Unanswered(p.now)
+	p.flush()
+	p.expect(JoinerBackoff, AdmissionIdle)
+}
+
+// A member of an RP that will stop stays until it has another.
+func TestRedirectOfAMember(t *testing.T) {
+	others := []string{"enode://other"}
+	p := member(t, func(_ *JoinerConfig, a *AdmissionConfig) { a.Others = func() []string { return others } })
+	p.admission.Redirect()
+	p.flush()
+	p.expect(JoinerActive, AdmissionActive)
+	if p.count("peer redirected, draining true") != 1 || !slices.Equal(p.others, others) || p.joiner.Usable(p.now) {
+		t.Errorf("log %v, others %v", p.log, p.others)
+	}
+	p.admission.Fail(&Error{ReasonDraining, "the time is over"})
+	p.flush()
+	p.expect(JoinerBackoff, AdmissionIdle)
+	if p.count("peer redirected, draining true") != 2 || p.joiner.Draining() {
+		t.Errorf("log %v", p.log)
+	}
+}
+
+// A full RP names others, and is not asked again before the back-off is over, whatever
+// is wanted meanwhile.
+func TestFullRP(t *testing.T) {
+	p := newPair(t, func(_ *JoinerConfig, a *AdmissionConfig) {
+		a.Others = func() []string { return make([]string, 2*MaxRedirect) }
+	})
+	p.joiner.Want(p.now, true)
+	p.joiner.Actions()
+	p.admission.Fail(&Error{ReasonFull, "no room"})
+	p.flush()
+	p.expect(JoinerBackoff, AdmissionIdle)
+	if len(p.others) != MaxRedirect || p.joiner.Usable(p.now) {
+		t.Errorf("%d others", len(p.others))
+	}
+	p.joiner.Want(p.now, false)
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	if p.count("peer sends Join") != 0 || p.joiner.Usable(p.now) {
+		t.Errorf("log %v", p.log)
+	}
+	p.run(MinBackoff)
+	p.expect(JoinerStandby, AdmissionActive)
+}
+
+// Messages that the state does not allow.
+func TestStandbyViolations(t *testing.T) {
+	resume := &Resume{Token: Token{5}, Session: 99, Port: 1, Groups: []uint32{testGroup}}
+	for name, m := range map[string]Message{"activate": &Activate{}, "resume": resume, "resumed": &Resumed{Lease: 45}, "redirect": &Redirect{}} {
+		p := member(t, nil)
+		if err := p.admission.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
+			t.Errorf("%s to an RP: %v", name, err)
+		}
+	}
+	p := newPair(t, nil)
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	if err := p.admission.Handle(p.now, &Deactivate{}); ReasonOf(err) != ReasonUnexpected {
+		t.Errorf("deactivate: %v", err)
+	}
+	for _, m := range []Message{&Activate{}, &Deactivate{}} { // crossed a Leave
+		p := newPair(t, nil)
+		if err := p.admission.Handle(p.now, m); err != nil {
+			t.Errorf("%T while idle: %v", m, err)
+		}
+	}
+	for _, m := range []Message{&Resume{}, &Activate{}, &Deactivate{}} {
+		p := member(t, nil)
+		if err := p.joiner.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
+			t.Errorf("%T to a peer: %v", m, err)
+		}
+	}
+	other := *resume
+	other.Groups = []uint32{1}
+	p = newPair(t, nil)
+	if err := p.admission.Handle(p.now, &other); ReasonOf(err) != ReasonGroup {
+		t.Errorf("group not served: %v", err)
+	}
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package rp
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// resumeKey returns the secret of the tokens by which members resume at the process
+// after this one, nil when the datapath ends with this one. It comes from the node
+// key, so that the next process has it, too.
+func (r *RP) resumeKey(e datapath.Engine) ([]byte, error) {
+	if s, ok := e.(datapath.Survivor); !ok || !s.Outlives() {
+		return nil, nil
+	}
+	key, err := hkdf.Key(sha256.New, crypto.FromECDSA(r.cfg.PrivateKey), []byte("mdcs/1 resume"), "", 32)
+	if err != nil {
+		return nil, fmt.Errorf("key of the resume tokens: %w", err)
+	}
+	return key, nil
+}
+
+// others returns the enode URLs of the neighbours to which peers may turn: those
+// whose links are up.
+func (r *RP) others() []string {
+	up := make(map[enode.ID]bool)
+	for _, n := range r.mesh.Stats().Neighbours {
+		up[n.ID] = n.Up()
+	}
+	var urls []string
+	for _, n := range r.cfg.Neighbours {
+		if up[n.ID()] {
+			urls = append(urls, n.URLv4())
+		}
+	}
+	return urls
+}
+
+// Drain sends the peers to other RPs and lets no more join. It returns when none is
+// left in the groups, or ctx ended. What is left then is told to leave by Stop.
+func (r *RP) Drain(ctx context.Context) {
+	if r.state.Load() != serving {
+		return
+	}
+	r.cfg.Log.Info("replication point drains")
+	if left := r.peers.Drain(ctx); left > 0 {
+		r.cfg.Log.Warn("members stayed", "members", left)
+	}
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package rp
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// Times of heart-beats (SPEC 6.5).
+const (
+	beatLook  = 250 * time.Millisecond // between looks at the own streams
+	beatIdle  = 5 * time.Second        // between heart-beats to the mesh, of streams at rest
+	beatFirst = 500 * time.Millisecond // and from the last DATA to the first, then twice as long each
+	beatTimes = 3                      // that it doubles
+)
+
+// beats says when heart-beats are due, without a clock. Peers must hear their RP, or
+// they leave it: they get one when an own stream was silent for a heart-beat interval.
+// The mesh has hellos; it gets some when a stream comes to rest, so that the loss of the
+// last DATA is seen, and few from then on.
+type beats struct {
+	newest []proto.Mark // of the own streams
+	rest   time.Time    // since no stream had DATA
+	silent time.Time    // since some stream had nothing for the peers
+	mesh   int          // heart-beats to the mesh since then
+	meshAt time.Time    // the next one
+}
+
+// newBeats returns beats that begin with one of each kind.
+func newBeats(now time.Time) *beats {
+	return &beats{rest: now, silent: now.Add(-proto.HeartbeatInterval), mesh: beatTimes, meshAt: now}
+}
+
+// look tells the newest sequences of the own streams, and returns whom to send a
+// heart-beat, 0 for nobody.
+func (b *beats) look(now time.Time, newest []proto.Mark) datapath.HeartbeatScope {
+	moved := 0
+	for _, m := range newest {
+		if !slices.Contains(b.newest, m) {
+			moved++
+		}
+	}
+	b.newest = newest
+	if moved > 0 {
+		b.rest, b.mesh, b.meshAt = now, 0, now.Add(beatFirst)
+		if moved == len(newest) {
+			b.silent = now
+		}
+	}
+	if !now.Before(b.meshAt) {
+		b.mesh++
+		b.silent, b.meshAt = now, now.Add(beatIdle)
+		if b.mesh < beatTimes {
+			b.meshAt = b.rest.Add(beatFirst << b.mesh)
+		}
+		return datapath.All
+	}
+	if now.Sub(b.silent) >= proto.HeartbeatInterval {
+		b.silent = now
+		return datapath.Local
+	}
+	return 0
+}
+
+// heartbeat sends heart-beats until ctx ends.
+func (r *RP) heartbeat(ctx context.Context) {
+	ticker := time.NewTicker(beatLook)
+	defer ticker.Stop()
+	b := newBeats(time.Now())
+	for {
+		select {
+		case now := <-ticker.C:
+			own := slices.DeleteFunc(r.engine.Marks(), func(m proto.Mark) bool { return m.Ingress != r.incarnation })
+			scope := b.look(now, own)
+			if scope == 0 {
+				continue
+			}
+			if err := r.engine.Heartbeat(scope); err != nil && !errors.Is(err, datapath.ErrClosed) {
+				r.cfg.Log.Error("heart-beat not sent", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}

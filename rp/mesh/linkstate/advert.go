@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"crypto/ecdsa"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/rlp"
+)
+
+// Advert is what one RP says of itself.
+type Advert struct {
+	Origin          ID
+	Incarnation     uint32    // of its datagrams as ingress RP
+	Epoch, Sequence uint64    // order its adverts, see Version; Epoch grows with each start
+	Publishes       bool      // it is an ingress RP: it needs a tree
+	Budget          uint32    // children that it copies to in one tree, at most
+	Links           []Link    // by neighbour; none of an RP that leaves
+	Groups          []Members // by group
+	Operator        string
+}
+
+// Link is a link that is up, as one end sees it.
+type Link struct {
+	Neighbour ID
+	Cost      uint32 // round-trip time in units of CostUnit, at least 1
+	Tree      bool   // was on a tree in use when the advert was signed
+}
+
+// Members is the number of subscribers of a group at the RP itself.
+type Members struct{ Group, Count uint32 }
+
+// Version returns the advert's place among those of its origin.
+func (a *Advert) Version() Version { return Version{a.Origin, a.Epoch, a.Sequence} }
+
+// Signed is an advert with the signature of its origin's node key.
+type Signed struct {
+	Advert    Advert
+	Signature [crypto.SignatureLength]byte
+}
+
+// domain keeps a signature of an advert from being one of anything else.
+const domain = "mdcsmesh advert\x00"
+
+func (a *Advert) digest() ([]byte, error) {
+	body, err := rlp.EncodeToBytes(a)
+	if err != nil {
+		return nil, fmt.Errorf("encode advert: %w", err)
+	}
+	return crypto.Keccak256([]byte(domain), body), nil
+}
+
+// Sign signs an advert.
+func Sign(a Advert, key *ecdsa.PrivateKey) (*Signed, error) {
+	digest, err := a.digest()
+	if err != nil {
+		return nil, err
+	}
+	signature, err := crypto.Sign(digest, key)
+	if err != nil {
+		return nil, fmt.Errorf("sign advert: %w", err)
+	}
+	return &Signed{a, [crypto.SignatureLength]byte(signature)}, nil
+}
+
+// Verify returns the devp2p node id that signed an advert. It fails when that is not
+// the origin. The cost is that of recovering a public key.
+func Verify(s *Signed) (node [32]byte, err error) {
+	digest, err := s.Advert.digest()
+	if err != nil {
+		return node, err
+	}
+	pub, err := crypto.Ecrecover(digest, s.Signature[:])
+	if err != nil {
+		return node, fmt.Errorf("recover signer: %w", err)
+	}
+	node = [32]byte(crypto.Keccak256(pub[1:])) // as enode.PubkeyToIDV4
+	if IDOf(node) != s.Advert.Origin {
+		return node, fmt.Errorf("advert of %016x signed by %016x", s.Advert.Origin, IDOf(node))
+	}
+	return node, nil
+}
+
+// IDOf returns the ID of a devp2p node id.
+func IDOf(node [32]byte) ID { return ID(binary.BigEndian.Uint64(node[:])) }

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
+)
+
+// Times of the protocol.
+const (
+	TreeInterval = 100 * time.Millisecond // between hellos on tree edges; also how often Tick does what is not urgent
+	Interval     = time.Second            // between other hellos
+	Missed       = 3                      // hellos until a neighbour is down; one before, backups are asked
+
+	LinkDelay      = time.Second            // links that come up, and costs, are advertised together
+	UrgentDelay    = 100 * time.Millisecond // least time between adverts
+	CountsDelay    = 5 * time.Second        // least time between adverts of counts
+	Refresh        = 20 * time.Minute
+	MaxAge         = 2 * time.Minute       // after which the advert of an RP without a path to it is forgotten
+	TreesDelay     = time.Second           // least time between computations of trees
+	TreesSoon      = 20 * time.Millisecond // from the first change to a computation
+	HaveDelay      = 500 * time.Millisecond
+	DigestDelay    = time.Minute
+	ConfirmDelay   = 2 * time.Second         // until parents are told again what they are asked for
+	RequestDelay   = time.Second             // until another neighbour is asked for an advert
+	AckDelay       = 3 * time.Second         // neighbours that acknowledge later do not delay MayPublish
+	Overlap        = 2500 * time.Millisecond // the old parent goes on: longer than changes take to reach all trees
+	minimumOverlap = 100 * time.Millisecond  // when links are shorter than that
+)
+
+// CostUnit is the round-trip time that costs 1.
+const CostUnit = 100 * time.Microsecond
+
+// Limits on what a neighbour can cause.
+const (
+	MaxOrigins    = 4096
+	maxRoutes     = 4096
+	verifyRate    = 400 // signatures per second of one neighbour
+	verifyBurst   = 2 * MaxOrigins
+	originRate    = 2 // adverts per second of one origin
+	originBurst   = 20
+	answerRate    = 1000 // adverts per second sent on request to one neighbour
+	answerBurst   = 2 * MaxOrigins
+	exchangeRate  = 1 // digests per second that one neighbour gets answered
+	exchangeBurst = 8
+	serveRate     = 50 // routes per second that one neighbour is served from the cache
+	serveBurst    = maxRoutes
+	backupsKept   = 3
+	previousKept  = 2
+	hellosUntilUp = 3
+	settleDelay   = 10 * time.Second // until an RP that starts has the database, and paths
+)
+
+// Action is something that a Core wants done. Actions are done in order.
+type Action interface{ action() }
+
+// Send asks for a message to a neighbour on its mdcsmesh connection.
+type Send struct {
+	To      ID
+	Message Message
+}
+
+// SendHello asks for a datagram to a neighbour.
+type SendHello struct {
+	To    ID
+	Hello Hello
+}
+
+// Route says which datagrams of an ingress RP are accepted and to whom they go. It
+// replaces the route before. Actions behind it rely on it being in the datapath.
+type Route struct {
+	Ingress  uint32 // incarnation
+	Parent   ID     // expected upstream; 0 at the ingress RP, or when there is none
+	Backup   ID     // who is asked when Parent fails, 0 for nobody
+	Previous []ID   // upstreams accepted besides, for a while
+	Children []Child
+}
+
+// Child is a neighbour that gets the datagrams of a route, by id.
+type Child struct {
+	ID     ID
+	All    bool     // groups: which have members below is not known
+	Groups []uint32 // else those with members at or below the child
+}
+
+// RouteGone says that there are no datagrams of an ingress RP any more.
+type RouteGone struct{ Ingress uint32 }
+
+// Serve asks to send a child from the cache what is newer than its marks.
+type Serve struct {
+	To      ID
+	Ingress uint32
+	Marks   []Mark
+}
+
+// NeighbourUp and NeighbourDown tell what the hellos say.
+type (
+	NeighbourUp   struct{ ID ID }
+	NeighbourDown struct{ ID ID }
+)
+
+// MayPublish says, once, that the neighbours know this incarnation: datagrams may
+// carry it as ingress RP.
+type MayPublish struct{}
+
+func (Send) action()          {}
+func (SendHello) action()     {}
+func (Route) action()         {}
+func (RouteGone) action()     {}
+func (Serve) action()         {}
+func (NeighbourUp) action()   {}
+func (NeighbourDown) action() {}
+func (MayPublish) action()    {}
+
+// Config is what a Core works with.
+type Config struct {
+	Self        ID
+	Incarnation uint32
+	Epoch       uint64 // higher at each start, as the time in seconds
+	Operator    string
+	Groups      []uint32 // that RPs replicate
+	Budget      int      // children of one tree
+	Mode        tree.Mode
+	Alpha       int // of tree.Last, 0 for the default
+
+	Sign    func(Advert) (*Signed, error)
+	Verify  func(*Signed) (node [32]byte, err error)
+	Allowed func(node [32]byte) bool    // may be an RP
+	Marks   func(ingress uint32) []Mark // of the own datapath
+	Rand    *rand.Rand                  // spreads what need not happen at once
+}
+
+// Stats counts what was refused, and what happened.
+type Stats struct {
+	Stale, Forged, NotAllowed, Limited uint64 // adverts
+	Published                          uint64
+	Downs                              uint64 // neighbours
+	Activations, Failovers, Timeouts   uint64 // of routes
+	Repairs                            uint64 // answers of neighbours that served something else than they were asked for
+	NotServed                          uint64 // routes that were asked for too often
+	BadEchoes                          uint64 // hellos with impossible times
+	Computed                           uint64 // times that trees were computed
+}
+
+// Core is the link state of one RP. After each input, Actions is to be done.
+//
+// Handle returns an error when the neighbour broke the protocol: the connection is
+// to be closed, LinkDown follows.
+type Core struct {
+	cfg   Config
+	now   time.Time
+	stats Stats
+
+	actions  []Action
+	messages []Action // go behind the actions of the same input
+
+	neighbours []*neighbour // by id
+	tickAt     time.Time
+
+	database
+	advertising
+	trees
+
+	routes    map[uint32]*route
+	order     []*route // by ingress
+	touched   []*route // in this input
+	serves    []Action // of this input, behind the routes
+	lastID    uint32   // of an Activate
+	treeEdges bool     // the neighbours' tree flags are to be found anew
+}
+
+// New returns the Core of an RP that starts now.
+func New(now time.Time, cfg Config) *Core {
+	c := &Core{cfg: cfg, now: now, routes: make(map[uint32]*route)}
+	c.cfg.Alpha = cmp.Or(cfg.Alpha, tree.DefaultAlpha)
+	c.tickAt = now.Add(time.Duration(cfg.Rand.Int64N(int64(TreeInterval))))
+	c.database.init(now)
+	c.advertising.init(now, cfg)
+	c.trees.init(cfg)
+	return c
+}
+
+// Stats returns the counters.
+func (c *Core) Stats() Stats { return c.stats }
+
+// Actions returns what is to be done since the last call.
+func (c *Core) Actions() []Action {
+	c.flushAdverts()
+	c.flushRoutes()
+	actions := append(c.actions, c.messages...)
+	c.actions, c.messages = nil, nil
+	return actions
+}
+
+func (c *Core) act(a Action)                 { c.actions = append(c.actions, a) }
+func (c *Core) send(n *neighbour, m Message) { c.messages = append(c.messages, Send{n.id, m}) }
+
+func (c *Core) neighbour(id ID) *neighbour {
+	if i, ok := c.find(id); ok {
+		return c.neighbours[i]
+	}
+	return nil
+}
+
+func (c *Core) find(id ID) (int, bool) {
+	return slices.BinarySearchFunc(c.neighbours, id, func(n *neighbour, id ID) int { return cmp.Compare(n.id, id) })
+}
+
+// LinkUp says that there is a connection to a neighbour, over which datagrams and
+// messages may go.
+func (c *Core) LinkUp(now time.Time, id ID) {
+	c.now = now
+	if i, ok := c.find(id); !ok && id != c.cfg.Self {
+		c.neighbours = slices.Insert(c.neighbours, i, newNeighbour(now, id))
+	}
+}
+
+// LinkDown says that the connection to a neighbour ended.
+func (c *Core) LinkDown(now time.Time, id ID) {
+	c.now = now
+	if i, ok := c.find(id); ok {
+		c.down(c.neighbours[i])
+		c.neighbours = slices.Delete(c.neighbours, i, i+1)
+	}
+}
+
+// Handle takes a message of a neighbour.
+func (c *Core) Handle(now time.Time, from ID, m Message) error {
+	c.now = now
+	n := c.neighbour(from)
+	if n == nil {
+		return unexpected("message 0x%02x without a link", m.Code())
+	}
+	switch m := m.(type) {
+	case *Digest:
+		c.compare(n, m)
+	case *Summary:
+		c.want(n, m.Versions)
+	case *Have:
+		c.want(n, m.Versions)
+	case *Request:
+		c.answer(n, m)
+	case *Adverts:
+		return c.learn(n, m)
+	case *Acked:
+		c.acked(n, m)
+	case *Activate:
+		c.activated(n, m)
+	case *Release:
+		c.released(n, m)
+	case *RouteAck:
+		c.routeAcked(n, m)
+	case *Confirm:
+		c.confirmed(n, m)
+	case *Serving:
+		c.repair(n, m)
+	default:
+		return unexpected("message 0x%02x", m.Code())
+	}
+	return nil
+}
+
+// Tick does what is due.
+func (c *Core) Tick(now time.Time) {
+	c.now = now
+	for _, n := range c.neighbours {
+		switch {
+		case !n.up:
+		case !now.Before(n.downAt()):
+			c.stats.Downs++
+			c.down(n)
+		case !n.doubted && !now.Before(n.doubtAt()):
+			n.doubted = true
+			c.doubt(n)
+		}
+	}
+	if due(c.publishAt, now) {
+		c.publish()
+	}
+	if due(c.treesAt, now) {
+		c.compute()
+	}
+	if now.Before(c.tickAt) {
+		return
+	}
+	c.tickAt = c.tickAt.Add(TreeInterval)
+	if c.tickAt.Before(now) { // the process was stopped
+		c.tickAt = now.Add(TreeInterval)
+	}
+	c.tickRoutes()
+	c.markTreeEdges()
+	for _, n := range c.neighbours {
+		c.tickNeighbour(n)
+	}
+	c.tickAdvertising()
+	c.forgetAdverts()
+}
+
+// Deadline returns when Tick is due next.
+func (c *Core) Deadline() time.Time {
+	next := c.tickAt
+	for _, at := range []time.Time{c.publishAt, c.treesAt} {
+		if !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	for _, n := range c.neighbours {
+		if !n.up {
+			continue
+		}
+		if at := n.downAt(); at.Before(next) {
+			next = at
+		}
+		if at := n.doubtAt(); !n.doubted && at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// due reports whether a time is set and over.
+func due(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// limiter is a token bucket.
+type limiter struct {
+	since time.Time
+	left  float64
+}
+
+// allow takes a token, of which there are rate more each second, and burst at most.
+func (l *limiter) allow(now time.Time, rate, burst float64) bool {
+	if l.since.IsZero() {
+		l.left = burst
+	} else {
+		l.left = min(burst, l.left+rate*now.Sub(l.since).Seconds())
+	}
+	l.since = now
+	if l.left < 1 {
+		return false
+	}
+	l.left--
+	return true
+}
+
+// Neighbour is the state of a connection to another RP.
+type Neighbour struct {
+	ID   ID
+	Up   bool
+	Tree bool // at one of both ends
+	RTT  time.Duration
+	Cost uint32 // advertised
+}
+
+// Neighbours returns the neighbours by id.
+func (c *Core) Neighbours() []Neighbour {
+	all := make([]Neighbour, 0, len(c.neighbours))
+	for _, n := range c.neighbours {
+		all = append(all, Neighbour{n.id, n.up, n.tree || n.theirs, n.rtt, n.cost})
+	}
+	return all
+}
+
+// OnTree reports whether hellos to a neighbour go often.
+func (c *Core) OnTree(id ID) bool {
+	n := c.neighbour(id)
+	return n != nil && (n.tree || n.theirs)
+}

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// database holds the newest advert of each RP, and what is under way to have the
+// same at the neighbours.
+//
+// Only a newer advert costs a signature check, each neighbour and each origin has a
+// rate of its own, and what is refused is neither kept nor passed on.
+type database struct {
+	entries   map[ID]*entry
+	sums      [Buckets]uint32
+	requested map[ID]time.Time // asked for, until when
+	seen      map[ID]time.Time // there was a path to the RP
+	sweepAt   time.Time
+	settledAt time.Time // from when on what is not reached is forgotten
+}
+
+type entry struct {
+	*Signed
+	signed time.Time // as far as is known
+	mask   uint64    // groups with members, by index in Config.Groups
+	rate   limiter
+}
+
+func (e *entry) version() Version { return e.Advert.Version() }
+
+func (d *database) init(now time.Time) {
+	d.settledAt = now.Add(settleDelay)
+	d.entries = make(map[ID]*entry)
+	d.requested = make(map[ID]time.Time)
+	d.seen = make(map[ID]time.Time)
+}
+
+// Adverts calls yield for each RP that is known, in no order.
+func (c *Core) Adverts(yield func(*Advert)) {
+	for _, e := range c.entries {
+		yield(&e.Advert)
+	}
+}
+
+// Sums returns the Digest of the adverts: equal databases have equal sums.
+func (c *Core) Sums() [Buckets]uint32 { return c.sums }
+
+// mix is the finalizer of SplitMix64. Sums find differences between honest RPs;
+// nothing rests on them.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+func (d *database) toggle(v Version) {
+	d.sums[v.Origin%Buckets] ^= uint32(mix(mix(mix(uint64(v.Origin))^v.Epoch) ^ v.Sequence))
+}
+
+// store keeps an advert in place of the older one and has trees follow.
+func (c *Core) store(s *Signed, signed time.Time) {
+	origin := s.Advert.Origin
+	e := c.entries[origin]
+	if e == nil {
+		e = new(entry)
+		c.entries[origin] = e
+	} else {
+		c.toggle(e.version())
+	}
+	e.Signed, e.signed, e.mask = s, signed, 0
+	for _, m := range s.Advert.Groups {
+		if i := slices.Index(c.cfg.Groups, m.Group); i >= 0 && m.Count > 0 {
+			e.mask |= 1 << i
+		}
+	}
+	c.toggle(e.version())
+	c.changed(origin)
+}
+
+// learn takes adverts from a neighbour.
+func (c *Core) learn(n *neighbour, m *Adverts) error {
+	for _, a := range m.Adverts {
+		if err := c.learnOne(n, a, m.Ack); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
+	v := a.Advert.Version()
+	e := c.entries[v.Origin]
+	delete(n.have, v.Origin)
+	if e != nil && !v.newer(e.version()) {
+		c.stats.Stale++
+		switch {
+		case e.version().newer(v):
+			c.owe(n, v.Origin)
+		case ack && v.Origin == n.id:
+			c.send(n, &Acked{v.Epoch, v.Sequence})
+		}
+		return nil
+	}
+	if c.tooFast(n, e) {
+		c.stats.Limited++
+		return nil
+	}
+	node, err := c.cfg.Verify(a.Signed)
+	switch {
+	case err != nil:
+		c.stats.Forged++
+		return unexpected("%v", err)
+	case !c.cfg.Allowed(node) || e == nil && len(c.entries) >= MaxOrigins:
+		c.stats.NotAllowed++
+		return nil
+	}
+	delete(c.requested, v.Origin)
+	if v.Origin == c.cfg.Self {
+		// An advert of an earlier life, with a clock that went backwards since.
+		c.epoch, c.sequence = v.Epoch+1, 0
+		c.publishWithin(0)
+		return nil
+	}
+	var before []Link
+	if e != nil {
+		before = e.Advert.Links
+	}
+	c.store(a.Signed, c.now.Add(-time.Duration(a.Age)*time.Second))
+	c.forward(v, n)
+	if ack && v.Origin == n.id {
+		c.send(n, &Acked{v.Epoch, v.Sequence})
+	}
+	if len(a.Advert.Links) > 0 { // else it leaves
+		c.suspectLost(v.Origin, before, a.Advert.Links)
+	}
+	return nil
+}
+
+// tooFast bounds what a neighbour and an origin can cause. The rates of an origin
+// that is not known yet are those of the neighbour.
+func (c *Core) tooFast(n *neighbour, e *entry) bool {
+	if !n.verify.allow(c.now, verifyRate, verifyBurst) {
+		return true
+	}
+	return e != nil && !e.rate.allow(c.now, originRate, originBurst)
+}
+
+// suspectLost asks the neighbours that another RP lost for a sign of life.
+func (c *Core) suspectLost(origin ID, before, after []Link) {
+	for _, l := range before {
+		if _, still := slices.BinarySearchFunc(after, l.Neighbour, compareLink); !still && l.Neighbour != c.cfg.Self {
+			c.suspect(l.Neighbour)
+		}
+	}
+}
+
+func compareLink(l Link, id ID) int { return cmp.Compare(l.Neighbour, id) }
+
+// forward passes a new advert on: at once on the spanning tree, or to everybody when
+// that may be torn; the others are told of it. The own goes to everybody.
+func (c *Core) forward(v Version, from *neighbour) {
+	e := c.entries[v.Origin]
+	torn := v.Origin == c.cfg.Self || c.torn()
+	for _, n := range c.neighbours {
+		switch {
+		case n == from || !n.up:
+		case n.spans || torn:
+			c.owe(n, v.Origin)
+		default:
+			if len(n.have) == 0 {
+				n.haveAt = c.now.Add(HaveDelay)
+			}
+			n.have[e.Advert.Origin] = true
+		}
+	}
+}
+
+// torn reports whether an edge of the spanning tree ended since it was computed, or
+// none was computed yet.
+func (c *Core) torn() bool {
+	for _, n := range c.neighbours {
+		if n.spans {
+			return c.spanning > 0
+		}
+	}
+	return true
+}
+
+// owe sends an advert at the end of this input.
+func (c *Core) owe(n *neighbour, origin ID) {
+	e := c.entries[origin]
+	delete(n.have, origin)
+	n.adverts = append(n.adverts, Aged{uint32(max(c.now.Sub(e.signed), 0) / time.Second), e.Signed})
+	if origin == c.cfg.Self && c.awaited[n.id] {
+		n.ack = true
+	}
+}
+
+func (c *Core) flushAdverts() {
+	for _, n := range c.neighbours {
+		for chunk := range slices.Chunk(n.adverts, sendAdverts) {
+			c.send(n, &Adverts{Ack: n.ack, Adverts: chunk})
+		}
+		n.adverts, n.ack = nil, false
+	}
+}
+
+// tell sends what a neighbour could ask for.
+func (c *Core) tell(n *neighbour) {
+	var versions []Version
+	for origin := range n.have {
+		if e := c.entries[origin]; e != nil {
+			versions = append(versions, e.version())
+		}
+	}
+	clear(n.have)
+	slices.SortFunc(versions, compareVersion)
+	for chunk := range slices.Chunk(versions, MaxVersions) {
+		c.send(n, &Have{chunk})
+	}
+}
+
+func compareVersion(a, b Version) int { return cmp.Compare(a.Origin, b.Origin) }
+
+// compare answers a neighbour's digest with a summary of what differs.
+func (c *Core) compare(n *neighbour, m *Digest) {
+	if !n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
+		return
+	}
+	var versions []Version
+	for origin, e := range c.entries {
+		if i := origin % Buckets; m.Sums[i] != c.sums[i] {
+			versions = append(versions, e.version())
+		}
+	}
+	slices.SortFunc(versions, compareVersion)
+	for chunk := range slices.Chunk(versions, MaxVersions) {
+		c.send(n, &Summary{chunk})
+	}
+}
+
+// want asks a neighbour for what it has and this RP lacks, if nobody else was asked.
+func (c *Core) want(n *neighbour, versions []Version) {
+	var origins []ID
+	for _, v := range versions {
+		if e := c.entries[v.Origin]; e != nil && !v.newer(e.version()) {
+			if v == e.version() {
+				delete(n.have, v.Origin)
+			}
+			continue
+		}
+		if until, ok := c.requested[v.Origin]; ok && c.now.Before(until) || len(c.requested) >= MaxOrigins {
+			continue
+		}
+		c.requested[v.Origin] = c.now.Add(RequestDelay)
+		origins = append(origins, v.Origin)
+	}
+	if len(origins) > 0 {
+		c.send(n, &Request{origins})
+	}
+}
+
+// answer sends the adverts that a neighbour asks for.
+func (c *Core) answer(n *neighbour, m *Request) {
+	for _, origin := range m.Origins {
+		if c.entries[origin] == nil {
+			continue
+		}
+		if !n.answers.allow(c.now, answerRate, answerBurst) {
+			return
+		}
+		c.owe(n, origin)
+	}
+}
+
+// forgetAdverts drops the adverts of RPs without a path, and requests that got no
+// answer. Age only collects garbage: the advert of an RP that can be reached counts,
+// whatever age a neighbour gives it.
+func (c *Core) forgetAdverts() {
+	for origin, until := range c.requested {
+		if !c.now.Before(until) {
+			delete(c.requested, origin)
+		}
+	}
+	if c.now.Before(c.sweepAt) {
+		return
+	}
+	c.sweepAt = c.now.Add(Interval)
+	for origin, e := range c.entries {
+		switch {
+		case origin == c.cfg.Self:
+		case c.reached(origin):
+			c.seen[origin] = c.now
+		case c.dirty[origin]: // it is not in the trees yet
+		case !c.now.Before(c.settledAt) && c.now.Sub(c.seen[origin]) > MaxAge && c.now.Sub(e.signed) > MaxAge:
+			c.toggle(e.version())
+			delete(c.entries, origin)
+			delete(c.seen, origin)
+			c.changed(origin)
+		}
+	}
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+// advertOf signs an advert of RP n.
+func advertOf(t require.TestingT, n int, epoch, sequence uint64, edit func(*Advert)) *Signed {
+	a := Advert{Origin: rp(n), Incarnation: uint32(1000 + n), Epoch: epoch, Sequence: sequence}
+	if edit != nil {
+		edit(&a)
+	}
+	s, err := Sign(a, keys[n-1])
+	require.NoError(t, err)
+	return s
+}
+
+func adverts(all ...*Signed) *Adverts {
+	m := &Adverts{}
+	for _, s := range all {
+		m.Adverts = append(m.Adverts, Aged{0, s})
+	}
+	return m
+}
+
+// TestHostileAdverts: what 2 sends to 1 changes nothing there, and 1 tells nobody.
+func TestHostileAdverts(t *testing.T) {
+	forged := advertOf(t, 3, 2000, 1, nil)
+	forged.Advert.Budget++ // behind the signature
+	another := advertOf(t, 2, 2000, 1, func(a *Advert) { a.Origin = rp(3) })
+	garbage := &Signed{Advert: advertOf(t, 3, 2000, 1, nil).Advert}
+	for name, c := range map[string]struct {
+		m         Message
+		violation bool
+		count     func(Stats) uint64
+	}{
+		"changed after it was signed": {adverts(forged), true, func(s Stats) uint64 { return s.Forged }},
+		"signed by another":           {adverts(another), true, func(s Stats) uint64 { return s.Forged }},
+		"no signature":                {adverts(garbage), true, func(s Stats) uint64 { return s.Forged }},
+		"not allowed":                 {adverts(advertOf(t, 9, 1, 1, nil)), false, func(s Stats) uint64 { return s.NotAllowed }},
+		"stale":                       {adverts(advertOf(t, 3, 1, 99, nil)), false, func(s Stats) uint64 { return s.Stale }},
+		"unknown message":             {strange{}, true, nil},
+		"acknowledgement of nothing":  {&RouteAck{77}, false, nil},
+		"acknowledged advert of none": {&Acked{9999, 1}, false, nil},
+		"release of nothing":          {&Release{[]uint32{5}}, false, nil},
+		"have of what is known":       {&Have{[]Version{{rp(3), 1, 1}}}, false, nil},
+		"request of nothing":          {&Request{[]ID{42}}, false, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := square(t)
+			core := w.cores[1]
+			core.cfg.Allowed = func(node [32]byte) bool { return IDOf(node) != rp(9) }
+			sums, before := core.Sums(), core.Stats()
+			err := core.Handle(w.now, rp(2), c.m)
+			violation, ok := errors.AsType[*proto.Error](err)
+			require.Equal(t, c.violation, ok, "%v", err)
+			if ok {
+				require.Equal(t, proto.ReasonUnexpected, violation.Reason)
+			}
+			if c.count != nil {
+				require.Equal(t, c.count(before)+1, c.count(core.Stats()))
+			}
+			require.Equal(t, sums, core.Sums())
+			for _, a := range core.Actions() {
+				send, ok := a.(Send)
+				require.True(t, ok && send.To == rp(2), "%#v", a)
+			}
+		})
+	}
+}
+
+type strange struct{}
+
+func (strange) Code() uint64 { return 0x0f }
+func (strange) check() error { return nil }
+
+func TestMessageWithoutLink(t *testing.T) {
+	c := New(t0, config(1, 1))
+	require.Error(t, c.Handle(t0, rp(2), &Have{}))
+	c.HeardHello(t0, rp(2), Hello{Interval: 100})
+	c.Heard(t0, rp(2))
+	require.Empty(t, c.Neighbours())
+}
+
+// A stale advert that is older than what is known is answered with the newer one.
+func TestStaleAdvertIsCorrected(t *testing.T) {
+	w := square(t)
+	require.NoError(t, w.cores[1].Handle(w.now, rp(2), adverts(advertOf(t, 3, 1, 99, nil))))
+	w.perform(1)
+	got := sent[*Adverts](w, 1, 2)
+	require.Len(t, got, 1)
+	require.Equal(t, w.cores[1].entries[rp(3)].Advert, got[0].Adverts[0].Advert)
+}
+
+// An RP that signs one advert after the other is heard at its rate only.
+func TestFloodOfOneOrigin(t *testing.T) {
+	w := square(t)
+	core := w.cores[1]
+	before := core.Stats()
+	for i := range uint64(200) {
+		require.NoError(t, core.Handle(w.now, rp(2), adverts(advertOf(t, 5, 1, i+1, nil))))
+	}
+	require.Equal(t, uint64(200-originBurst-1), core.Stats().Limited-before.Limited)
+	require.Equal(t, uint64(originBurst+1), core.entries[rp(5)].Advert.Sequence)
+	later := w.now.Add(time.Second)
+	require.NoError(t, core.Handle(later, rp(2), adverts(advertOf(t, 5, 1, 300, nil))))
+	require.Equal(t, uint64(300), core.entries[rp(5)].Advert.Sequence)
+}
+
+// A neighbour causes only so many signature checks, whatever origins it names.
+func TestFloodOfOneNeighbour(t *testing.T) {
+	w := square(t)
+	core := w.cores[1]
+	checks := 0
+	core.cfg.Verify = func(s *Signed) (node [32]byte, err error) {
+		checks++
+		return node, nil
+	}
+	core.cfg.Allowed = func([32]byte) bool { return false }
+	for i := range 3 * verifyBurst {
+		s := &Signed{Advert: Advert{Origin: ID(i + 1), Incarnation: 1}}
+		require.NoError(t, core.Handle(w.now, rp(2), adverts(s)))
+	}
+	require.LessOrEqual(t, checks, verifyBurst)
+	require.Len(t, core.entries, 4)
+}
+
+// Age is not signed: who lies about it makes no RP vanish that has links.
+func TestLieAboutAge(t *testing.T) {
+	w := square(t)
+	core := w.cores[1]
+	s := *core.entries[rp(4)].Signed
+	s.Advert.Sequence++
+	signed, err := Sign(s.Advert, keys[3])
+	require.NoError(t, err)
+	require.NoError(t, core.Handle(w.now, rp(2), &Adverts{Adverts: []Aged{{1 << 31, signed}}}))
+	w.perform(1)
+	w.run(3 * time.Second)
+	require.Contains(t, core.entries, rp(4))
+	require.True(t, core.reached(rp(4)))
+}
+
+// One end alone makes no link, and the dearer end counts.
+func TestLieAboutLinks(t *testing.T) {
+	w := square(t)
+	core := w.cores[1]
+	claim := func(cost uint32) func(*Advert) {
+		return func(a *Advert) { a.Links = []Link{{Neighbour: rp(4), Cost: cost}} }
+	}
+	require.NoError(t, core.Handle(w.now, rp(2), adverts(advertOf(t, 5, 1, 1, claim(1)))))
+	w.perform(1)
+	w.run(2 * time.Second)
+	require.False(t, core.reached(rp(5)), "4 does not say so")
+
+	two, four := core.graph.Slot(rp(2)), core.graph.Slot(rp(4))
+	honest := core.graph.Cost(two, four)
+	lie := w.cores[2].entries[rp(2)].Advert
+	lie.Sequence++
+	for i := range lie.Links {
+		lie.Links[i].Cost = 1
+	}
+	signed, err := Sign(lie, keys[1])
+	require.NoError(t, err)
+	require.NoError(t, core.Handle(w.now, rp(2), adverts(signed)))
+	core.Tick(core.treesAt)
+	require.InDelta(t, honest, core.graph.Cost(two, four), 5)
+}
+
+// Hellos with impossible times change no cost.
+func TestLieAboutTimes(t *testing.T) {
+	w := square(t)
+	core := w.cores[1]
+	n := core.neighbour(rp(2))
+	rtt := n.rtt
+	core.HeardHello(w.now, rp(2), Hello{Stamp: 1, Echo: micros(w.now) + 5, Interval: 100, Echoes: true, Up: true})
+	core.HeardHello(w.now, rp(2), Hello{Stamp: 1, Echo: micros(w.now) - 20_000, Hold: 1 << 30, Interval: 100, Echoes: true, Up: true})
+	require.Equal(t, uint64(2), core.Stats().BadEchoes)
+	require.Equal(t, rtt, n.rtt)
+}
+
+// Two RPs that claim one incarnation: the lower id has it, wherever one looks.
+func TestStolenIncarnation(t *testing.T) {
+	w := square(t)
+	w.cores[4].cfg.Incarnation = ingress1
+	w.cores[4].SetPublishes(w.now, true)
+	w.run(3 * time.Second)
+	for n := range 4 {
+		roots := w.cores[n+1].roots
+		require.Len(t, roots, 1)
+		require.Contains(t, roots, min(rp(1), rp(4)))
+	}
+}
+
+// A neighbour that asks for more than there can be is neither served nor answered.
+func TestFloodOfActivations(t *testing.T) {
+	w := square(t)
+	core := w.cores[1]
+	served := func() (n int) {
+		for _, a := range core.Actions() {
+			if _, ok := a.(Serve); ok {
+				n++
+			}
+		}
+		return n
+	}
+	for range 2 * serveBurst {
+		require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{ingress1, nil}}}))
+	}
+	require.LessOrEqual(t, served(), serveBurst)
+	for i := range uint32(2 * maxRoutes) {
+		require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{5000 + i, nil}}}))
+	}
+	require.Len(t, core.routes, MaxServing)
+	core.Actions()
+	require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{1 << 30, nil}}}))
+	require.Empty(t, core.Actions())
+}
+
+// A parent that says again and again that it serves nothing is asked anew once for
+// each Confirm.
+func TestFloodOfServings(t *testing.T) {
+	w := square(t)
+	core := w.cores[4]
+	before := core.Stats().Activations
+	for range 100 {
+		require.NoError(t, core.Handle(w.now, rp(2), &Serving{}))
+		core.Actions()
+		require.NoError(t, core.Handle(w.now, rp(2), &RouteAck{core.lastID}))
+		core.Actions()
+	}
+	require.Equal(t, before+1, core.Stats().Activations)
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+// Package linkstate is how the RPs of a mesh know each other, find out who is alive,
+// and agree on the tree of each ingress RP. It does no I/O and has no clock.
+//
+// Each RP floods one signed advert: its links with their costs, its members by
+// group, its copy budget. A link counts when both ends advertise it, at the higher
+// of both costs. Adverts travel at once along the minimum spanning tree of the mesh
+// and to all neighbours of the RP whose advert it is; other neighbours are told of
+// them, and ask for what they miss. Neighbours watch each other by hellos, which are
+// datagrams. A child asks for the datagrams of an ingress RP by Activate, and ends
+// that by Release after it has a new parent: make before break. Now and then it
+// confirms what it asks for, and the parent answers when it does something else.
+//
+// Messages travel on mdcsmesh connections, which are reliable and in order. They are
+// RLP lists of the fields in order:
+//
+//	code  message  fields                                           limits
+//	0x04  Digest   [sum of 4 bytes, ...]                            32 sums; when a link comes up, then now and then
+//	0x05  Summary  [[Origin, Epoch, Sequence], ...]                 512
+//	0x06  Request  [Origin, ...]                                    512
+//	0x07  Adverts  Ack, [[Age, [Advert, Signature]], ...]           64
+//	0x08  Have     [[Origin, Epoch, Sequence], ...]                 512
+//	0x09  Acked    Epoch, Sequence                                  of the receiver's own advert
+//	0x0a  Activate ID, [[Ingress, [[Group, Sequence], ...]], ...]   256 routes, 16 marks each
+//	0x0b  Release  [Ingress, ...]                                   512
+//	0x0c  RouteAck ID                                               of an Activate that was sent
+//	0x0d  Confirm  sum of 4 bytes                                   every 2 s on links of a tree
+//	0x0e  Serving  [Ingress, ...]                                   2048; after a Confirm that differs
+//
+// A message has at most 16 KiB; the sender keeps far below by count.
+package linkstate
+
+import (
+	"cmp"
+	"fmt"
+
+	"github.com/ethereum/go-ethereum/rlp"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
+)
+
+// Message codes, behind those of the link in package mesh.
+const (
+	DigestMsg   = 0x04
+	SummaryMsg  = 0x05
+	RequestMsg  = 0x06
+	AdvertsMsg  = 0x07
+	HaveMsg     = 0x08
+	AckedMsg    = 0x09
+	ActivateMsg = 0x0a
+	ReleaseMsg  = 0x0b
+	RouteAckMsg = 0x0c
+	ConfirmMsg  = 0x0d
+	ServingMsg  = 0x0e
+)
+
+// Limits on received messages.
+const (
+	MaxMessage  = 16 << 10 // bytes of one message's RLP
+	MaxVersions = 512      // in a Summary, Request, Have or Release
+	MaxAdverts  = 64       // in an Adverts
+	MaxRoutes   = 256      // in an Activate
+	MaxServing  = 2048     // in a Serving, so that a child has no more routes of one parent
+	MaxLinks    = 64       // in an advert
+	MaxGroups   = proto.MaxGroups
+	MaxOperator = 32 // bytes of an operator's name
+	Buckets     = 32 // sums of a Digest
+)
+
+// What is put into one message: a fraction of the limits, so that it fits MaxMessage.
+const (
+	sendAdverts = 12
+	sendRoutes  = 48
+)
+
+// ID names an RP: the first 8 bytes of its devp2p node id, big-endian.
+type ID = tree.ID
+
+// Message is one message of the protocol.
+type Message interface {
+	Code() uint64
+	check() error
+}
+
+// Version orders the adverts of one RP: first by Epoch, then by Sequence.
+type Version struct {
+	Origin          ID
+	Epoch, Sequence uint64
+}
+
+// newer reports whether v is newer than another version of the same origin.
+func (v Version) newer(than Version) bool {
+	return cmp.Or(cmp.Compare(v.Epoch, than.Epoch), cmp.Compare(v.Sequence, than.Sequence)) > 0
+}
+
+// Digest sums up the sender's adverts: sum i is over the origins whose ID is i modulo
+// Buckets. The receiver answers with a Summary of the buckets that differ.
+type Digest struct{ Sums []uint32 }
+
+// Summary lists the sender's adverts of some buckets. The receiver asks for those
+// that it lacks.
+type Summary struct{ Versions []Version }
+
+// Request asks for the adverts of these origins.
+type Request struct{ Origins []ID }
+
+// Adverts brings adverts. Ack asks for an Acked when the sender's own is among them.
+type Adverts struct {
+	Ack     bool
+	Adverts []Aged
+}
+
+// Aged is an advert with the seconds since it was signed, as far as the sender knows.
+type Aged struct {
+	Age uint32
+	*Signed
+}
+
+// Have tells what the sender could be asked for.
+type Have struct{ Versions []Version }
+
+// Acked says that the receiver's own advert is in the sender's database.
+type Acked struct{ Epoch, Sequence uint64 }
+
+// Activate asks the receiver to replicate datagrams of these ingress RPs to the
+// sender, and to send those after the marks from its cache.
+type Activate struct {
+	ID     uint32
+	Routes []Activation
+}
+
+// Activation is one route of an Activate.
+type Activation struct {
+	Ingress uint32 // incarnation
+	Marks   []Mark
+}
+
+// Mark is the highest sequence of a group up to which the sender of an Activate
+// misses nothing.
+type Mark struct {
+	Group    uint32
+	Sequence uint64
+}
+
+// Release ends what Activate asked for.
+type Release struct{ Ingress []uint32 }
+
+// RouteAck says that the Activate with this ID is done.
+type RouteAck struct{ ID uint32 }
+
+// Confirm sums up the ingress RPs that the sender asks the receiver for, with what
+// was sent before. The receiver answers with Serving when it does something else.
+type Confirm struct{ Sum uint32 }
+
+// Serving lists the ingress RPs whose datagrams the sender replicates to the
+// receiver, which answers with the Activate and the Release that it lacks.
+type Serving struct{ Ingress []uint32 }
+
+// Code returns the message's code.
+func (*Digest) Code() uint64   { return DigestMsg }
+func (*Summary) Code() uint64  { return SummaryMsg }
+func (*Request) Code() uint64  { return RequestMsg }
+func (*Adverts) Code() uint64  { return AdvertsMsg }
+func (*Have) Code() uint64     { return HaveMsg }
+func (*Acked) Code() uint64    { return AckedMsg }
+func (*Activate) Code() uint64 { return ActivateMsg }
+func (*Release) Code() uint64  { return ReleaseMsg }
+func (*RouteAck) Code() uint64 { return RouteAckMsg }
+func (*Confirm) Code() uint64  { return ConfirmMsg }
+func (*Serving) Code() uint64  { return ServingMsg }
+
+func (m *Digest) check() error {
+	if len(m.Sums) != Buckets {
+		return malformed("digest: %d sums", len(m.Sums))
+	}
+	return nil
+}
+
+func (m *Summary) check() error { return checkCount("summary", len(m.Versions), MaxVersions) }
+func (m *Request) check() error { return checkCount("request", len(m.Origins), MaxVersions) }
+func (m *Have) check() error    { return checkCount("have", len(m.Versions), MaxVersions) }
+func (m *Acked) check() error   { return nil }
+func (m *Release) check() error { return checkCount("release", len(m.Ingress), MaxVersions) }
+
+func (m *RouteAck) check() error { return nil }
+func (m *Confirm) check() error  { return nil }
+func (m *Serving) check() error  { return checkCount("serving", len(m.Ingress), MaxServing) }
+
+func (m *Adverts) check() error {
+	for _, a := range m.Adverts {
+		if err := a.Advert.check(); err != nil {
+			return err
+		}
+	}
+	return checkCount("adverts", len(m.Adverts), MaxAdverts)
+}
+
+func (m *Activate) check() error {
+	for _, r := range m.Routes {
+		if err := checkCount("marks", len(r.Marks), MaxGroups); err != nil {
+			return err
+		}
+	}
+	return checkCount("activate", len(m.Routes), MaxRoutes)
+}
+
+func checkCount(what string, n, limit int) error {
+	if n > limit {
+		return malformed("%s: %d entries", what, n)
+	}
+	return nil
+}
+
+func (a *Advert) check() error {
+	switch {
+	case a.Incarnation == 0:
+		return malformed("advert of %016x: incarnation 0", a.Origin)
+	case len(a.Links) > MaxLinks:
+		return malformed("advert of %016x: %d links", a.Origin, len(a.Links))
+	case len(a.Groups) > MaxGroups:
+		return malformed("advert of %016x: %d groups", a.Origin, len(a.Groups))
+	case len(a.Operator) > MaxOperator:
+		return malformed("advert of %016x: operator of %d bytes", a.Origin, len(a.Operator))
+	}
+	for i, l := range a.Links {
+		if l.Cost == 0 || l.Cost > tree.MaxCost || l.Neighbour == a.Origin {
+			return malformed("advert of %016x: link to %016x at cost %d", a.Origin, l.Neighbour, l.Cost)
+		}
+		if i > 0 && l.Neighbour <= a.Links[i-1].Neighbour {
+			return malformed("advert of %016x: links out of order", a.Origin)
+		}
+	}
+	for i, g := range a.Groups {
+		if i > 0 && g.Group <= a.Groups[i-1].Group {
+			return malformed("advert of %016x: groups out of order", a.Origin)
+		}
+	}
+	return nil
+}
+
+// Encode returns the message's RLP.
+func Encode(m Message) ([]byte, error) { return rlp.EncodeToBytes(m) }
+
+// Decode decodes a message and checks it against its limits. Every error is a
+// *proto.Error.
+func Decode(code uint64, payload []byte) (Message, error) {
+	if len(payload) > MaxMessage {
+		return nil, malformed("message 0x%02x of %d bytes", code, len(payload))
+	}
+	var m Message
+	switch code {
+	case DigestMsg:
+		m = new(Digest)
+	case SummaryMsg:
+		m = new(Summary)
+	case RequestMsg:
+		m = new(Request)
+	case AdvertsMsg:
+		m = new(Adverts)
+	case HaveMsg:
+		m = new(Have)
+	case AckedMsg:
+		m = new(Acked)
+	case ActivateMsg:
+		m = new(Activate)
+	case ReleaseMsg:
+		m = new(Release)
+	case RouteAckMsg:
+		m = new(RouteAck)
+	case ConfirmMsg:
+		m = new(Confirm)
+	case ServingMsg:
+		m = new(Serving)
+	default:
+		return nil, malformed("unknown message code 0x%02x", code)
+	}
+	if err := rlp.DecodeBytes(payload, m); err != nil {
+		return nil, malformed("message 0x%02x: %v", code, err)
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func malformed(format string, args ...any) error {
+	return &proto.Error{Reason: proto.ReasonMalformed, Detail: fmt.Sprintf(format, args...)}
+}
+
+func unexpected(format string, args ...any) error {
+	return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
+)
+
+func messages(t require.TestingT) []Message {
+	advert := advertOf(t, 1, 5, 6, func(a *Advert) {
+		a.Publishes, a.Budget, a.Operator = true, 16, "example"
+		a.Links = []Link{{2, 100, true}, {3, 200, false}}
+		a.Groups = []Members{{1, 5}, {2, 6}}
+	})
+	versions := []Version{{1, 2, 3}, {4, 5, 6}}
+	return []Message{
+		&Digest{make([]uint32, Buckets)},
+		&Summary{versions},
+		&Request{[]ID{1, 2}},
+		&Adverts{Ack: true, Adverts: []Aged{{7, advert}}},
+		&Have{versions},
+		&Acked{1, 2},
+		&Activate{1, []Activation{{2, []Mark{{3, 4}}}}},
+		&Release{[]uint32{2, 3}},
+		&RouteAck{1},
+		&Confirm{1},
+		&Serving{[]uint32{2, 3}},
+	}
+}
+
+func TestMessagesRoundTrip(t *testing.T) {
+	for _, m := range messages(t) {
+		b, err := Encode(m)
+		require.NoError(t, err)
+		got, err := Decode(m.Code(), b)
+		require.NoError(t, err)
+		require.Equal(t, m, got)
+	}
+}
+
+// The largest messages that are sent fit the limit.
+func TestLargestMessagesFit(t *testing.T) {
+	full := advertOf(t, 1, 1<<40, 1<<20, func(a *Advert) {
+		a.Operator = string(make([]byte, MaxOperator))
+		for i := range MaxLinks {
+			a.Links = append(a.Links, Link{1<<63 + ID(i), tree.MaxCost, true})
+		}
+		for i := range MaxGroups {
+			a.Groups = append(a.Groups, Members{1<<31 + uint32(i), 1 << 20})
+		}
+	})
+	activation := Activation{1 << 31, slices.Repeat([]Mark{{1 << 31, 1 << 40}}, MaxGroups)}
+	for _, m := range []Message{
+		adverts(slices.Repeat([]*Signed{full}, sendAdverts)...),
+		&Activate{1 << 31, slices.Repeat([]Activation{activation}, sendRoutes)},
+		&Summary{slices.Repeat([]Version{{1 << 63, 1 << 40, 1 << 40}}, MaxVersions)},
+		&Release{slices.Repeat([]uint32{1 << 31}, MaxVersions)},
+		&Serving{slices.Repeat([]uint32{1 << 31}, MaxServing)},
+	} {
+		b, err := Encode(m)
+		require.NoError(t, err)
+		_, err = Decode(m.Code(), b)
+		require.NoError(t, err)
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	bad := func(edit func(*Advert)) *Adverts { return adverts(advertOf(t, 1, 1, 1, edit)) }
+	links := func(links ...Link) func(*Advert) { return func(a *Advert) { a.Links = links } }
+	for name, m := range map[string]Message{
+		"short digest":        &Digest{make([]uint32, Buckets-1)},
+		"long summary":        &Summary{make([]Version, MaxVersions+1)},
+		"long request":        &Request{make([]ID, MaxVersions+1)},
+		"long have":           &Have{make([]Version, MaxVersions+1)},
+		"long release":        &Release{make([]uint32, MaxVersions+1)},
+		"long serving":        &Serving{make([]uint32, MaxServing+1)},
+		"long activate":       &Activate{1, make([]Activation, MaxRoutes+1)},
+		"many marks":          &Activate{1, []Activation{{1, make([]Mark, MaxGroups+1)}}},
+		"many adverts":        adverts(slices.Repeat([]*Signed{advertOf(t, 1, 1, 1, nil)}, MaxAdverts+1)...),
+		"no incarnation":      bad(func(a *Advert) { a.Incarnation = 0 }),
+		"many links":          bad(links(make([]Link, MaxLinks+1)...)),
+		"many groups":         bad(func(a *Advert) { a.Groups = make([]Members, MaxGroups+1) }),
+		"long operator":       bad(func(a *Advert) { a.Operator = string(make([]byte, MaxOperator+1)) }),
+		"links out of order":  bad(links(Link{3, 1, false}, Link{2, 1, false})),
+		"link twice":          bad(links(Link{3, 1, false}, Link{3, 1, false})),
+		"link for nothing":    bad(links(Link{3, 0, false})),
+		"too dear link":       bad(links(Link{3, tree.MaxCost + 1, false})),
+		"link to itself":      bad(links(Link{rp(1), 1, false})),
+		"groups out of order": bad(func(a *Advert) { a.Groups = []Members{{2, 1}, {1, 1}} }),
+	} {
+		b, err := Encode(m)
+		require.NoError(t, err)
+		_, err = Decode(m.Code(), b)
+		violation, ok := errors.AsType[*proto.Error](err)
+		require.True(t, ok, "%s: %v", name, err)
+		require.Equal(t, proto.ReasonMalformed, violation.Reason, name)
+	}
+	for code, payload := range map[uint64][]byte{0x00: {0xc0}, 0x0f: {0xc0}, HaveMsg: make([]byte, MaxMessage+1), AckedMsg: {0xc1, 1}, RouteAckMsg: {0xc1, 1, 0}} {
+		_, err := Decode(code, payload)
+		require.Error(t, err)
+	}
+}
+
+// FuzzDecode: what decodes is within its limits and encodes to the same bytes.
+func FuzzDecode(f *testing.F) {
+	for _, m := range messages(f) {
+		b, err := Encode(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(m.Code(), b)
+	}
+	f.Fuzz(func(t *testing.T, code uint64, payload []byte) {
+		m, err := Decode(code, payload)
+		if err != nil {
+			if _, ok := errors.AsType[*proto.Error](err); !ok {
+				t.Fatalf("error of type %T: %v", err, err)
+			}
+			return
+		}
+		if err := m.check(); err != nil || m.Code() != code {
+			t.Fatalf("decoded %#v of code %#x: %v", m, code, err)
+		}
+		b, err := Encode(m)
+		if err != nil || !bytes.Equal(b, payload) {
+			t.Fatalf("%x became %x: %v", payload, b, err)
+		}
+	})
+}
+
+func TestHelloRoundTrip(t *testing.T) {
+	for _, h := range []Hello{
+		{Stamp: 1, Echo: 2, Hold: 3, Interval: 100},
+		{Stamp: 1 << 31, Interval: 1000, Tree: true, Poll: true, Up: true, Echoes: true},
+		{Interval: 500, Poll: true, Echoes: true},
+	} {
+		b := h.Append(nil)
+		require.Len(t, b, HelloSize)
+		got, err := ParseHello(b)
+		require.NoError(t, err)
+		require.Equal(t, h, got)
+	}
+}
+
+// FuzzParseHello: what parses appends to the same bytes.
+func FuzzParseHello(f *testing.F) {
+	good := (&Hello{Stamp: 1, Echo: 2, Hold: 3, Interval: 100, Up: true}).Append(nil)
+	f.Add(good)
+	f.Add(good[1:])
+	f.Add((&Hello{Interval: 99}).Append(nil))
+	f.Add((&Hello{Interval: 1001}).Append(nil))
+	f.Add(append(good[:HelloSize-2:HelloSize-2], 16, 0))
+	f.Add(append(good[:HelloSize-1:HelloSize-1], 1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := ParseHello(b)
+		if err == nil && !bytes.Equal(h.Append(nil), b) {
+			t.Fatalf("%x became %+v", b, h)
+		}
+		if err == nil && (h.interval() < TreeInterval || h.interval() > Interval) {
+			t.Fatalf("interval %v", h.interval())
+		}
+	})
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"time"
+)
+
+// neighbour is an RP to which there is a connection.
+type neighbour struct {
+	id    ID
+	since time.Time // of the connection, or of the last change of up
+
+	// Hellos.
+	up       bool
+	hellos   int           // heard since the link came or went down
+	heard    time.Time     // of anything
+	interval time.Duration // that it announced
+	stamp    uint32        // its newest, which came at stampAt
+	stampAt  time.Time
+	sendAt   time.Time // of the next hello
+	sent     time.Time // of the last data
+	tree     bool      // the link is on a tree in use here
+	theirs   bool      // there
+	slowing  int       // hellos that still go often, although a longer interval is announced
+	doubted  bool      // missed since it was heard, so that backups were asked
+	polled   time.Time // asked whether it lives, since another RP lost it; zero for not
+
+	// Cost.
+	rtt  time.Duration // smoothed, 0 before the first
+	rtts int           // measured, up to smoothing
+	cost uint32        // advertised
+
+	// Adverts.
+	spans     bool        // adverts go to it at once
+	have      map[ID]bool // to be told
+	haveAt    time.Time   // when
+	adverts   []Aged      // to be sent after this input
+	ack       bool        // with an acknowledgement
+	exchanged bool        // a digest went to it since both ends are up
+	digestAt  time.Time
+	verify    limiter
+	answers   limiter
+	exchange  limiter
+
+	// Routes.
+	served     limiter
+	activate   []uint32 // ingress RPs to ask for after this input
+	release    []uint32
+	confirm    bool // after this input, what it is asked for
+	confirmAt  time.Time
+	confirming bool // it may answer that it does something else
+}
+
+func newNeighbour(now time.Time, id ID) *neighbour {
+	return &neighbour{
+		id: id, since: now, interval: Interval,
+		have: make(map[ID]bool),
+	}
+}
+
+// trial is how long hellos go often to a neighbour that does not answer.
+const trial = 10 * time.Second
+
+// lateness is how late a hello may come, as share of the interval.
+const lateness = 5
+
+func (n *neighbour) downAt() time.Time {
+	at := n.heard.Add(Missed*n.interval + n.interval/lateness)
+	if !n.polled.IsZero() {
+		if p := n.polled.Add(Missed*TreeInterval + TreeInterval/lateness + n.rtt); p.Before(at) {
+			return p
+		}
+	}
+	return at
+}
+
+func (n *neighbour) doubtAt() time.Time {
+	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness)
+}
+
+func (n *neighbour) alive(now time.Time) { n.heard, n.polled, n.doubted = now, time.Time{}, false }
+
+// Heard says that data came from a neighbour.
+func (c *Core) Heard(now time.Time, from ID) {
+	if n := c.neighbour(from); n != nil {
+		n.alive(now)
+	}
+}
+
+// Sent says that data went to a neighbour.
+func (c *Core) Sent(now time.Time, to ID) {
+	if n := c.neighbour(to); n != nil {
+		n.sent = now
+	}
+}
+
+// HeardHello takes a neighbour's hello.
+func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
+	c.now = now
+	n := c.neighbour(from)
+	if n == nil {
+		return
+	}
+	n.alive(now)
+	n.interval = h.interval()
+	n.stamp, n.stampAt = h.Stamp, now
+	n.theirs = h.Tree
+	if h.Echoes {
+		c.measure(n, time.Duration(micros(now)-h.Echo-h.Hold)*time.Microsecond)
+	}
+	if h.Poll {
+		c.hello(n)
+	}
+	switch {
+	case n.up && !h.Up && now.Sub(n.since) > 2*Interval:
+		c.down(n) // it does not hear this RP, or came back meanwhile
+	case !n.up:
+		n.hellos++
+		if n.hellos >= hellosUntilUp && n.rtt > 0 {
+			c.comeUp(n)
+		}
+	}
+	switch {
+	case !h.Up:
+		n.exchanged = false
+	case n.up && !n.exchanged:
+		// From now on, each end tells the other what is new: what was before is in
+		// what it answers a digest with.
+		n.exchanged = true
+		c.exchangeDatabase(n)
+	}
+}
+
+// exchangeDatabase sends a digest soon. The first neighbour of an RP that starts
+// brings the database, the others what that one lacked.
+func (c *Core) exchangeDatabase(n *neighbour) {
+	n.digestAt = c.now
+	if len(c.entries) > 1 || len(c.requested) > 0 {
+		return
+	}
+	for _, other := range c.neighbours {
+		if other != n && other.exchanged {
+			n.digestAt = c.now.Add(Interval)
+		}
+	}
+}
+
+// micros is the clock of stamps.
+func micros(now time.Time) uint32 { return uint32(now.UnixMicro()) }
+
+// measure takes a round-trip time. A neighbour can make its own link look shorter by
+// its Hold, never below 1, and never those of others: cost is the worse of two ends.
+func (c *Core) measure(n *neighbour, rtt time.Duration) {
+	switch {
+	case rtt > trial: // also what became negative
+		c.stats.BadEchoes++
+	default:
+		n.rtts = min(n.rtts+1, smoothing)
+		n.rtt = max(n.rtt+(rtt-n.rtt)/time.Duration(n.rtts), 1)
+	}
+}
+
+// smoothing is the number of round-trip times that the smoothed one follows: jitter
+// shall not look like another cost, which the whole mesh is told.
+const smoothing = 32
+
+func costOf(rtt time.Duration) uint32 { return uint32(max(rtt/CostUnit, 1)) }
+
+func (c *Core) comeUp(n *neighbour) {
+	n.up, n.since, n.cost = true, c.now, costOf(n.rtt)
+	n.digestAt = c.now.Add(DigestDelay)
+	if c.awaited == nil {
+		c.ackBy = c.now.Add(LinkDelay + AckDelay) // there is somebody to tell
+	}
+	c.act(NeighbourUp{n.id})
+	c.publishWithin(LinkDelay)
+}
+
+// down ends what depends on a neighbour that is up.
+func (c *Core) down(n *neighbour) {
+	n.hellos = 0
+	if !n.up {
+		return
+	}
+	n.up, n.since, n.polled = false, c.now, time.Time{}
+	n.spans, n.theirs, n.exchanged = false, false, false
+	n.activate, n.release, n.adverts = nil, nil, nil
+	n.confirm, n.confirming = false, false
+	clear(n.have)
+	delete(c.awaited, n.id)
+	c.act(NeighbourDown{n.id})
+	c.lost(n)
+	c.publishWithin(0)
+}
+
+// suspect asks a neighbour that another RP lost for a sign of life.
+func (c *Core) suspect(id ID) {
+	n := c.neighbour(id)
+	if n == nil || !n.up || !n.polled.IsZero() || c.now.Sub(n.heard) < TreeInterval {
+		return
+	}
+	n.polled = c.now
+	c.hello(n)
+}
+
+func (c *Core) tickNeighbour(n *neighbour) {
+	if n.up && !c.now.Before(n.since.Add(Interval)) {
+		if cost := costOf(n.rtt); differs(cost, n.cost) {
+			n.cost = cost
+			c.publishWithin(LinkDelay)
+		}
+	}
+	often := n.often(c.now)
+	data := n.tree && c.now.Sub(n.sent) < TreeInterval // counts as a hello
+	if !c.now.Before(n.sendAt) || (often || !n.polled.IsZero()) && !data {
+		c.hello(n)
+	}
+	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
+		c.send(n, &Digest{c.sums[:]})
+		n.digestAt = c.now.Add(DigestDelay/2 + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay)))) // each neighbour at another time
+	}
+	if n.up && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
+		n.confirm = true
+		n.confirmAt = c.now.Add(ConfirmDelay + time.Duration(c.cfg.Rand.Int64N(int64(ConfirmDelay/4))))
+	}
+	if len(n.have) > 0 && !c.now.Before(n.haveAt) {
+		c.tell(n)
+	}
+}
+
+// differs tells whether a cost is so far from the one that is advertised, that trees
+// shall follow: by a tenth and by half a millisecond.
+func differs(cost, advertised uint32) bool {
+	d := max(cost, advertised) - min(cost, advertised)
+	return 10*d > advertised && d > 5
+}
+
+func (n *neighbour) wantsOften(now time.Time) bool {
+	return n.tree || n.theirs || !n.up && now.Sub(n.since) < trial
+}
+
+// often reports whether hellos go often. When that ends, a few more go that announce
+// it: the loss of one must not look like the loss of many.
+func (n *neighbour) often(now time.Time) bool {
+	if n.wantsOften(now) {
+		n.slowing = 5
+		return true
+	}
+	n.slowing = max(n.slowing-1, 0)
+	return n.slowing > 0
+}
+
+func (c *Core) hello(n *neighbour) {
+	interval := Interval
+	if n.wantsOften(c.now) {
+		interval = TreeInterval
+	}
+	h := Hello{Stamp: micros(c.now), Interval: uint16(interval.Milliseconds()), Tree: n.tree, Up: n.up, Poll: !n.polled.IsZero()}
+	if !n.stampAt.IsZero() && c.now.Sub(n.stampAt) < trial {
+		h.Echoes, h.Echo, h.Hold = true, n.stamp, uint32(c.now.Sub(n.stampAt).Microseconds())
+	}
+	n.sendAt = c.now.Add(Interval)
+	c.messages = append(c.messages, SendHello{n.id, h})
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// advertising is the own advert.
+type advertising struct {
+	epoch, sequence uint64
+	publishAt       time.Time // zero when nothing is to be said
+	published       time.Time
+	refreshAt       time.Time
+
+	publishes bool
+	leaving   bool
+	members   []Members // as known
+	told      []Members // as advertised
+	countsAt  time.Time // from when on counts may be advertised again
+
+	mayPublish bool
+	awaited    map[ID]bool // neighbours that have not acknowledged yet; nil before the first advert
+	ackBy      time.Time   // until when they are waited for
+}
+
+func (a *advertising) init(now time.Time, cfg Config) {
+	a.epoch, a.publishAt = cfg.Epoch, now
+	a.ackBy = now.Add(AckDelay)
+}
+
+// SetMembers says how many subscribers each group has here. The first and the last
+// of a group are advertised at once, counts when they changed by an eighth.
+func (c *Core) SetMembers(now time.Time, members []Members) {
+	c.now = now
+	c.members = slices.Clone(members)
+	slices.SortFunc(c.members, func(a, b Members) int { return cmp.Compare(a.Group, b.Group) })
+	if c.moved(func(now, told uint32) bool { return (now == 0) != (told == 0) }) {
+		c.publishWithin(0)
+	}
+}
+
+// moved reports whether a count changed as far as a function says.
+func (c *Core) moved(far func(now, told uint32) bool) bool {
+	count := func(all []Members, group uint32) uint32 {
+		for _, m := range all {
+			if m.Group == group {
+				return m.Count
+			}
+		}
+		return 0
+	}
+	for _, m := range slices.Concat(c.members, c.told) {
+		if far(count(c.members, m.Group), count(c.told, m.Group)) {
+			return true
+		}
+	}
+	return false
+}
+
+// SetPublishes says whether this RP is an ingress RP, so that it needs a tree.
+func (c *Core) SetPublishes(now time.Time, publishes bool) {
+	c.now = now
+	if c.publishes != publishes {
+		c.publishes = publishes
+		c.publishWithin(0)
+	}
+}
+
+// Leave withdraws all links. The routes stay: children turn to other parents, and
+// release this one, before the process ends.
+func (c *Core) Leave(now time.Time) {
+	c.now = now
+	c.leaving = true
+	c.publishWithin(0)
+}
+
+// publishWithin has the own advert published after a delay at most, not sooner after
+// the one before than is good for the mesh.
+func (c *Core) publishWithin(delay time.Duration) {
+	at := c.now.Add(delay)
+	if soonest := c.published.Add(UrgentDelay); at.Before(soonest) {
+		at = soonest
+	}
+	if c.publishAt.IsZero() || at.Before(c.publishAt) {
+		c.publishAt = at
+	}
+}
+
+func (c *Core) publish() {
+	c.publishAt, c.published = time.Time{}, c.now
+	c.refreshAt = c.now.Add(Refresh - time.Duration(c.cfg.Rand.Int64N(int64(Refresh/4))))
+	c.countsAt = c.now.Add(CountsDelay)
+	c.told = slices.DeleteFunc(slices.Clone(c.members), func(m Members) bool { return m.Count == 0 })
+	c.sequence++
+	a := Advert{
+		Origin: c.cfg.Self, Incarnation: c.cfg.Incarnation, Epoch: c.epoch, Sequence: c.sequence,
+		Publishes: c.publishes, Budget: uint32(c.cfg.Budget), Groups: c.told, Operator: c.cfg.Operator,
+	}
+	for _, n := range c.neighbours {
+		if n.up && !c.leaving && len(a.Links) < MaxLinks {
+			a.Links = append(a.Links, Link{n.id, n.cost, n.tree})
+		}
+	}
+	signed, err := c.cfg.Sign(a)
+	if err != nil { // nothing to publish with: the refresh tries again
+		return
+	}
+	if c.awaited == nil && len(a.Links) > 0 {
+		c.awaited = make(map[ID]bool)
+		for _, l := range a.Links {
+			c.awaited[l.Neighbour] = true
+		}
+		c.ackBy = c.now.Add(AckDelay)
+	}
+	c.stats.Published++
+	c.store(signed, c.now)
+	c.forward(a.Version(), nil)
+}
+
+func (c *Core) acked(n *neighbour, m *Acked) {
+	if m.Epoch == c.epoch && m.Sequence <= c.sequence {
+		delete(c.awaited, n.id)
+	}
+}
+
+func (c *Core) tickAdvertising() {
+	if !c.now.Before(c.refreshAt) && !c.refreshAt.IsZero() {
+		c.publishWithin(0)
+	}
+	if !c.now.Before(c.countsAt) && c.moved(func(now, told uint32) bool {
+		return 8*(max(now, told)-min(now, told)) > told
+	}) {
+		c.publishWithin(0)
+	}
+	// Without a neighbour there is nobody to wait for, after a time.
+	waited := !c.now.Before(c.ackBy)
+	if !c.mayPublish && (waited || c.awaited != nil && len(c.awaited) == 0) {
+		c.mayPublish = true
+		c.awaited = map[ID]bool{}
+		c.act(MayPublish{})
+	}
+}

@@ -1,0 +1,530 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// route is this RP's place in the delivery of one ingress RP's datagrams. Trees say
+// who should be parent; children are those who asked.
+//
+// A change of parent: Activate to the new one, both are accepted from, RouteAck,
+// Overlap, Release to the old one, which is accepted for 2 x the longest round-trip
+// time more. When the parent misses hellos, Activate to the backup, which becomes
+// parent when the old one is down, and is released when that comes back.
+//
+// Parents and children are up. What a child asks its neighbours for is its own state
+// alone, see asks; children of a parent are a copy of it, kept by Activate and
+// Release. A copy that went wrong is found by Confirm, which says the sum of what is
+// asked for, and repaired after Serving, which says the copy. The messages are in
+// order, so that neither takes what is under way for a difference.
+type route struct {
+	ingress uint32
+	parent  ID // 0 for none
+	asking
+	since   time.Time
+	old     []previous
+	backups []ID
+	wanted  ID // by the tree
+	root    *root
+	gone    time.Time // when the route ends, since the mesh has no tree for it; zero for not
+
+	children map[ID]bool // those that are up, and asked
+
+	told  *Route // as the datapath has it
+	dirty bool
+}
+
+// previous is an upstream besides the parent: a former one, or a backup.
+type previous struct {
+	id ID
+	asking
+	release  time.Time // when Release goes out; zero until the new parent sends
+	released time.Time // until when it is accepted after that; zero before
+}
+
+// asking is how far an upstream is with what it was asked for.
+type asking struct {
+	activate uint32 // the newest Activate
+	acked    bool   // by its RouteAck
+}
+
+const (
+	activateTimeout = 300 * time.Millisecond // and two round trips
+	goneDelay       = 30 * time.Second
+)
+
+func (c *Core) route(ingress uint32) *route {
+	r := c.routes[ingress]
+	if r == nil {
+		r = &route{ingress: ingress, children: make(map[ID]bool), gone: c.now.Add(goneDelay)}
+		c.routes[ingress] = r
+		i, _ := slices.BinarySearchFunc(c.order, r, compareRoute)
+		c.order = slices.Insert(c.order, i, r)
+		c.touch(r)
+	}
+	return r
+}
+
+// touch has a route handed over at the end of this input, if it differs.
+func (c *Core) touch(r *route) {
+	if !r.dirty {
+		r.dirty = true
+		c.touched = append(c.touched, r)
+	}
+}
+
+// follow has the route of an ingress RP follow its tree.
+func (c *Core) follow(t *root) {
+	r := c.route(t.incarnation)
+	r.root, r.wanted, r.gone = t, t.parent, time.Time{}
+	c.touch(r)
+	r.backups = append(r.backups[:0], t.backups...)
+	c.steer(r)
+}
+
+// steer turns to the wanted parent, if that is alive.
+func (c *Core) steer(r *route) {
+	switch {
+	case r.root == nil || r.root.slot == c.self:
+	case c.alive(r.wanted) && (!r.children[r.wanted] || c.alive(r.parent)):
+		// A child turns to another parent before the old one here ends.
+		c.setParent(r, r.wanted)
+	case r.parent == 0:
+		c.recover(r)
+	}
+}
+
+// unfollow has the route of an ingress RP without a tree end, some time later.
+func (c *Core) unfollow(ingress uint32) {
+	if r := c.routes[ingress]; r != nil {
+		r.root, r.wanted, r.gone = nil, 0, c.now.Add(goneDelay)
+	}
+}
+
+func (c *Core) alive(id ID) bool {
+	n := c.neighbour(id)
+	return n != nil && n.up
+}
+
+// setParent makes a neighbour the parent; the one before stays for a while.
+func (c *Core) setParent(r *route, id ID) {
+	if r.parent == id {
+		return
+	}
+	if r.parent != 0 {
+		r.old = append(r.old, previous{id: r.parent, asking: r.asking})
+	}
+	r.parent, r.since, r.asking = id, c.now, asking{}
+	c.touch(r)
+	asked := false
+	r.old = slices.DeleteFunc(r.old, func(p previous) bool {
+		if p.id != id {
+			return false
+		}
+		if asked = p.released.IsZero(); asked {
+			r.asking = p.asking
+		}
+		return true
+	})
+	for i := range r.old {
+		r.old[i].release = time.Time{}
+	}
+	if !asked {
+		c.ask(r, id)
+	}
+	if r.acked {
+		c.overlap(r)
+	}
+	c.keepFew(r)
+}
+
+// asks tells what an upstream was asked for and not released from; nil for nothing.
+func (r *route) asks(id ID) *asking {
+	if r.parent == id {
+		return &r.asking
+	}
+	for i := range r.old {
+		if p := &r.old[i]; p.id == id && p.released.IsZero() {
+			return &p.asking
+		}
+	}
+	return nil
+}
+
+func (c *Core) ask(r *route, id ID) {
+	n := c.neighbour(id)
+	n.activate = append(n.activate, r.ingress)
+}
+
+func (c *Core) keepFew(r *route) {
+	for len(r.old) > previousKept {
+		c.release(r, r.old[0].id)
+		r.old = slices.Delete(r.old, 0, 1)
+	}
+}
+
+// doubt asks the backups of a parent that may be down.
+func (c *Core) doubt(n *neighbour) {
+	for _, r := range c.order {
+		if r.parent != n.id || slices.ContainsFunc(r.old, func(p previous) bool { return p.released.IsZero() && c.alive(p.id) }) {
+			continue
+		}
+		if b := c.backup(r); b != 0 {
+			r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == b })
+			r.old = append(r.old, previous{id: b, release: c.now.Add(Overlap)})
+			c.ask(r, b)
+			c.keepFew(r)
+			c.touch(r)
+		}
+	}
+}
+
+// backup returns who replaces the parent of a route, 0 for nobody.
+func (c *Core) backup(r *route) ID {
+	for _, id := range append([]ID{r.wanted}, r.backups...) {
+		if id != r.parent && c.alive(id) && !c.neighbour(id).doubted && !r.children[id] {
+			return id
+		}
+	}
+	return 0
+}
+
+// overlap lets the old parents end some time after the new one sends.
+func (c *Core) overlap(r *route) {
+	for i := range r.old {
+		if r.old[i].release.IsZero() {
+			r.old[i].release = c.now.Add(max(Overlap, 2*c.longest()))
+		}
+	}
+}
+
+// longest returns the longest round-trip time of the links.
+func (c *Core) longest() (rtt time.Duration) {
+	for _, n := range c.neighbours {
+		rtt = max(rtt, n.rtt)
+	}
+	return max(rtt, minimumOverlap)
+}
+
+// release tells a neighbour at the end of this input that it is not asked any more.
+func (c *Core) release(r *route, id ID) {
+	if n := c.neighbour(id); n != nil && n.up {
+		n.release = append(n.release, r.ingress)
+	}
+}
+
+func (c *Core) releaseAll(r *route) {
+	for _, n := range c.neighbours {
+		if r.asks(n.id) != nil {
+			c.release(r, n.id)
+		}
+	}
+}
+
+// recover finds a parent for a route that has none: one that did not stop yet, the
+// wanted one, or a backup.
+func (c *Core) recover(r *route) {
+	for i := len(r.old) - 1; i >= 0; i-- {
+		if p := r.old[i]; p.released.IsZero() && c.alive(p.id) {
+			c.setParent(r, p.id)
+			return
+		}
+	}
+	if b := c.backup(r); b != 0 {
+		c.setParent(r, b)
+	}
+}
+
+// lost takes a neighbour that is down out of all routes.
+func (c *Core) lost(n *neighbour) {
+	for _, r := range c.order {
+		if r.children[n.id] {
+			delete(r.children, n.id)
+			c.touch(r)
+		}
+		r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == n.id })
+		if r.parent == n.id {
+			c.stats.Failovers++
+			r.parent = 0
+			c.touch(r)
+			c.recover(r)
+		}
+	}
+	if slot := c.graph.Slot(n.id); slot >= 0 && c.graph.Spans(c.self, slot) {
+		c.spanning++
+	}
+}
+
+func compareRoute(a, b *route) int { return cmp.Compare(a.ingress, b.ingress) }
+
+// activated makes a neighbour a child. One that asks too often is not served from the
+// cache. There is no answer to one that is not heard, or that asks for too much: it
+// turns to others.
+func (c *Core) activated(n *neighbour, m *Activate) {
+	if !n.up {
+		return
+	}
+	served := len(c.serving(n))
+	for _, a := range m.Routes {
+		r := c.routes[a.Ingress]
+		switch {
+		case r != nil && r.children[n.id]:
+		case r == nil && len(c.routes) >= maxRoutes || served >= MaxServing:
+			c.stats.NotServed++
+			return
+		default:
+			served++
+		}
+		r = c.route(a.Ingress)
+		if !r.children[n.id] {
+			r.children[n.id] = true
+			c.touch(r)
+		}
+		if !n.served.allow(c.now, serveRate, serveBurst) {
+			c.stats.NotServed++
+			continue
+		}
+		c.serves = append(c.serves, Serve{n.id, a.Ingress, a.Marks})
+	}
+	c.send(n, &RouteAck{m.ID})
+}
+
+func (c *Core) released(n *neighbour, m *Release) {
+	for _, ingress := range m.Ingress {
+		if r := c.routes[ingress]; r != nil && r.children[n.id] {
+			delete(r.children, n.id)
+			c.touch(r)
+		}
+	}
+}
+
+func (c *Core) routeAcked(n *neighbour, m *RouteAck) {
+	for _, r := range c.order {
+		a := r.asks(n.id)
+		if a == nil || a.acked || a.activate != m.ID {
+			continue
+		}
+		a.acked = true
+		if r.parent == n.id {
+			c.overlap(r)
+		}
+	}
+}
+
+// serving lists the routes in which a neighbour is a child.
+func (c *Core) serving(n *neighbour) (ingress []uint32) {
+	for _, r := range c.order {
+		if r.children[n.id] {
+			ingress = append(ingress, r.ingress)
+		}
+	}
+	return ingress
+}
+
+// sumOf is of 4 bytes, 0 for nothing. As that of adverts it finds differences between
+// honest RPs.
+func sumOf(ingress []uint32) (sum uint32) {
+	for _, i := range ingress {
+		sum ^= uint32(mix(uint64(i)))
+	}
+	return sum
+}
+
+// confirmed answers when a neighbour is served with something else than it asks for.
+func (c *Core) confirmed(n *neighbour, m *Confirm) {
+	if serving := c.serving(n); sumOf(serving) != m.Sum && n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
+		c.send(n, &Serving{serving})
+	}
+}
+
+// repair asks a neighbour anew for what it acknowledged and does not know any more,
+// and releases it from what it was not asked for.
+func (c *Core) repair(n *neighbour, m *Serving) {
+	if !n.up || !n.confirming { // nobody is asked for it oftener than that
+		return
+	}
+	n.confirming = false
+	c.stats.Repairs++
+	for _, r := range c.order {
+		a := r.asks(n.id)
+		if a == nil || !a.acked || slices.Contains(m.Ingress, r.ingress) {
+			continue
+		}
+		*a = asking{}
+		if r.parent == n.id {
+			r.since = c.now
+		}
+		c.ask(r, n.id)
+	}
+	n.release = append(n.release, m.Ingress...) // but for those that are asked for
+}
+
+// tickRoutes ends what is over, and gives up parents that do not answer.
+func (c *Core) tickRoutes() {
+	c.order = slices.DeleteFunc(c.order, func(r *route) bool {
+		if !due(r.gone, c.now) {
+			return false
+		}
+		c.releaseAll(r)
+		delete(c.routes, r.ingress)
+		c.act(RouteGone{r.ingress})
+		c.treeEdges = true
+		return true
+	})
+	for _, r := range c.order {
+		if len(r.old) > 0 {
+			c.tickOld(r)
+		}
+		if n := c.neighbour(r.parent); n != nil && !r.acked && c.now.Sub(r.since) > activateTimeout+2*n.rtt {
+			c.stats.Timeouts++
+			c.turnAway(r)
+		} else if r.parent != r.wanted {
+			c.steer(r)
+		}
+	}
+}
+
+func (c *Core) tickOld(r *route) {
+	for i := range r.old {
+		if p := &r.old[i]; p.released.IsZero() && due(p.release, c.now) {
+			c.release(r, p.id)
+			p.released = c.now.Add(2 * c.longest())
+		}
+	}
+	before := len(r.old)
+	r.old = slices.DeleteFunc(r.old, func(p previous) bool { return due(p.released, c.now) })
+	if len(r.old) != before {
+		c.touch(r)
+	}
+}
+
+// turnAway leaves a parent that did not acknowledge, for one that still sends or the
+// next backup. The tree may want it again at its next change.
+func (c *Core) turnAway(r *route) {
+	failed := r.parent
+	r.parent = 0
+	c.touch(r)
+	if r.wanted == failed {
+		r.wanted = 0
+	}
+	r.backups = slices.DeleteFunc(r.backups, func(id ID) bool { return id == failed })
+	c.release(r, failed)
+	c.recover(r)
+	c.computeSoon()
+}
+
+// flushRoutes hands over what changed in this input.
+func (c *Core) flushRoutes() {
+	slices.SortFunc(c.touched, compareRoute)
+	for _, r := range c.touched {
+		r.dirty = false
+		if now := c.export(r); r.told == nil || !now.equal(r.told) {
+			r.told = &now
+			c.treeEdges = true
+			c.act(now)
+		}
+	}
+	c.actions = append(c.actions, c.serves...)
+	c.touched, c.serves = c.touched[:0], nil
+	for _, n := range c.neighbours {
+		c.flushAsks(n)
+	}
+}
+
+// flushAsks tells a neighbour what changed in what it is asked for. What is true at
+// the end of the input counts, in whatever order it came about.
+func (c *Core) flushAsks(n *neighbour) {
+	asked := func(ingress uint32) bool {
+		r := c.routes[ingress]
+		return r != nil && r.asks(n.id) != nil
+	}
+	activate := slices.DeleteFunc(n.activate, func(ingress uint32) bool { return !asked(ingress) })
+	for chunk := range slices.Chunk(activate, sendRoutes) {
+		c.lastID++
+		m := &Activate{ID: c.lastID}
+		for _, ingress := range chunk {
+			c.routes[ingress].asks(n.id).activate = m.ID
+			m.Routes = append(m.Routes, Activation{ingress, c.cfg.Marks(ingress)})
+		}
+		c.stats.Activations += uint64(len(chunk))
+		c.send(n, m)
+	}
+	release := slices.DeleteFunc(n.release, asked)
+	for chunk := range slices.Chunk(release, MaxVersions) {
+		c.send(n, &Release{chunk})
+	}
+	n.activate, n.release = nil, nil
+	if n.confirm { // behind what it sums up
+		n.confirm, n.confirming = false, true
+		var all []uint32
+		for _, r := range c.order {
+			if r.asks(n.id) != nil {
+				all = append(all, r.ingress)
+			}
+		}
+		c.send(n, &Confirm{sumOf(all)})
+	}
+}
+
+// export is the route for the datapath.
+func (c *Core) export(r *route) Route {
+	out := Route{Ingress: r.ingress, Parent: r.parent}
+	for _, b := range r.backups {
+		if b != r.parent && !r.children[b] {
+			out.Backup = b
+			break
+		}
+	}
+	for _, p := range r.old {
+		out.Previous = append(out.Previous, p.id)
+	}
+	for id := range r.children {
+		child := Child{ID: id, All: true}
+		if r.root != nil {
+			if mask, ok := r.root.branches[id]; ok {
+				child.All = false
+				for i, g := range c.cfg.Groups {
+					if mask>>i&1 != 0 {
+						child.Groups = append(child.Groups, g)
+					}
+				}
+			}
+		}
+		out.Children = append(out.Children, child)
+	}
+	slices.SortFunc(out.Children, func(a, b Child) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+func (r *Route) equal(o *Route) bool {
+	return r.Parent == o.Parent && r.Backup == o.Backup && slices.Equal(r.Previous, o.Previous) &&
+		slices.EqualFunc(r.Children, o.Children, func(a, b Child) bool {
+			return a.ID == b.ID && a.All == b.All && slices.Equal(a.Groups, b.Groups)
+		})
+}
+
+// markTreeEdges finds out which links are on a tree in use.
+func (c *Core) markTreeEdges() {
+	if !c.treeEdges {
+		return
+	}
+	c.treeEdges = false
+	for _, n := range c.neighbours {
+		n.tree = false
+	}
+	mark := func(id ID) {
+		if n := c.neighbour(id); n != nil {
+			n.tree = true
+		}
+	}
+	for _, r := range c.order {
+		mark(r.parent)
+		for id := range r.children {
+			mark(id)
+		}
+	}
+}

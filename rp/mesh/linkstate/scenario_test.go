@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package linkstate
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestMeshAgrees(t *testing.T) {
+	w := square(t)
+	for n := range 4 {
+		require.Equal(t, w.cores[1].Sums(), w.cores[n+1].Sums())
+		require.Len(t, w.cores[n+1].entries, 4)
+	}
+	require.Equal(t, Route{Ingress: ingress1, Children: []Child{{ID: min(rp(2), rp(3))}, {ID: max(rp(2), rp(3))}}}, w.route(1, ingress1))
+	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3)}, w.route(4, ingress1))
+	require.Equal(t, []Child{{ID: rp(4)}}, w.route(2, ingress1).Children)
+	require.Empty(t, w.route(3, ingress1).Children)
+
+	// 20 ms of round trip at both ends, in units of 0.1 ms.
+	for _, l := range w.cores[1].entries[rp(2)].Advert.Links {
+		require.InDelta(t, map[ID]float64{rp(1): 200, rp(4): 200}[l.Neighbour], l.Cost, 100)
+	}
+	w.run(10 * time.Second)
+	for n := range 4 {
+		require.Empty(t, took[Route](w, n+1), "nothing changes when all is quiet")
+		for _, s := range took[Send](w, n+1) {
+			require.IsType(t, &Confirm{}, s.Message)
+		}
+		require.Zero(t, w.cores[n+1].Stats().Repairs)
+	}
+}
+
+// Groups without members below a child do not go there; the first and the last
+// member are known at once.
+func TestPruning(t *testing.T) {
+	w := square(t)
+	require.Equal(t, []Child{{ID: rp(4)}}, w.route(2, ingress1).Children)
+	w.cores[4].SetMembers(w.now, []Members{{groupB, 3}, {groupA, 0}})
+	w.run(1500 * time.Millisecond)
+	require.Equal(t, []Child{{ID: rp(4), Groups: []uint32{groupB}}}, w.route(2, ingress1).Children)
+	for _, c := range w.route(1, ingress1).Children {
+		require.Equal(t, c.ID == rp(2), len(c.Groups) == 1)
+	}
+	w.cores[4].SetMembers(w.now, nil)
+	w.run(1500 * time.Millisecond)
+	require.Equal(t, []Child{{ID: rp(4)}}, w.route(2, ingress1).Children)
+}
+
+// Counts are advertised when they changed by an eighth, 5 s after the advert before.
+func TestCounts(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	advertised := func() uint32 { return w.cores[1].entries[rp(4)].Advert.Groups[0].Count }
+	c.SetMembers(w.now, []Members{{groupA, 100}})
+	w.run(time.Second)
+	require.Equal(t, uint32(100), advertised())
+	c.SetMembers(w.now, []Members{{groupA, 200}})
+	w.run(3 * time.Second)
+	require.Equal(t, uint32(100), advertised(), "not yet")
+	w.run(2 * time.Second)
+	require.Equal(t, uint32(200), advertised())
+	c.SetMembers(w.now, []Members{{groupA, 210}})
+	w.run(10 * time.Second)
+	require.Equal(t, uint32(200), advertised(), "too little")
+}
+
+// The death of a parent: after two hellos that did not come the backup is asked,
+// after three it is the parent.
+func TestFailover(t *testing.T) {
+	w := square(t)
+	w.hear(4, 2)
+	w.kill(2)
+	w.run(215 * time.Millisecond)
+	require.Empty(t, sent[*Activate](w, 4, 3))
+	w.run(70 * time.Millisecond)
+	activate := sent[*Activate](w, 4, 3)
+	require.Len(t, activate, 1)
+	require.Equal(t, []Activation{{ingress1, []Mark{{groupA, ingress1}}}}, activate[0].Routes)
+	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3), Previous: []ID{rp(3)}}, w.route(4, ingress1),
+		"both are accepted from")
+	require.Equal(t, []ID{rp(4)}, []ID{w.route(3, ingress1).Children[0].ID})
+	require.Equal(t, []Serve{{rp(4), ingress1, []Mark{{groupA, ingress1}}}}, took[Serve](w, 3))
+
+	require.Empty(t, took[NeighbourDown](w, 4))
+	w.run(40 * time.Millisecond)
+	require.Equal(t, rp(3), w.route(4, ingress1).Parent)
+	require.Contains(t, took[NeighbourDown](w, 4), NeighbourDown{rp(2)})
+	w.run(5 * time.Second)
+	require.Equal(t, Route{Ingress: ingress1, Parent: rp(3)}, w.route(4, ingress1))
+	require.Empty(t, w.cores[1].entries[rp(4)].Advert.Links[1:], "the link to 2 is withdrawn")
+
+	// It comes back as another incarnation, and takes its place, make before break.
+	w.forget()
+	w.start(2)
+	w.run(10 * time.Second)
+	require.Equal(t, rp(2), w.route(4, ingress1).Parent)
+	require.Len(t, sent[*Activate](w, 4, 2), 1)
+	require.Len(t, sent[*Release](w, 4, 3), 1)
+	require.Empty(t, w.route(3, ingress1).Children)
+	var previous bool
+	for _, r := range took[Route](w, 4) {
+		previous = previous || r.Parent == rp(2) && len(r.Previous) == 1 && r.Previous[0] == rp(3)
+	}
+	require.True(t, previous, "the old parent was accepted besides")
+}
+
+// A parent that was only late stays, and the backup is released.
+func TestFalseAlarm(t *testing.T) {
+	w := square(t)
+	w.hear(4, 2)
+	w.cut[pair(2, 4)] = true
+	w.run(250 * time.Millisecond)
+	w.cut[pair(2, 4)] = false
+	w.run(5 * time.Second)
+	require.Empty(t, took[NeighbourDown](w, 4))
+	require.Len(t, sent[*Activate](w, 4, 3), 1)
+	require.Len(t, sent[*Release](w, 4, 3), 1)
+	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3)}, w.route(4, ingress1))
+	require.Empty(t, w.route(3, ingress1).Children)
+}
+
+// A link is silent for a second while a restarted mesh finds its trees: a Release is
+// lost on it, and the same parent is asked again soon after.
+func TestReleaseIsLost(t *testing.T) {
+	w := newNetwork(t)
+	for n := range 5 {
+		w.start(n + 1)
+		w.cores[n+1].SetPublishes(w.now, n < 2)
+		for m := range n {
+			w.link(m+1, n+1, step)
+		}
+	}
+	w.delay[pair(2, 3)] = 3 * step
+	w.run(280 * time.Millisecond)
+	w.kill(3)
+	w.run(30 * time.Millisecond)
+	w.cut[pair(1, 2)] = true
+	w.run(1095 * time.Millisecond)
+	w.cut[pair(1, 2)] = false
+	w.run(8 * time.Second)
+	requireAgreement(t, w)
+}
+
+// What a parent does besides what it is asked for is found by the next Confirm.
+func TestRepair(t *testing.T) {
+	w := square(t)
+	w.run(2 * time.Second)
+	w.forget()
+	two, three := w.cores[2], w.cores[3]
+	delete(two.routes[ingress1].children, rp(4))
+	two.touch(two.routes[ingress1])
+	three.routes[ingress1].children[rp(4)] = true
+	three.touch(three.routes[ingress1])
+	w.perform(2)
+	w.perform(3)
+	require.Empty(t, w.route(2, ingress1).Children)
+	w.run(ConfirmDelay*5/4 + Interval) // 4 learns of the edge to 3 by a hello
+	require.Equal(t, []Child{{ID: rp(4)}}, w.route(2, ingress1).Children)
+	require.Empty(t, w.route(3, ingress1).Children)
+	require.Equal(t, uint64(2), w.cores[4].Stats().Repairs)
+	require.Len(t, sent[*Activate](w, 4, 2), 1)
+	require.Equal(t, []*Release{{[]uint32{ingress1}}}, sent[*Release](w, 4, 3))
+	require.Len(t, took[Serve](w, 2), 1, "the cache has what was missed")
+
+	w.run(ConfirmDelay * 2)
+	require.Equal(t, uint64(2), w.cores[4].Stats().Repairs)
+	requireAgreement(t, w)
+}
+
+// A new parent that does not acknowledge is left for one that still sends.
+func TestActivateWithoutAnswer(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	c.now = w.now
+	r := c.routes[ingress1]
+	c.setParent(r, rp(3)) // as if the tree wanted it
+	r.wanted = rp(3)
+	c.Actions() // lost
+	require.Equal(t, rp(3), r.parent)
+	require.Equal(t, rp(2), r.old[0].id)
+	w.run(2 * time.Second)
+	require.Equal(t, uint64(1), c.Stats().Timeouts)
+	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3)}, w.route(4, ingress1))
+}
+
+// An RP that leaves goes on until its children have other parents.
+func TestLeave(t *testing.T) {
+	w := square(t)
+	w.cores[2].Leave(w.now)
+	w.run(1500 * time.Millisecond)
+	require.Equal(t, rp(3), w.route(4, ingress1).Parent)
+	require.Equal(t, []ID{rp(2)}, w.route(4, ingress1).Previous)
+	require.Equal(t, rp(4), w.route(2, ingress1).Children[0].ID)
+	w.run(3 * time.Second)
+	require.Empty(t, w.route(2, ingress1).Children, "now it may end")
+	require.Empty(t, took[NeighbourDown](w, 4))
+}
+
+// RPs that lose a neighbour tell others, who ask it for a sign of life at once.
+func TestSuspicion(t *testing.T) {
+	w := newNetwork(t)
+	for n := range 4 {
+		w.start(n + 1)
+	}
+	w.cores[1].SetPublishes(w.now, true)
+	w.link(1, 2, 10*time.Millisecond)
+	w.link(1, 3, 20*time.Millisecond)
+	w.link(2, 3, 10*time.Millisecond)
+	w.link(2, 4, 10*time.Millisecond) // 3 and 4 have a link that no tree uses
+	w.link(3, 4, 80*time.Millisecond)
+	w.run(8 * time.Second)
+	require.False(t, w.cores[4].OnTree(rp(3)))
+	w.forget()
+	w.kill(3)
+	w.run(1200 * time.Millisecond)
+	require.Equal(t, []NeighbourDown{{rp(3)}}, took[NeighbourDown](w, 4), "sooner than three hellos of a second")
+}
+
+func TestMayPublish(t *testing.T) {
+	w := newNetwork(t)
+	w.start(1)
+	w.start(2)
+	w.run(time.Second)
+	require.Empty(t, took[MayPublish](w, 1))
+	w.link(1, 2, 300*time.Millisecond)
+	w.run(2 * time.Second)
+	require.Empty(t, took[MayPublish](w, 1), "the neighbour's acknowledgement is on the way")
+	w.run(10 * time.Second)
+	require.Len(t, took[MayPublish](w, 1), 1)
+
+	// The acknowledgement counts, not the time.
+	w = newNetwork(t)
+	w.start(1)
+	w.start(2)
+	w.link(1, 2, 10*time.Millisecond)
+	w.run(2 * time.Second)
+	require.Len(t, took[MayPublish](w, 1), 1)
+	require.NotEmpty(t, sent[*Acked](w, 2, 1))
+
+	// Alone there is nobody to wait for.
+	w = newNetwork(t)
+	w.start(1)
+	w.run(AckDelay - time.Second)
+	require.Empty(t, took[MayPublish](w, 1))
+	w.run(2 * time.Second)
+	require.Len(t, took[MayPublish](w, 1), 1)
+}
+
+// Two halves that changed without each other agree after they met, and each knows
+// what the other half had never told it.
+func TestMerge(t *testing.T) {
+	w := square(t)
+	w.unlink(2, 4)
+	w.unlink(1, 3)
+	w.run(3 * time.Second)
+	w.cores[2].SetMembers(w.now, []Members{{groupA, 1}})
+	w.cores[3].SetMembers(w.now, []Members{{groupB, 1}})
+	w.run(2 * time.Second)
+	require.NotEqual(t, w.cores[1].Sums(), w.cores[3].Sums())
+	w.link(2, 4, 10*time.Millisecond)
+	w.run(8 * time.Second)
+	for n := range 4 {
+		require.Equal(t, w.cores[1].Sums(), w.cores[n+1].Sums())
+	}
+	require.Equal(t, rp(4), w.route(3, ingress1).Parent)
+}
+
+// What cannot be reached is forgotten after a time.
+func TestForgets(t *testing.T) {
+	w := square(t)
+	w.kill(4)
+	w.run(MaxAge - 5*time.Second)
+	require.Len(t, w.cores[1].entries, 4)
+	w.run(20 * time.Second)
+	require.Len(t, w.cores[1].entries, 3)
+	require.Equal(t, -1, w.cores[1].graph.Slot(rp(4)))
+
+	w.kill(1)
+	w.run(5 * time.Second)
+	require.NotEmpty(t, w.cores[2].routes)
+	w.run(goneDelay)
+	require.Empty(t, w.cores[2].routes)
+	require.Equal(t, []RouteGone{{ingress1}}, took[RouteGone](w, 2))
+}
+
+// A restart with a clock that went backwards: the old advert comes back from the
+// neighbours, and the RP outbids it.
+func TestOwnOldAdvert(t *testing.T) {
+	w := square(t)
+	w.kill(4)
+	w.run(time.Second)
+	w.lives[4] = -100
+	w.start(4)
+	w.run(8 * time.Second)
+	require.Greater(t, w.cores[4].epoch, uint64(1001))
+	require.Equal(t, w.cores[4].cfg.Incarnation, w.cores[1].entries[rp(4)].Advert.Incarnation)
+	require.Equal(t, w.cores[1].Sums(), w.cores[4].Sums())
+}
+
+// An RP that joins a mesh which was quiet for long keeps the old adverts until it has
+// paths.
+func TestJoinsQuietMesh(t *testing.T) {
+	w := square(t)
+	w.run(MaxAge + 10*time.Second)
+	w.start(5)
+	w.link(4, 5, 10*time.Millisecond)
+	w.run(5 * time.Second)
+	require.Equal(t, w.cores[1].Sums(), w.cores[5].Sums())
+	require.Equal(t, rp(4), w.route(5, ingress1).Parent)
+}
+
+// The digest waits until both ends are up: from then on the other end tells what is
+// new.
+func TestDigestWhenBothAreUp(t *testing.T) {
+	c := New(t0, config(1, 1))
+	c.LinkUp(t0, rp(2))
+	digests := func(at time.Time, up bool) (n int) {
+		c.HeardHello(at, rp(2), Hello{Stamp: 1, Echo: micros(at) - 10_000, Echoes: true, Interval: 100, Up: up})
+		c.Tick(at)
+		for _, a := range c.Actions() {
+			if send, ok := a.(Send); ok && send.Message.Code() == DigestMsg {
+				n++
+			}
+		}
+		return n
+	}
+	at := t0
+	for range 10 {
+		at = at.Add(TreeInterval)
+		require.Zero(t, digests(at, false))
+	}
+	require.True(t, c.alive(rp(2)))
+	require.Equal(t, 1, digests(at.Add(TreeInterval), true))
+	require.Zero(t, digests(at.Add(2*TreeInterval), true))
+}

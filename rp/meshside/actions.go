@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package meshside
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+)
+
+// hellosWaiting is how many hellos may wait for the goroutine of serve: those of some
+// seconds.
+const hellosWaiting = 1024
+
+// Hellos brings the hellos of neighbours from the engine, whose Config.Hello is Hello.
+type Hellos struct{ queue chan hello }
+
+type hello struct {
+	session uint32
+	hello   [wire.HelloSize]byte
+	at      time.Time
+}
+
+// NewHellos returns Hellos without any.
+func NewHellos() *Hellos { return &Hellos{make(chan hello, hellosWaiting)} }
+
+// Hello takes a hello. It never blocks: one that finds no room is lost, as on the way.
+func (h *Hellos) Hello(session uint32, b [wire.HelloSize]byte) {
+	select {
+	case h.queue <- hello{session, b, time.Now()}:
+	default:
+	}
+}
+
+// heardHello passes a hello on.
+func (s *Server) heardHello(h hello) {
+	l := s.sessions[h.session]
+	if l == nil {
+		return // of a link that ended
+	}
+	m, err := linkstate.ParseHello(h.hello[:])
+	if err != nil {
+		s.counters.BadHellos++
+		return
+	}
+	if h.at.After(s.now) {
+		s.now = h.at // round-trip times do not grow with what waits here
+	}
+	s.core.HeardHello(s.now, l.id, m)
+}
+
+// settle does what the link state wants, which may make it want more.
+func (s *Server) settle() {
+	s.newest = nil
+	s.sendKeys()
+	s.checkWaits()
+	s.checkAdmission()
+	s.greet()
+	for actions := s.core.Actions(); len(actions) > 0; actions = s.core.Actions() {
+		s.perform(actions)
+	}
+}
+
+// perform does some actions. Routes come before everything else and go to the datapath
+// in one change; keys come before the messages that tell a child that it is one.
+func (s *Server) perform(actions []linkstate.Action) {
+	for _, a := range actions {
+		switch a := a.(type) {
+		case linkstate.Route:
+			s.route(a)
+		case linkstate.RouteGone:
+			s.routeGone(a.Ingress)
+		}
+	}
+	s.applyRoutes()
+	s.sendKeys()
+	for _, a := range actions {
+		switch a := a.(type) {
+		case linkstate.Send:
+			if l := s.links[a.To]; l != nil {
+				payload, err := linkstate.Encode(a.Message)
+				s.send(l, a.Message.Code(), payload, err)
+			}
+		case linkstate.SendHello:
+			if l := s.links[a.To]; l != nil {
+				b := [wire.HelloSize]byte(a.Hello.Append(nil))
+				if err := s.cfg.Engine.Hello(l.index, b); err != nil {
+					l.log.Debug("hello not sent", "err", err) // the next one may be
+				}
+			}
+		case linkstate.Serve:
+			s.queueServe(a)
+		case linkstate.NeighbourUp:
+			if s.heardAt.IsZero() {
+				s.heardAt = s.now
+			}
+			if l := s.links[a.ID]; l != nil {
+				s.emit(l, events.LinkUp, "")
+				l.log.Info("mesh link up")
+			}
+		case linkstate.NeighbourDown:
+			if l := s.links[a.ID]; l != nil {
+				s.emit(l, events.LinkDown, "not heard")
+				l.log.Warn("neighbour is not heard")
+			}
+		case linkstate.MayPublish:
+			s.mayPublish = true
+		}
+	}
+}
+
+// route notes a route of the link state for the datapath.
+func (s *Server) route(a linkstate.Route) {
+	r := datapath.Route{Ingress: a.Ingress}
+	upstream := func(id linkstate.ID) {
+		if l := s.links[id]; l != nil && len(r.From) < datapath.MaxUpstreams {
+			r.From = append(r.From, l.index)
+		}
+	}
+	if a.Ingress != s.cfg.Incarnation {
+		upstream(a.Parent)
+		for _, id := range a.Previous {
+			upstream(id)
+		}
+	}
+	for _, c := range a.Children {
+		groups := c.Groups
+		if c.All {
+			groups = s.cfg.Groups
+		}
+		if l := s.links[c.ID]; l != nil && len(groups) > 0 {
+			r.To = append(r.To, datapath.Branch{Session: l.index, Groups: groups})
+		}
+	}
+	s.routes[a.Ingress] = r
+	s.follow(a)
+	s.cfg.Events.Emit(events.Event{
+		Kind:   events.Route,
+		Node:   fmt.Sprintf("%016x", a.Parent),
+		Detail: fmt.Sprintf("ingress %08x, %d children", a.Ingress, len(a.Children)),
+	})
+}
+
+// applyRoutes gives the datapath the routes that it lacks. Those that it refuses, which
+// it should not, are tried again.
+func (s *Server) applyRoutes() {
+	if len(s.routes) == 0 {
+		return
+	}
+	var change datapath.Change
+	for _, ingress := range slices.Sorted(maps.Keys(s.routes)) {
+		change.Routes = append(change.Routes, s.routes[ingress])
+	}
+	if err := s.cfg.Engine.Apply(change); err != nil {
+		if !errors.Is(err, datapath.ErrClosed) {
+			s.cfg.Log.Error("routes not changed", "routes", len(change.Routes), "err", err)
+		}
+		return
+	}
+	clear(s.routes)
+}
+
+// greet tells those who have the own keys now the newest sequences of the own streams.
+func (s *Server) greet() {
+	if !s.beat {
+		return
+	}
+	s.beat = false
+	if err := s.cfg.Engine.Heartbeat(datapath.All); err != nil {
+		s.cfg.Log.Debug("heart-beat not sent", "err", err) // the next one is due soon
+	}
+}
+
+// marks says up to where nothing is missing of what an ingress RP sent, for a new
+// parent: as the cache knows it, else the newest sequences that the engine knows.
+func (s *Server) marks(incarnation uint32) (marks []linkstate.Mark) {
+	if s.newest == nil {
+		s.newest = s.cfg.Engine.Marks()
+	}
+	for _, m := range s.newest {
+		if m.Ingress != incarnation || len(marks) == linkstate.MaxGroups {
+			continue
+		}
+		mark := linkstate.Mark{Group: m.Group, Sequence: m.Sequence}
+		if whole, ok := s.cfg.Cache.Whole(s.now, m.Ingress, m.Group, maxHole); ok {
+			mark.Sequence = whole
+		}
+		marks = append(marks, mark)
+	}
+	return marks
+}
+
+// sweepInterval is how often the database is looked through for what the link state
+// does not tell.
+const sweepInterval = time.Second
+
+// known is what the database says of an RP, and since when.
+type known struct {
+	version     linkstate.Version
+	incarnation uint32
+	since       time.Time
+}
+
+// sweep looks through the database. An RP that restarted has another incarnation: what
+// is left of the one before ends at once.
+func (s *Server) sweep() {
+	s.swept = s.now
+	clear(s.origins)
+	seen := make(map[linkstate.ID]bool)
+	s.core.Adverts(func(a *linkstate.Advert) {
+		seen[a.Origin] = true
+		k := s.known[a.Origin]
+		if k.incarnation != 0 && k.incarnation != a.Incarnation {
+			s.retire(k.incarnation)
+		}
+		if v := a.Version(); k.version != v {
+			s.known[a.Origin] = known{v, a.Incarnation, s.now}
+		}
+		if a.Publishes {
+			s.origins[a.Incarnation] = a.Origin
+		}
+	})
+	maps.DeleteFunc(s.known, func(id linkstate.ID, _ known) bool { return !seen[id] })
+}
+
+// sweepSoon is sweep, but not oftener than is good.
+func (s *Server) sweepSoon() {
+	if s.now.Sub(s.swept) >= linkstate.TreeInterval {
+		s.sweep()
+	}
+}
+
+// below returns the neighbours that get the datagrams of an ingress RP from here, and
+// those that will, since the tree says so.
+func (s *Server) below(in *ingress) []linkstate.ID {
+	var ids []linkstate.ID
+	for _, c := range in.route.Children {
+		ids = append(ids, c.ID)
+	}
+	root, ok := s.origins[in.incarnation]
+	if !ok {
+		s.sweepSoon()
+		root, ok = s.origins[in.incarnation]
+	}
+	if in.incarnation == s.cfg.Incarnation {
+		root, ok = s.self, true
+	}
+	if !ok {
+		return ids
+	}
+	for _, n := range s.core.Neighbours() {
+		if parent, _ := s.core.TreeParent(root, n.ID); n.Up && parent == s.self && !slices.Contains(ids, n.ID) {
+			ids = append(ids, n.ID)
+		}
+	}
+	return ids
+}

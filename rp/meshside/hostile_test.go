@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package meshside
+
+import (
+	"bytes"
+	"io"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/mesh"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+)
+
+// remote is a neighbour's end of a connection, of which the test says everything.
+type remote struct {
+	t       *testing.T
+	at      *point
+	name    byte
+	session uint32 // of the RP that is tested
+	rw      *p2p.MsgPipeRW
+	done    chan struct{} // closed when that RP's end has returned
+	err     error         // of it
+}
+
+func (p *point) connect(name byte) *remote {
+	near, far := p2p.MsgPipe()
+	c := &remote{t: p.net.t, at: p, name: name, rw: far, done: make(chan struct{})}
+	p.net.t.Cleanup(func() { far.Close() })
+	go func() {
+		defer close(c.done)
+		c.err = p.Protocol().Run(p2p.NewPeer(nodeOf(p.net.t, name).ID(), "neighbour", nil), near)
+		near.Close()
+	}()
+	return c
+}
+
+type sendable interface{ Code() uint64 }
+
+func (c *remote) send(m sendable) {
+	c.t.Helper()
+	require.NoError(c.t, p2p.Send(c.rw, m.Code(), m))
+	synctest.Wait()
+}
+
+// read returns the next message.
+func (c *remote) read() message {
+	c.t.Helper()
+	msg, err := c.rw.ReadMsg()
+	require.NoError(c.t, err)
+	b, err := io.ReadAll(msg.Payload)
+	require.NoError(c.t, err)
+	m, err := decode(msg.Code, b)
+	require.NoError(c.t, err)
+	return m
+}
+
+// expect returns the next M.
+func expect[M any](c *remote) M {
+	c.t.Helper()
+	for {
+		m := c.read()
+		if m, ok := any(m.link).(M); ok {
+			return m
+		}
+		if m, ok := any(m.state).(M); ok {
+			return m
+		}
+	}
+}
+
+// open exchanges Hellos.
+func (c *remote) open(incarnation uint32) *mesh.Hello {
+	c.t.Helper()
+	own := expect[*mesh.Hello](c)
+	c.session = own.Session
+	c.send(&mesh.Hello{NetworkID: 1, Incarnation: incarnation, DataPort: 40501, Session: 0x77, Share: auth.Share{9}})
+	return own
+}
+
+// drain reads and drops messages from now on.
+func (c *remote) drain() {
+	go func() {
+		for {
+			msg, err := c.rw.ReadMsg()
+			if err != nil || msg.Discard() != nil {
+				return
+			}
+		}
+	}()
+}
+
+// hello sends a hello that answers at once.
+func (c *remote) hello(h linkstate.Hello) {
+	c.at.cfg.Hellos.Hello(c.session, [wire.HelloSize]byte(h.Append(nil)))
+	synctest.Wait()
+}
+
+// up lets the link come up.
+func (c *remote) up() {
+	c.t.Helper()
+	for range 4 {
+		time.Sleep(linkstate.TreeInterval)
+		now := uint32(time.Now().UnixMicro())
+		c.hello(linkstate.Hello{Stamp: now, Echo: now - 1000, Interval: 1000, Up: true, Echoes: true})
+	}
+	require.Equal(c.t, Up, c.at.neighbour(c.name).State)
+}
+
+func (p *point) neighbour(name byte) Neighbour {
+	for _, n := range p.Stats().Neighbours {
+		if n.RP == idOf(p.net.t, name) {
+			return n
+		}
+	}
+	panic("no such neighbour")
+}
+
+// A link begins with Hellos, accepts datagrams then, and leaves nothing when it ends.
+func TestLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		synctest.Wait()
+		require.True(t, p.Connected(nodeOf(t, 2).ID()))
+		require.Equal(t, Connected, p.neighbour(2).State)
+		own := c.open(0x200)
+		require.Equal(t, uint32(0x100), own.Incarnation)
+		require.Equal(t, uint16(30501), own.DataPort)
+
+		send, receive := auth.HopKeys(nodeOf(t, 1).ID(), nodeOf(t, 2).ID(), own.Share, auth.Share{9})
+		addr := nodeOf(t, 2).IPAddr()
+		require.Equal(t, map[uint32]datapath.Session{own.Session: {
+			Index: own.Session, Role: datapath.Mesh, Addr: netip.AddrPortFrom(addr, 40501),
+			SendSession: 0x77, SendKey: send, ReceiveKey: receive, Egress: 7, EgressBurst: 8,
+		}}, p.engine.sessions)
+		require.Equal(t, Linked, p.neighbour(2).State)
+		require.Equal(t, uint32(0x200), p.neighbour(2).Incarnation)
+		c.drain()
+		c.up()
+		for _, h := range p.engine.Hellos() {
+			require.Equal(t, own.Session, h.Session)
+		}
+
+		second := p.connect(2)
+		<-second.done
+		require.Equal(t, p2p.DiscAlreadyConnected, second.err)
+
+		c.rw.Close()
+		<-c.done
+		synctest.Wait()
+		require.Empty(t, p.engine.sessions)
+		require.Equal(t, uint64(1), p.Stats().LinksLost)
+		require.False(t, p.Connected(nodeOf(t, 2).ID()))
+	})
+}
+
+// Neighbours that do not do their part are let go, with the reason.
+func TestLinkFails(t *testing.T) {
+	forged := func(t *testing.T, sign byte, a linkstate.Advert) linkstate.Aged {
+		s, err := linkstate.Sign(a, keyOf(t, sign))
+		require.NoError(t, err)
+		return linkstate.Aged{Signed: s}
+	}
+	for name, c := range map[string]struct {
+		play  func(p *point, c *remote)
+		takes time.Duration // until the Bye
+		want  proto.Reason
+	}{
+		"no hello": {
+			play:  func(*point, *remote) {},
+			takes: mesh.HelloTimeout, want: proto.ReasonUnreachable,
+		},
+		"garbage": {
+			play: func(_ *point, c *remote) {
+				require.NoError(c.t, c.rw.WriteMsg(p2p.Msg{Code: mesh.HelloMsg, Size: 2, Payload: bytes.NewReader([]byte{0xff, 0xff})}))
+			},
+			want: proto.ReasonMalformed,
+		},
+		"garbage of the link state": {
+			play: func(_ *point, c *remote) {
+				require.NoError(c.t, c.rw.WriteMsg(p2p.Msg{Code: linkstate.AdvertsMsg, Size: 2, Payload: bytes.NewReader([]byte{0xff, 0xff})}))
+			},
+			want: proto.ReasonMalformed,
+		},
+		"unknown code": {
+			play: func(_ *point, c *remote) {
+				require.NoError(c.t, c.rw.WriteMsg(p2p.Msg{Code: mesh.Length - 1, Size: 1, Payload: bytes.NewReader([]byte{0xc0})}))
+			},
+			want: proto.ReasonMalformed,
+		},
+		"too long": {
+			play: func(_ *point, c *remote) {
+				b := make([]byte, mesh.MaxMessage+1)
+				require.NoError(c.t, c.rw.WriteMsg(p2p.Msg{Code: mesh.KeysMsg, Size: uint32(len(b)), Payload: bytes.NewReader(b)}))
+			},
+			want: proto.ReasonMalformed,
+		},
+		"other chain": {
+			play: func(_ *point, c *remote) {
+				c.send(&mesh.Hello{NetworkID: 2, Incarnation: 1, DataPort: 1, Session: 1})
+			},
+			want: proto.ReasonChain,
+		},
+		"incarnation of another": {
+			play: func(p *point, c *remote) {
+				other := p.connect(3)
+				other.open(0x0b)
+				other.drain()
+				c.send(&mesh.Hello{NetworkID: 1, Incarnation: 0x0b, DataPort: 1, Session: 1})
+			},
+			want: proto.ReasonUnexpected,
+		},
+		"link state before hello": {
+			play: func(_ *point, c *remote) { c.send(&linkstate.Confirm{}) },
+			want: proto.ReasonUnexpected,
+		},
+		"acknowledgement of nothing": {
+			play: func(_ *point, c *remote) { c.open(0x200); c.send(&mesh.KeysAck{ID: 7}) },
+			want: proto.ReasonUnexpected,
+		},
+		"advert with the signature of another": {
+			play: func(_ *point, c *remote) {
+				c.open(0x200)
+				c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{forged(c.t, 2, linkstate.Advert{Origin: idOf(c.t, 3), Incarnation: 9})}})
+			},
+			want: proto.ReasonUnexpected,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newNetwork(t).start(1, 0x100)
+				remote := p.connect(2)
+				start := time.Now()
+				c.play(p, remote)
+				require.Equal(t, c.want, expect[*mesh.Bye](remote).Reason)
+				require.InDelta(t, c.takes, time.Since(start), float64(linkstate.TreeInterval))
+				<-remote.done
+				require.Error(t, remote.err)
+				st := p.Stats()
+				if c.takes == 0 {
+					require.Equal(t, uint64(1), st.Violations)
+				}
+				for _, s := range p.engine.sessions {
+					require.NotEqual(t, nodeOf(t, 2).IPAddr(), s.Addr.Addr(), "left in the datapath")
+				}
+			})
+		})
+	}
+}
+
+// What a neighbour cannot say is refused and counted, and changes nothing.
+func TestHostileNeighbour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(0x200)
+		c.drain()
+		c.up()
+
+		// An RP that nobody allowed.
+		strange, err := linkstate.Sign(linkstate.Advert{Origin: idOf(t, 99), Incarnation: 9}, keyOf(t, 99))
+		require.NoError(t, err)
+		c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{{Signed: strange}}})
+		require.Equal(t, uint64(1), p.Stats().Core.NotAllowed)
+
+		// An older advert of itself, and then many.
+		advert := func(sequence uint64) linkstate.Aged {
+			s, err := linkstate.Sign(linkstate.Advert{Origin: idOf(t, 2), Incarnation: 0x200, Epoch: 1, Sequence: sequence}, keyOf(t, 2))
+			require.NoError(t, err)
+			return linkstate.Aged{Signed: s}
+		}
+		c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{advert(5), advert(4)}})
+		require.Equal(t, uint64(1), p.Stats().Core.Stale)
+		for sequence := range uint64(60) {
+			c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{advert(10 + sequence)}})
+		}
+		require.Greater(t, p.Stats().Core.Limited, uint64(30))
+
+		// Round-trip times that cannot be, and hellos that are none.
+		before := p.neighbour(2).RTT
+		now := uint32(time.Now().UnixMicro())
+		c.hello(linkstate.Hello{Stamp: now, Echo: now - 1000, Hold: 5000, Interval: 1000, Up: true, Echoes: true})
+		require.Equal(t, uint64(1), p.Stats().Core.BadEchoes)
+		require.Equal(t, before, p.neighbour(2).RTT)
+		p.cfg.Hellos.Hello(c.session, [wire.HelloSize]byte{15: 1})
+		p.cfg.Hellos.Hello(c.session+1, [wire.HelloSize]byte{})
+		synctest.Wait()
+		require.Equal(t, uint64(1), p.Stats().BadHellos)
+
+		// Keys of RPs whose datagrams do not come from it, and of the receiver.
+		foreign := []proto.GroupKey{{Ingress: 0x300, Group: group}, {Ingress: 0x100, Group: group, Epoch: 1}}
+		c.send(&mesh.Keys{ID: 1, Wait: 1000, Keys: foreign})
+		require.Equal(t, uint64(2), p.Stats().KeysRefused)
+		require.Empty(t, p.engine.keys)
+		require.Zero(t, p.Stats().Violations, "it may be late news")
+	})
+}
+
+// The keys that the parent offers count. Those of others are kept until they are parents.
+func TestKeysOfUpstreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ingress = 0x500
+		p := newNetwork(t).start(1, 0x100)
+		parent, other, child := p.connect(2), p.connect(3), p.connect(4)
+		for i, c := range []*remote{parent, other, child} {
+			c.open(0x200 + uint32(i))
+		}
+		route := func(r linkstate.Route) {
+			r.Ingress = ingress
+			require.True(t, p.call(func() { p.route(r) }))
+		}
+		key := func(epoch, secret byte) proto.GroupKey {
+			return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Key: auth.Key{secret}}
+		}
+		keys := func() (installed []proto.GroupKey) {
+			time.Sleep(2 * installPause)
+			synctest.Wait()
+			for _, i := range p.installer.take() {
+				installed = append(installed, i.keys...)
+			}
+			return installed
+		}
+		offer := func(c *remote, id uint32, keys ...proto.GroupKey) {
+			c.send(&mesh.Keys{ID: id, Wait: 4000, Keys: keys})
+		}
+		acknowledged := func(c *remote, id uint32) { require.Equal(t, id, expect[*mesh.KeysAck](c).ID) }
+
+		two, three := idOf(t, 2), idOf(t, 3)
+		route(linkstate.Route{Parent: two, Previous: []linkstate.ID{three}})
+		offer(parent, 1, key(7, 1))
+		acknowledged(parent, 1)
+		require.Equal(t, []proto.GroupKey{key(7, 1)}, keys())
+
+		// Another upstream has another key, and one that is newer.
+		offer(other, 1, key(7, 66), key(8, 66))
+		acknowledged(other, 1)
+		require.Empty(t, keys())
+		require.Zero(t, p.Stats().KeyConflicts)
+
+		// The child gets what is there, and then what is new, before the parent has its answer.
+		route(linkstate.Route{Parent: two, Previous: []linkstate.ID{three}, Children: []linkstate.Child{{ID: idOf(t, 4), All: true}}})
+		first := expect[*mesh.Keys](child)
+		require.Equal(t, []proto.GroupKey{key(7, 1)}, first.Keys)
+		child.send(&mesh.KeysAck{ID: first.ID})
+		start := time.Now()
+		offer(parent, 2, key(7, 1), key(8, 2))
+		next := expect[*mesh.Keys](child)
+		require.Equal(t, []proto.GroupKey{key(7, 1), key(8, 2)}, next.Keys)
+		require.Equal(t, uint32(3000), next.Wait, "less than the 4 s of the parent")
+		time.Sleep(time.Second)
+		child.send(&mesh.KeysAck{ID: next.ID})
+		acknowledged(parent, 2)
+		require.Equal(t, time.Second, time.Since(start))
+		require.Equal(t, []proto.GroupKey{key(7, 1), key(8, 2)}, keys())
+
+		// The other one becomes parent: now its keys count, not silently.
+		route(linkstate.Route{Parent: three, Previous: []linkstate.ID{two}, Children: []linkstate.Child{{ID: idOf(t, 4), All: true}}})
+		require.Equal(t, []proto.GroupKey{key(7, 66), key(8, 66)}, expect[*mesh.Keys](child).Keys)
+		require.Equal(t, []proto.GroupKey{key(7, 66), key(8, 66)}, keys())
+		require.Equal(t, uint64(2), p.Stats().KeyConflicts)
+
+		// A child that does not answer: the parent has its answer after three quarters of the time.
+		start = time.Now()
+		offer(other, 2, key(8, 66), key(9, 66))
+		acknowledged(other, 2)
+		require.InDelta(t, 3, time.Since(start).Seconds(), 0.2)
+
+		// The route ends, and a minute later the keys.
+		require.True(t, p.call(func() { p.routeGone(ingress) }))
+		require.Equal(t, []proto.GroupKey{key(8, 66), key(9, 66)}, keys())
+		offer(other, 3, key(10, 66))
+		acknowledged(other, 3)
+		require.Equal(t, uint64(1), p.Stats().KeysRefused)
+		time.Sleep(RetireAfter)
+		synctest.Wait()
+		require.Equal(t, []install{{nil, []uint32{ingress}}}, p.installer.take())
+	})
+}
+
+func TestStranger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newNetwork(t).start(1, 0x100).connect(99)
+		<-c.done
+		require.Equal(t, p2p.DiscUselessPeer, c.err)
+	})
+}
+
+func TestStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(0x200)
+		go p.Stop()
+		require.Equal(t, proto.ReasonQuit, expect[*mesh.Bye](c).Reason)
+		<-c.done
+		require.Equal(t, p2p.DiscQuitting, c.err)
+		late := p.connect(2)
+		<-late.done
+		require.Equal(t, p2p.DiscQuitting, late.err)
+	})
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package rp
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/membership"
+	"github.com/ethmcast/mdcs/rp/meshside"
+	"github.com/ethmcast/mdcs/rp/peerside"
+)
+
+// topics are those that are served.
+var topics = []string{proto.TopicTxs}
+
+// Group is a topic on the chain that is served.
+type Group struct {
+	ID    uint32
+	Topic string
+}
+
+// About is what stays the same while an RP serves.
+type About struct {
+	Node        *enode.Node    // with the control port
+	Data        netip.AddrPort // that datagrams go to
+	Incarnation uint32
+	Adopted     bool // the incarnation is that of an RP that died
+	Started     time.Time
+
+	NetworkID uint64
+	Genesis   [32]byte
+	Groups    []Group
+
+	Limits                    membership.Limits
+	Lease                     time.Duration
+	Rate, Burst               uint32 // datagrams per second, and at once, of a publisher
+	PublishEgress, MeshEgress uint64 // bytes of copies per second, 0 for no limit
+}
+
+// About tells who and where this RP is, and what it was told to do. The RP must be
+// started.
+func (r *RP) About() About {
+	cfg := &r.cfg
+	about := About{
+		Node:          r.Self(),
+		Data:          r.Addr(),
+		Incarnation:   r.incarnation,
+		Adopted:       r.adopted,
+		Started:       r.started,
+		NetworkID:     cfg.NetworkID,
+		Genesis:       cfg.Genesis,
+		Limits:        cfg.Limits,
+		Lease:         cfg.Lease,
+		Rate:          cfg.Rate,
+		Burst:         cfg.Burst,
+		PublishEgress: cfg.PublishEgress,
+		MeshEgress:    cfg.MeshEgress,
+	}
+	for i, id := range r.groups {
+		about.Groups = append(about.Groups, Group{id, topics[i]})
+	}
+	return about
+}
+
+// Sessions returns the peers that are members, ordered by index. The RP must be
+// started.
+func (r *RP) Sessions() []peerside.Session { return r.peers.Sessions() }
+
+// Marks returns the newest sequence known of each stream. The RP must be started.
+func (r *RP) Marks() []proto.Mark { return r.engine.Marks() }
+
+// Events tells what happens from now on.
+func (r *RP) Events() *events.Hub { return r.events }
+
+// Mesh returns the state of the links to the other RPs. The RP must be started.
+func (r *RP) Mesh() meshside.Stats { return r.mesh.Stats() }

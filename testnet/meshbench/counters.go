@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package meshbench
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/ethmcast/mdcs/testnet/delayline"
+	"github.com/ethmcast/mdcs/testnet/node"
+	"github.com/ethmcast/mdcs/testnet/topology"
+)
+
+// Metrics of rpd. Those with a neighbour have the beginning of its node id as label.
+const (
+	metricSent   = "mdcs_rp_mesh_sent_total"
+	metricTree   = "mdcs_rp_mesh_link_tree"
+	metricUp     = "mdcs_rp_mesh_link_up"
+	metricDowns  = "mdcs_rp_mesh_neighbours_lost_total"
+	metricAdvert = "mdcs_rp_mesh_adverts_total"
+	metricAsked  = "mdcs_rp_mesh_activations_total"
+	metricKnown  = "mdcs_rp_mesh_rps"
+	metricRoutes = `mdcs_rp_mesh_routes{attached="yes"}`
+	metricAstray = `mdcs_rp_mesh_routes{attached="no"}`
+	metricMemory = "process_resident_memory_bytes"
+)
+
+// ofNeighbour is the name of a metric about a neighbour.
+func ofNeighbour(metric string, r *node.RP) string {
+	return fmt.Sprintf("%s{rp=%q}", metric, r.ID().TerminalString())
+}
+
+// scrape reads the metrics of all RPs.
+func (m *mesh) scrape(ctx context.Context) ([]node.Metrics, error) {
+	all := make([]node.Metrics, len(m.rps))
+	for i, r := range m.rps {
+		var err error
+		if all[i], err = r.Metrics(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// complete returns nil when all RPs know all others, and have a way for the datagrams
+// of each source.
+func (m *mesh) complete(ctx context.Context) error {
+	for _, r := range m.rps {
+		metrics, err := r.Metrics(ctx)
+		if err != nil {
+			return err
+		}
+		known, routes, astray := metrics[metricKnown], metrics[metricRoutes], metrics[metricAstray]
+		if int(known) != len(m.rps) || int(routes) != len(m.sources) || astray != 0 {
+			return fmt.Errorf("%s knows %g rps, has %g routes, and %g without a parent", r.Name(), known, routes, astray)
+		}
+	}
+	return nil
+}
+
+// sent is how many datagrams each RP has sent to each other one.
+func (m *mesh) sent(ctx context.Context) ([][]float64, error) {
+	all, err := m.scrape(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sent := make([][]float64, len(m.rps))
+	for from, metrics := range all {
+		for _, to := range m.rps {
+			sent[from] = append(sent[from], metrics[ofNeighbour(metricSent, to)])
+		}
+	}
+	return sent, nil
+}
+
+// changes is how much a metric of all RPs together grew between two scrapes.
+func changes(metric string, before, after []node.Metrics) (sum float64) {
+	for i := range after {
+		sum += after[i][metric] - before[i][metric]
+	}
+	return sum
+}
+
+// downs is how often each RP found a neighbour down.
+func (m *mesh) downs(ctx context.Context) ([]int, error) {
+	all, err := m.scrape(ctx)
+	if err != nil {
+		return nil, err
+	}
+	downs := make([]int, len(m.rps))
+	for i, metrics := range all {
+		n, ok := metrics[metricDowns]
+		if !ok {
+			return nil, fmt.Errorf("%s has no metric %s", m.rps[i].Name(), metricDowns)
+		}
+		downs[i] = int(n)
+	}
+	return downs, nil
+}
+
+// ethernetHeader is what the line counts of a frame besides the packet, in bytes.
+const ethernetHeader = 14
+
+// control is the control traffic between RPs by kind of neighbour: those with whom an
+// RP shares an edge of some tree, and the others.
+type control struct {
+	rps   map[netip.Addr]int
+	kinds map[[2]int]bool   // directed pairs of neighbours: whether of a tree
+	bytes map[[2]int]uint64 // of IPv6 packets sent
+}
+
+func newControl(hosts []topology.Host) *control {
+	c := &control{rps: make(map[netip.Addr]int), kinds: make(map[[2]int]bool), bytes: make(map[[2]int]uint64)}
+	for i, h := range hosts {
+		c.rps[h.Addr] = i
+	}
+	return c
+}
+
+// neighbour notes a directed pair.
+func (c *control) neighbour(from, to int, tree bool) { c.kinds[[2]int{from, to}] = tree }
+
+// add counts what one RP sent to another one, at the line of the sender.
+func (c *control) add(hosts []topology.Host, p delayline.Pair) {
+	from, known := c.rps[p.From]
+	to, alsoKnown := c.rps[p.To]
+	if known && alsoKnown && hosts[from].Name == p.Link {
+		c.bytes[[2]int{from, to}] += p.Bytes - ethernetHeader*p.Frames
+	}
+}
+
+// rates are the means in kbit/s to a neighbour of either kind, and counts how many of
+// each kind an RP has.
+func (c *control) rates(seconds float64) (tree, other, trees, others float64) {
+	for pair, isTree := range c.kinds {
+		if isTree {
+			trees++
+			tree += float64(c.bytes[pair])
+		} else {
+			others++
+			other += float64(c.bytes[pair])
+		}
+	}
+	kbit := 8 / 1000.0 / seconds
+	n := float64(len(c.rps))
+	return tree * kbit / max(trees, 1), other * kbit / max(others, 1), trees / n, others / n
+}
