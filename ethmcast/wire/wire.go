@@ -115,8 +115,9 @@ func (t Type) String() string {
 // drop when received.
 const (
 	FlagRepublished = 1 << 0 // the publisher sent the object to another RP before
+	FlagReceipt     = 1 << 1 // the publisher asks who gets the object; on its last symbol
 
-	flagsDefined = FlagRepublished
+	flagsDefined = FlagRepublished | FlagReceipt
 )
 
 // Header is the decoded 64-byte header.
