@@ -72,6 +72,11 @@ var (
 	keysRefused   = desc("mesh_keys_refused_total", "Group keys from RPs that they are not expected from.")
 	keyConflicts  = desc("mesh_key_conflicts_total", "Group keys of a parent that were others than those of the one before.")
 
+	receipts        = desc("receipts_total", "Datagrams that asked who gets their object, and were counted.")
+	receiptsRefused = desc("receipts_refused_total", "Datagrams that asked when too many did.")
+	confirmed       = desc("confirmations_total", "Objects that members said they have.")
+	confirmsLimited = desc("confirmations_limited_total", "Objects that members said they have in too many messages.")
+
 	engine = desc("engine_info", "1 for the datapath engine in use.", "engine")
 	ready  = desc("ready", "1 when the RP serves and is in the mesh.")
 )
@@ -183,6 +188,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(computed, st.Mesh.Core.Computed)
 	counter(keysRefused, st.Mesh.KeysRefused)
 	counter(keyConflicts, st.Mesh.KeyConflicts)
+	counter(receipts, st.Mesh.Receipts)
+	counter(receiptsRefused, st.Mesh.ReceiptsRefused)
+	counter(confirmed, st.Peers.Confirmed)
+	counter(confirmsLimited, st.Peers.Limited)
 	gauge(engine, 1, st.Datapath.Engine)
 	gauge(ready, oneIf(st.Ready))
 }
