@@ -34,7 +34,7 @@ type NeighbourCount struct {
 }
 
 // Receipt is an entry of the answer of mdcs_receipts: what RPs say of one transaction
-// that this node published. It proves nothing (SPEC 7.14).
+// that this node published. It proves nothing (SPEC 7.15).
 type Receipt struct {
 	Hash      common.Hash `json:"hash"`
 	Asked     time.Time   `json:"asked"`             // when it was published

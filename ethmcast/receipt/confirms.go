@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package receipt is a peer's part of receipts (SPEC 7.14): what it confirms as a
+// Package receipt is a peer's part of receipts (SPEC 7.15): what it confirms as a
 // subscriber, and what it learns as a publisher. It does no I/O and has no clock.
 package receipt
 

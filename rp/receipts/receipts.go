@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
 // Package receipts counts how many peers confirmed an object, for a publisher that
-// asked (SPEC section 11). It does no I/O and has no clock.
+// asked (SPEC 7.15). It does no I/O and has no clock.
 //
 // Each replication point on the tree of the ingress RP counts its own peers and adds
 // what its children report. It reports the sum to its parent, or at the ingress RP to
