@@ -120,12 +120,13 @@ var cores = append([]string{
 	mdcs + "/ethmcast/outbox",
 	mdcs + "/ethmcast/proto",
 	mdcs + "/ethmcast/reassembly",
+	mdcs + "/ethmcast/receipt",
 	mdcs + "/ethmcast/repair",
-	mdcs + "/rp/majority",
 	mdcs + "/rp/membership",
 	mdcs + "/rp/mesh",
 	mdcs + "/rp/mesh/linkstate",
 	mdcs + "/rp/mesh/tree",
+	mdcs + "/rp/receipts",
 }, leaves...)
 
 var importRules = []importRule{{

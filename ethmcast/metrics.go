@@ -40,6 +40,13 @@ var (
 	movedMeter    = metrics.NewRegisteredMeter("mdcs/rp/moved", nil)
 	redirectMeter = metrics.NewRegisteredMeter("mdcs/rp/redirects", nil)
 
+	membersGauge   = metrics.NewRegisteredGauge("mdcs/members", nil)    // of the group at all RPs
+	membersRPGauge = metrics.NewRegisteredGauge("mdcs/members/rp", nil) // at the RP in use
+	askedMeter     = metrics.NewRegisteredMeter("mdcs/receipts/asked", nil)
+	receiptMeter   = metrics.NewRegisteredMeter("mdcs/receipts/received", nil)
+	majorityMeter  = metrics.NewRegisteredMeter("mdcs/receipts/majority", nil)
+	confirmedMeter = metrics.NewRegisteredMeter("mdcs/receipts/confirmed", nil) // by this node
+
 	droppedMeter   = metrics.NewRegisteredMeter("mdcs/control/dropped", nil)
 	violationMeter = metrics.NewRegisteredMeter("mdcs/control/violations", nil)
 )
@@ -67,4 +74,10 @@ func (s *Service) updateGauges(now time.Time) {
 		standby = 1
 	}
 	standbyGauge.Update(standby)
+	var counters proto.Counters
+	if s.active != nil && s.active.counters != nil {
+		counters = *s.active.counters
+	}
+	membersGauge.Update(int64(counters.Members))
+	membersRPGauge.Update(int64(counters.Here))
 }

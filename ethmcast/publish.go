@@ -78,8 +78,13 @@ func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID
 		delay = time.Duration(s.jitter.Int64N(int64(max(minBackoff, 4*s.outbox.SRTT()))))
 	}
 	hash := tx.Hash()
-	if !s.outbox.Publish(now, hash, object, delay) {
+	asks := s.book.Wanted(hash) || s.jitter.Float64() < s.cfg.Receipts
+	if !s.outbox.Publish(now, hash, object, delay, asks) {
 		return nil
+	}
+	if asks {
+		s.book.Asked(now, hash)
+		askedMeter.Mark(1)
 	}
 	ref := s.coverage.Publish(hash, coverage.Stream{Ingress: s.active.joiner.RP().Incarnation, Group: s.group})
 	s.drainOutbox(now)
@@ -97,7 +102,7 @@ func (s *Service) drainOutbox(now time.Time) {
 		case outbox.Published:
 			stream := coverage.Stream{Ingress: a.RP, Group: s.group}
 			s.coverage.Numbered(a.Hash, stream, a.Sequence)
-			s.seen.Add(objectID(a.Hash), seenTx{a.Hash, &coverage.Ref{Stream: stream, Sequence: a.Sequence}})
+			s.seen.Add(objectID(a.Hash), seenTx{a.Hash, &coverage.Ref{Stream: stream, Sequence: a.Sequence}, false})
 			publishedMeter.Mark(1)
 			ackTimer.Update(a.Took)
 		case outbox.Failed:

@@ -224,13 +224,21 @@ func (s *Service) probe(now time.Time, src netip.AddrPort, payload []byte, size 
 
 // data takes a symbol that passed all checks.
 func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, payload []byte) {
-	_, seen := s.seen.Get(h.ObjectID)
+	x, seen := s.seen.Get(h.ObjectID)
+	asks, place := h.AsksReceipt(), proto.Place{Ingress: h.Ingress, Group: h.Group, Sequence: h.Sequence}
 	// By a channel comes, before or after its ECHO, what this node publishes itself.
 	if seen || s.active.serves(proto.ModeSSM) && s.outbox.Sent(h.ObjectID) {
 		s.marks.Delivered(now, stream, h.Sequence)
 		s.marks.Duplicate(stream)
 		duplicateMeter.Mark(1)
+		if asks && seen && !x.bad {
+			s.confirms.Asked(now, h.ObjectID, place, true)
+			s.poke()
+		}
 		return
+	}
+	if asks {
+		s.confirms.Asked(now, h.ObjectID, place, false)
 	}
 	object := s.receiver.buffer.Add(now, h, payload)
 	switch {
@@ -241,15 +249,21 @@ func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, pa
 		return
 	}
 	tx := new(types.Transaction)
-	if err := tx.UnmarshalBinary(object.Object); err != nil || tx.Type() == types.BlobTxType {
+	err := tx.UnmarshalBinary(object.Object)
+	bad := err != nil || tx.Type() == types.BlobTxType
+	if bad {
 		badObjectMeter.Mark(1) // nobody can deliver it: no reason to ask for it again
 	} else if !s.deliver.offer(tx) {
 		return // no room: the marks must not say that it arrived
+	} else if s.confirms.Delivered(now, h.ObjectID); !s.confirms.Deadline().IsZero() {
+		s.poke()
 	}
 	for _, seq := range object.Sequences {
 		s.marks.Delivered(now, stream, seq)
 	}
-	s.seen.Add(h.ObjectID, seenTx{object.Hash, &coverage.Ref{Stream: stream, Sequence: h.Sequence}})
-	s.outbox.Cancel(object.Hash)
+	s.seen.Add(h.ObjectID, seenTx{object.Hash, &coverage.Ref{Stream: stream, Sequence: h.Sequence}, bad})
+	if s.outbox.Cancel(object.Hash) {
+		s.book.Cancelled(object.Hash)
+	}
 	s.coverage.Numbered(object.Hash, stream, h.Sequence)
 }

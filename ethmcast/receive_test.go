@@ -245,7 +245,7 @@ func TestOwnCopyByChannel(t *testing.T) {
 		s.rps[enode.ID{1}] = s.active
 		s.outbox.SetPath(now, &outbox.Path{RP: testIngress, Session: 1, Group: testGroup, Rate: 1, Burst: 1})
 		object := []byte("payload")
-		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0)
+		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0, false)
 		s.outbox.Actions() // the datagram leaves
 		s.marks.Start(testStream, 4)
 

@@ -72,7 +72,17 @@ var (
 		Usage:    "Use any replication point that is found in the DHT",
 		Category: flagCategory,
 	}
-	Flags = []cli.Flag{EnabledFlag, RPFlag, DNSFlag, Discv5Flag, AllowFlag, OpenFlag, PortFlag, PublishFlag, DeliveryFlag}
+	ReceiptsFlag = &cli.Float64Flag{
+		Name:     "mdcs.receipts",
+		Usage:    "Share of the published transactions, 0 to 1, that ask how many nodes get them",
+		Category: flagCategory,
+	}
+	SurplusFlag = &cli.Uint64Flag{
+		Name:     "mdcs.surplus",
+		Usage:    "Confirmations beyond half of the nodes that make a majority",
+		Category: flagCategory,
+	}
+	Flags = []cli.Flag{EnabledFlag, RPFlag, DNSFlag, Discv5Flag, AllowFlag, OpenFlag, PortFlag, PublishFlag, DeliveryFlag, ReceiptsFlag, SurplusFlag}
 )
 
 // Register adds multicast diffusion to a geth node that does not run yet.
@@ -82,6 +92,8 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 		Delivery:  Delivery(ctx.String(DeliveryFlag.Name)),
 		NetworkID: backend.BlockChain().Config().ChainID.Uint64(),
 		Genesis:   backend.BlockChain().Genesis().Hash(),
+		Receipts:  ctx.Float64(ReceiptsFlag.Name),
+		Surplus:   ctx.Uint64(SurplusFlag.Name),
 	}
 	if ctx.IsSet("networkid") {
 		cfg.NetworkID = ctx.Uint64("networkid")

@@ -42,6 +42,8 @@ type rpConn struct {
 	marks   []proto.Mark       // of the Welcome
 	mode    proto.DeliveryMode // of the copies
 	channel *net.UDPConn       // its multicast channel, nil for none
+
+	counters *proto.Counters // that the RP told last, nil for none
 }
 
 func newRPConn(node *enode.Node) *rpConn {
@@ -241,7 +243,13 @@ func (s *Service) perform(now time.Time, rp *rpConn, a proto.Action) {
 		s.serve(now, rp, a.Marks)
 	case proto.Rested:
 		s.unsubscribe(rp)
-		rp.mode = proto.ModeUnicast
+		rp.mode, rp.counters = proto.ModeUnicast, nil
+	case proto.Counted:
+		if a.Group == s.group {
+			rp.counters = &a.Counters
+		}
+	case proto.Receipted:
+		s.receipts(now, a.Objects)
 	case proto.Redirected:
 		s.redirected(rp, a)
 	case proto.Install:
@@ -384,7 +392,7 @@ func (s *Service) left(now time.Time, rp *rpConn, err error) {
 		return
 	}
 	s.receiver.leave(rp.sender)
-	rp.sender, rp.path, rp.keyed = nil, nil, false
+	rp.sender, rp.path, rp.keyed, rp.counters = nil, nil, false, nil
 	if rp == s.active {
 		s.outbox.SetPath(now, nil)
 		s.drainOutbox(now)

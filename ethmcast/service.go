@@ -40,6 +40,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/receipt"
 )
 
 // PublishMode says which transactions a node publishes.
@@ -78,6 +79,12 @@ type Config struct {
 	Delivery  Delivery // "" is DeliverUnicast
 	NetworkID uint64
 	Genesis   common.Hash
+
+	// Receipts is the share of the transactions published here, chosen at random, that
+	// ask who gets them. Surplus is how many confirmations more than half of the members
+	// make a majority.
+	Receipts float64
+	Surplus  uint64
 }
 
 func (c *Config) check() error {
@@ -88,6 +95,9 @@ func (c *Config) check() error {
 	case PublishAll, PublishBridged, PublishNone:
 	default:
 		return fmt.Errorf("unknown publish mode %q, want all, bridged or none", c.Publish)
+	}
+	if !(c.Receipts >= 0 && c.Receipts <= 1) {
+		return fmt.Errorf("share of receipts %v, want 0 to 1", c.Receipts)
 	}
 	switch c.Delivery {
 	case "", DeliverUnicast, DeliverSSM:
@@ -123,6 +133,7 @@ const seenTxs = 1 << 15
 type seenTx struct {
 	hash common.Hash
 	ref  *coverage.Ref
+	bad  bool // no transaction, or one that multicast does not carry
 }
 
 // Service is mDCS in one node. It is a node.Lifecycle.
@@ -159,6 +170,9 @@ type Service struct {
 	outbox    *outbox.Outbox
 	marks     coverage.Marks
 	coverage  *coverage.Coverage[enode.ID, common.Hash]
+	confirms  *receipt.Confirms
+	book      *receipt.Book
+	listeners map[chan Receipt]struct{}    // for majorities
 	seen      lru.BasicLRU[uint64, seenTx] // by object id
 	announces []coverage.Announcement[enode.ID, common.Hash]
 	haveAt    time.Time // of the last HAVE
@@ -179,20 +193,23 @@ func New(cfg Config, backend Backend) (*Service, error) {
 	}
 	rng := mrand.New(mrand.NewPCG(binary.BigEndian.Uint64(seed[:]), binary.BigEndian.Uint64(seed[8:])))
 	s := &Service{
-		cfg:      cfg,
-		group:    proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs),
-		backend:  backend,
-		log:      log.New("service", "mdcs"),
-		wake:     make(chan struct{}, 1),
-		quit:     make(chan struct{}),
-		enabled:  true,
-		rps:      make(map[enode.ID]*rpConn),
-		peers:    make(map[enode.ID]*peerConn),
-		receiver: newReceiver(),
-		outbox:   outbox.New(),
-		coverage: coverage.New[enode.ID, common.Hash](rng),
-		seen:     lru.NewBasicLRU[uint64, seenTx](seenTxs),
-		jitter:   rng,
+		cfg:       cfg,
+		group:     proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs),
+		backend:   backend,
+		log:       log.New("service", "mdcs"),
+		wake:      make(chan struct{}, 1),
+		quit:      make(chan struct{}),
+		enabled:   true,
+		rps:       make(map[enode.ID]*rpConn),
+		peers:     make(map[enode.ID]*peerConn),
+		receiver:  newReceiver(),
+		outbox:    outbox.New(),
+		coverage:  coverage.New[enode.ID, common.Hash](rng),
+		confirms:  receipt.NewConfirms(rng),
+		book:      receipt.NewBook(cfg.Surplus),
+		listeners: make(map[chan Receipt]struct{}),
+		seen:      lru.NewBasicLRU[uint64, seenTx](seenTxs),
+		jitter:    rng,
 	}
 	s.deliver = newDeliverer(backend, s.log)
 	return s, nil
@@ -348,6 +365,7 @@ func (s *Service) deadline(now time.Time) time.Time {
 	if s.covered && s.marks.Began(s.haveOf) {
 		earliest(s.haveAt.Add(coverage.HaveSoon))
 	}
+	earliest(s.confirms.Deadline())
 	return next
 }
 
@@ -365,6 +383,7 @@ func (s *Service) tick(now time.Time) {
 	s.marks.Expire(now)
 	s.announce(s.coverage.Tick(now))
 	s.sendHave(now, false)
+	s.confirm(now)
 	s.updateGauges(now)
 }
 

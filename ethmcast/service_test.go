@@ -382,7 +382,7 @@ func TestMalformedMessages(t *testing.T) {
 	connect(t, x, y)
 	for name, send := range map[string]func(p2p.MsgReadWriter) error{
 		"garbage":         func(rw p2p.MsgReadWriter) error { return p2p.Send(rw, proto.HaveMsg, "garbage") },
-		"unknown code":    func(rw p2p.MsgReadWriter) error { return p2p.Send(rw, 0x0f, []uint{}) },
+		"unknown code":    func(rw p2p.MsgReadWriter) error { return p2p.Send(rw, proto.Length-1, []uint{}) },
 		"oversized":       func(rw p2p.MsgReadWriter) error { return p2p.Send(rw, proto.HaveMsg, make([]byte, proto.MaxMessage+1)) },
 		"before status":   func(rw p2p.MsgReadWriter) error { return p2p.Send(rw, proto.HaveMsg, &proto.Have{}) },
 		"wrong direction": func(rw p2p.MsgReadWriter) error { return p2p.Send(rw, proto.WelcomeMsg, &proto.Welcome{}) },

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	randv2 "math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/receipt"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 )
@@ -44,6 +46,7 @@ type lightPeer struct {
 	retired []uint32
 	served  int // resumed, or activated
 	seq     uint64
+	confirm *receipt.Confirms // nil when it confirms nothing
 	book
 }
 
@@ -62,6 +65,8 @@ type book struct {
 	probes     int
 	bad        []string // datagrams that should not have come
 	left       []error
+	receipts   []proto.ObjectReceipt
+	counters   proto.Counters // the newest
 }
 
 type sequence struct {
@@ -77,6 +82,7 @@ type peerOptions struct {
 	ssm     bool // wishes mode ssm, and hears nothing by the channel
 	resumes bool // goes on with its membership on the next connection
 	standby bool // joins in standby
+	secret  bool // does not tell what it has
 	stays   bool // publishes and listens as before when the connection is lost, until it is a member again
 
 	// host is where the peer is, nil for the loopback interface.
@@ -112,6 +118,9 @@ func newPeer(t *testing.T, point *rp.RP, opt peerOptions) *lightPeer {
 	})
 	require.NoError(t, err)
 	p := &lightPeer{t: t, opt: opt, key: key, udp: udp, keys: make(map[keyID]proto.GroupKey)}
+	if !opt.secret {
+		p.confirm = receipt.NewConfirms(randv2.New(randv2.NewPCG(1, uint64(p.addr().Port()))))
+	}
 	p.heartbeats, p.sequences = make(map[uint32]uint64), make(map[sequence]int)
 	p.connect()
 	p.wg.Go(p.receive)
@@ -221,6 +230,11 @@ func (p *lightPeer) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 			p.mu.Lock()
 			p.joiner.Tick(now)
 			p.perform()
+			if p.confirm != nil {
+				if places := p.confirm.Tick(now); places != nil {
+					p.send(&proto.Confirm{Places: places})
+				}
+			}
 			p.mu.Unlock()
 		}
 	}
@@ -284,6 +298,10 @@ func (p *lightPeer) perform() {
 		case proto.Served:
 			p.served++
 			p.install(a.Keys, nil)
+		case proto.Counted:
+			p.counters = a.Counters
+		case proto.Receipted:
+			p.receipts = append(p.receipts, a.Objects...)
 		case proto.AnnounceDue:
 			if !p.opt.silent {
 				p.send(&proto.Announce{})
@@ -361,6 +379,9 @@ func (p *lightPeer) datagram(_ netip.AddrPort, b []byte) {
 		}
 		p.data = append(p.data, h)
 		p.payloads = append(p.payloads, string(payload))
+		if h.AsksReceipt() && p.confirm != nil {
+			p.confirm.Asked(time.Now(), h.ObjectID, proto.Place{Ingress: h.Ingress, Group: h.Group, Sequence: h.Sequence}, true)
+		}
 	case wire.Echo:
 		p.echoes = append(p.echoes, h)
 	case wire.Heartbeat:
@@ -371,7 +392,10 @@ func (p *lightPeer) datagram(_ netip.AddrPort, b []byte) {
 func (p *lightPeer) addr() netip.AddrPort { return p.udp.LocalAddr().(*net.UDPAddr).AddrPort() }
 
 // publish sends one DATA of one symbol. The peer must be a member.
-func (p *lightPeer) publish(payload string) {
+func (p *lightPeer) publish(payload string) { p.t.Helper(); p.publishWith(payload, 0) }
+
+// publishWith is publish with flags. Object ids count from 1.
+func (p *lightPeer) publishWith(payload string, flags uint8) {
 	p.t.Helper()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -386,6 +410,7 @@ func (p *lightPeer) publish(payload string) {
 	p.seq++
 	h := wire.Header{
 		Type:       wire.Data,
+		Flags:      flags,
 		Epoch:      active.Epoch,
 		Session:    p.member.SendSession,
 		Group:      testGroup,
@@ -453,7 +478,9 @@ func connect(t *testing.T, point *rp.RP) *rawPeer {
 			if err != nil {
 				return err
 			}
-			r.replies <- m
+			if _, counters := m.(*proto.Counters); !counters { // they come at any time
+				r.replies <- m
+			}
 		}
 	})
 	t.Cleanup(server.Stop)

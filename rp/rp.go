@@ -210,13 +210,18 @@ func (r *RP) Start() error {
 func (r *RP) start() error {
 	cfg := &r.cfg
 	hellos, repairs := meshside.NewHellos(), cache.New(cache.DefaultBytes, cache.DefaultAge)
+	asked := meshside.NewReceipts()
 	engine, err := cfg.Engine(datapath.Config{
 		Addr:        netip.AddrPortFrom(cfg.Address, cfg.DataPort),
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
 		HopLimit:    cfg.HopLimit,
 		Hello:       hellos.Hello,
-		Cache:       func(rec datapath.Record) { repairs.Add(time.Now(), rec.Datagram) },
+		Cache: func(rec datapath.Record) {
+			now := time.Now()
+			repairs.Add(now, rec.Datagram)
+			asked.Replicated(now, rec)
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("data port: %w", err)
@@ -270,6 +275,7 @@ func (r *RP) start() error {
 		Publishers: cfg.Publishers,
 		Others:     r.others,
 		Replay:     func(session uint32, marks []proto.Mark) { r.mesh.Replay(session, marks) },
+		Confirmed:  func(session uint32, places []proto.Place) { asked.Confirm(time.Now(), session, places) },
 		ResumeKey:  resumeKey,
 		Adopted:    orphans,
 
@@ -305,16 +311,19 @@ func (r *RP) start() error {
 		Measure: func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {
 			return discovery.Measure(ctx, r.disc, nodes)
 		},
-		Connect: func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
-		Engine:  r.engine,
-		Hellos:  hellos,
-		Cache:   repairs,
-		Keys:    r.keys,
-		Members: r.members,
-		Peers:   r.peers,
-		Rand:    cfg.Rand,
-		Log:     cfg.Log,
-		Events:  r.events,
+		Connect:   func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
+		Receipted: r.peers.Receipts,
+		Counted:   r.peers.SetCounters,
+		Engine:    r.engine,
+		Hellos:    hellos,
+		Cache:     repairs,
+		Asked:     asked,
+		Keys:      r.keys,
+		Members:   r.members,
+		Peers:     r.peers,
+		Rand:      cfg.Rand,
+		Log:       cfg.Log,
+		Events:    r.events,
 	})
 	if err != nil {
 		return err

@@ -232,9 +232,9 @@ func showMesh(c *cli.Context, rpd *admin.Client) error {
 		return err
 	}
 	return output(c, mesh, func(w io.Writer) {
-		row(w, "NEIGHBOUR", "ADDRESS", "STATE", "TREE", "RTT", "COST")
+		row(w, "NEIGHBOUR", "ADDRESS", "STATE", "TREE", "RTT", "COST", "MEMBERS BEHIND")
 		for _, n := range mesh.Neighbours {
-			row(w, n.ID, n.Addr, n.State, yesNo(n.Tree), roundTrip(n.RTT), number(uint64(n.Cost)))
+			row(w, n.ID, n.Addr, n.State, yesNo(n.Tree), roundTrip(n.RTT), number(uint64(n.Cost)), n.Members)
 		}
 		fmt.Fprintln(w)
 		row(w, "INGRESS", "RP", "PARENT", "BACKUP", "PREVIOUS", "CHILDREN")

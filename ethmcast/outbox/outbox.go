@@ -93,6 +93,7 @@ type object struct {
 	symbols []symbol
 	left    int // symbols without ECHO
 	flags   uint8
+	receipt bool      // the last symbol asks for one
 	sent    bool      // a datagram of it left
 	began   time.Time // when it was first due
 	expires time.Time // while it waits for an RP
@@ -136,14 +137,15 @@ func (o *Outbox) SetPatient(patient bool) { o.patient = patient }
 func (o *Outbox) SRTT() time.Duration { return o.srtt }
 
 // Publish takes an object with its keccak256 hash, to be sent after delay unless
-// cancelled before. It reports false when the outbox is full or holds it already.
-func (o *Outbox) Publish(now time.Time, hash [32]byte, data []byte, delay time.Duration) bool {
+// cancelled before. Receipt has it ask who gets it. Publish reports false when the
+// outbox is full or holds the object already.
+func (o *Outbox) Publish(now time.Time, hash [32]byte, data []byte, delay time.Duration, receipt bool) bool {
 	id := binary.BigEndian.Uint64(hash[:])
 	if len(o.objects) >= MaxObjects || o.objects[id] != nil || len(data) == 0 {
 		return false
 	}
 	k := wire.SourceSymbols(len(data))
-	x := &object{id: id, hash: hash, data: data, symbols: make([]symbol, k), left: k, due: now.Add(delay)}
+	x := &object{id: id, hash: hash, data: data, symbols: make([]symbol, k), left: k, due: now.Add(delay), receipt: receipt}
 	o.objects[id] = x
 	heap.Push(&o.timers, x)
 	o.Tick(now)
@@ -336,9 +338,13 @@ func (o *Outbox) send(now time.Time) {
 func (o *Outbox) encode(x *object, esi int) []byte {
 	payload := x.data[esi*wire.MaxPayload : min((esi+1)*wire.MaxPayload, len(x.data))]
 	o.path.sequence++
+	flags := x.flags
+	if x.receipt && esi == len(x.symbols)-1 {
+		flags |= wire.FlagReceipt
+	}
 	h := wire.Header{
 		Type:       wire.Data,
-		Flags:      x.flags,
+		Flags:      flags,
 		Epoch:      o.path.Epoch,
 		Session:    o.path.Session,
 		Group:      o.path.Group,

@@ -115,7 +115,7 @@ func (r *rp) publish(size int, seed byte, delay time.Duration) [32]byte {
 	data := make([]byte, size)
 	data[0] = seed
 	hash := sha256.Sum256(data)
-	if !r.o.Publish(r.now, hash, data, delay) {
+	if !r.o.Publish(r.now, hash, data, delay, false) {
 		r.t.Fatal("refused")
 	}
 	r.flush()
@@ -229,6 +229,35 @@ func TestChangeOfRP(t *testing.T) {
 	}
 }
 
+// The last symbol asks for the receipt, as often as it is sent.
+func TestReceipt(t *testing.T) {
+	r := newRP(t)
+	r.dead = true
+	data := make([]byte, 2*wire.MaxPayload+1)
+	if !r.o.Publish(r.now, sha256.Sum256(data), data, 0, true) {
+		t.Fatal("refused")
+	}
+	r.flush()
+	r.run(InitialRTO)
+	r.path.RP = 17
+	r.connect()
+	if len(r.got) != 9 {
+		t.Fatalf("%d datagrams", len(r.got))
+	}
+	for i, h := range r.got {
+		want := uint8(0)
+		if h.ESI == 2 {
+			want = wire.FlagReceipt
+		}
+		if i >= 6 {
+			want |= wire.FlagRepublished
+		}
+		if h.Flags != want {
+			t.Errorf("datagram %d, symbol %d: flags %#x, want %#x", i, h.ESI, h.Flags, want)
+		}
+	}
+}
+
 // Where only the ECHOs tell that the RP lives, it has time for them.
 func TestPatience(t *testing.T) {
 	r := newRP(t)
@@ -316,13 +345,13 @@ func TestFull(t *testing.T) {
 	r := newRP(t)
 	r.dead = true
 	hash := r.publish(100, 1, 0)
-	if r.o.Publish(r.now, hash, make([]byte, 100), 0) {
+	if r.o.Publish(r.now, hash, make([]byte, 100), 0, false) {
 		t.Error("taken twice")
 	}
 	for i := r.o.Len(); i < MaxObjects; i++ {
-		r.o.Publish(r.now, sha256.Sum256([]byte{byte(i), byte(i >> 8)}), []byte{1}, time.Hour)
+		r.o.Publish(r.now, sha256.Sum256([]byte{byte(i), byte(i >> 8)}), []byte{1}, time.Hour, false)
 	}
-	if r.o.Publish(r.now, [32]byte{1}, []byte{1}, 0) || r.o.Len() != MaxObjects {
+	if r.o.Publish(r.now, [32]byte{1}, []byte{1}, 0, false) || r.o.Len() != MaxObjects {
 		t.Error("no bound")
 	}
 }

@@ -59,6 +59,9 @@ type Rest struct{}
 // Refresh says that the peer announced itself.
 type Refresh struct{ Counters []Counter }
 
+// Confirmed says that the peer, which is in groups, has these objects.
+type Confirmed struct{ Places []Place }
+
 // KeysInstalled says that the peer installed the Rekey with this ID.
 type KeysInstalled struct{ ID uint32 }
 
@@ -74,6 +77,8 @@ func (Remove) action()        {}
 func (Readmit) action() {}
 func (Serve) action()   {}
 func (Rest) action()    {}
+
+func (Confirmed) action() {}
 
 // AdmissionState is the state of an Admission (SPEC 8.2).
 type AdmissionState uint8
@@ -206,6 +211,10 @@ func (a *Admission) handle(now time.Time, m Message) error {
 			a.act(Rest{})
 		case a.state != AdmissionIdle:
 			return unexpected("deactivate in state %v", a.state)
+		}
+	case *Confirm:
+		if a.state == AdmissionActive && !a.standby { // else it crossed our Leave
+			a.act(Confirmed{m.Places})
 		}
 	case *Leave:
 		a.end(fmt.Errorf("left: %v", m.Reason))
@@ -391,6 +400,16 @@ func (a *Admission) others() []string {
 // due; a peer that is not a member gets the keys with its Welcome.
 func (a *Admission) Rekey(m *Rekey) bool {
 	if a.state != AdmissionActive {
+		return false
+	}
+	a.send(m)
+	return true
+}
+
+// Tell sends a Counters or a Receipt to a member and reports whether it did. Counters
+// are for who is not in standby.
+func (a *Admission) Tell(m Message) bool {
+	if _, counters := m.(*Counters); a.state != AdmissionActive || counters && a.standby {
 		return false
 	}
 	a.send(m)

@@ -64,6 +64,12 @@ type Install struct {
 	Retired []uint32
 }
 
+// Counted says how many members a group has.
+type Counted struct{ Counters }
+
+// Receipted says who has objects that this peer published.
+type Receipted struct{ Objects []ObjectReceipt }
+
 // AnnounceDue asks for an Announce and, beside it, a keep-alive datagram.
 type AnnounceDue struct{}
 
@@ -82,6 +88,8 @@ func (ActivateDue) action() {}
 func (Served) action()      {}
 func (Rested) action()      {}
 func (Redirected) action()  {}
+func (Counted) action()     {}
+func (Receipted) action()   {}
 
 // JoinerState is the state of a Joiner (SPEC 8.1).
 type JoinerState uint8
@@ -315,6 +323,14 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 		groups, standby := j.Member()
 		j.draining = groups || standby
 		j.act(Redirected{m.URLs, j.draining})
+	case *Counters:
+		if groups, _ := j.Member(); groups { // else it crossed our Leave or Deactivate
+			j.act(Counted{*m})
+		}
+	case *Receipt:
+		if groups, standby := j.Member(); groups || standby {
+			j.act(Receipted{m.Objects})
+		}
 	case *Leave:
 		switch j.state {
 		case JoinerResuming: // the RP lives, and forgot us

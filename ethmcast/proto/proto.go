@@ -24,7 +24,7 @@ import (
 const (
 	Name    = "mdcs"
 	Version = 1
-	Length  = 16 // message codes reserved
+	Length  = 32 // message codes reserved
 )
 
 // Message codes (SPEC 7.1).
@@ -45,6 +45,10 @@ const (
 	ActivatedMsg  = 0x0c
 	DeactivateMsg = 0x0d
 	RedirectMsg   = 0x0e
+
+	CountersMsg = 0x0f
+	ConfirmMsg  = 0x10
+	ReceiptMsg  = 0x11
 )
 
 // Limits on received messages (SPEC section 11).
@@ -60,6 +64,9 @@ const (
 	MaxLease    = 10 * time.Minute
 	MinLease    = 5 * time.Second
 	MinDatagram = 256 // bytes; a peer that takes less cannot join
+
+	MaxNeighbours = 64 // RPs in a Counters
+	MaxPlaces     = 64 // objects in a Confirm or a Receipt
 )
 
 // Times of the protocol (SPEC section 11).
@@ -79,6 +86,14 @@ const (
 	SuspectTimeout    = 750 * time.Millisecond // silence that loses an RP which does not acknowledge either
 	DetachTimeout     = 20 * time.Second       // without a connection, until a membership ends
 	DetachSilence     = 6 * time.Second        // without a datagram meanwhile
+)
+
+// Times of counters and receipts (SPEC section 11).
+const (
+	CountersInterval = 5 * time.Second // least time between two Counters of a group
+	CountersJitter   = time.Second     // by which a Counters comes later, at random
+	MinConfirm       = 50 * time.Millisecond
+	MaxConfirm       = 250 * time.Millisecond // from a datagram that asks to the Confirm, at random
 )
 
 // TokenSize is the length of the token by which a member resumes, in bytes.
@@ -320,6 +335,48 @@ type Redirect struct {
 	URLs []string
 }
 
+// Counters says how many members a group has.
+type Counters struct {
+	Group      uint32
+	Members    uint64 // at all RPs
+	Here       uint64 // at the sender
+	Neighbours []NeighbourCount
+}
+
+// NeighbourCount is the members at a neighbouring RP and behind it, in the tree of the
+// sender. An RP is named by the first 8 bytes of its devp2p node id.
+type NeighbourCount struct {
+	RP      uint64
+	Members uint64
+}
+
+// Place is that of a datagram in the stream of (ingress RP, group).
+type Place struct {
+	Ingress  uint32
+	Group    uint32
+	Sequence uint64
+}
+
+// Confirm says that the sender has the objects about which these datagrams asked.
+type Confirm struct {
+	Places []Place
+}
+
+// Receipt tells a publisher who has its objects.
+type Receipt struct {
+	Objects []ObjectReceipt
+}
+
+// ObjectReceipt is what RPs say of one object. It replaces what was said before of the
+// same Place. The publisher itself counts nowhere.
+type ObjectReceipt struct {
+	Place            // of the datagram that asked
+	ObjectID  uint64 // of that datagram
+	Members   uint64 // of the group at all RPs, when it was replicated
+	Sent      uint32 // members that RPs on the tree had at that time
+	Confirmed uint32 // of these, how many confirmed
+}
+
 // Counter is what a peer counted of (ingress RP, group) since it joined.
 type Counter struct {
 	Ingress    uint32
@@ -400,6 +457,10 @@ func (*Activate) Code() uint64   { return ActivateMsg }
 func (*Activated) Code() uint64  { return ActivatedMsg }
 func (*Deactivate) Code() uint64 { return DeactivateMsg }
 func (*Redirect) Code() uint64   { return RedirectMsg }
+
+func (*Counters) Code() uint64 { return CountersMsg }
+func (*Confirm) Code() uint64  { return ConfirmMsg }
+func (*Receipt) Code() uint64  { return ReceiptMsg }
 
 func (m *Status) check() error {
 	if len(m.Operator) > MaxOperator {
@@ -500,6 +561,32 @@ func (m *Redirect) check() error {
 	return nil
 }
 
+func (m *Counters) check() error {
+	if len(m.Neighbours) > MaxNeighbours {
+		return malformed("counters: %d neighbours", len(m.Neighbours))
+	}
+	return nil
+}
+
+func (m *Confirm) check() error {
+	if len(m.Places) > MaxPlaces {
+		return malformed("confirm: %d objects", len(m.Places))
+	}
+	return nil
+}
+
+func (m *Receipt) check() error {
+	if len(m.Objects) > MaxPlaces {
+		return malformed("receipt: %d objects", len(m.Objects))
+	}
+	for _, o := range m.Objects {
+		if o.Confirmed > o.Sent {
+			return malformed("receipt: %d of %d confirmed", o.Confirmed, o.Sent)
+		}
+	}
+	return nil
+}
+
 func (m *Announce) check() error {
 	if len(m.Counters) > MaxMarks {
 		return malformed("announce: %d counters", len(m.Counters))
@@ -583,6 +670,12 @@ func Decode(code uint64, payload []byte) (Message, error) {
 		m = new(Deactivate)
 	case RedirectMsg:
 		m = new(Redirect)
+	case CountersMsg:
+		m = new(Counters)
+	case ConfirmMsg:
+		m = new(Confirm)
+	case ReceiptMsg:
+		m = new(Receipt)
 	default:
 		return nil, malformed("unknown message code 0x%02x", code)
 	}

@@ -115,8 +115,9 @@ func (t Type) String() string {
 // drop when received.
 const (
 	FlagRepublished = 1 << 0 // the publisher sent the object to another RP before
+	FlagReceipt     = 1 << 1 // the publisher asks who gets the object; on its last symbol
 
-	flagsDefined = FlagRepublished
+	flagsDefined = FlagRepublished | FlagReceipt
 )
 
 // Header is the decoded 64-byte header.
@@ -233,6 +234,9 @@ func (h *Header) check(payload int) Verdict {
 	return Pass
 }
 
+// AsksReceipt reports whether a DATA asks who gets its object: only the last symbol can.
+func (h *Header) AsksReceipt() bool { return h.Flags&FlagReceipt != 0 && h.ESI == h.N-1 }
+
 // symbolLen returns the length of source symbol ESI: full, or the rest.
 func (h *Header) symbolLen() int {
 	if h.ESI+1 < h.K {
@@ -280,6 +284,10 @@ func NewHello(session uint32, sequence uint64, hello [HelloSize]byte) (b [Header
 
 // HelloOf returns the hello in an encoded HELLO.
 func HelloOf(b []byte) [HelloSize]byte { return [HelloSize]byte(b[offESI:]) }
+
+// MayAskReceipt reports whether an encoded datagram has the flag of those that ask. It
+// is for who would parse all of them to find few.
+func MayAskReceipt(b []byte) bool { return len(b) > 1 && b[1]&FlagReceipt != 0 }
 
 // SetType rewrites the type of an encoded datagram (DATA to ECHO).
 func SetType(b []byte, t Type) { b[0] = Version<<4 | byte(t) }

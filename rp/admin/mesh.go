@@ -15,7 +15,7 @@ func neighbours(st meshside.Stats) []Neighbour {
 	all := []Neighbour{}
 	for _, n := range st.Neighbours {
 		all = append(all, Neighbour{
-			ID: n.ID.TerminalString(), Addr: n.Addr, State: n.State.String(), Tree: n.Tree, RTT: Seconds(n.RTT), Cost: n.Cost,
+			ID: n.ID.TerminalString(), Addr: n.Addr, State: n.State.String(), Tree: n.Tree, RTT: Seconds(n.RTT), Cost: n.Cost, Members: n.Members,
 		})
 	}
 	return all

@@ -82,6 +82,7 @@ func TestOperator(t *testing.T) {
 	neighbours, err := c.Neighbours(ctx)
 	require.NoError(t, err)
 	require.Equal(t, admin.Seconds(1500*time.Microsecond), neighbours[1].RTT)
+	require.Equal(t, uint64(12), neighbours[1].Members)
 	routes, err := c.Routes(ctx)
 	require.NoError(t, err)
 	require.Equal(t, "b200000000000000", routes[1].Backup)

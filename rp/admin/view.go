@@ -145,12 +145,13 @@ type Stats struct {
 
 // Neighbour is a link of the mesh.
 type Neighbour struct {
-	ID    string     `json:"id"`
-	Addr  netip.Addr `json:"addr"`
-	State string     `json:"state"` // as in RP
-	Tree  bool       `json:"tree"`  // an edge of a tree that is in use
-	RTT   Seconds    `json:"rtt_s"` // 0: not measured
-	Cost  uint32     `json:"cost"`  // as it is advertised, 0 without adverts
+	ID      string     `json:"id"`
+	Addr    netip.Addr `json:"addr"`
+	State   string     `json:"state"`   // as in RP
+	Tree    bool       `json:"tree"`    // an edge of a tree that is in use
+	RTT     Seconds    `json:"rtt_s"`   // 0: not measured
+	Cost    uint32     `json:"cost"`    // as it is advertised, 0 without adverts
+	Members uint64     `json:"members"` // of all groups, at and behind it in the tree of the RP that is asked
 }
 
 // Route is the way of an ingress RP's datagrams through this RP.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/receipts"
 )
 
 // Times of the protocol (SPEC section 11).
@@ -42,15 +43,19 @@ type Install struct {
 // Acked says that the neighbour, and all behind it, have the keys of an offer.
 type Acked struct{ ID uint32 }
 
+// Reported brings receipts of the neighbour.
+type Reported struct{ Reports []receipts.Report }
+
 // Down says that the link ended. It is the last action; when Up came before it,
 // the session must leave the datapath.
 type Down struct{ Err error }
 
-func (Send) action()    {}
-func (Up) action()      {}
-func (Install) action() {}
-func (Acked) action()   {}
-func (Down) action()    {}
+func (Send) action()     {}
+func (Up) action()       {}
+func (Install) action()  {}
+func (Acked) action()    {}
+func (Reported) action() {}
+func (Down) action()     {}
 
 // State is the state of a Link (SPEC section 12).
 type State uint8
@@ -140,6 +145,9 @@ func (l *Link) handle(m Message) error {
 		return l.offered(m)
 	case *KeysAck:
 		return l.acked(m.ID)
+	case *Receipt:
+		l.act(Reported{m.Reports})
+		return nil
 	}
 	return unexpected("message 0x%02x", m.Code())
 }

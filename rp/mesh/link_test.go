@@ -14,6 +14,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/receipts"
 )
 
 var t0 = time.Unix(1_000_000, 0)
@@ -87,6 +88,16 @@ func TestLinkInstallsKeys(t *testing.T) {
 	require.Equal(t, []Action{Send{&KeysAck{7}}}, l.Actions())
 	l.Installed(7)
 	require.Empty(t, l.Actions())
+}
+
+func TestLinkReports(t *testing.T) {
+	reports := []receipts.Report{{Key: receipts.Key{Ingress: 1, Group: group, Sequence: 2}, Count: receipts.Count{Sent: 2, Confirmed: 1}}}
+	l := newLink(t, Open)
+	require.NoError(t, l.Handle(&Receipt{reports}))
+	require.Equal(t, []Action{Reported{reports}}, l.Actions())
+	l = newLink(t, Connected)
+	require.Error(t, l.Handle(&Receipt{reports}), "before hello")
+	require.Equal(t, Ended, l.State())
 }
 
 // offers returns n offers, from ID 0 on.

@@ -14,8 +14,10 @@
 //	               ...]                                                  most 10 s; 64 unacknowledged
 //	0x02  KeysAck  ID                                                    of Keys that was sent, once
 //	0x03  Bye      Reason                                                reasons as in mdcs/1; the last message
+//	0x0f  Receipt  [[[Ingress, Group, Sequence], [Sent, Confirmed]],     after Hello; at most 64, none with more
+//	               ...]                                                  Confirmed than Sent
 //
-// Sixteen codes are reserved, those from 0x04 on are of package linkstate. A message
+// 32 codes are reserved, those from 0x04 to 0x0e are of package linkstate. A message
 // has at most 16 KiB. Whatever breaks a limit ends the link with Bye.
 package mesh
 
@@ -27,13 +29,14 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/receipts"
 )
 
 // The devp2p capability.
 const (
 	Name    = "mdcsmesh"
 	Version = 1
-	Length  = 16 // message codes reserved
+	Length  = 32 // message codes reserved
 )
 
 // Message codes.
@@ -42,6 +45,7 @@ const (
 	KeysMsg    = 0x01
 	KeysAckMsg = 0x02
 	ByeMsg     = 0x03
+	ReceiptMsg = 0x0f
 )
 
 // Limits on received messages (SPEC section 11).
@@ -50,6 +54,7 @@ const (
 	MaxKeys    = 256              // keys in a Keys
 	MaxOffers  = 64               // Keys of one side without KeysAck
 	MaxWait    = 10 * time.Second // of a Keys
+	MaxReports = 64               // in a Receipt
 )
 
 // Message is one message of the capability.
@@ -91,11 +96,18 @@ type Bye struct {
 	Reason proto.Reason
 }
 
+// Receipt reports how many peers of the sender, and of all behind it in the tree of
+// their ingress RPs, have objects. A report replaces the one before.
+type Receipt struct {
+	Reports []receipts.Report
+}
+
 // Code returns the message's code.
 func (*Hello) Code() uint64   { return HelloMsg }
 func (*Keys) Code() uint64    { return KeysMsg }
 func (*KeysAck) Code() uint64 { return KeysAckMsg }
 func (*Bye) Code() uint64     { return ByeMsg }
+func (*Receipt) Code() uint64 { return ReceiptMsg }
 
 func (m *Hello) check() error {
 	if m.Incarnation == 0 || m.DataPort == 0 || m.Session == 0 {
@@ -118,6 +130,18 @@ func (m *KeysAck) check() error { return nil }
 
 func (m *Bye) check() error { return nil }
 
+func (m *Receipt) check() error {
+	if len(m.Reports) > MaxReports {
+		return malformed("receipt: %d reports", len(m.Reports))
+	}
+	for _, r := range m.Reports {
+		if r.Confirmed > r.Sent {
+			return malformed("receipt: %d of %d confirmed", r.Confirmed, r.Sent)
+		}
+	}
+	return nil
+}
+
 // Encode returns the message's RLP.
 func Encode(m Message) ([]byte, error) { return rlp.EncodeToBytes(m) }
 
@@ -137,6 +161,8 @@ func Decode(code uint64, payload []byte) (Message, error) {
 		m = new(KeysAck)
 	case ByeMsg:
 		m = new(Bye)
+	case ReceiptMsg:
+		m = new(Receipt)
 	default:
 		return nil, malformed("unknown message code 0x%02x", code)
 	}

@@ -61,7 +61,7 @@ type message struct {
 }
 
 func decode(code uint64, payload []byte) (m message, err error) {
-	if code < linkstate.DigestMsg {
+	if code < linkstate.DigestMsg || code > linkstate.ServingMsg {
 		m.link, err = mesh.Decode(code, payload)
 	} else {
 		m.state, err = linkstate.Decode(code, payload)
@@ -229,6 +229,8 @@ func (s *Server) drive(l *link) {
 				s.offered(l, a)
 			case mesh.Acked:
 				s.acked(l, a.ID)
+			case mesh.Reported:
+				s.reported(l, a.Reports)
 			case mesh.Down:
 				s.down(l, a.Err)
 			}

@@ -87,9 +87,15 @@ type Config struct {
 	// when that changes. Others of the allow-list connect by themselves.
 	Connect func(nodes []*enode.Node)
 
+	// Receipted is told what is known of objects that the peer of a session published,
+	// and Counted, once per second, how many members the groups have; nil: nobody.
+	Receipted func(session uint32, objects []proto.ObjectReceipt)
+	Counted   func(groups []proto.Counters)
+
 	Engine  datapath.Engine
 	Hellos  *Hellos      // from the engine
 	Cache   *cache.Cache // of what the engine replicated
+	Asked   *Receipts    // of that, what asks for receipts
 	Keys    *keyring.Ring
 	Members *membership.Table
 	Peers   Installer
@@ -140,8 +146,9 @@ type Server struct {
 
 	admission
 
-	counters Counters
-	served   atomic.Uint64 // datagrams, of the goroutine of resend
+	counters  Counters
+	countedAt time.Time     // when members were counted last
+	served    atomic.Uint64 // datagrams, of the goroutine of resend
 }
 
 // neighbour is a node of the allow-list.
@@ -245,6 +252,7 @@ func (s *Server) Start() error {
 	s.countMembers()
 	s.startKeys()
 	s.startAdmission()
+	s.cfg.Asked.start(s.cfg.Incarnation, s.cfg.Members)
 	s.wg.Go(s.serve)
 	s.wg.Go(s.resend)
 	if s.cfg.Connect != nil {
@@ -323,6 +331,7 @@ func (s *Server) tick() bool {
 	s.tickLinks()
 	s.tickKeys()
 	s.tickAdmission()
+	s.tickReceipts()
 	if now.Sub(s.swept) >= sweepInterval {
 		s.sweep()
 	}

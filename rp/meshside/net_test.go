@@ -187,6 +187,7 @@ func (n *network) start(name byte, incarnation uint32, edit ...func(*Config)) *p
 		Engine:      p.engine,
 		Hellos:      NewHellos(),
 		Cache:       cache.New(cache.DefaultBytes, cache.DefaultAge),
+		Asked:       NewReceipts(),
 		Keys:        keyring.New(),
 		Members:     membership.New(membership.Limits{}, rand.Reader),
 		Peers:       p.installer,

@@ -41,6 +41,7 @@ type Neighbour struct {
 	Tree        bool          // datagrams go by the link in either direction, as both ends say
 	RTT         time.Duration // smoothed, 0 before the first
 	Cost        uint32        // as advertised, in linkstate.CostUnit; 0 when not up
+	Members     uint64        // of all groups, at and behind it in the own tree
 }
 
 // Up reports whether the neighbour hears this RP and is heard.
@@ -77,6 +78,9 @@ type Counters struct {
 	KeyConflicts uint64 // group keys of a new parent that were others than those of the one before
 	Served       uint64 // datagrams sent again to children
 	NotServed    uint64 // routes of children that were not served, for want of time
+
+	Receipts        uint64 // objects whose confirmations were counted
+	ReceiptsRefused uint64 // objects whose were not, because there were too many
 }
 
 // Stats is the state of the mesh as this RP sees it. All lists are ordered.
@@ -106,12 +110,19 @@ func (s *Server) Stats() Stats {
 func (s *Server) stats() Stats {
 	st := Stats{Counters: s.counters, Core: s.core.Stats(), Settled: s.settled, Publishes: s.publishes, Planted: s.planted}
 	st.Served = s.served.Load()
+	st.Receipts, st.ReceiptsRefused = s.cfg.Asked.stats()
+	members := make(map[linkstate.ID]uint64)
+	for _, g := range s.members() {
+		for _, n := range g.Neighbours {
+			members[linkstate.ID(n.RP)] += n.Members
+		}
+	}
 	heard := make(map[linkstate.ID]linkstate.Neighbour)
 	for _, n := range s.core.Neighbours() {
 		heard[n.ID] = n
 	}
 	for _, n := range s.neighbours {
-		o := Neighbour{ID: n.node.ID(), RP: n.id, Addr: n.addr(), Incarnation: n.incarnation}
+		o := Neighbour{ID: n.node.ID(), RP: n.id, Addr: n.addr(), Incarnation: n.incarnation, Members: members[n.id]}
 		if l := n.link; l != nil {
 			h := heard[n.id]
 			o.State, o.RTT = Connected, h.RTT

@@ -75,6 +75,11 @@ var (
 	skipped       = desc("discovery_skipped_total", "Node records that were not used, each time that they were seen.", "reason")
 	treeRead      = desc("discovery_tree_read", "1 when the last reading of the tree succeeded.", "tree")
 
+	receipts        = desc("receipts_total", "Datagrams that asked who gets their object, and were counted.")
+	receiptsRefused = desc("receipts_refused_total", "Datagrams that asked when too many did.")
+	confirmed       = desc("confirmations_total", "Objects that members said they have.")
+	confirmsLimited = desc("confirmations_limited_total", "Objects that members said they have in too many messages.")
+
 	engine = desc("engine_info", "1 for the datapath engine in use.", "engine")
 	ready  = desc("ready", "1 when the RP serves and is in the mesh.")
 )
@@ -193,6 +198,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, tree := range st.Discovery.Trees {
 		gauge(treeRead, oneIf(tree.Err == ""), tree.URL)
 	}
+	counter(receipts, st.Mesh.Receipts)
+	counter(receiptsRefused, st.Mesh.ReceiptsRefused)
+	counter(confirmed, st.Peers.Confirmed)
+	counter(confirmsLimited, st.Peers.Limited)
 	gauge(engine, 1, st.Datapath.Engine)
 	gauge(ready, oneIf(st.Ready))
 }

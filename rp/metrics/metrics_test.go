@@ -57,11 +57,12 @@ func TestCollector(t *testing.T) {
 		},
 		Peers: peerside.Stats{
 			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
-			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29,
+			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29, Confirmed: 50, Limited: 51,
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
 				Violations: 15, LinksLost: 16, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31,
+				Receipts: 52, ReceiptsRefused: 53,
 			},
 			Core: linkstate.Stats{
 				Stale: 32, Forged: 33, NotAllowed: 34, Limited: 35, Published: 36, Downs: 37, Activations: 38, Failovers: 39,
@@ -158,6 +159,10 @@ func TestCollector(t *testing.T) {
 		`mdcs_rp_discovery_skipped_total{reason="no_ipv6"} 28`,
 		`mdcs_rp_discovery_tree_read{tree="enrtree://a"} 1`,
 		`mdcs_rp_discovery_tree_read{tree="enrtree://b"} 0`,
+		"mdcs_rp_receipts_total 52",
+		"mdcs_rp_receipts_refused_total 53",
+		"mdcs_rp_confirmations_total 50",
+		"mdcs_rp_confirmations_limited_total 51",
 		"mdcs_rp_ready 1",
 	}
 	for _, v := range wire.Verdicts() {

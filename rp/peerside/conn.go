@@ -60,6 +60,10 @@ type conn struct {
 	reports proto.Counter     // sums of the peer's last announce
 	fatal   error             // ends the connection
 
+	receipts chan []proto.ObjectReceipt // for the publisher that the peer is
+	counting                            // what the peer was told of the members
+	policed  uint64                     // of its confirmations, as datapath.Policer has it
+
 	// What admits the peer, when ready is closed, and what tells its end.
 	admission proto.Admit
 	ready     <-chan struct{}
@@ -81,6 +85,10 @@ func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
 		rekeys:  make(chan *rekey),
 		done:    make(chan struct{}),
 		waiting: make(map[uint32]*rekey),
+
+		receipts: make(chan []proto.ObjectReceipt, receiptsWaiting),
+		counting: counting{changed: s.counters.watch()},
+
 		adm: proto.NewAdmission(proto.AdmissionConfig{
 			Self:   s.cfg.Self,
 			Remote: id,
@@ -120,6 +128,11 @@ func (c *conn) run(rw p2p.MsgReadWriter) error {
 			c.ready = nil
 			c.admit(time.Now(), c.admission)
 			c.perform(time.Now())
+		case objects := <-c.receipts:
+			c.adm.Tell(&proto.Receipt{Objects: objects})
+			c.perform(time.Now())
+		case <-c.changed:
+			c.countSoon(time.Now())
 		case <-timer.C:
 			c.tick(opened)
 		case <-drain:
@@ -186,6 +199,7 @@ func (c *conn) tick(opened time.Time) {
 		return
 	}
 	c.adm.Tick(now)
+	c.count(now)
 	c.perform(now)
 }
 
@@ -194,6 +208,9 @@ func (c *conn) untilTick(opened time.Time) time.Duration {
 	deadline := c.adm.Deadline()
 	if c.adm.State() == proto.AdmissionConnected {
 		deadline = opened.Add(statusTimeout)
+	}
+	if at := c.countAt; !at.IsZero() && (deadline.IsZero() || at.Before(deadline)) {
+		deadline = at
 	}
 	if deadline.IsZero() {
 		return time.Hour
@@ -223,6 +240,8 @@ func (c *conn) perform(now time.Time) {
 				c.srv.sessions.extend(c.index, c.adm.Deadline())
 			case proto.KeysInstalled:
 				c.answer(a.ID)
+			case proto.Confirmed:
+				c.confirmed(now, a.Places)
 			case proto.Remove:
 				c.remove(a.Err)
 			}
@@ -414,11 +433,13 @@ func atMost(a, b uint64) uint64 {
 // begin notes that the datapath has the session.
 func (c *conn) begin(session datapath.Session, groups []uint32) {
 	c.live, c.session, c.groups = true, session, groups
+	c.srv.enter(c)
 	if len(session.Groups) == 0 {
 		c.srv.standby.Add(1)
 		return
 	}
 	c.srv.cfg.Members.Admit(c.index, groups)
+	c.told, c.countAt = nil, time.Now()
 }
 
 // grant returns what a member is given now: keys, marks, and what it may publish,
@@ -496,6 +517,8 @@ func (c *conn) remove(reason error) {
 	if c.live && len(c.session.Groups) == 0 {
 		c.srv.standby.Add(-1)
 	}
+	c.srv.exit(c.index)
+	c.told, c.countAt = nil, time.Time{}
 	c.leaveChannel()
 	if c.index != 0 {
 		c.srv.cfg.Members.Release(c.index)

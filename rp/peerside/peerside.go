@@ -61,6 +61,9 @@ type Config struct {
 	// it was; nil sends nothing.
 	Replay func(session uint32, marks []proto.Mark)
 
+	// Confirmed is told which objects the peer of a session in groups has; nil: nobody.
+	Confirmed func(session uint32, places []proto.Place)
+
 	// ResumeKey is the secret of the tokens by which members resume at an RP that
 	// took the datapath over, nil when it ends with the process. Adopted has the
 	// sessions of the datapath that this RP took over, nil for none.
@@ -89,6 +92,8 @@ type Stats struct {
 	Refused     uint64 // joins
 	Violations  uint64
 	MissingAcks uint64 // members that did not acknowledge keys in time
+	Confirmed   uint64 // objects that peers said they have
+	Limited     uint64 // objects in messages of who said so too often
 
 	Channels       int // multicast channels at present
 	ChannelMembers int // that they serve
@@ -108,22 +113,26 @@ type Server struct {
 
 	channels channels
 	sessions sessions
+	counters counters
 
 	rekeys atomic.Uint32 // last ID of a Rekey
 
 	admitted, violations, missingAcks atomic.Uint64
 	resumed, refused                  atomic.Uint64
+	confirmed, limited                atomic.Uint64
 	standby                           atomic.Int64
 	received, lost, duplicates        atomic.Uint64
 
 	mu      sync.Mutex
 	stopped bool
 	conns   map[*conn]struct{}
+	members map[uint32]*conn // by session
 }
 
 // New returns a Server. It serves when its Protocol runs.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{})}
+	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{}), members: make(map[uint32]*conn)}
+	s.counters.changed = make(chan struct{})
 	s.channels = channels{cfg: &s.cfg, open: make(map[channelID]*channel)}
 	return s
 }
@@ -228,6 +237,8 @@ func (s *Server) Stats() Stats {
 		Refused:        s.refused.Load(),
 		Violations:     s.violations.Load(),
 		MissingAcks:    s.missingAcks.Load(),
+		Confirmed:      s.confirmed.Load(),
+		Limited:        s.limited.Load(),
 		Channels:       channels,
 		ChannelMembers: members,
 		Received:       s.received.Load(),

@@ -15,6 +15,7 @@ local f = {
 	type = ProtoField.uint8("mdcs.type", "Type", base.DEC, types, 0x0f),
 	flags = ProtoField.uint8("mdcs.flags", "Flags", base.HEX),
 	republished = ProtoField.bool("mdcs.flags.republished", "Republished", 8, nil, 0x01),
+	receipt = ProtoField.bool("mdcs.flags.receipt", "Receipt wanted", 8, nil, 0x02),
 	hop_limit = ProtoField.uint8("mdcs.hop_limit", "Hop limit"),
 	epoch = ProtoField.uint8("mdcs.epoch", "Group key epoch"),
 	session = ProtoField.uint32("mdcs.session", "Session", base.HEX),
@@ -52,7 +53,9 @@ function mdcs.dissector(buf, pinfo, tree)
 	local t = tree:add(mdcs, buf())
 	t:add(f.version, buf(0, 1))
 	t:add(f.type, buf(0, 1))
-	t:add(f.flags, buf(1, 1)):add(f.republished, buf(1, 1))
+	local flags = t:add(f.flags, buf(1, 1))
+	flags:add(f.republished, buf(1, 1))
+	flags:add(f.receipt, buf(1, 1))
 	t:add(f.hop_limit, buf(2, 1))
 	t:add(f.epoch, buf(3, 1))
 	t:add(f.session, buf(4, 4))

@@ -76,6 +76,7 @@ func New(members int) *Point {
 			})
 		}
 		n.RP = linkstate.IDOf(n.ID)
+		n.Members = []uint64{5, 12, 0, 0}[i]
 		st.Mesh.Neighbours = append(st.Mesh.Neighbours, n)
 	}
 	st.Mesh.Routes = []meshside.Route{

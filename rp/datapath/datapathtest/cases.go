@@ -96,6 +96,16 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.published(p, publisher, 1, rp, subscriber, reader) },
 	},
 	{
+		name: "datagram that asks for a receipt keeps its flag", from: publisher, verdict: wire.Pass,
+		edit: func(_ *world, p *packet) { p.header.Flags = wire.FlagReceipt },
+		want: func(w *world, p *packet) []Output { return w.published(p, publisher, 1, rp, subscriber, reader) },
+	},
+	{
+		name: "neighbour's datagram that asks for a receipt keeps its flag", from: rp, verdict: wire.Pass,
+		edit: func(_ *world, p *packet) { p.header.Flags = wire.FlagReceipt | wire.FlagRepublished },
+		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
+	},
+	{
 		name: "full datagram", from: publisher, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.payload = make([]byte, wire.MaxPayload) },
 		want: func(w *world, p *packet) []Output { return w.published(p, publisher, 1, rp, subscriber, reader) },
@@ -244,6 +254,7 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.toHello(1); p.payload = []byte{0} },
 	},
 	{name: "undefined flag", from: publisher, verdict: wire.Malformed, edit: func(_ *world, p *packet) { p.header.Flags = 0x80 }},
+	{name: "first flag that is not defined", from: rp, verdict: wire.Malformed, edit: func(_ *world, p *packet) { p.header.Flags = 0x04 }},
 	{name: "more source symbols than symbols", from: publisher, verdict: wire.Malformed, edit: func(_ *world, p *packet) { p.header.K = 2 }},
 	{name: "symbol id beyond N", from: publisher, verdict: wire.Malformed, edit: func(_ *world, p *packet) { p.header.ESI = 1 }},
 

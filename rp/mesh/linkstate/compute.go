@@ -66,6 +66,9 @@ func (c *Core) reached(origin ID) bool {
 	return slot != tree.None && c.paths.Reached(slot)
 }
 
+// Reached reports whether there is a path to an RP, as of the last computation.
+func (c *Core) Reached(origin ID) bool { return origin == c.cfg.Self || c.reached(origin) }
+
 // compute brings the trees up to date and has the routes follow.
 func (c *Core) compute() {
 	c.treesAt, c.last, c.spanning = time.Time{}, c.now, 0
