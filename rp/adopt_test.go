@@ -224,10 +224,13 @@ type daemon struct {
 }
 
 // start starts rpd with the privileges that the unit file gives.
-func (i *island) start() *daemon {
-	d := &daemon{t: i.t, cmd: exec.Command(i.binary, "--config", i.config)}
+func (i *island) start() *daemon { return i.startAt(i.rp, i.config) }
+
+// startAt is start in a namespace, with a configuration.
+func (i *island) startAt(ns netns.NsHandle, config string) *daemon {
+	d := &daemon{t: i.t, cmd: exec.Command(i.binary, "--config", config)}
 	d.cmd.Stderr = d
-	inNamespace(i.t, i.rp, func() {
+	inNamespace(i.t, ns, func() {
 		for c := range uintptr(unix.CAP_LAST_CAP + 1) { // of this thread, which ends
 			if c != unix.CAP_BPF && c != unix.CAP_PERFMON && c != unix.CAP_NET_ADMIN {
 				require.NoError(i.t, unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0))

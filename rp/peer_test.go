@@ -135,7 +135,7 @@ func (p *lightPeer) connect() {
 // Dial implements p2p.NodeDialer.
 func (h *host) Dial(ctx context.Context, n *enode.Node) (conn net.Conn, err error) {
 	addr, _ := n.TCPEndpoint()
-	var d net.Dialer
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(h.addr, 0))}
 	h.in(func() { conn, err = d.DialContext(ctx, "tcp6", addr.String()) })
 	return conn, err
 }

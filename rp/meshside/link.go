@@ -325,7 +325,7 @@ func (s *Server) down(l *link, reason error) {
 	if errors.Is(reason, errStopping) {
 		level = slog.LevelInfo
 	}
-	l.log.Log(context.Background(), level, "mesh link down", "reason", reason, "routes stay", goesOn)
+	l.log.Log(context.Background(), level, "mesh link down", "reason", reason, "outlived", goesOn)
 	if l.err == nil {
 		l.err = p2p.DiscRequested
 	}

@@ -99,7 +99,7 @@ type Serve struct {
 	Marks   []Mark
 }
 
-// NeighbourUp and NeighbourDown tell what the hellos say.
+// NeighbourUp and NeighbourDown tell what the hellos say. One that was away is up anew.
 type (
 	NeighbourUp   struct{ ID ID }
 	NeighbourDown struct{ ID ID }

@@ -162,6 +162,7 @@ func (c *Core) renew(n *neighbour) {
 			c.ask(r, n.id)
 		}
 	}
+	c.act(NeighbourUp{n.id})
 }
 
 // exchangeDatabase sends a digest soon. The first neighbour of an RP that starts
