@@ -80,9 +80,10 @@ func TestAdoptedIncarnation(t *testing.T) {
 	require.Len(t, again.Status().Datapath.Sessions, 1)
 	awaitReady(t, again)
 	awaitReady(t, points[0])
-	sessions := again.Status().Datapath.Sessions
-	require.Len(t, sessions, 1, "the new session of the neighbour is in the old one's place")
-	require.NotEqual(t, uint32(5), sessions[0].Index)
+	require.Eventually(t, func() bool {
+		sessions := again.Status().Datapath.Sessions
+		return len(sessions) == 1 && sessions[0].Index != 5
+	}, patience, 5*time.Millisecond, "the new session of the neighbour is in the old one's place")
 
 	b := newPeer(t, again, peerOptions{})
 	members(t, b)
@@ -223,10 +224,13 @@ type daemon struct {
 }
 
 // start starts rpd with the privileges that the unit file gives.
-func (i *island) start() *daemon {
-	d := &daemon{t: i.t, cmd: exec.Command(i.binary, "--config", i.config)}
+func (i *island) start() *daemon { return i.startAt(i.rp, i.config) }
+
+// startAt is start in a namespace, with a configuration.
+func (i *island) startAt(ns netns.NsHandle, config string) *daemon {
+	d := &daemon{t: i.t, cmd: exec.Command(i.binary, "--config", config)}
 	d.cmd.Stderr = d
-	inNamespace(i.t, i.rp, func() {
+	inNamespace(i.t, ns, func() {
 		for c := range uintptr(unix.CAP_LAST_CAP + 1) { // of this thread, which ends
 			if c != unix.CAP_BPF && c != unix.CAP_PERFMON && c != unix.CAP_NET_ADMIN {
 				require.NoError(i.t, unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0))

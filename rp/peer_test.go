@@ -144,7 +144,7 @@ func (p *lightPeer) connect() {
 // Dial implements p2p.NodeDialer.
 func (h *host) Dial(ctx context.Context, n *enode.Node) (conn net.Conn, err error) {
 	addr, _ := n.TCPEndpoint()
-	var d net.Dialer
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(h.addr, 0))}
 	h.in(func() { conn, err = d.DialContext(ctx, "tcp6", addr.String()) })
 	return conn, err
 }
@@ -360,6 +360,8 @@ func (p *lightPeer) datagram(_ netip.AddrPort, b []byte) {
 		p.sequences[sequence{h.Ingress, h.Sequence}]++
 	}
 	switch {
+	case p.member == nil && p.joiner != nil && p.joiner.State() == proto.JoinerJoining:
+		return // overtook the Welcome
 	case p.member == nil:
 		p.bad = append(p.bad, "not a member: "+h.String())
 		return

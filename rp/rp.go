@@ -229,12 +229,13 @@ func (r *RP) start() error {
 	front := engine
 	var adopted *datapath.State
 	var orphans *datapath.Orphans
+	var routes []datapath.Route
 	if a, ok := engine.(datapath.Adopter); ok {
 		adopted = a.Adopted()
 	}
 	if adopted != nil {
 		r.incarnation, r.handleKey, r.adopted = adopted.Incarnation, adopted.HandleKey, true
-		orphans = datapath.NewOrphans(engine, adopted)
+		orphans, routes = datapath.NewOrphans(engine, adopted), adopted.Routes
 		front = orphans
 	}
 	r.engine = datapath.NewBatcher(front)
@@ -306,6 +307,9 @@ func (r *RP) start() error {
 		Alpha:       cfg.Mesh.Alpha,
 		Budget:      cfg.Mesh.Budget,
 		Publishes:   adopted != nil,
+		Outlives:    resumeKey != nil,
+		Adopted:     orphans,
+		Routes:      routes,
 		Egress:      meshEgress,
 		EgressBurst: egressBurst(meshEgress),
 		Measure: func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {

@@ -57,8 +57,8 @@ func TestOrphans(t *testing.T) {
 	require.Empty(t, apply(datapath.Change{Add: []datapath.Session{peer(51, "[2001:db8::13]:2")}}).Remove, "another port")
 
 	require.Equal(t, []uint32{20}, apply(datapath.Change{
-		Add:    []datapath.Session{mesh(60, "[2001:db8::20]:1")},
-		Routes: []datapath.Route{{Ingress: near, From: []uint32{60}}},
+		Keys: []proto.GroupKey{{Ingress: near, Group: 9}},
+		Add:  []datapath.Session{mesh(60, "[2001:db8::20]:1")},
 	}).Remove)
 
 	// What nobody came for ends, and then nothing more.
@@ -71,86 +71,21 @@ func TestOrphans(t *testing.T) {
 	require.Empty(t, engine.Changes())
 }
 
-// A route of an adopted datapath goes on by the sessions that come for those in it, until
-// somebody says where it goes.
-func TestOrphanRoutes(t *testing.T) {
-	const own, near, far, further = 1, 2, 3, 4
-	addr := func(i int) netip.AddrPort {
-		return netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(i))
-	}
-	mesh := func(index uint32, port int) datapath.Session {
-		return datapath.Session{Index: index, Role: datapath.Mesh, Addr: addr(port)}
-	}
-	to := func(sessions ...uint32) (all []datapath.Branch) {
-		for _, s := range sessions {
-			all = append(all, datapath.Branch{Session: s, Groups: []uint32{9}})
-		}
-		return all
-	}
-	state := &datapath.State{
-		Incarnation: own,
-		Sessions:    []datapath.Session{mesh(20, 20), mesh(21, 21), mesh(22, 22), mesh(23, 20)},
-		Routes: []datapath.Route{
-			{Ingress: own, To: to(20, 21, 23)},
-			{Ingress: near, From: []uint32{20, 23}, To: to(21)},
-			{Ingress: far, From: []uint32{21}, To: to(20, 22)},
-			{Ingress: further, From: []uint32{22}},
-		},
-	}
+// Who gives keys of an ingress RP wants its streams; a route alone may be the old one by
+// other sessions.
+func TestOrphanStreams(t *testing.T) {
 	engine := new(datapathtest.Recorder)
-	o := datapath.NewOrphans(engine, state)
-	apply := func(c datapath.Change) datapath.Change {
-		t.Helper()
-		require.NoError(t, o.Apply(c))
-		changes := engine.Changes()
-		require.Len(t, changes, 1)
-		return changes[0]
-	}
-
-	// The neighbour that had two sessions comes back with one.
-	require.Equal(t, datapath.Change{
-		Remove: []uint32{20, 23},
-		Add:    []datapath.Session{mesh(60, 20)},
-		Routes: []datapath.Route{
-			{Ingress: own, To: to(60, 21)},
-			{Ingress: near, From: []uint32{60}, To: to(21)},
-			{Ingress: far, From: []uint32{21}, To: to(60, 22)},
-		},
-	}, apply(datapath.Change{Add: []datapath.Session{mesh(60, 20)}}))
-
-	// Routes that somebody replaced, before or with it, are his.
-	apply(datapath.Change{Routes: []datapath.Route{{Ingress: own, To: to(60, 21)}}})
-	mine := datapath.Route{Ingress: near, From: []uint32{61}}
-	require.Equal(t, datapath.Change{
-		Remove: []uint32{21},
-		Add:    []datapath.Session{mesh(61, 21)},
-		Routes: []datapath.Route{{Ingress: far, From: []uint32{61}, To: to(60, 22)}, mine},
-	}, apply(datapath.Change{Add: []datapath.Session{mesh(61, 21)}, Routes: []datapath.Route{mine}}))
-
-	// A session that only goes leaves the routes.
-	require.Equal(t, []datapath.Route{{Ingress: far, From: []uint32{61}, To: to(60)}, {Ingress: further}},
-		apply(datapath.Change{Remove: []uint32{22}}).Routes)
-
-	// Keys alone keep the stream, not the route.
-	apply(datapath.Change{Keys: []proto.GroupKey{{Ingress: far}}})
-	require.NoError(t, o.Expire())
-	require.Equal(t, []datapath.Change{{
-		Retire: []uint32{further},
-		Routes: []datapath.Route{{Ingress: far}, {Ingress: further}},
-	}}, engine.Changes())
-	require.NoError(t, o.Expire())
-	require.Empty(t, engine.Changes())
-}
-
-// Keys are enough for the streams of an ingress RP to stay.
-func TestOrphanStreamsByKey(t *testing.T) {
-	engine := new(datapathtest.Recorder)
-	o := datapath.NewOrphans(engine, &datapath.State{Incarnation: 1, Keys: []proto.GroupKey{{Ingress: 2}, {Ingress: 3}}})
+	o := datapath.NewOrphans(engine, &datapath.State{
+		Incarnation: 1,
+		Keys:        []proto.GroupKey{{Ingress: 2}, {Ingress: 3}, {Ingress: 4}},
+		Routes:      []datapath.Route{{Ingress: 1}, {Ingress: 5}},
+	})
 	require.NoError(t, o.Apply(datapath.Change{Keys: []proto.GroupKey{{Ingress: 2}}}))
 	require.NoError(t, o.Apply(datapath.Change{Retire: []uint32{3}}))
+	require.NoError(t, o.Apply(datapath.Change{Routes: []datapath.Route{{Ingress: 4, From: []uint32{6}}}}))
 	engine.Changes()
 	require.NoError(t, o.Expire())
-	require.Empty(t, engine.Changes())
+	require.Equal(t, []datapath.Change{{Retire: []uint32{4, 5}}}, engine.Changes())
 }
 
 // What is claimed goes on as it is, and does not expire.

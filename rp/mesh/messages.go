@@ -9,7 +9,7 @@
 //
 //	code  message  fields                                                limits
 //	0x00  Hello    NetworkID, Genesis, Incarnation, DataPort, Session,   first message of both sides, once;
-//	               Share                                                 Incarnation, DataPort, Session not 0
+//	               Share, Outlives                                       Incarnation, DataPort, Session not 0
 //	0x01  Keys     ID, Wait, [[Ingress, Group, Epoch, Active, Key],      after Hello; at most 256 keys, Wait at
 //	               ...]                                                  most 10 s; 64 unacknowledged
 //	0x02  KeysAck  ID                                                    of Keys that was sent, once
@@ -72,6 +72,7 @@ type Hello struct {
 	DataPort    uint16
 	Session     uint32     // index that datagrams to the sender must carry
 	Share       auth.Share // the sender's part of the hop keys
+	Outlives    bool       // the sender's datapath goes on when its process dies
 }
 
 // Keys brings all group keys that the sender has of some ingress RPs. The receiver

@@ -50,6 +50,9 @@ func (s *Server) heardHello(h hello) {
 		s.counters.BadHellos++
 		return
 	}
+	if !l.proven {
+		s.prove(l)
+	}
 	if h.at.After(s.now) {
 		s.now = h.at // round-trip times do not grow with what waits here
 	}
@@ -69,7 +72,8 @@ func (s *Server) settle() {
 }
 
 // perform does some actions. Routes come before everything else and go to the datapath
-// in one change; keys come before the messages that tell a child that it is one.
+// in one change; keys come before the messages that tell a child that it is one. Who asks
+// for a route again may be another process, which has no keys.
 func (s *Server) perform(actions []linkstate.Action) {
 	for _, a := range actions {
 		switch a := a.(type) {
@@ -77,6 +81,10 @@ func (s *Server) perform(actions []linkstate.Action) {
 			s.route(a)
 		case linkstate.RouteGone:
 			s.routeGone(a.Ingress)
+		case linkstate.Serve:
+			if l := s.links[a.To]; l != nil {
+				l.due[a.Ingress] = true
+			}
 		}
 	}
 	s.applyRoutes()
@@ -109,6 +117,7 @@ func (s *Server) perform(actions []linkstate.Action) {
 			if l := s.links[a.ID]; l != nil {
 				s.emit(l, events.LinkDown, "not heard")
 				l.log.Warn("neighbour is not heard")
+				s.endOutlived(l.neighbour, func(outlived) bool { return true })
 			}
 		case linkstate.MayPublish:
 			s.mayPublish = true
@@ -118,29 +127,8 @@ func (s *Server) perform(actions []linkstate.Action) {
 
 // route notes a route of the link state for the datapath.
 func (s *Server) route(a linkstate.Route) {
-	r := datapath.Route{Ingress: a.Ingress}
-	upstream := func(id linkstate.ID) {
-		if l := s.links[id]; l != nil && len(r.From) < datapath.MaxUpstreams {
-			r.From = append(r.From, l.index)
-		}
-	}
-	if a.Ingress != s.cfg.Incarnation {
-		upstream(a.Parent)
-		for _, id := range a.Previous {
-			upstream(id)
-		}
-	}
-	for _, c := range a.Children {
-		groups := c.Groups
-		if c.All {
-			groups = s.cfg.Groups
-		}
-		if l := s.links[c.ID]; l != nil && len(groups) > 0 {
-			r.To = append(r.To, datapath.Branch{Session: l.index, Groups: groups})
-		}
-	}
-	s.routes[a.Ingress] = r
 	s.follow(a)
+	s.routes[a.Ingress] = s.way(a.Ingress)
 	s.cfg.Events.Emit(events.Event{
 		Kind:   events.Route,
 		Node:   fmt.Sprintf("%016x", a.Parent),

@@ -42,11 +42,14 @@ type link struct {
 	ended chan struct{}
 	err   error // that ends the connection
 
-	state *mesh.Link
-	index uint32    // of the own session, 0 for none
-	open  bool      // the core and the datapath have it
-	over  bool      // nothing more is sent
-	heard time.Time // as the core knows
+	state    *mesh.Link
+	index    uint32         // of the own session, 0 for none
+	data     netip.AddrPort // endpoint of the neighbour
+	outlives bool           // the neighbour's datapath goes on when its process dies
+	open     bool           // the core and the datapath have it
+	proven   bool           // the neighbour accepts what is sent by the session
+	over     bool           // nothing more is sent
+	heard    time.Time      // as the core knows
 
 	// Group keys.
 	due   map[uint32]bool       // ingress RPs whose keys are to be offered
@@ -141,6 +144,7 @@ func (s *Server) connected(l *link) {
 			DataPort:    s.cfg.DataPort,
 			Session:     index,
 			Share:       share,
+			Outlives:    s.cfg.Outlives,
 		},
 	})
 	switch {
@@ -253,8 +257,9 @@ func (s *Server) send(l *link, code uint64, payload []byte, err error) {
 
 // up accepts the neighbour's datagrams, and lets the link state have the link.
 func (s *Server) up(l *link, a mesh.Up) {
-	for _, o := range s.links {
-		if o.incarnation == a.Hello.Incarnation {
+	n := l.neighbour
+	for _, o := range s.neighbours {
+		if o != n && len(o.sessions()) > 0 && o.incarnation == a.Hello.Incarnation {
 			s.blame(l, &proto.Error{
 				Reason: proto.ReasonUnexpected,
 				Detail: fmt.Sprintf("incarnation %08x is that of %v", a.Hello.Incarnation, o.node.ID().TerminalString()),
@@ -262,10 +267,11 @@ func (s *Server) up(l *link, a mesh.Up) {
 			return
 		}
 	}
+	l.data, l.outlives = netip.AddrPortFrom(l.addr(), a.Hello.DataPort), a.Hello.Outlives
 	session := datapath.Session{
 		Index:       l.index,
 		Role:        datapath.Mesh,
-		Addr:        netip.AddrPortFrom(l.addr(), a.Hello.DataPort),
+		Addr:        l.data,
 		SendSession: a.Hello.Session,
 		SendKey:     a.SendKey,
 		ReceiveKey:  a.ReceiveKey,
@@ -276,8 +282,16 @@ func (s *Server) up(l *link, a mesh.Up) {
 		l.state.Fail(fmt.Errorf("accept from neighbour: %w", err))
 		return
 	}
-	l.open, l.neighbour.incarnation = true, a.Hello.Incarnation
+	other := n.incarnation != 0 && n.incarnation != a.Hello.Incarnation
+	s.endOutlived(n, func(o outlived) bool { return other || o.data != l.data })
+	if len(n.outlived) == 0 { // then nothing of what was before goes on
+		s.core.LinkDown(s.now, l.id)
+		l.proven = true
+	}
+	n.keep(s.now.Add(awayTimeout))
+	l.open, n.incarnation = true, a.Hello.Incarnation
 	s.links[l.id], s.sessions[l.index] = l, l
+	s.reroute(n)
 	s.core.LinkUp(s.now, l.id)
 	l.log.Info("neighbour known", "incarnation", fmt.Sprintf("%08x", a.Hello.Incarnation), "data", session.Addr)
 }
@@ -291,29 +305,33 @@ func (s *Server) emit(l *link, kind events.Kind, detail string) {
 	s.cfg.Events.Emit(e)
 }
 
-// down ends a link.
+// down ends a link. Of one whose neighbour died, but not its datapath, the session and
+// the routes go on for a while.
 func (s *Server) down(l *link, reason error) {
 	l.over = true
+	goesOn := false
 	if l.open {
 		s.emit(l, events.LinkDown, reason.Error())
 		s.counters.LinksLost++
 		delete(s.links, l.id)
 		delete(s.sessions, l.index)
-		s.core.LinkDown(s.now, l.id)
-		err := s.cfg.Engine.Apply(datapath.Change{Remove: []uint32{l.index}})
-		if err != nil && !errors.Is(err, datapath.ErrClosed) {
-			l.log.Error("session of neighbour not removed", "err", err)
-		}
 		l.open = false
+		goesOn = l.outlives && errors.Is(reason, errLost) && s.core.LinkAway(s.now, l.id, s.now.Add(awayTimeout))
+		s.outlive(l)
+		if !goesOn {
+			s.core.LinkDown(s.now, l.id)
+			s.endOutlived(l.neighbour, func(outlived) bool { return true })
+		}
+	} else {
+		s.cfg.Members.Release(l.index)
 	}
-	s.cfg.Members.Release(l.index)
 	l.neighbour.link = nil
 	l.connected.Store(false)
 	level := slog.LevelWarn
 	if errors.Is(reason, errStopping) {
 		level = slog.LevelInfo
 	}
-	l.log.Log(context.Background(), level, "mesh link down", "reason", reason)
+	l.log.Log(context.Background(), level, "mesh link down", "reason", reason, "outlived", goesOn)
 	if l.err == nil {
 		l.err = p2p.DiscRequested
 	}

@@ -70,6 +70,14 @@ type Config struct {
 	Alpha    int       // of tree.Last, in percent; 0 for the default
 	Budget   int       // children in one tree, 0 for no bound
 
+	// Outlives says that the datapath goes on when this process dies.
+	Outlives bool
+
+	// Adopted and Routes are those of a datapath that outlived another process, nil
+	// without one: its sessions with neighbours and its routes are the Server's.
+	Adopted *datapath.Orphans
+	Routes  []datapath.Route
+
 	// Publishes says that there are publishers from the start on: those of an adopted
 	// datapath.
 	Publishes bool
@@ -110,7 +118,8 @@ type Server struct {
 	cfg        Config
 	id         enode.ID
 	self       linkstate.ID
-	neighbours map[enode.ID]*neighbour // changed by the goroutine of serve, with mu
+	neighbours map[enode.ID]*neighbour     // changed by the goroutine of serve, with mu
+	rps        map[linkstate.ID]*neighbour // the same by id
 
 	inputs chan func()   // for the goroutine of serve
 	serves chan serve    // for that of resend
@@ -132,10 +141,11 @@ type Server struct {
 	sessions map[uint32]*link // the same by own index
 
 	routes  map[uint32]datapath.Route // that the datapath does not have yet
-	beat    bool                      // somebody got the own keys
-	newest  []proto.Mark              // of the engine, nil when to be asked for
-	known   map[linkstate.ID]known    // from the database
-	origins map[uint32]linkstate.ID   // of ingress RPs, by incarnation
+	adopted adopted
+	beat    bool                    // somebody got the own keys
+	newest  []proto.Mark            // of the engine, nil when to be asked for
+	known   map[linkstate.ID]known  // from the database
+	origins map[uint32]linkstate.ID // of ingress RPs, by incarnation
 	swept   time.Time
 
 	inhabited map[uint32]time.Time // groups, when they had members last
@@ -159,6 +169,10 @@ type neighbour struct {
 
 	link        *link  // nil without a connection; of the goroutine of serve
 	incarnation uint32 // the latest, 0 when it was never known; likewise
+
+	// Sessions by which datagrams still go, although their connections ended. What goes
+	// to the neighbour goes by the first one, until its new session is proven.
+	outlived []outlived
 }
 
 // New returns a Server. It must be stopped when it was started.
@@ -167,6 +181,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:        cfg,
 		id:         enode.PubkeyToIDV4(&cfg.Key.PublicKey),
 		neighbours: make(map[enode.ID]*neighbour),
+		rps:        make(map[linkstate.ID]*neighbour),
 		inputs:     make(chan func()),
 		serves:     make(chan serve, servesWaiting),
 		quit:       make(chan struct{}),
@@ -189,7 +204,7 @@ func New(cfg Config) (*Server, error) {
 		}
 		n := newNeighbour(node)
 		ids[n.id] = true
-		s.neighbours[node.ID()] = n
+		s.neighbours[node.ID()], s.rps[n.id] = n, n
 		s.list = append(s.list, node)
 	}
 	return s, nil
@@ -231,6 +246,7 @@ func (s *Server) Start() error {
 	}
 	s.started = true
 	s.now = time.Now()
+	s.adopt()
 	s.core = linkstate.New(s.now, linkstate.Config{
 		Self:        s.self,
 		Incarnation: s.cfg.Incarnation,
@@ -240,6 +256,7 @@ func (s *Server) Start() error {
 		Budget:      budget,
 		Mode:        s.cfg.Mode,
 		Alpha:       s.cfg.Alpha,
+		Expect:      s.adopted.neighbours,
 		Sign:        func(a linkstate.Advert) (*linkstate.Signed, error) { return linkstate.Sign(a, s.cfg.Key) },
 		Verify:      linkstate.Verify,
 		Allowed:     func(node [32]byte) bool { return node == s.id || s.neighbours[node] != nil },
@@ -329,6 +346,7 @@ func (s *Server) tick() bool {
 	s.core.Tick(now)
 	s.countMembers()
 	s.tickLinks()
+	s.tickOutlived()
 	s.tickKeys()
 	s.tickAdmission()
 	s.tickReceipts()

@@ -25,6 +25,7 @@ func (s *Server) SetNeighbours(nodes []*enode.Node) {
 
 func (s *Server) setNeighbours(nodes []*enode.Node) {
 	neighbours, list := make(map[enode.ID]*neighbour), []*enode.Node(nil)
+	rps := make(map[linkstate.ID]*neighbour)
 	ids := map[linkstate.ID]bool{s.self: true}
 	for _, node := range nodes {
 		if err := s.check(node, ids); err != nil {
@@ -42,7 +43,7 @@ func (s *Server) setNeighbours(nodes []*enode.Node) {
 			s.cfg.Log.Info("neighbour added", "rp", node.ID().TerminalString(), "addr", node.IPAddr())
 		}
 		ids[n.id] = true
-		neighbours[node.ID()] = n
+		neighbours[node.ID()], rps[n.id] = n, n
 		list = append(list, n.node)
 	}
 	var removed []*neighbour
@@ -60,11 +61,15 @@ func (s *Server) setNeighbours(nodes []*enode.Node) {
 		close(s.listed)
 		s.listed = make(chan struct{})
 	}
-	s.neighbours, s.list = neighbours, list
+	s.neighbours, s.list, s.rps = neighbours, list, rps
 	s.mu.Unlock()
 	for _, n := range removed {
 		if n.link != nil {
 			s.fail(n.link, errRemoved)
+		}
+		if len(n.outlived) > 0 {
+			s.endOutlived(n, func(outlived) bool { return true })
+			s.core.LinkDown(s.now, n.id)
 		}
 	}
 }

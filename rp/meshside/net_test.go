@@ -111,9 +111,27 @@ func (e *engine) apply(c datapath.Change) error {
 		e.sessions[s.Index] = s
 	}
 	for _, r := range c.Routes {
-		e.routes[r.Ingress] = r.Clone()
+		if e.routes[r.Ingress] = r.Clone(); r.Ends() {
+			delete(e.routes, r.Ingress)
+		}
 	}
 	return nil
+}
+
+// state is what a process that adopts the datapath finds.
+func (e *engine) state(incarnation uint32) *datapath.State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	st := &datapath.State{Incarnation: incarnation}
+	for _, index := range slices.Sorted(maps.Keys(e.sessions)) {
+		st.Sessions = append(st.Sessions, e.sessions[index])
+	}
+	for _, ingress := range slices.Sorted(maps.Keys(e.routes)) {
+		r := e.routes[ingress]
+		st.Routes = append(st.Routes, r.Clone())
+		st.Keys = append(st.Keys, e.keys[ingress]...)
+	}
+	return st
 }
 
 func (e *engine) Marks() []proto.Mark {
@@ -132,6 +150,7 @@ type point struct {
 	engine      *engine
 	installer   *installer
 	dead        atomic.Bool // silent, as a host that lost its power
+	killed      atomic.Bool // no process, but the datapath goes on
 }
 
 // network is RPs that are linked by pipes, in one process.
@@ -171,7 +190,12 @@ func firstKey(incarnation uint32) proto.GroupKey {
 
 // start starts the RP with a name, whose allow-list has the names 1 to 5.
 func (n *network) start(name byte, incarnation uint32, edit ...func(*Config)) *point {
-	p := &point{net: n, name: name, incarnation: incarnation, node: nodeOf(n.t, name), engine: newEngine()}
+	return n.startOn(newEngine(), name, incarnation, edit...)
+}
+
+// startOn is start with an engine.
+func (n *network) startOn(e *engine, name byte, incarnation uint32, edit ...func(*Config)) *point {
+	p := &point{net: n, name: name, incarnation: incarnation, node: nodeOf(n.t, name), engine: e}
 	p.installer = &installer{engine: p.engine}
 	p.engine.OnHello = p.hello
 	cfg := Config{
@@ -290,7 +314,7 @@ func (p *point) hello(session uint32, b [wire.HelloSize]byte) error {
 	}
 	to := s.Addr.Addr().As16()[15]
 	time.AfterFunc(p.net.way(p.name, to), func() {
-		if o := p.net.at(to); o != nil && !o.dead.Load() && !p.dead.Load() {
+		if o := p.net.at(to); o != nil && !o.dead.Load() && !p.dead.Load() && !p.killed.Load() {
 			o.cfg.Hellos.Hello(s.SendSession, b)
 		}
 	})

@@ -24,10 +24,11 @@ const (
 	Connected          // no Hello yet
 	Linked             // known, but its hellos do not come
 	Up                 // hears and is heard
+	Away               // its process died, its datapath goes on
 )
 
 func (s State) String() string {
-	return [...]string{"disconnected", "connected", "linked", "up"}[s]
+	return [...]string{"disconnected", "connected", "linked", "up", "away"}[s]
 }
 
 // Neighbour is one RP of the allow-list, as seen from here.
@@ -123,6 +124,9 @@ func (s *Server) stats() Stats {
 	}
 	for _, n := range s.neighbours {
 		o := Neighbour{ID: n.node.ID(), RP: n.id, Addr: n.addr(), Incarnation: n.incarnation, Members: members[n.id]}
+		if len(n.outlived) > 0 {
+			o.State = Away
+		}
 		if l := n.link; l != nil {
 			h := heard[n.id]
 			o.State, o.RTT = Connected, h.RTT

@@ -54,6 +54,7 @@ const (
 	previousKept  = 2
 	hellosUntilUp = 3
 	settleDelay   = 10 * time.Second // until an RP that starts has the database, and paths
+	returnDelay   = 5 * time.Second  // until it does not wait for neighbours of its earlier life any more
 )
 
 // Action is something that a Core wants done. Actions are done in order.
@@ -98,7 +99,7 @@ type Serve struct {
 	Marks   []Mark
 }
 
-// NeighbourUp and NeighbourDown tell what the hellos say.
+// NeighbourUp and NeighbourDown tell what the hellos say. One that was away is up anew.
 type (
 	NeighbourUp   struct{ ID ID }
 	NeighbourDown struct{ ID ID }
@@ -127,6 +128,10 @@ type Config struct {
 	Budget      int      // children of one tree
 	Mode        tree.Mode
 	Alpha       int // of tree.Last, 0 for the default
+
+	// Expect names the neighbours of an earlier life of this RP, whose datagrams still
+	// go by here. The mesh is told nothing new until they are up, or for some seconds.
+	Expect []ID
 
 	Sign    func(Advert) (*Signed, error)
 	Verify  func(*Signed) (node [32]byte, err error)
@@ -215,9 +220,28 @@ func (c *Core) find(id ID) (int, bool) {
 // messages may go.
 func (c *Core) LinkUp(now time.Time, id ID) {
 	c.now = now
-	if i, ok := c.find(id); !ok && id != c.cfg.Self {
+	switch i, ok := c.find(id); {
+	case ok:
+		c.back(c.neighbours[i])
+	case id != c.cfg.Self:
 		c.neighbours = slices.Insert(c.neighbours, i, newNeighbour(now, id))
 	}
+}
+
+// LinkAway says that the connection to a neighbour ended because its process died, while
+// its datapath goes on. Until a time the routes stay as they are; LinkUp says that the
+// neighbour is back, LinkDown that it is not waited for. It returns false, and does
+// nothing, when the neighbour is not up.
+func (c *Core) LinkAway(now time.Time, id ID, until time.Time) bool {
+	c.now = now
+	n := c.neighbour(id)
+	if n == nil || !n.up {
+		return false
+	}
+	n.away, n.exchanged = until, false
+	n.confirm, n.confirming = false, false
+	clear(n.have)
+	return true
 }
 
 // LinkDown says that the connection to a neighbour ended.
@@ -350,7 +374,7 @@ func (l *limiter) allow(now time.Time, rate, burst float64) bool {
 // Neighbour is the state of a connection to another RP.
 type Neighbour struct {
 	ID   ID
-	Up   bool
+	Up   bool // and not away
 	Tree bool // at one of both ends
 	RTT  time.Duration
 	Cost uint32 // advertised
@@ -360,7 +384,7 @@ type Neighbour struct {
 func (c *Core) Neighbours() []Neighbour {
 	all := make([]Neighbour, 0, len(c.neighbours))
 	for _, n := range c.neighbours {
-		all = append(all, Neighbour{n.id, n.up, n.tree || n.theirs, n.rtt, n.cost})
+		all = append(all, Neighbour{n.id, n.up && !n.isAway(), n.tree || n.theirs, n.rtt, n.cost})
 	}
 	return all
 }

@@ -119,8 +119,10 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 	}
 	delete(c.requested, v.Origin)
 	if v.Origin == c.cfg.Self {
-		// An advert of an earlier life, with a clock that went backwards since.
-		c.epoch, c.sequence = v.Epoch+1, 0
+		// An advert of an earlier life, maybe with a clock that went backwards since.
+		if v.Epoch >= c.epoch {
+			c.epoch, c.sequence = v.Epoch+1, 0
+		}
 		c.publishWithin(0)
 		return nil
 	}

@@ -25,6 +25,7 @@ type neighbour struct {
 	slowing  int       // hellos that still go often, although a longer interval is announced
 	doubted  bool      // missed since it was heard, so that backups were asked
 	polled   time.Time // asked whether it lives, since another RP lost it; zero for not
+	away     time.Time // until when it is up without a process that hears and is heard; zero for not
 
 	// Cost.
 	rtt  time.Duration // smoothed, 0 before the first
@@ -65,7 +66,12 @@ const trial = 10 * time.Second
 // lateness is how late a hello may come, as share of the interval.
 const lateness = 5
 
+func (n *neighbour) isAway() bool { return !n.away.IsZero() }
+
 func (n *neighbour) downAt() time.Time {
+	if n.isAway() {
+		return n.away
+	}
 	at := n.heard.Add(Missed*n.interval + n.interval/lateness)
 	if !n.polled.IsZero() {
 		if p := n.polled.Add(Missed*TreeInterval + TreeInterval/lateness + n.rtt); p.Before(at) {
@@ -76,6 +82,9 @@ func (n *neighbour) downAt() time.Time {
 }
 
 func (n *neighbour) doubtAt() time.Time {
+	if n.isAway() {
+		return n.away
+	}
 	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness)
 }
 
@@ -113,6 +122,10 @@ func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
 		c.hello(n)
 	}
 	switch {
+	case n.up && n.isAway():
+		if h.Up {
+			c.renew(n)
+		}
 	case n.up && !h.Up && now.Sub(n.since) > 2*Interval:
 		c.down(n) // it does not hear this RP, or came back meanwhile
 	case !n.up:
@@ -130,6 +143,26 @@ func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
 		n.exchanged = true
 		c.exchangeDatabase(n)
 	}
+}
+
+// back gives a neighbour whose next process was met time to hear, and to be heard.
+func (c *Core) back(n *neighbour) {
+	if n.isAway() {
+		n.away = c.now.Add(Missed * Interval)
+	}
+}
+
+// renew asks the next process of a neighbour, which knows nothing, for what the one
+// before was asked for. What that one asked for goes on until it says otherwise.
+func (c *Core) renew(n *neighbour) {
+	n.away, n.since = time.Time{}, c.now
+	n.confirmAt = c.now.Add(2 * ConfirmDelay)
+	for _, r := range c.order {
+		if r.asks(n.id) != nil {
+			c.ask(r, n.id)
+		}
+	}
+	c.act(NeighbourUp{n.id})
 }
 
 // exchangeDatabase sends a digest soon. The first neighbour of an RP that starts
@@ -174,7 +207,16 @@ func (c *Core) comeUp(n *neighbour) {
 		c.ackBy = c.now.Add(LinkDelay + AckDelay) // there is somebody to tell
 	}
 	c.act(NeighbourUp{n.id})
-	c.publishWithin(LinkDelay)
+	delay := LinkDelay
+	if c.expected[n.id] {
+		if delete(c.expected, n.id); len(c.expected) == 0 {
+			delay = 0
+		}
+	}
+	if len(c.cfg.Expect) > 0 {
+		n.confirmAt = c.settledAt // who asks for little yet must not release the rest
+	}
+	c.publishWithin(delay)
 }
 
 // down ends what depends on a neighbour that is up.
@@ -183,7 +225,7 @@ func (c *Core) down(n *neighbour) {
 	if !n.up {
 		return
 	}
-	n.up, n.since, n.polled = false, c.now, time.Time{}
+	n.up, n.since, n.polled, n.away = false, c.now, time.Time{}, time.Time{}
 	n.spans, n.theirs, n.exchanged = false, false, false
 	n.activate, n.release, n.adverts = nil, nil, nil
 	n.confirm, n.confirming = false, false
@@ -220,7 +262,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 		c.send(n, &Digest{c.sums[:]})
 		n.digestAt = c.now.Add(DigestDelay/2 + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay)))) // each neighbour at another time
 	}
-	if n.up && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
+	if n.up && !n.isAway() && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
 		n.confirm = true
 		n.confirmAt = c.now.Add(ConfirmDelay + time.Duration(c.cfg.Rand.Int64N(int64(ConfirmDelay/4))))
 	}
@@ -237,7 +279,7 @@ func differs(cost, advertised uint32) bool {
 }
 
 func (n *neighbour) wantsOften(now time.Time) bool {
-	return n.tree || n.theirs || !n.up && now.Sub(n.since) < trial
+	return n.tree || n.theirs || n.isAway() || !n.up && now.Sub(n.since) < trial
 }
 
 // often reports whether hellos go often. When that ends, a few more go that announce

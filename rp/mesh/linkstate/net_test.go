@@ -74,6 +74,7 @@ type network struct {
 	lives map[int]int
 	delay map[[2]int]time.Duration // one way, lower number first
 	cut   map[[2]int]bool          // black hole: the connection does not notice
+	left  map[int]Config           // of RPs whose process died, and whose datapath goes on
 	way   []parcel
 	log   map[int][]Action // of each RP, without hellos
 }
@@ -91,6 +92,7 @@ func newNetwork(t require.TestingT) *network {
 	return &network{
 		t: t, now: t0, cores: make(map[int]*Core), lives: make(map[int]int), log: make(map[int][]Action),
 		delay: make(map[[2]int]time.Duration), cut: make(map[[2]int]bool),
+		left: make(map[int]Config),
 	}
 }
 
@@ -99,6 +101,7 @@ func pair(a, b int) [2]int { return [2]int{min(a, b), max(a, b)} }
 // start begins a life of an RP, with links to those that live.
 func (w *network) start(n int) *Core {
 	w.lives[n]++
+	delete(w.left, n)
 	w.cores[n] = New(w.now, config(n, w.lives[n]))
 	for l := range w.delay {
 		if l[0] == n || l[1] == n {
@@ -137,6 +140,48 @@ func (w *network) unlink(a, b int) {
 
 // kill makes an RP silent.
 func (w *network) kill(n int) { delete(w.cores, n) }
+
+// awayTime is how long neighbours wait for one whose datapath goes on.
+const awayTime = 15 * time.Second
+
+// detach has the process of an RP die, while its datapath goes on.
+func (w *network) detach(n int) {
+	w.left[n] = w.cores[n].cfg
+	w.kill(n)
+	w.eachLink(n, func(o int) {
+		if !w.cores[o].LinkAway(w.now, rp(n), w.now.Add(awayTime)) {
+			w.cores[o].LinkDown(w.now, rp(n))
+		}
+		w.perform(o)
+	})
+}
+
+// resume starts the process of an RP again, as the same incarnation.
+func (w *network) resume(n int) *Core {
+	w.lives[n]++
+	cfg := config(n, w.lives[n])
+	cfg.Incarnation = w.left[n].Incarnation
+	w.eachLink(n, func(o int) { cfg.Expect = append(cfg.Expect, rp(o)) })
+	delete(w.left, n)
+	c := New(w.now, cfg)
+	w.cores[n] = c
+	w.eachLink(n, func(o int) {
+		c.LinkUp(w.now, rp(o))
+		w.perform(n)
+		w.cores[o].LinkUp(w.now, rp(n))
+		w.perform(o)
+	})
+	return c
+}
+
+// eachLink calls a function for each RP that lives and is linked to one.
+func (w *network) eachLink(n int, f func(other int)) {
+	for _, o := range slices.Sorted(maps.Keys(w.cores)) {
+		if _, linked := w.delay[pair(n, o)]; linked && o != n {
+			f(o)
+		}
+	}
+}
 
 func (w *network) perform(n int) {
 	w.check(w.cores[n])

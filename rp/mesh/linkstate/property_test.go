@@ -14,8 +14,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestAlwaysAgreesInTheEnd lets RPs start, die, restart and leave, links come, go and
-// turn into black holes, and members change, in any order. Once all is quiet, who can
+// TestAlwaysAgreesInTheEnd lets RPs start, die, restart, and resume with a datapath that
+// outlived them, links come, go and turn into black holes, and members change, in any order. Once all is quiet, who can
 // reach each other has the same database and the same trees, each parent copies to
 // its children and to nobody else, and the ways lead to the ingress RP.
 func TestAlwaysAgreesInTheEnd(t *testing.T) {
@@ -33,7 +33,7 @@ func TestAlwaysAgreesInTheEnd(t *testing.T) {
 		for range rapid.IntRange(1, 12).Draw(t, "events") {
 			a, b := number("a"), number("b")
 			_, linked := w.delay[pair(a, b)]
-			switch event := rapid.IntRange(0, 5).Draw(t, "event"); {
+			switch event := rapid.IntRange(0, 7).Draw(t, "event"); {
 			case event == 0 && w.cores[a] != nil:
 				w.kill(a)
 			case event == 1 && w.cores[a] == nil:
@@ -47,10 +47,17 @@ func TestAlwaysAgreesInTheEnd(t *testing.T) {
 				w.cut[pair(a, b)] = !w.cut[pair(a, b)]
 			case event == 5 && w.cores[a] != nil:
 				w.cores[a].SetMembers(w.now, []Members{{groupA, uint32(rapid.IntRange(0, 3).Draw(t, "members"))}})
+			case event == 6 && w.cores[a] != nil:
+				w.detach(a)
+			case event == 7 && w.cores[a] == nil && w.left[a].Sign != nil:
+				w.resume(a).SetPublishes(w.now, a <= 2)
 			}
 			w.run(time.Duration(rapid.IntRange(0, 1500).Draw(t, "ms")) * time.Millisecond)
 		}
 		w.run(5 * time.Second)
+		if len(w.left) > 0 { // they are not waited for any longer
+			w.run(awayTime)
+		}
 		for range 20 { // at last a digest, once a minute, finds what is missed
 			w.forget()
 			w.run(2*time.Second + Overlap)

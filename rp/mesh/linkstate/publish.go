@@ -21,6 +21,9 @@ type advertising struct {
 	told      []Members // as advertised
 	countsAt  time.Time // from when on counts may be advertised again
 
+	expected map[ID]bool // Config.Expect, without those that are up
+	expectBy time.Time   // until when nothing is said without them
+
 	mayPublish bool
 	awaited    map[ID]bool // neighbours that have not acknowledged yet; nil before the first advert
 	ackBy      time.Time   // until when they are waited for
@@ -29,6 +32,14 @@ type advertising struct {
 func (a *advertising) init(now time.Time, cfg Config) {
 	a.epoch, a.publishAt = cfg.Epoch, now
 	a.ackBy = now.Add(AckDelay)
+	a.expected = make(map[ID]bool)
+	for _, id := range cfg.Expect {
+		a.expected[id] = true
+	}
+	if len(cfg.Expect) > 0 {
+		a.expectBy = now.Add(returnDelay)
+		a.publishAt = a.expectBy
+	}
 }
 
 // SetMembers says how many subscribers each group has here. The first and the last
@@ -78,11 +89,15 @@ func (c *Core) Leave(now time.Time) {
 }
 
 // publishWithin has the own advert published after a delay at most, not sooner after
-// the one before than is good for the mesh.
+// the one before than is good for the mesh. The advert of an earlier life counts while
+// neighbours of it are expected.
 func (c *Core) publishWithin(delay time.Duration) {
 	at := c.now.Add(delay)
 	if soonest := c.published.Add(UrgentDelay); at.Before(soonest) {
 		at = soonest
+	}
+	if len(c.expected) > 0 && at.Before(c.expectBy) {
+		at = c.expectBy
 	}
 	if c.publishAt.IsZero() || at.Before(c.publishAt) {
 		c.publishAt = at

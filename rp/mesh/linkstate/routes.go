@@ -90,7 +90,7 @@ func (c *Core) follow(t *root) {
 func (c *Core) steer(r *route) {
 	switch {
 	case r.root == nil || r.root.slot == c.self:
-	case c.alive(r.wanted) && (!r.children[r.wanted] || c.alive(r.parent)):
+	case c.answers(r.wanted) && (!r.children[r.wanted] || c.alive(r.parent)):
 		// A child turns to another parent before the old one here ends.
 		c.setParent(r, r.wanted)
 	case r.parent == 0:
@@ -109,6 +109,9 @@ func (c *Core) alive(id ID) bool {
 	n := c.neighbour(id)
 	return n != nil && n.up
 }
+
+// answers reports whether a neighbour can be asked for something.
+func (c *Core) answers(id ID) bool { return c.alive(id) && !c.neighbour(id).isAway() }
 
 // setParent makes a neighbour the parent; the one before stays for a while.
 func (c *Core) setParent(r *route, id ID) {
@@ -170,7 +173,7 @@ func (c *Core) keepFew(r *route) {
 // doubt asks the backups of a parent that may be down.
 func (c *Core) doubt(n *neighbour) {
 	for _, r := range c.order {
-		if r.parent != n.id || slices.ContainsFunc(r.old, func(p previous) bool { return p.released.IsZero() && c.alive(p.id) }) {
+		if r.parent != n.id || slices.ContainsFunc(r.old, func(p previous) bool { return p.released.IsZero() && c.answers(p.id) }) {
 			continue
 		}
 		if b := c.backup(r); b != 0 {
@@ -186,7 +189,7 @@ func (c *Core) doubt(n *neighbour) {
 // backup returns who replaces the parent of a route, 0 for nobody.
 func (c *Core) backup(r *route) ID {
 	for _, id := range append([]ID{r.wanted}, r.backups...) {
-		if id != r.parent && c.alive(id) && !c.neighbour(id).doubted && !r.children[id] {
+		if id != r.parent && c.answers(id) && !c.neighbour(id).doubted && !r.children[id] {
 			return id
 		}
 	}

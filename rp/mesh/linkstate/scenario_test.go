@@ -3,6 +3,7 @@
 package linkstate
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -336,4 +337,71 @@ func TestDigestWhenBothAreUp(t *testing.T) {
 	require.True(t, c.alive(rp(2)))
 	require.Equal(t, 1, digests(at.Add(TreeInterval), true))
 	require.Zero(t, digests(at.Add(2*TreeInterval), true))
+}
+
+// The process of 2 dies, and its datapath goes on: nobody turns to another way, neither
+// while it is away nor when it is back. Then it knows what it has to.
+func TestAway(t *testing.T) {
+	w := square(t)
+	before := make(map[int]Route)
+	for n := 1; n <= 4; n++ {
+		before[n] = w.route(n, ingress1)
+	}
+	w.forget()
+	w.detach(2)
+	w.run(10 * time.Second)
+	require.False(t, slices.ContainsFunc(w.cores[4].Neighbours(), func(n Neighbour) bool { return n.ID == rp(2) && n.Up }))
+	w.resume(2)
+	w.run(2 * time.Second)
+	require.Equal(t, before[2], w.route(2, ingress1))
+	require.Equal(t, uint64(1), w.cores[2].Stats().Published, "with all links at once")
+	require.Len(t, sent[*Activate](w, 4, 2), 1)
+	w.run(20 * time.Second)
+	for n := 1; n <= 4; n++ {
+		require.Equal(t, before[n], w.route(n, ingress1))
+		if n != 2 {
+			require.Empty(t, took[Route](w, n), "rp %d", n)
+		}
+		require.Empty(t, took[NeighbourDown](w, n))
+		for m := 1; m <= 4; m++ {
+			require.Empty(t, sent[*Release](w, n, m))
+		}
+		require.Equal(t, w.cores[1].Sums(), w.cores[n].Sums())
+	}
+}
+
+// One that does not come back is lost after the time, or when there is no use in waiting,
+// and meanwhile nobody turns to it.
+func TestAwayForGood(t *testing.T) {
+	w := square(t)
+	w.hear(4, 3)
+	w.detach(3) // the backup
+	w.cut[pair(2, 4)] = true
+	w.run(time.Second)
+	require.Empty(t, sent[*Activate](w, 4, 3))
+	require.Zero(t, w.route(4, ingress1).Parent, "nobody else is there")
+	w.cut[pair(2, 4)] = false
+	w.run(5 * time.Second)
+	require.Equal(t, rp(2), w.route(4, ingress1).Parent)
+	w.detach(2)
+	w.run(8500 * time.Millisecond)
+	require.NotContains(t, took[NeighbourDown](w, 4), NeighbourDown{rp(3)})
+	w.run(time.Second)
+	require.Contains(t, took[NeighbourDown](w, 4), NeighbourDown{rp(3)})
+	require.Equal(t, rp(2), w.route(4, ingress1).Parent)
+	w.cores[4].LinkDown(w.now, rp(2))
+	w.perform(4)
+	require.Zero(t, w.route(4, ingress1).Parent)
+	require.False(t, w.cores[4].LinkAway(w.now, rp(2), w.now.Add(time.Second)))
+
+	// It is met again, but does not hear.
+	w.start(2)
+	w.run(5 * time.Second)
+	require.True(t, w.cores[4].alive(rp(2)))
+	w.detach(2)
+	w.cores[4].LinkUp(w.now, rp(2))
+	w.run(Missed*Interval - step)
+	require.True(t, w.cores[4].alive(rp(2)))
+	w.run(2 * step)
+	require.False(t, w.cores[4].alive(rp(2)))
 }

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package rp_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// archipelago is an island whose rpd is the middle of a chain of three:
+//
+//	+- rp -----------+          +- hosts ------------------------------+
+//	| fd00:7::1  rp0 +---veth---+ h0  fd00:7::3, fd00:7::4: socket engine |
+//	+----------------+          |     fd00:7::2: light peers              |
+//	                            +--------------------------------------+
+type archipelago struct {
+	*island
+	configs [3]string // of the first, the middle and the last
+	hosts   [3]*host
+}
+
+func newArchipelago(t *testing.T) *archipelago {
+	a := &archipelago{island: newIsland(t)}
+	dir := filepath.Dir(a.config)
+	inNamespace(t, a.island.hosts, func() {
+		link, err := netlink.LinkByName("h0")
+		require.NoError(t, err)
+		for _, s := range []string{"fd00:7::3/64", "fd00:7::4/64"} {
+			addr, err := netlink.ParseAddr(s)
+			require.NoError(t, err)
+			addr.Flags = unix.IFA_F_NODAD
+			require.NoError(t, netlink.AddrAdd(link, addr))
+		}
+	})
+	addrs := [3]netip.Addr{netip.MustParseAddr("fd00:7::3"), a.peers.rp, netip.MustParseAddr("fd00:7::4")}
+	node := func(i int, port int) *enode.Node {
+		return enode.NewV4(a.hosts[i].node.Pubkey(), addrs[i].AsSlice(), port, 0)
+	}
+	var keys [3]string
+	for i := range a.hosts {
+		key, err := crypto.GenerateKey()
+		require.NoError(t, err)
+		keys[i] = filepath.Join(dir, fmt.Sprint("key", i))
+		require.NoError(t, crypto.SaveECDSA(keys[i], key))
+		at := *a.peers
+		at.rp, at.node = addrs[i], enode.NewV4(&key.PublicKey, addrs[i].AsSlice(), 30500, 0)
+		a.hosts[i] = &at
+	}
+	for i := range a.hosts {
+		var peers string
+		for j := range a.hosts {
+			port := 30500
+			if i+j == 2 { // both ends of the chain: nobody listens there
+				port = 1
+			}
+			if j != i {
+				peers += fmt.Sprintf("%q,", node(j, port).URLv4())
+			}
+		}
+		engine := `engine = "socket"`
+		if i == 1 {
+			engine = fmt.Sprintf("engine = \"xdp\"\npin = %q", a.pin)
+		}
+		a.configs[i] = filepath.Join(dir, fmt.Sprint("rpd", i, ".toml"))
+		require.NoError(t, os.WriteFile(a.configs[i], fmt.Appendf(nil, `
+[node]
+key_file = %q
+address = %q
+[chain]
+network_id = %d
+genesis = "0x%x"
+[mesh]
+peers = [%s]
+[datapath]
+%s
+[admin]
+listen = ""
+socket = ""
+`, keys[i], addrs[i], testNetwork, testGenesis, peers, engine), 0o600))
+	}
+	a.config = a.configs[1]
+	return a
+}
+
+// The rpd in the middle of a chain is killed, and starts again: what is published at the
+// first RP and at the middle arrives at all peers all the time, once, until all that the
+// old process left is over.
+func TestXDPDaemonOfMeshKilled(t *testing.T) {
+	a := newArchipelago(t)
+	ends := []*daemon{a.startAt(a.island.hosts, a.configs[0]), a.startAt(a.island.hosts, a.configs[2])}
+	first := a.start()
+	for _, d := range append(ends, first) {
+		d.says("replication point serves")
+		d.says("mesh link up")
+	}
+	var all []*lightPeer
+	for _, h := range a.hosts {
+		for range 2 {
+			all = append(all, newPeer(t, nil, peerOptions{host: h, resumes: true}))
+		}
+	}
+	members(t, all...)
+	publishers := []*lightPeer{all[0], all[2], all[4]}
+
+	sent := 0
+	publish := func(during func()) (n int) {
+		done := make(chan struct{})
+		go func() { defer close(done); during() }()
+		for {
+			for _, p := range publishers {
+				p.publish(fmt.Sprint("datagram ", sent))
+			}
+			sent++
+			n++
+			time.Sleep(2 * time.Millisecond)
+			select {
+			case <-done:
+				return n
+			default:
+			}
+		}
+	}
+	running := publish(func() { time.Sleep(500 * time.Millisecond) })
+	dead := publish(func() {
+		first.end(syscall.SIGKILL)
+		time.Sleep(2 * time.Second)
+	})
+	var second *daemon
+	starting := publish(func() {
+		second = a.start()
+		second.says("datapath adopted")
+		second.says("replication point serves")
+		all[2].connect()
+		all[3].connect()
+		second.says("mesh link up")
+	})
+	after := publish(func() { time.Sleep(20 * time.Second) }) // what was adopted is over
+	lost, twice := 0, 0
+	for _, p := range all {
+		for _, from := range publishers {
+			if p == from {
+				continue
+			}
+			incarnation := see(from, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+			got := func(seq int) int {
+				return see(p, func(p *lightPeer) int { return p.sequences[sequence{incarnation, uint64(seq)}] })
+			}
+			for end := time.Now().Add(time.Second); got(sent) == 0 && time.Now().Before(end); {
+				time.Sleep(time.Millisecond)
+			}
+			for seq := 1; seq <= sent; seq++ {
+				switch n := got(seq); {
+				case n == 0:
+					lost++
+				case n > 1:
+					twice++
+				}
+			}
+		}
+		require.Empty(t, see(p, func(p *lightPeer) []error { return p.left }))
+	}
+	require.Zero(t, lost, "lost")
+	require.Zero(t, twice, "twice")
+	for _, d := range ends {
+		require.Equal(t, 1, bytes.Count([]byte(d.logged()), []byte("mesh link down")))
+		require.NotContains(t, d.logged(), "not heard")
+		require.NotContains(t, d.logged(), "did not come back")
+	}
+	t.Logf("3 x %d datagrams to %d receivers: %d with all rpds, %d without one, %d while it started, %d after; lost %d, twice %d",
+		sent, len(all)-1, running, dead, starting, after, lost, twice)
+	for _, p := range all {
+		p.leave() // else they are waited for
+	}
+	for _, d := range append(ends, second) {
+		d.end(syscall.SIGTERM)
+		require.Contains(t, d.logged(), "replication point stopped")
+	}
+	require.NoDirExists(t, a.pin)
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package meshside
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+)
+
+// Times of datapaths that outlive their process (SPEC section 11).
+const (
+	awayTimeout    = 15 * time.Second // that neighbours wait for the next process, and this one for neighbours
+	sessionOverlap = 2 * time.Second  // that the session before goes on beside a proven one
+)
+
+// outlived is a session whose connection ended.
+type outlived struct {
+	index uint32
+	data  netip.AddrPort // endpoint of the neighbour
+	until time.Time
+}
+
+// adopted is what is left of the routes of another process. They go on beside the own
+// ones until this RP knows its place in the trees.
+type adopted struct {
+	neighbours []linkstate.ID             // that have sessions
+	routes     map[uint32]linkstate.Route // with Previous and Children alone
+	until      time.Time
+}
+
+// adopt takes over the sessions with neighbours and the routes that another process left.
+// An address stands for the neighbour that has it.
+func (s *Server) adopt() {
+	if s.cfg.Adopted == nil {
+		return
+	}
+	s.adopted.until = s.now.Add(awayTimeout)
+	s.adopted.routes = make(map[uint32]linkstate.Route)
+	owners := make(map[uint32]linkstate.ID)
+	for _, n := range s.neighbours {
+		of := func(o datapath.Session) bool { return o.Role == datapath.Mesh && o.Addr.Addr() == n.addr() }
+		for {
+			session, ok := s.cfg.Adopted.Claim(of)
+			if !ok || s.cfg.Members.Restore(session.Index, netip.Addr{}) != nil {
+				break
+			}
+			owners[session.Index] = n.id
+			o := outlived{session.Index, session.Addr, s.adopted.until}
+			if s.leads(session.Index) { // what the neighbour got came by this one
+				n.outlived = slices.Insert(n.outlived, 0, o)
+			} else {
+				n.outlived = append(n.outlived, o)
+			}
+		}
+		if len(n.outlived) > 0 {
+			s.adopted.neighbours = append(s.adopted.neighbours, n.id)
+		}
+	}
+	for _, r := range s.cfg.Routes {
+		a := linkstate.Route{Ingress: r.Ingress}
+		for _, session := range r.From {
+			if id, ok := owners[session]; ok {
+				a.Previous = append(a.Previous, id)
+			}
+		}
+		for _, b := range r.To {
+			if id, ok := owners[b.Session]; ok {
+				a.Children = append(a.Children, linkstate.Child{ID: id, Groups: b.Groups})
+			}
+		}
+		s.adopted.routes[r.Ingress] = a
+	}
+}
+
+// leads reports whether a session gets copies by an adopted route.
+func (s *Server) leads(session uint32) bool {
+	return slices.ContainsFunc(s.cfg.Routes, func(r datapath.Route) bool {
+		return slices.ContainsFunc(r.To, func(b datapath.Branch) bool { return b.Session == session })
+	})
+}
+
+// outlive keeps the session of a link whose connection ended.
+func (s *Server) outlive(l *link) {
+	n := l.neighbour
+	o := outlived{index: l.index, data: l.data}
+	if l.proven {
+		n.outlived = slices.Insert(n.outlived, 0, o)
+	} else {
+		n.outlived = append(n.outlived, o)
+	}
+	n.keep(s.now.Add(awayTimeout))
+}
+
+// keep says until when the outlived sessions go on.
+func (n *neighbour) keep(until time.Time) {
+	for i := range n.outlived {
+		n.outlived[i].until = until
+	}
+}
+
+// prove notes that the neighbour has the session of a link, since it uses it: copies go
+// by it from now on. The sessions before still bring what is under way.
+func (s *Server) prove(l *link) {
+	l.proven = true
+	l.neighbour.keep(s.now.Add(sessionOverlap))
+	s.reroute(l.neighbour)
+}
+
+// endOutlived ends the outlived sessions of a neighbour that a function picks.
+func (s *Server) endOutlived(n *neighbour, over func(outlived) bool) {
+	var remove []uint32
+	n.outlived = slices.DeleteFunc(n.outlived, func(o outlived) bool {
+		if !over(o) {
+			return false
+		}
+		remove = append(remove, o.index)
+		s.cfg.Members.Release(o.index)
+		return true
+	})
+	if len(remove) == 0 {
+		return
+	}
+	if err := s.cfg.Engine.Apply(datapath.Change{Remove: remove}); err != nil && !errors.Is(err, datapath.ErrClosed) {
+		s.cfg.Log.Error("sessions of neighbour not removed", "rp", n.node.ID().TerminalString(), "err", err)
+	}
+}
+
+// tickOutlived ends what is over.
+func (s *Server) tickOutlived() {
+	for _, n := range s.neighbours {
+		if len(n.outlived) == 0 {
+			continue
+		}
+		s.endOutlived(n, func(o outlived) bool { return !s.now.Before(o.until) })
+		if len(n.outlived) == 0 && s.links[n.id] == nil {
+			s.cfg.Log.Warn("neighbour did not come back", "rp", n.node.ID().TerminalString())
+			s.core.LinkDown(s.now, n.id)
+		}
+	}
+	if s.adopted.routes != nil && !s.now.Before(s.adopted.until) {
+		left := s.adopted.routes
+		s.adopted.routes = nil
+		for incarnation := range left {
+			s.routes[incarnation] = s.way(incarnation)
+		}
+		s.applyRoutes()
+	}
+}
+
+// sessions returns the sessions by which a neighbour's datagrams come.
+func (n *neighbour) sessions() (indexes []uint32) {
+	if n.link != nil && n.link.open {
+		indexes = append(indexes, n.link.index)
+	}
+	for _, o := range n.outlived {
+		indexes = append(indexes, o.index)
+	}
+	return indexes
+}
+
+// sends returns the session by which a neighbour gets copies, 0 for none.
+func (n *neighbour) sends() uint32 {
+	switch {
+	case n.link != nil && n.link.open && (n.link.proven || len(n.outlived) == 0):
+		return n.link.index
+	case len(n.outlived) > 0:
+		return n.outlived[0].index
+	}
+	return 0
+}
+
+// way returns the route of an ingress RP as the datapath takes it: by sessions, and with
+// what an earlier process left.
+func (s *Server) way(incarnation uint32) datapath.Route {
+	parts := []linkstate.Route{s.adopted.routes[incarnation]}
+	if in := s.ingresses[incarnation]; in != nil {
+		parts = []linkstate.Route{in.route, parts[0]}
+	}
+	r := datapath.Route{Ingress: incarnation}
+	for _, part := range parts {
+		for _, id := range append([]linkstate.ID{part.Parent}, part.Previous...) {
+			if n := s.rps[id]; n != nil && incarnation != s.cfg.Incarnation {
+				s.addUpstream(&r, n)
+			}
+		}
+		for _, c := range part.Children {
+			groups := c.Groups
+			if c.All {
+				groups = s.cfg.Groups
+			}
+			if n := s.rps[c.ID]; n != nil && n.sends() != 0 && len(groups) > 0 {
+				addBranch(&r, n.sends(), groups)
+			}
+		}
+	}
+	return r
+}
+
+func (s *Server) addUpstream(r *datapath.Route, n *neighbour) {
+	for _, session := range n.sessions() {
+		if len(r.From) < datapath.MaxUpstreams && !slices.Contains(r.From, session) {
+			r.From = append(r.From, session)
+		}
+	}
+}
+
+func addBranch(r *datapath.Route, session uint32, groups []uint32) {
+	i := slices.IndexFunc(r.To, func(b datapath.Branch) bool { return b.Session == session })
+	if i < 0 {
+		r.To = append(r.To, datapath.Branch{Session: session, Groups: slices.Clone(groups)})
+		return
+	}
+	for _, g := range groups {
+		if !r.To[i].Has(g) {
+			r.To[i].Groups = append(r.To[i].Groups, g)
+		}
+	}
+}
+
+// reroute has the routes by a neighbour follow its sessions.
+func (s *Server) reroute(n *neighbour) {
+	by := func(r linkstate.Route) bool {
+		return r.Parent == n.id || slices.Contains(r.Previous, n.id) ||
+			slices.ContainsFunc(r.Children, func(c linkstate.Child) bool { return c.ID == n.id })
+	}
+	for incarnation, in := range s.ingresses {
+		if by(in.route) {
+			s.routes[incarnation] = s.way(incarnation)
+		}
+	}
+	for incarnation, r := range s.adopted.routes {
+		if by(r) {
+			s.routes[incarnation] = s.way(incarnation)
+		}
+	}
+	s.applyRoutes()
+}

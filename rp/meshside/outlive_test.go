@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package meshside
+
+import (
+	"maps"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+)
+
+func outlives(c *Config) { c.Outlives = true }
+
+// kill ends the process of an RP, and its connections. Its datapath goes on.
+func (p *point) kill(cuts ...func()) {
+	p.killed.Store(true)
+	p.engine.OnApply = func(datapath.Change) error { return datapath.ErrClosed }
+	for _, cut := range cuts {
+		cut()
+	}
+	synctest.Wait()
+	p.Stop()
+	p.engine.OnApply = p.engine.apply
+}
+
+// again starts the next process of an RP, which adopts the datapath.
+func (n *network) again(p *point) *point {
+	st := p.engine.state(p.incarnation)
+	orphans := datapath.NewOrphans(p.engine, st)
+	return n.startOn(p.engine, p.name, p.incarnation, outlives, func(c *Config) {
+		c.Engine, c.Adopted, c.Routes, c.Publishes = orphans, orphans, st.Routes, true
+	})
+}
+
+// chainOfThree is a chain in which 1 and 3 publish, and the links of 2.
+//
+//	1 --- 2 --- 3
+func chainOfThree(n *network) (p []*point, cuts []func()) {
+	for i := range byte(3) {
+		p = append(p, n.start(i+1, uint32(i+1)<<8, outlives))
+		p[i].join()
+		if i > 0 {
+			cuts = append(cuts, n.link(p[i-1], p[i]))
+		}
+	}
+	n.settle()
+	for _, i := range []int{0, 2} {
+		ready, _ := p[i].Admit(true)
+		<-ready
+	}
+	n.settle()
+	return p, cuts
+}
+
+// flows requires that each RP gets what 1 and 3 publish, once, at any time.
+func flows(t *testing.T, n *network, p []*point, d time.Duration) {
+	t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		synctest.Wait()
+		require.Equal(t, map[byte]int{2: 1, 3: 1}, n.reach(p[0]))
+		require.Equal(t, map[byte]int{1: 1, 2: 1}, n.reach(p[2]))
+	}
+}
+
+// The process of 2 is killed, and the next one takes its datapath over: what 1 and 3
+// publish arrives all the time, once.
+func TestProcessDies(t *testing.T) {
+	for name, away := range map[string]time.Duration{"soon": 100 * time.Millisecond, "late": 12 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNetwork(t)
+				p, cuts := chainOfThree(n)
+				flows(t, n, p, 100*time.Millisecond)
+				for range 2 { // and once more
+					p[1].kill(cuts...)
+					flows(t, n, p, away)
+					require.Equal(t, Away, stateOf(t, p[0], 2))
+					require.Error(t, p[1].engine.Apply(datapath.Change{Add: []datapath.Session{{}}}), "it is as it was")
+
+					p[1] = n.again(p[1])
+					flows(t, n, p, 200*time.Millisecond)
+					cuts[1] = n.link(p[2], p[1])
+					flows(t, n, p, time.Second)
+					cuts[0] = n.link(p[1], p[0])
+					flows(t, n, p, 25*time.Second)
+					for _, o := range p {
+						st := o.Stats()
+						require.True(t, st.Settled)
+						require.Zero(t, st.Violations)
+						require.Zero(t, st.Core.Downs, "rp %d", o.name)
+						require.Zero(t, st.Core.Failovers)
+						require.Len(t, st.Database, 3)
+					}
+					require.Equal(t, Up, stateOf(t, p[0], 2))
+					require.Len(t, p[1].engine.sessions, 2, "the sessions before are gone")
+					require.Len(t, p[0].engine.sessions, 1)
+					require.Len(t, p[1].Stats().Routes, 3)
+					for _, o := range p {
+						require.True(t, p[1].keys.Of(o.incarnation) != nil, "rp %d has them of %d", p[1].name, o.name)
+					}
+				}
+
+				// A new key goes the whole way.
+				key := firstKey(p[0].incarnation)
+				key.Epoch, key.Key = 1, auth.Key{9}
+				require.Zero(t, p[0].Offer([]proto.GroupKey{key}, time.Second))
+				require.True(t, p[2].has(key))
+			})
+		})
+	}
+}
+
+func stateOf(t *testing.T, p *point, name byte) State {
+	all := p.Stats().Neighbours
+	return all[slices.IndexFunc(all, func(o Neighbour) bool { return o.RP == idOf(t, name) })].State
+}
+
+// One that does not come back is lost after 15 s, and one that says Bye, or whose datapath
+// ends with it, at once.
+func TestProcessAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p, cuts := chainOfThree(n)
+		p[1].kill(cuts...)
+		took := within(t, time.Minute, func() bool { return stateOf(t, p[0], 2) == Disconnected })
+		require.InDelta(t, awayTimeout.Seconds(), took.Seconds(), 0.2)
+		require.Empty(t, n.reach(p[0]))
+		require.Empty(t, p[0].engine.sessions)
+		require.Empty(t, p[0].engine.routes[p[0].incarnation].To)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p, _ := chainOfThree(n)
+		p[1].Stop()
+		synctest.Wait()
+		require.Equal(t, Disconnected, stateOf(t, p[0], 2))
+		require.Empty(t, n.reach(p[0]))
+	})
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := []*point{n.start(1, 0x100), n.start(2, 0x200)}
+		cut := n.link(p[0], p[1])
+		n.settle()
+		cut()
+		synctest.Wait()
+		require.Equal(t, Disconnected, stateOf(t, p[0], 2))
+		require.Empty(t, p[0].engine.sessions)
+	})
+}
+
+// Who comes back as another incarnation did not take the datapath over.
+func TestProcessDiesForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p, cuts := chainOfThree(n)
+		p[1].kill(cuts...)
+		flows(t, n, p, time.Second)
+		p[1] = n.start(2, 0x201, outlives)
+		n.link(p[0], p[1])
+		synctest.Wait()
+		require.Empty(t, n.reach(p[0]))
+		require.Len(t, p[0].engine.sessions, 1)
+		n.link(p[1], p[2])
+		within(t, 5*time.Second, func() bool { return maps.Equal(map[byte]int{2: 1, 3: 1}, n.reach(p[0])) })
+	})
+}
+
+// Adopted sessions and routes end when the neighbours do not come.
+func TestAdoptedAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p, cuts := chainOfThree(n)
+		p[1].kill(cuts...)
+		p[1] = n.again(p[1])
+		require.Len(t, p[1].engine.routes, 2)
+		time.Sleep(awayTimeout + time.Second)
+		synctest.Wait()
+		require.Empty(t, p[1].engine.sessions)
+		require.Empty(t, p[1].engine.routes)
+		require.Equal(t, Disconnected, stateOf(t, p[1], 1))
+	})
+}
+
+// Branches of an adopted route go on beside the own ones, each session once.
+func TestWay(t *testing.T) {
+	near := &neighbour{id: 7, outlived: []outlived{{index: 1}, {index: 2}}}
+	far := &neighbour{id: 8, link: &link{index: 3, open: true}}
+	s := &Server{
+		cfg: Config{Incarnation: 0x100, Groups: []uint32{4, 5}},
+		rps: map[linkstate.ID]*neighbour{7: near, 8: far},
+		ingresses: map[uint32]*ingress{0x200: {route: linkstate.Route{
+			Parent: 8, Previous: []linkstate.ID{9}, Children: []linkstate.Child{{ID: 7, Groups: []uint32{4}}, {ID: 8}},
+		}}},
+		adopted: adopted{routes: map[uint32]linkstate.Route{
+			0x100: {Previous: []linkstate.ID{7}, Children: []linkstate.Child{{ID: 7, All: true}}},
+			0x200: {Previous: []linkstate.ID{7, 8}, Children: []linkstate.Child{{ID: 7, Groups: []uint32{4, 5}}}},
+		}},
+	}
+	require.Equal(t, datapath.Route{
+		Ingress: 0x200, From: []uint32{3, 1, 2}, To: []datapath.Branch{{Session: 1, Groups: []uint32{4, 5}}},
+	}, s.way(0x200))
+	require.Equal(t, datapath.Route{Ingress: 0x100, To: []datapath.Branch{{Session: 1, Groups: []uint32{4, 5}}}}, s.way(0x100))
+
+	near.link = &link{index: 6, open: true}
+	require.Equal(t, []uint32{3, 6, 1, 2}, s.way(0x200).From)
+	require.Equal(t, uint32(1), near.sends(), "until the neighbour has the other")
+	near.link.proven = true
+	require.Equal(t, uint32(6), near.sends())
+}
