@@ -114,21 +114,41 @@ func TestXDPDaemonOfMeshKilled(t *testing.T) {
 	members(t, all...)
 	publishers := []*lightPeer{all[0], all[2], all[4]}
 
-	sent := 0
-	publish := func(during func()) (n int) {
+	// publish sends until a function returns: the next ones when those before arrived, or
+	// have been on the way for too long.
+	sent := uint64(0)
+	arrived := func(p, from *lightPeer, seq uint64) int {
+		incarnation := see(from, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+		return see(p, func(p *lightPeer) int { return p.sequences[sequence{incarnation, seq}] })
+	}
+	eachWay := func(f func(p, from *lightPeer)) {
+		for _, p := range all {
+			for _, from := range publishers {
+				if p != from {
+					f(p, from)
+				}
+			}
+		}
+	}
+	publish := func(during func()) uint64 {
 		done := make(chan struct{})
 		go func() { defer close(done); during() }()
-		for {
+		for before := sent; ; {
+			sent++
 			for _, p := range publishers {
 				p.publish(fmt.Sprint("datagram ", sent))
 			}
-			sent++
-			n++
-			time.Sleep(2 * time.Millisecond)
+			end := time.Now().Add(time.Second)
+			eachWay(func(p, from *lightPeer) {
+				for arrived(p, from, sent) == 0 && time.Now().Before(end) {
+					time.Sleep(100 * time.Microsecond)
+				}
+			})
 			select {
 			case <-done:
-				return n
+				return sent - before
 			default:
+				time.Sleep(2 * time.Millisecond)
 			}
 		}
 	}
@@ -148,27 +168,17 @@ func TestXDPDaemonOfMeshKilled(t *testing.T) {
 	})
 	after := publish(func() { time.Sleep(20 * time.Second) }) // what was adopted is over
 	lost, twice := 0, 0
-	for _, p := range all {
-		for _, from := range publishers {
-			if p == from {
-				continue
-			}
-			incarnation := see(from, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
-			got := func(seq int) int {
-				return see(p, func(p *lightPeer) int { return p.sequences[sequence{incarnation, uint64(seq)}] })
-			}
-			for end := time.Now().Add(time.Second); got(sent) == 0 && time.Now().Before(end); {
-				time.Sleep(time.Millisecond)
-			}
-			for seq := 1; seq <= sent; seq++ {
-				switch n := got(seq); {
-				case n == 0:
-					lost++
-				case n > 1:
-					twice++
-				}
+	eachWay(func(p, from *lightPeer) {
+		for seq := uint64(1); seq <= sent; seq++ {
+			switch n := arrived(p, from, seq); {
+			case n == 0:
+				lost++
+			case n > 1:
+				twice++
 			}
 		}
+	})
+	for _, p := range all {
 		require.Empty(t, see(p, func(p *lightPeer) []error { return p.left }))
 	}
 	require.Zero(t, lost, "lost")

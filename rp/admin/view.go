@@ -85,7 +85,7 @@ type GroupCount struct {
 type RP struct {
 	ID          string     `json:"id"`
 	Addr        netip.Addr `json:"addr"`
-	State       string     `json:"state"` // "disconnected", "connected", "linked" or "up"
+	State       string     `json:"state"` // "disconnected", "connected", "linked", "up" or "away"
 	Incarnation string     `json:"incarnation,omitempty"`
 	Session     string     `json:"session,omitempty"`
 	Received    uint64     `json:"received"` // datagrams

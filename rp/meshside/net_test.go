@@ -76,6 +76,7 @@ type engine struct {
 	routes   map[uint32]datapath.Route
 	keys     map[uint32][]proto.GroupKey
 	marks    []proto.Mark
+	closed   bool // nothing changes any more
 }
 
 func newEngine() *engine {
@@ -90,6 +91,9 @@ func newEngine() *engine {
 func (e *engine) apply(c datapath.Change) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.closed {
+		return datapath.ErrClosed
+	}
 	if err := c.Check(1); err != nil {
 		return err
 	}
@@ -116,6 +120,12 @@ func (e *engine) apply(c datapath.Change) error {
 		}
 	}
 	return nil
+}
+
+func (e *engine) refuse(closed bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = closed
 }
 
 // state is what a process that adopts the datapath finds.

@@ -22,13 +22,13 @@ func outlives(c *Config) { c.Outlives = true }
 // kill ends the process of an RP, and its connections. Its datapath goes on.
 func (p *point) kill(cuts ...func()) {
 	p.killed.Store(true)
-	p.engine.OnApply = func(datapath.Change) error { return datapath.ErrClosed }
+	p.engine.refuse(true)
 	for _, cut := range cuts {
 		cut()
 	}
 	synctest.Wait()
 	p.Stop()
-	p.engine.OnApply = p.engine.apply
+	p.engine.refuse(false)
 }
 
 // again starts the next process of an RP, which adopts the datapath.
@@ -83,8 +83,6 @@ func TestProcessDies(t *testing.T) {
 					p[1].kill(cuts...)
 					flows(t, n, p, away)
 					require.Equal(t, Away, stateOf(t, p[0], 2))
-					require.Error(t, p[1].engine.Apply(datapath.Change{Add: []datapath.Session{{}}}), "it is as it was")
-
 					p[1] = n.again(p[1])
 					flows(t, n, p, 200*time.Millisecond)
 					cuts[1] = n.link(p[2], p[1])
@@ -100,12 +98,14 @@ func TestProcessDies(t *testing.T) {
 						require.Len(t, st.Database, 3)
 					}
 					require.Equal(t, Up, stateOf(t, p[0], 2))
-					require.Len(t, p[1].engine.sessions, 2, "the sessions before are gone")
-					require.Len(t, p[0].engine.sessions, 1)
+					require.Len(t, p[1].engine.state(0).Sessions, 2, "the sessions before are gone")
+					require.Len(t, p[0].engine.state(0).Sessions, 1)
 					require.Len(t, p[1].Stats().Routes, 3)
-					for _, o := range p {
-						require.True(t, p[1].keys.Of(o.incarnation) != nil, "rp %d has them of %d", p[1].name, o.name)
-					}
+					p[1].call(func() {
+						for _, o := range p {
+							require.NotEmpty(t, p[1].keys.Of(o.incarnation), "of %d", o.name)
+						}
+					})
 				}
 
 				// A new key goes the whole way.
@@ -116,6 +116,29 @@ func TestProcessDies(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A connection ends, and both processes live: nothing is lost while it is made again.
+func TestConnectionLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p, cuts := chainOfThree(n)
+		for range 3 {
+			cuts[0]()
+			flows(t, n, p, time.Second)
+			require.Equal(t, Away, stateOf(t, p[0], 2))
+			require.Equal(t, Away, stateOf(t, p[1], 1))
+			cuts[0] = n.link(p[0], p[1])
+			flows(t, n, p, 200*time.Millisecond) // cut again while both sessions are there
+		}
+		flows(t, n, p, 20*time.Second)
+		for _, o := range p {
+			require.Zero(t, o.Stats().Core.Downs)
+			require.Zero(t, o.Stats().Core.Repairs)
+		}
+		require.Len(t, p[0].engine.state(0).Sessions, 1)
+		require.Len(t, p[1].engine.state(0).Sessions, 2)
+	})
 }
 
 func stateOf(t *testing.T, p *point, name byte) State {
@@ -133,8 +156,8 @@ func TestProcessAway(t *testing.T) {
 		took := within(t, time.Minute, func() bool { return stateOf(t, p[0], 2) == Disconnected })
 		require.InDelta(t, awayTimeout.Seconds(), took.Seconds(), 0.2)
 		require.Empty(t, n.reach(p[0]))
-		require.Empty(t, p[0].engine.sessions)
-		require.Empty(t, p[0].engine.routes[p[0].incarnation].To)
+		require.Empty(t, p[0].engine.state(0).Sessions)
+		require.Empty(t, p[0].engine.state(0).Routes)
 	})
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
@@ -152,7 +175,7 @@ func TestProcessAway(t *testing.T) {
 		cut()
 		synctest.Wait()
 		require.Equal(t, Disconnected, stateOf(t, p[0], 2))
-		require.Empty(t, p[0].engine.sessions)
+		require.Empty(t, p[0].engine.state(0).Sessions)
 	})
 }
 
@@ -167,7 +190,7 @@ func TestProcessDiesForGood(t *testing.T) {
 		n.link(p[0], p[1])
 		synctest.Wait()
 		require.Empty(t, n.reach(p[0]))
-		require.Len(t, p[0].engine.sessions, 1)
+		require.Len(t, p[0].engine.state(0).Sessions, 1)
 		n.link(p[1], p[2])
 		within(t, 5*time.Second, func() bool { return maps.Equal(map[byte]int{2: 1, 3: 1}, n.reach(p[0])) })
 	})
@@ -180,11 +203,11 @@ func TestAdoptedAlone(t *testing.T) {
 		p, cuts := chainOfThree(n)
 		p[1].kill(cuts...)
 		p[1] = n.again(p[1])
-		require.Len(t, p[1].engine.routes, 2)
+		require.Len(t, p[1].engine.state(0).Routes, 2)
 		time.Sleep(awayTimeout + time.Second)
 		synctest.Wait()
-		require.Empty(t, p[1].engine.sessions)
-		require.Empty(t, p[1].engine.routes)
+		require.Empty(t, p[1].engine.state(0).Sessions)
+		require.Empty(t, p[1].engine.state(0).Routes)
 		require.Equal(t, Disconnected, stateOf(t, p[1], 1))
 	})
 }
