@@ -127,9 +127,6 @@ func Start(cfg Config) (*Swarm, error) {
 	if cfg.In == nil {
 		cfg.In = func(open func() error) error { return open() }
 	}
-	if cfg.Arrived == nil {
-		cfg.Arrived = func(int, []byte, time.Time) {}
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Swarm{
 		cfg:        cfg,
@@ -319,6 +316,13 @@ func (s *Swarm) Load(ctx context.Context, rate float64, d time.Duration) (Delays
 		land(f)
 	}
 	return delays, ctx.Err()
+}
+
+// report tells who wants to know of a DATA.
+func (s *Swarm) report(peer int, payload []byte, at int64) {
+	if s.cfg.Arrived != nil {
+		s.cfg.Arrived(peer, payload, time.Unix(0, at))
+	}
 }
 
 // arrived notes a copy.

@@ -327,7 +327,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 	switch {
 	case v == wire.Replayed && h.Type == wire.Data:
 		p.swarm.duplicates.Add(1)
-		p.swarm.cfg.Arrived(p.number, payload, time.Unix(0, at))
+		p.swarm.report(p.number, payload, at)
 	case v != wire.Pass:
 		p.swarm.refused.Add(1)
 	default:
@@ -336,7 +336,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 		case wire.Data:
 			p.swarm.received.Add(1)
 			p.swarm.arrived(payload, at)
-			p.swarm.cfg.Arrived(p.number, payload, time.Unix(0, at))
+			p.swarm.report(p.number, payload, at)
 		case wire.Echo:
 			p.swarm.echoes.Add(1)
 		}
