@@ -5,12 +5,17 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/safchain/ethtool"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/testnet/netns"
 )
@@ -68,8 +73,52 @@ func newQueue(ns *netns.Namespace, name string) (q *queue, err error) {
 	if err != nil {
 		return q, err
 	}
-	q.link, err = attachXDP(ns, name, q.program)
-	return q, err
+	if q.link, err = attachXDP(ns, name, q.program); err != nil {
+		return q, err
+	}
+	return q, q.favour()
+}
+
+// queueNice is the nice value of the kernel threads that empty the queues: networks do
+// not wait for a CPU.
+const queueNice = -10
+
+// favour raises the priority of the kernel threads that empty the queues.
+func (q *queue) favour() error {
+	info, err := q.cpus.Info()
+	if err != nil {
+		return err
+	}
+	id, ok := info.ID()
+	if !ok {
+		return errors.New("the kernel does not tell the id of a map")
+	}
+	threads, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return err
+	}
+	for _, thread := range threads {
+		text, err := os.ReadFile(thread)
+		if err != nil {
+			continue // it has ended
+		}
+		name := strings.TrimSpace(string(text))
+		for cpu := range runtime.NumCPU() {
+			// The kernel may cut it to 15 bytes.
+			full := fmt.Sprintf("cpumap/%d/map:%d", cpu, id)
+			if name != full && (len(name) < 15 || !strings.HasPrefix(full, name)) {
+				continue
+			}
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(thread)))
+			if err != nil {
+				return err
+			}
+			if err := unix.Setpriority(unix.PRIO_PROCESS, pid, queueNice); err != nil {
+				return fmt.Errorf("raise priority of %s: %w", name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // ringPerCPU gives both directions of a veth end a ring for each CPU. A frame comes out

@@ -28,7 +28,7 @@ const (
 
 // Time limits on a replication point.
 const (
-	rpStartTimeout = 10 * time.Second
+	rpStartTimeout = 30 * time.Second
 	rpStopGrace    = 5 * time.Second
 )
 
