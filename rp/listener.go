@@ -188,7 +188,7 @@ func refuse(conn net.Conn) {
 func keepAlive(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{ // else devp2p notices after 30 seconds
-			Enable: true, Idle: time.Second, Interval: time.Second, Count: 4,
+			Enable: true, Idle: 10 * time.Second, Interval: 2 * time.Second, Count: 3,
 		})
 	}
 }

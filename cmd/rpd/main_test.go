@@ -25,12 +25,17 @@ func TestScripts(t *testing.T) {
 		Dir:           "testdata",
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
-			// Ports that nobody has, for daemons that run.
+			// Ports that nobody has, for daemons that run. UDP and TCP may come to the same number.
+			taken := make(map[int]bool)
 			for _, name := range []string{"CONTROL", "CONTROL2", "DATA", "DATA2", "ADMIN", "ADMIN2"} {
-				port, err := freePort(name[0] == 'D')
-				if err != nil {
-					return err
+				port := 0
+				for port == 0 || taken[port] {
+					var err error
+					if port, err = freePort(name[0] == 'D'); err != nil {
+						return err
+					}
 				}
+				taken[port] = true
 				env.Setenv(name, strconv.Itoa(port))
 			}
 			return nil

@@ -318,6 +318,13 @@ func (s *Swarm) Load(ctx context.Context, rate float64, d time.Duration) (Delays
 	return delays, ctx.Err()
 }
 
+// report tells who wants to know of a DATA.
+func (s *Swarm) report(peer int, payload []byte, at int64) {
+	if s.cfg.Arrived != nil {
+		s.cfg.Arrived(peer, payload, time.Unix(0, at))
+	}
+}
+
 // arrived notes a copy.
 func (s *Swarm) arrived(payload []byte, at int64) {
 	if len(payload) < 8 {

@@ -305,13 +305,6 @@ func (p *peer) publish(object []byte) error {
 	return nil
 }
 
-// tell tells who wants to know of a payload that arrived.
-func (p *peer) tell(payload []byte, at int64) {
-	if told := p.swarm.cfg.Arrived; told != nil {
-		told(p.number, payload, time.Unix(0, at))
-	}
-}
-
 // receive takes a datagram that arrived at the socket at a Unix time in ns.
 func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 	p.mu.Lock()
@@ -334,7 +327,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 	switch {
 	case v == wire.Replayed && h.Type == wire.Data:
 		p.swarm.duplicates.Add(1)
-		p.tell(payload, at)
+		p.swarm.report(p.number, payload, at)
 	case v != wire.Pass:
 		p.swarm.refused.Add(1)
 	default:
@@ -343,7 +336,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 		case wire.Data:
 			p.swarm.received.Add(1)
 			p.swarm.arrived(payload, at)
-			p.tell(payload, at)
+			p.swarm.report(p.number, payload, at)
 		case wire.Echo:
 			p.swarm.echoes.Add(1)
 		}

@@ -93,6 +93,7 @@ var notes = []string{
 	"control traffic is what the delay line counts at the line of the sender, by source and destination, without Ethernet headers; of simulated meshes, the messages with all headers",
 	"late and lost are before any repair between peers and RPs; what the cache of a new parent served is late, not lost",
 	"duplicated are copies that reached a peer, who drops them",
+	"with a CPU pressure above a half, times and losses are those of the machine",
 }
 
 // NewReport is an empty report of this machine.

@@ -31,7 +31,7 @@ func (m Mode) String() string {
 // in percent. Less is faster, more is lighter.
 const (
 	MinAlpha     = 101
-	DefaultAlpha = 150
+	DefaultAlpha = 115
 )
 
 // Tree is the tree of one root.
