@@ -96,11 +96,6 @@ func (s *Server) pick(ctx context.Context, nodes []*enode.Node, near, far int) (
 		byID[id] = n
 		candidates = append(candidates, linkstate.Candidate{ID: id, RTT: rtt})
 	}
-	if len(candidates) < linkstate.FullMesh && near == 0 {
-		// Choose takes all of few: these replace some that did not connect.
-		rng.Shuffle(len(candidates), func(i, j int) { candidates[i], candidates[j] = candidates[j], candidates[i] })
-		candidates = candidates[:min(far, len(candidates))]
-	}
 	for _, id := range linkstate.Choose(candidates, near, far, rng) {
 		chosen = append(chosen, byID[id])
 	}

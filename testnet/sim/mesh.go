@@ -57,6 +57,7 @@ type Result struct {
 // Times of a run.
 const (
 	startWithin = time.Second
+	calmTime    = 2*linkstate.LinkDelay + 2*time.Second // after which nothing changes any more
 	quietTime   = 20 * time.Second
 	settleTime  = 4 * time.Second // after which a datagram that did not arrive is lost
 	joinTime    = 6 * time.Second // that a new RP has until it is counted on
@@ -116,7 +117,7 @@ func Run(ctx context.Context, plan Plan) (*Result, error) {
 	for i := range w.streams {
 		w.publishing(i, 200*time.Millisecond)
 	}
-	w.run(w.now + 5*time.Second) // the first hellos go often everywhere
+	w.run(w.now + calmTime)
 	meter.start()
 	w.run(w.now + quietTime)
 	result.ControlTree, result.ControlOther = meter.stop()
@@ -274,6 +275,7 @@ func (w *world) churn(ctx context.Context, plan Plan, result *Result, meter *met
 		return err
 	}
 	result.ReconvergeS = (w.now - back).Seconds()
+	w.run(w.now + calmTime)
 	for _, s := range w.streams {
 		s.stopped = true
 	}
@@ -321,7 +323,7 @@ func (w *world) deaths(ctx context.Context, n int, result *Result) error {
 			r.windows[0].newestAt, r.windows[0].silence = 0, 0
 		}
 		w.start(victim)
-		w.run(w.now + joinTime)
+		w.run(w.now + calmTime)
 		if err := w.converge(ctx); err != nil {
 			return err
 		}

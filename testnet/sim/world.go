@@ -146,6 +146,7 @@ func newWorld(cfg Config) (*world, error) {
 // connect chooses neighbours by delay, as RPs do that measure it, one after the other.
 func (w *world) connect() {
 	links := make(map[[2]int32]bool)
+	near, far := linkstate.Wanted(len(w.rps) - 1)
 	for _, r := range w.rps {
 		var candidates []linkstate.Candidate
 		for _, o := range w.rps {
@@ -153,7 +154,7 @@ func (w *world) connect() {
 				candidates = append(candidates, linkstate.Candidate{ID: o.id, RTT: 2 * w.under.delay(int(r.index), int(o.index))})
 			}
 		}
-		for _, id := range linkstate.Choose(candidates, linkstate.Near, linkstate.Far, w.rng) {
+		for _, id := range linkstate.Choose(candidates, near, far, w.rng) {
 			o := w.byID[id]
 			if l := [2]int32{min(r.index, o), max(r.index, o)}; !links[l] {
 				links[l] = true

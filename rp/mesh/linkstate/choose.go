@@ -24,15 +24,22 @@ type Candidate struct {
 	RTT time.Duration
 }
 
-// Choose returns to whom an RP connects, given those that take connections: all of a small mesh, else the nearest, which
-// keep trees light, and a random one of each of far classes of round-trip time, which
-// keep the mesh connected and its ways short.
+// Wanted returns how many near and far neighbours an RP chooses that may have some number:
+// all of a small mesh. What counts is who may be one, not who answers: else the first RPs
+// of a large mesh would be neighbours of all others.
+func Wanted(others int) (near, far int) {
+	if others < FullMesh {
+		return others, 0
+	}
+	return Near, Far
+}
+
+// Choose returns to whom an RP connects, given those that take connections: the nearest,
+// which keep trees light, and a random one of each of far classes of round-trip time,
+// which keep the mesh connected and its ways short.
 func Choose(candidates []Candidate, near, far int, rng *rand.Rand) []ID {
 	sorted := slices.Clone(candidates)
 	slices.SortFunc(sorted, func(a, b Candidate) int { return cmp.Or(cmp.Compare(a.RTT, b.RTT), cmp.Compare(a.ID, b.ID)) })
-	if len(sorted) < FullMesh {
-		near = len(sorted)
-	}
 	near = min(near, len(sorted))
 	var chosen []ID
 	for _, c := range sorted[:near] {

@@ -17,14 +17,15 @@ const (
 	Interval     = time.Second            // between other hellos
 	Missed       = 3                      // hellos until a neighbour is down; one before, backups are asked
 
-	LinkDelay      = time.Second            // links that come up, and costs, are advertised together
+	JoinDelay      = 200 * time.Millisecond // links to RPs without a path are advertised together
+	LinkDelay      = 4 * time.Second        // other links that come up, and costs: they can wait
 	UrgentDelay    = 100 * time.Millisecond // least time between adverts
 	CountsDelay    = 5 * time.Second        // least time between adverts of counts
 	Refresh        = 20 * time.Minute
-	MaxAge         = 2 * time.Minute       // after which the advert of an RP without a path to it is forgotten
-	TreesDelay     = time.Second           // least time between computations of trees
-	TreesSoon      = 20 * time.Millisecond // from the first change to a computation
-	HaveDelay      = 500 * time.Millisecond
+	MaxAge         = 2 * time.Minute        // after which the advert of an RP without a path to it is forgotten
+	TreesDelay     = time.Second            // least time between computations of trees
+	TreesSoon      = 20 * time.Millisecond  // from the first change to a computation
+	HaveDelay      = 500 * time.Millisecond // and up to twice that
 	DigestDelay    = time.Minute
 	ConfirmDelay   = 2 * time.Second         // until parents are told again what they are asked for
 	RequestDelay   = time.Second             // until another neighbour is asked for an advert
@@ -53,6 +54,12 @@ const (
 	backupsKept   = 3
 	previousKept  = 2
 	hellosUntilUp = 3
+	ownRate       = 1 // own adverts per second
+	ownBurst      = 5
+	informed      = 4                // neighbours that are told of an advert which they do not get
+	holdFirst     = time.Second      // after which a neighbour that was lost twice is up again, and
+	holdLast      = 16 * time.Second // after each further time twice as long, up to this
+	holdMemory    = time.Minute      // for which it stayed up when that is forgotten
 	settleDelay   = 10 * time.Second // until an RP that starts has the database, and paths
 	returnDelay   = 5 * time.Second  // until it does not wait for neighbours of its earlier life any more
 )
@@ -166,6 +173,7 @@ type Core struct {
 
 	neighbours []*neighbour // by id
 	tickAt     time.Time
+	late       time.Duration // how late ticks come, at worst of those of some seconds
 
 	database
 	advertising
@@ -312,6 +320,7 @@ func (c *Core) Tick(now time.Time) {
 	if now.Before(c.tickAt) {
 		return
 	}
+	c.late = max(now.Sub(c.tickAt), c.late-c.late/lateMemory)
 	c.tickAt = c.tickAt.Add(TreeInterval)
 	if c.tickAt.Before(now) { // the process was stopped
 		c.tickAt = now.Add(TreeInterval)
@@ -347,6 +356,9 @@ func (c *Core) Deadline() time.Time {
 	return next
 }
 
+// lateMemory is the number of ticks in which what is known about late ones fades.
+const lateMemory = 64
+
 // due reports whether a time is set and over.
 func due(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
@@ -356,19 +368,30 @@ type limiter struct {
 	left  float64
 }
 
-// allow takes a token, of which there are rate more each second, and burst at most.
-func (l *limiter) allow(now time.Time, rate, burst float64) bool {
+// fill adds the tokens of the time that went by: rate each second, up to burst.
+func (l *limiter) fill(now time.Time, rate, burst float64) {
 	if l.since.IsZero() {
 		l.left = burst
 	} else {
 		l.left = min(burst, l.left+rate*now.Sub(l.since).Seconds())
 	}
 	l.since = now
+}
+
+// allow takes a token if there is one.
+func (l *limiter) allow(now time.Time, rate, burst float64) bool {
+	l.fill(now, rate, burst)
 	if l.left < 1 {
 		return false
 	}
 	l.left--
 	return true
+}
+
+// wait is how long it takes until there is a token.
+func (l *limiter) wait(now time.Time, rate, burst float64) time.Duration {
+	l.fill(now, rate, burst)
+	return time.Duration(max(0, 1-l.left) / rate * float64(time.Second))
 }
 
 // Neighbour is the state of a connection to another RP.

@@ -162,21 +162,27 @@ func (c *Core) suspectLost(origin ID, before, after []Link) {
 func compareLink(l Link, id ID) int { return cmp.Compare(l.Neighbour, id) }
 
 // forward passes a new advert on: at once on the spanning tree, or to everybody when
-// that may be torn; the others are told of it. The own goes to everybody.
+// that may be torn; some of the others are told of it.
 func (c *Core) forward(v Version, from *neighbour) {
-	e := c.entries[v.Origin]
-	torn := v.Origin == c.cfg.Self || c.torn()
+	torn := c.torn()
+	var others []*neighbour
 	for _, n := range c.neighbours {
 		switch {
 		case n == from || !n.up:
-		case n.spans || torn:
+		case n.spans || torn || v.Origin == c.cfg.Self && c.awaited[n.id]:
 			c.owe(n, v.Origin)
 		default:
-			if len(n.have) == 0 {
-				n.haveAt = c.now.Add(HaveDelay)
-			}
-			n.have[e.Advert.Origin] = true
+			others = append(others, n)
 		}
+	}
+	for range min(informed, len(others)) {
+		i := c.cfg.Rand.IntN(len(others))
+		n := others[i]
+		others = slices.Delete(others, i, i+1)
+		if len(n.have) == 0 {
+			n.haveAt = c.now.Add(HaveDelay + time.Duration(c.cfg.Rand.Int64N(int64(HaveDelay))))
+		}
+		n.have[v.Origin] = true
 	}
 }
 

@@ -20,10 +20,11 @@ const HelloSize = 16
 //	8    4     Hold: microseconds since that arrived
 //	12   2     Interval: milliseconds until the next hello, 100 to 1000
 //	14   1     flags: 1 tree edge, 2 answer at once, 4 link is up, 8 Echo is valid
-//	15   1     0
+//	15   1     Slack: units of 10 ms by which the sender may be late
 type Hello struct {
 	Stamp, Echo, Hold uint32
 	Interval          uint16
+	Slack             uint8
 	Tree              bool // the sender has the link on a tree: both send often
 	Poll              bool // the sender wants a hello at once
 	Up                bool // the sender hears the receiver
@@ -44,7 +45,7 @@ func (h *Hello) Append(b []byte) []byte {
 			flags |= 1 << i
 		}
 	}
-	return append(b, flags, 0)
+	return append(b, flags, h.Slack)
 }
 
 // ParseHello parses a hello and checks its limits.
@@ -57,13 +58,14 @@ func ParseHello(b []byte) (h Hello, err error) {
 		Echo:     binary.BigEndian.Uint32(b[4:]),
 		Hold:     binary.BigEndian.Uint32(b[8:]),
 		Interval: binary.BigEndian.Uint16(b[12:]),
+		Slack:    b[15],
 	}
 	flags := h.flags()
 	for i, set := range flags {
 		*set = b[14]>>i&1 != 0
 	}
-	if b[14]>>len(flags) != 0 || b[15] != 0 {
-		return Hello{}, fmt.Errorf("hello with flags %04x", b[14:])
+	if b[14]>>len(flags) != 0 {
+		return Hello{}, fmt.Errorf("hello with flags %02x", b[14])
 	}
 	if i := h.interval(); i < TreeInterval || i > Interval {
 		return Hello{}, fmt.Errorf("hello with interval %v", i)
@@ -72,3 +74,8 @@ func ParseHello(b []byte) (h Hello, err error) {
 }
 
 func (h *Hello) interval() time.Duration { return time.Duration(h.Interval) * time.Millisecond }
+
+// slackUnit is the unit of Slack.
+const slackUnit = 10 * time.Millisecond
+
+func (h *Hello) slack() time.Duration { return time.Duration(h.Slack) * slackUnit }

@@ -3,6 +3,8 @@
 package linkstate
 
 import (
+	"math"
+	"slices"
 	"time"
 )
 
@@ -16,6 +18,7 @@ type neighbour struct {
 	hellos   int           // heard since the link came or went down
 	heard    time.Time     // of anything
 	interval time.Duration // that it announced
+	slack    time.Duration // likewise: a process without enough of a CPU sends late
 	stamp    uint32        // its newest, which came at stampAt
 	stampAt  time.Time
 	sendAt   time.Time // of the next hello
@@ -26,11 +29,13 @@ type neighbour struct {
 	doubted  bool      // missed since it was heard, so that backups were asked
 	polled   time.Time // asked whether it lives, since another RP lost it; zero for not
 	away     time.Time // until when it is up without a process that hears and is heard; zero for not
+	lost     int       // times that it was found dead while it was up for less than holdMemory
 
 	// Cost.
-	rtt  time.Duration // smoothed, 0 before the first
-	rtts int           // measured, up to smoothing
-	cost uint32        // advertised
+	rtt      time.Duration           // the lower quartile of rtts, 0 before the first
+	rtts     [rttsKept]time.Duration // the newest, as a ring
+	measured int                     // ever
+	cost     uint32                  // advertised
 
 	// Adverts.
 	spans     bool        // adverts go to it at once
@@ -63,6 +68,9 @@ func newNeighbour(now time.Time, id ID) *neighbour {
 // trial is how long hellos go often to a neighbour that does not answer.
 const trial = 10 * time.Second
 
+// lostMax bounds what is counted of the times that a neighbour was lost.
+const lostMax = 16
+
 // lateness is how late a hello may come, as share of the interval.
 const lateness = 5
 
@@ -72,9 +80,9 @@ func (n *neighbour) downAt() time.Time {
 	if n.isAway() {
 		return n.away
 	}
-	at := n.heard.Add(Missed*n.interval + n.interval/lateness)
+	at := n.heard.Add(Missed*n.interval + n.interval/lateness + n.slack)
 	if !n.polled.IsZero() {
-		if p := n.polled.Add(Missed*TreeInterval + TreeInterval/lateness + n.rtt); p.Before(at) {
+		if p := n.polled.Add(Missed*TreeInterval + TreeInterval/lateness + n.rtt + n.slack); p.Before(at) {
 			return p
 		}
 	}
@@ -85,7 +93,7 @@ func (n *neighbour) doubtAt() time.Time {
 	if n.isAway() {
 		return n.away
 	}
-	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness)
+	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness + n.slack)
 }
 
 func (n *neighbour) alive(now time.Time) { n.heard, n.polled, n.doubted = now, time.Time{}, false }
@@ -112,7 +120,7 @@ func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
 		return
 	}
 	n.alive(now)
-	n.interval = h.interval()
+	n.interval, n.slack = h.interval(), h.slack()
 	n.stamp, n.stampAt = h.Stamp, now
 	n.theirs = h.Tree
 	if h.Echoes {
@@ -130,7 +138,7 @@ func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
 		c.down(n) // it does not hear this RP, or came back meanwhile
 	case !n.up:
 		n.hellos++
-		if n.hellos >= hellosUntilUp && n.rtt > 0 {
+		if n.hellos >= hellosUntilUp && n.rtt > 0 && now.Sub(n.since) >= n.hold() {
 			c.comeUp(n)
 		}
 	}
@@ -189,25 +197,39 @@ func (c *Core) measure(n *neighbour, rtt time.Duration) {
 	case rtt > trial: // also what became negative
 		c.stats.BadEchoes++
 	default:
-		n.rtts = min(n.rtts+1, smoothing)
-		n.rtt = max(n.rtt+(rtt-n.rtt)/time.Duration(n.rtts), 1)
+		n.rtts[n.measured%rttsKept] = max(rtt, 1)
+		n.measured++
+		newest := slices.Clone(n.rtts[:min(n.measured, rttsKept)])
+		slices.Sort(newest)
+		n.rtt = newest[len(newest)/4]
 	}
 }
 
-// smoothing is the number of round-trip times that the smoothed one follows: jitter
-// shall not look like another cost, which the whole mesh is told.
-const smoothing = 32
+// rttsKept is the number of round-trip times of which the lower quartile counts: neither
+// jitter nor a busy CPU shall look like another cost, which the whole mesh is told.
+const rttsKept = 32
 
 func costOf(rtt time.Duration) uint32 { return uint32(max(rtt/CostUnit, 1)) }
+
+// hold is how long a neighbour that is lost again and again is not up.
+func (n *neighbour) hold() time.Duration {
+	if n.lost < 2 {
+		return 0
+	}
+	return min(holdFirst<<(n.lost-2), holdLast)
+}
 
 func (c *Core) comeUp(n *neighbour) {
 	n.up, n.since, n.cost = true, c.now, costOf(n.rtt)
 	n.digestAt = c.now.Add(DigestDelay)
 	if c.awaited == nil {
-		c.ackBy = c.now.Add(LinkDelay + AckDelay) // there is somebody to tell
+		c.ackBy = c.now.Add(JoinDelay + AckDelay) // there is somebody to tell
 	}
 	c.act(NeighbourUp{n.id})
 	delay := LinkDelay
+	if !c.reached(n.id) {
+		delay = JoinDelay
+	}
 	if c.expected[n.id] {
 		if delete(c.expected, n.id); len(c.expected) == 0 {
 			delay = 0
@@ -225,6 +247,10 @@ func (c *Core) down(n *neighbour) {
 	if !n.up {
 		return
 	}
+	if c.now.Sub(n.since) > holdMemory {
+		n.lost = 0
+	}
+	n.lost = min(n.lost+1, lostMax)
 	n.up, n.since, n.polled, n.away = false, c.now, time.Time{}, time.Time{}
 	n.spans, n.theirs, n.exchanged = false, false, false
 	n.activate, n.release, n.adverts = nil, nil, nil
@@ -299,6 +325,7 @@ func (c *Core) hello(n *neighbour) {
 		interval = TreeInterval
 	}
 	h := Hello{Stamp: micros(c.now), Interval: uint16(interval.Milliseconds()), Tree: n.tree, Up: n.up, Poll: !n.polled.IsZero()}
+	h.Slack = uint8(min(c.late/slackUnit, math.MaxUint8))
 	if !n.stampAt.IsZero() && c.now.Sub(n.stampAt) < trial {
 		h.Echoes, h.Echo, h.Hold = true, n.stamp, uint32(c.now.Sub(n.stampAt).Microseconds())
 	}

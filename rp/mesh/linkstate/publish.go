@@ -13,6 +13,7 @@ type advertising struct {
 	epoch, sequence uint64
 	publishAt       time.Time // zero when nothing is to be said
 	published       time.Time
+	own             limiter
 	refreshAt       time.Time
 
 	publishes bool
@@ -93,8 +94,10 @@ func (c *Core) Leave(now time.Time) {
 // neighbours of it are expected.
 func (c *Core) publishWithin(delay time.Duration) {
 	at := c.now.Add(delay)
-	if soonest := c.published.Add(UrgentDelay); at.Before(soonest) {
-		at = soonest
+	for _, soonest := range []time.Time{c.published.Add(UrgentDelay), c.now.Add(c.own.wait(c.now, ownRate, ownBurst))} {
+		if at.Before(soonest) {
+			at = soonest
+		}
 	}
 	if len(c.expected) > 0 && at.Before(c.expectBy) {
 		at = c.expectBy
@@ -106,6 +109,8 @@ func (c *Core) publishWithin(delay time.Duration) {
 
 func (c *Core) publish() {
 	c.publishAt, c.published = time.Time{}, c.now
+	c.own.fill(c.now, ownRate, ownBurst)
+	c.own.left--
 	c.refreshAt = c.now.Add(Refresh - time.Duration(c.cfg.Rand.Int64N(int64(Refresh/4))))
 	c.countsAt = c.now.Add(CountsDelay)
 	c.told = slices.DeleteFunc(slices.Clone(c.members), func(m Members) bool { return m.Count == 0 })

@@ -228,7 +228,7 @@ func TestMayPublish(t *testing.T) {
 	w.run(time.Second)
 	require.Empty(t, took[MayPublish](w, 1))
 	w.link(1, 2, 300*time.Millisecond)
-	w.run(2 * time.Second)
+	w.run(1500 * time.Millisecond)
 	require.Empty(t, took[MayPublish](w, 1), "the neighbour's acknowledgement is on the way")
 	w.run(10 * time.Second)
 	require.Len(t, took[MayPublish](w, 1), 1)
@@ -381,10 +381,10 @@ func TestAwayForGood(t *testing.T) {
 	require.Empty(t, sent[*Activate](w, 4, 3))
 	require.Zero(t, w.route(4, ingress1).Parent, "nobody else is there")
 	w.cut[pair(2, 4)] = false
-	w.run(5 * time.Second)
+	w.run(LinkDelay + 2*time.Second)
 	require.Equal(t, rp(2), w.route(4, ingress1).Parent)
 	w.detach(2)
-	w.run(8500 * time.Millisecond)
+	w.run(7500 * time.Millisecond)
 	require.NotContains(t, took[NeighbourDown](w, 4), NeighbourDown{rp(3)})
 	w.run(time.Second)
 	require.Contains(t, took[NeighbourDown](w, 4), NeighbourDown{rp(3)})
@@ -404,4 +404,70 @@ func TestAwayForGood(t *testing.T) {
 	require.True(t, w.cores[4].alive(rp(2)))
 	w.run(2 * step)
 	require.False(t, w.cores[4].alive(rp(2)))
+}
+
+// A neighbour that is lost again and again has to be heard for longer each time. One that
+// was lost once is up again at once.
+func TestHoldDown(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	var held []time.Duration
+	for range 4 {
+		w.cut[pair(2, 4)] = true
+		for c.alive(rp(2)) {
+			w.run(step)
+		}
+		begin := w.now
+		w.cut[pair(2, 4)] = false
+		for !c.alive(rp(2)) {
+			w.run(step)
+			require.Less(t, w.now.Sub(begin), 2*holdLast)
+		}
+		held = append(held, w.now.Sub(begin))
+	}
+	require.Less(t, held[0], 2*time.Second)
+	require.Greater(t, held[2], held[1])
+	require.Greater(t, held[3], 3*time.Second)
+}
+
+// An RP that says that it is late is not found dead for that.
+func TestSlack(t *testing.T) {
+	w := square(t)
+	w.hear(4, 2)
+	c := w.cores[4]
+	c.HeardHello(w.now, rp(2), Hello{Stamp: 1, Interval: 100, Tree: true, Up: true, Slack: 50})
+	w.cut[pair(2, 4)] = true
+	w.run(700 * time.Millisecond)
+	require.True(t, c.alive(rp(2)))
+	require.Empty(t, took[NeighbourDown](w, 4))
+	w.run(200 * time.Millisecond)
+	require.Equal(t, []NeighbourDown{{rp(2)}}, took[NeighbourDown](w, 4))
+
+	// It says so when its ticks come late.
+	c = w.cores[1]
+	w.forget()
+	w.now = w.now.Add(240 * time.Millisecond)
+	c.Tick(w.now)
+	var slack uint8
+	for _, a := range c.Actions() {
+		if h, ok := a.(SendHello); ok {
+			slack = h.Hello.Slack
+		}
+	}
+	require.GreaterOrEqual(t, slack, uint8(14))
+}
+
+// However often something changes, an RP advertises itself five times at once and then
+// each second at most.
+func TestOwnRate(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	before := c.Stats().Published
+	for i := range 100 {
+		c.SetMembers(w.now, []Members{{groupA, uint32(i % 2)}})
+		w.run(100 * time.Millisecond)
+	}
+	require.InDelta(t, 14, float64(c.Stats().Published-before), 2)
+	w.run(2 * time.Second)
+	require.Equal(t, []Members{{groupA, 1}}, w.cores[1].entries[rp(4)].Advert.Groups)
 }
