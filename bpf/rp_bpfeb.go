@@ -84,9 +84,11 @@ type RpGroupKey struct {
 }
 
 type RpHello struct {
-	_       structs.HostLayout
-	Session uint32
-	Hello   [16]uint8
+	_        structs.HostLayout
+	At       uint64
+	Session  uint32
+	Hello    [16]uint8
+	Reserved uint32
 }
 
 type RpKey struct {

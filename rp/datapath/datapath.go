@@ -311,10 +311,10 @@ type Config struct {
 	// HopLimit is that of the IPv6 packets to channels, 0 for 1: they stay on the link.
 	HopLimit uint8
 
-	// Hello gets what Engine.Hello sent at the other end of a mesh session: each
-	// once, in order of arrival, by one goroutine of the engine, which must not wait for
-	// the engine. Nil: they are accepted and dropped.
-	Hello func(session uint32, hello [wire.HelloSize]byte)
+	// Hello gets what Engine.Hello sent at the other end of a mesh session, and when it
+	// came: each once, in order of arrival, by one goroutine of the engine, which must
+	// not wait for the engine. Nil: they are accepted and dropped.
+	Hello func(session uint32, hello [wire.HelloSize]byte, at time.Time)
 
 	// Cache gets every DATA that is replicated, own and relayed, by one goroutine of the
 	// engine, which must not wait for it. What it is too slow for is lost and counted.

@@ -31,11 +31,19 @@ type hello struct {
 // NewHellos returns Hellos without any.
 func NewHellos() *Hellos { return &Hellos{make(chan hello, hellosWaiting)} }
 
-// Hello takes a hello. It never blocks: one that finds no room is lost, as on the way.
-func (h *Hellos) Hello(session uint32, b [wire.HelloSize]byte) {
+// Hello takes a hello that came at some time. It never blocks: one that finds no room is
+// lost, as on the way.
+func (h *Hellos) Hello(session uint32, b [wire.HelloSize]byte, at time.Time) {
 	select {
-	case h.queue <- hello{session, b, time.Now()}:
+	case h.queue <- hello{session, b, at}:
 	default:
+	}
+}
+
+// heardHellos passes on what waits.
+func (s *Server) heardHellos() {
+	for n := len(s.cfg.Hellos.queue); n > 0; n-- {
+		s.heardHello(<-s.cfg.Hellos.queue)
 	}
 }
 
@@ -53,10 +61,7 @@ func (s *Server) heardHello(h hello) {
 	if !l.proven {
 		s.prove(l)
 	}
-	if h.at.After(s.now) {
-		s.now = h.at // round-trip times do not grow with what waits here
-	}
-	s.core.HeardHello(s.now, l.id, m)
+	s.core.HeardHello(h.at, l.id, m) // round-trip times do not grow with what waits here
 }
 
 // settle does what the link state wants, which may make it want more.

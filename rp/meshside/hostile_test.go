@@ -101,7 +101,7 @@ func (c *remote) drain() {
 
 // hello sends a hello that answers at once.
 func (c *remote) hello(h linkstate.Hello) {
-	c.at.cfg.Hellos.Hello(c.session, [wire.HelloSize]byte(h.Append(nil)))
+	c.at.cfg.Hellos.Hello(c.session, [wire.HelloSize]byte(h.Append(nil)), time.Now())
 	synctest.Wait()
 }
 
@@ -292,8 +292,8 @@ func TestHostileNeighbour(t *testing.T) {
 		c.hello(linkstate.Hello{Stamp: now, Echo: now - 1000, Hold: 5000, Interval: 1000, Up: true, Echoes: true})
 		require.Equal(t, uint64(1), p.Stats().Core.BadEchoes)
 		require.Equal(t, before, p.neighbour(2).RTT)
-		p.cfg.Hellos.Hello(c.session, [wire.HelloSize]byte{15: 1})
-		p.cfg.Hellos.Hello(c.session+1, [wire.HelloSize]byte{})
+		p.cfg.Hellos.Hello(c.session, [wire.HelloSize]byte{15: 1}, time.Now())
+		p.cfg.Hellos.Hello(c.session+1, [wire.HelloSize]byte{}, time.Now())
 		synctest.Wait()
 		require.Equal(t, uint64(1), p.Stats().BadHellos)
 

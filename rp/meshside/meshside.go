@@ -289,7 +289,9 @@ func (s *Server) serve() {
 			s.now = time.Now()
 			f()
 		case h := <-s.cfg.Hellos.queue:
+			s.now = time.Now()
 			s.heardHello(h)
+			s.heardHellos()
 		case <-timer.C:
 			if !s.tick() {
 				timer.Reset(catchUp)
@@ -333,10 +335,8 @@ func (s *Server) tick() bool {
 		return false
 	}
 	s.waited = false
-	for n := len(s.cfg.Hellos.queue); n > 0; n-- {
-		s.heardHello(<-s.cfg.Hellos.queue)
-	}
 	s.now = now
+	s.heardHellos()
 	for _, l := range s.links {
 		if heard := s.cfg.Engine.Heard(l.index); heard.After(l.heard) {
 			l.heard = heard

@@ -325,7 +325,7 @@ func (p *point) hello(session uint32, b [wire.HelloSize]byte) error {
 	to := s.Addr.Addr().As16()[15]
 	time.AfterFunc(p.net.way(p.name, to), func() {
 		if o := p.net.at(to); o != nil && !o.dead.Load() && !p.dead.Load() && !p.killed.Load() {
-			o.cfg.Hellos.Hello(s.SendSession, b)
+			o.cfg.Hellos.Hello(s.SendSession, b, time.Now())
 		}
 	})
 	return nil

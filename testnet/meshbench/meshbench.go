@@ -65,9 +65,10 @@ type Config struct {
 const (
 	payloadBytes = 256 // of a datagram
 
-	trickle  = 10.0 // datagrams per second of each source, where nothing else is said
-	calmTime = 2 * time.Second
-	waitMax  = time.Minute // for a mesh to deliver, all in all
+	trickleRate   = 10.0   // datagrams per second of each source, where nothing else is said
+	trickleCopies = 2000.0 // and at most as many copies per second in all
+	calmTime      = 2 * time.Second
+	waitMax       = time.Minute // for a mesh to deliver, all in all
 
 	settleQuiet = 6 * time.Second // after the last datagram, until heart-beats are rare
 	quietTime   = 20 * time.Second
@@ -240,7 +241,7 @@ func (m *mesh) start(ctx context.Context) error {
 		return err
 	}
 	last := slices.MaxFunc(begun, time.Time.Compare)
-	stop := m.publish(m.sources, trickle)
+	stop := m.publish(m.sources, m.trickle())
 	bounded, cancel := context.WithTimeout(ctx, waitMax)
 	defer cancel()
 	if err := node.Wait(bounded, "a complete mesh", func(context.Context) error { return m.complete(ctx) }); err != nil {
@@ -305,7 +306,7 @@ func (m *mesh) waitDelivery(ctx context.Context, stop func() []span) (since time
 		var spans []span
 		for _, source := range m.sources {
 			// What was sent just now is on its way.
-			s := span{source: source, to: m.book.next(source) - int(trickle)}
+			s := span{source: source, to: m.book.next(source) - int(m.trickle())}
 			if s.to <= 0 {
 				return fmt.Errorf("rp %d has not published yet", source)
 			}
@@ -324,6 +325,11 @@ func (m *mesh) waitDelivery(ctx context.Context, stop func() []span) (since time
 	return since, err
 }
 
+// trickle is the rate of each source where nothing else is said.
+func (m *mesh) trickle() float64 {
+	return min(trickleRate, trickleCopies/float64(m.cfg.RPs*len(m.sources)))
+}
+
 func (m *mesh) isSource(rp int) bool { return slices.Contains(m.sources, rp) }
 
 // missing says what of the newest datagrams did not come, and who is no member.
@@ -336,7 +342,7 @@ func (m *mesh) missing(spans []span) string {
 	}
 	var sum outcome
 	for _, s := range spans {
-		s.from = max(0, s.to-int(trickle))
+		s.from = max(0, s.to-int(m.trickle()))
 		sum.add(m.book.outcome(s, all))
 	}
 	return text + fmt.Sprintf("of %d arrivals %d are lost, %d late, %d twice", sum.expected, sum.lost, sum.late, sum.duplicated)

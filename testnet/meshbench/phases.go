@@ -254,6 +254,6 @@ func (m *mesh) death(ctx context.Context, v victim) error {
 	if err := m.net.SetLink(name, testnet.LinkChange{State: new(testnet.Up)}); err != nil {
 		return err
 	}
-	_, err = m.waitDelivery(ctx, m.publish(m.sources, trickle))
+	_, err = m.waitDelivery(ctx, m.publish(m.sources, m.trickle()))
 	return err
 }

@@ -343,8 +343,10 @@ struct {
 
 /* What a HELLO said. */
 struct hello {
+	__u64 at; /* CLOCK_MONOTONIC in ns, when it came */
 	__u32 session; /* that it came by */
 	__u8 hello[HELLO_SIZE];
+	__u32 reserved;
 };
 
 struct {

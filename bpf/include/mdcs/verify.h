@@ -203,10 +203,10 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	return VERDICT_PASS;
 }
 
-/* accept_hello takes a neighbouring RP's HELLO. Who keeps the link is woken: hellos are timed. */
+/* accept_hello takes a neighbouring RP's HELLO. Who keeps the link is woken. */
 __inline_always int accept_hello(const struct header *h, struct session_state *state)
 {
-	struct hello hello = {.session = bpf_ntohl(h->session)};
+	struct hello hello = {.at = bpf_ktime_get_ns(), .session = bpf_ntohl(h->session)};
 	int v = window_take(state->window, bpf_be64_to_cpu(h->sequence));
 
 	if (v != VERDICT_PASS || !hello_on)

@@ -3,9 +3,11 @@
 package datapathtest
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
@@ -111,7 +113,10 @@ func newWorld(t *testing.T, new New) *world {
 
 // takeHello and takeRecord are called by a goroutine of the engine. What is not looked
 // at is of no concern.
-func (w *world) takeHello(session uint32, hello [wire.HelloSize]byte) {
+func (w *world) takeHello(session uint32, hello [wire.HelloSize]byte, at time.Time) {
+	if since := time.Since(at); since < 0 || since > time.Minute {
+		panic(fmt.Sprintf("hello that came %v ago", since))
+	}
 	select {
 	case w.hellos <- Hello{session, hello}:
 	default:

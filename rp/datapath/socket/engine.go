@@ -147,7 +147,7 @@ func (e *Engine) handle(batch []ipv6.Message, f *fanout) {
 
 // taps are the functions of datapath.Config that get what passed. Nil: nobody.
 type taps struct {
-	hello  func(session uint32, hello [wire.HelloSize]byte)
+	hello  func(session uint32, hello [wire.HelloSize]byte, at time.Time)
 	cache  func(datapath.Record)
 	record []byte // scratch
 }
@@ -156,7 +156,7 @@ type taps struct {
 func (t *taps) take(f *fanout) {
 	switch {
 	case f.hello && t.hello != nil:
-		t.hello(f.from.Index, wire.HelloOf(f.header[:]))
+		t.hello(f.from.Index, wire.HelloOf(f.header[:]), time.Now())
 	case len(f.payload) > 0 && t.cache != nil:
 		t.record = append(append(t.record[:0], f.header[:]...), f.payload...)
 		t.cache(datapath.NewRecord(f.from.Index, t.record))

@@ -112,9 +112,11 @@ func (c *Core) Sent(now time.Time, to ID) {
 	}
 }
 
-// HeardHello takes a neighbour's hello.
+// HeardHello takes a neighbour's hello, which may have come some time before it is handled.
 func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
-	c.now = now
+	if now.After(c.now) {
+		c.now = now
+	}
 	n := c.neighbour(from)
 	if n == nil {
 		return
