@@ -466,7 +466,7 @@ func (m *meter) start() {
 		}
 		m.w.at(m.w.now+time.Second, sample)
 	}
-	m.w.at(m.w.now, sample)
+	m.w.at(m.w.now+time.Second, sample)
 }
 
 // stop returns the mean kbit/s to a neighbour.
