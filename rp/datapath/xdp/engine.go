@@ -48,6 +48,7 @@ const (
 	MaxDevices  = 8     // that datagrams arrive on and leave by
 	MaxGroups   = 16    // of one session
 	MaxSessions = 16384 // all together
+	MaxPeers    = 16000 // which leaves room for neighbouring RPs and channels
 	MaxStreams  = 4096  // ingress RPs times groups
 	maxSlices   = 8192
 	sliceSize   = 8
