@@ -210,12 +210,15 @@ func (p *pool) fill(s *slice) error {
 // retire takes back a slice that nothing leads to any more.
 func (p *pool) retire(s *slice, now time.Time) { p.retired = append(p.retired, retiredSlice{s, now}) }
 
-// expire ends the quarantine of those who had it long enough.
+// expire ends the quarantine of those who had it long enough. They lead nowhere then.
 func (p *pool) expire(now time.Time) {
 	for len(p.retired) > 0 && now.Sub(p.retired[0].at) >= quarantine {
 		s := p.retired[0].slice
 		p.retired = slices.Delete(p.retired, 0, 1)
 		p.account(s, func(a *session, n uint64) { a.state.copies.Add(n) })
+		if p.e.left == nil { // else old chains go on until they are adopted
+			store(p.e.memory.nexts.at(s.index), 0)
+		}
 		if p.maps[s.index] == nil {
 			p.bare = append(p.bare, s.index)
 		} else {
