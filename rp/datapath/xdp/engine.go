@@ -140,6 +140,7 @@ type Engine struct {
 	readers   []*reader
 	cache     *reader     // one of them, nil for none; set before the thread serves
 	late      *time.Timer // resolution after a change of routes
+	unsettled bool        // it is running
 }
 
 var (
@@ -241,10 +242,11 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 			}
 			streams = ok
 		case _, streams = <-e.events.routes:
-			e.late.Reset(settle)
+			e.resolveSoon()
 		case _, streams = <-e.events.addresses:
-			e.late.Reset(settle)
+			e.resolveSoon()
 		case <-e.late.C:
+			e.unsettled = false
 			e.resolveAll()
 			e.reconcile()
 		case <-expire.C:

@@ -120,7 +120,15 @@ func (e *Engine) resubscribe() {
 	}
 	clear(e.neighbors)
 	_ = e.learnAll() // what is missing is asked for
-	e.late.Reset(settle)
+	e.resolveSoon()
+}
+
+// resolveSoon has all paths looked up again after settle, however many events follow.
+func (e *Engine) resolveSoon() {
+	if !e.unsettled {
+		e.unsettled = true
+		e.late.Reset(settle)
+	}
 }
 
 func drain[T any](c <-chan T) {
@@ -145,7 +153,7 @@ const usable = netlink.NUD_PERMANENT | netlink.NUD_NOARP | netlink.NUD_REACHABLE
 	netlink.NUD_STALE | netlink.NUD_DELAY
 
 // learn notes what the kernel says of a neighbour and reports whether that changes
-// anything. An entry that is only collected stays until its node is known not to
+// anything for a session. An entry that is only collected stays until its node is known not to
 // answer: the kernel does not see that it is in use.
 func (e *Engine) learn(u netlink.NeighUpdate) bool {
 	addr, ok := netip.AddrFromSlice(u.IP)
@@ -164,10 +172,10 @@ func (e *Engine) learn(u netlink.NeighUpdate) bool {
 		return false
 	case u.State&usable != 0 && len(u.HardwareAddr) == len(mac{}):
 		e.neighbors[key] = mac(u.HardwareAddr)
-		return !known || old != mac(u.HardwareAddr)
+		return (!known || old != mac(u.HardwareAddr)) && e.table.uses(key)
 	case u.State&netlink.NUD_FAILED != 0 && known:
 		delete(e.neighbors, key)
-		return true
+		return e.table.uses(key)
 	}
 	return false
 }
