@@ -279,6 +279,7 @@ const (
 	RpProgMdcsRpIn      = "mdcs_rp_in"
 	RpProgMdcsRpLost    = "mdcs_rp_lost"
 	RpProgMdcsRpOut     = "mdcs_rp_out"
+	RpProgMdcsRpOwn     = "mdcs_rp_own"
 	RpProgMdcsRpRecirc  = "mdcs_rp_recirc"
 	RpVarAuditOn        = "audit_on"
 	RpVarCacheOn        = "cache_on"
@@ -342,6 +343,7 @@ type RpProgramSpecs struct {
 	MdcsRpIn     *ebpf.ProgramSpec `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.ProgramSpec `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.ProgramSpec `ebpf:"mdcs_rp_out"`
+	MdcsRpOwn    *ebpf.ProgramSpec `ebpf:"mdcs_rp_own"`
 	MdcsRpRecirc *ebpf.ProgramSpec `ebpf:"mdcs_rp_recirc"`
 }
 
@@ -491,6 +493,7 @@ type RpPrograms struct {
 	MdcsRpIn     *ebpf.Program `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.Program `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.Program `ebpf:"mdcs_rp_out"`
+	MdcsRpOwn    *ebpf.Program `ebpf:"mdcs_rp_own"`
 	MdcsRpRecirc *ebpf.Program `ebpf:"mdcs_rp_recirc"`
 }
 
@@ -501,6 +504,7 @@ func (p *RpPrograms) Close() error {
 		p.MdcsRpIn,
 		p.MdcsRpLost,
 		p.MdcsRpOut,
+		p.MdcsRpOwn,
 		p.MdcsRpRecirc,
 	)
 }

@@ -116,7 +116,7 @@ type Engine struct {
 	done   chan struct{} // closed when the thread has ended
 	closed atomic.Bool
 
-	conn    *net.UDPConn // PROBEs and own HEARTBEATs; receives nothing
+	conn    *net.UDPConn // what does not go by the programs; receives nothing
 	sending sync.Mutex   // of heart-beats
 	batch   *ipv6.PacketConn
 
@@ -226,6 +226,8 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 	defer expire.Stop()
 	alive := time.NewTicker(e.opt.validity / 30)
 	defer alive.Stop()
+	keep := time.NewTicker(inUse)
+	defer keep.Stop()
 	for {
 		streams := true
 		select {
@@ -254,6 +256,8 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 			e.table.expire(time.Now())
 		case <-alive.C:
 			e.refresh()
+		case <-keep.C:
+			e.keepNeighbors()
 		case <-e.quit:
 			return
 		}

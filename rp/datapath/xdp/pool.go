@@ -5,7 +5,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -261,15 +260,6 @@ func (m *member) replica() (r bpf.RpReplica) {
 	r.Session = s.Index
 	r.Port = port(s.Addr.Port())
 
-	// The sum of little-endian 16-bit words, as the programs compute it.
-	sum := uint32(0)
-	b := be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession)
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(le.Uint16(b[i:]))
-	}
-	for sum > math.MaxUint16 {
-		sum = sum&math.MaxUint16 + sum>>16
-	}
-	r.Sum = uint16(sum)
+	r.Sum = sum16(be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession))
 	return r
 }

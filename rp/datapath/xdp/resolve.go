@@ -32,6 +32,10 @@ type path struct {
 	via     netip.Addr // gateway, or the endpoint itself
 }
 
+// inUse is how often the kernel is told that neighbours are in use: twice in the time for
+// which it trusts an answer.
+const inUse = 15 * time.Second
+
 // nextHop is what a frame to an endpoint needs.
 type nextHop struct {
 	device   int // number
@@ -188,6 +192,19 @@ func (e *Engine) ask(key neighborKey) {
 		Flags:     netlink.NTF_USE,
 		IP:        key.addr.AsSlice(),
 	})
+}
+
+// keepNeighbors tells the kernel that the neighbours of sessions are in use, which it does
+// not see, so that it makes sure that they answer.
+func (e *Engine) keepNeighbors() {
+	told := make(map[neighborKey]bool)
+	for _, s := range e.table.sessions {
+		key := neighborKey{s.path.ifindex, s.path.via}
+		if e.number(key.ifindex) >= 0 && !key.addr.IsMulticast() && !told[key] {
+			told[key] = true
+			e.ask(key)
+		}
+	}
 }
 
 // route returns the path to an endpoint: by the interface of a channel's zone, else

@@ -531,10 +531,13 @@ func (t *table) install(k *proto.GroupKey) error {
 	return nil
 }
 
+// cpu returns the one that fans out a stream.
+func (t *table) cpu(s *stream) uint32 { return t.cpus[int(s.element)%len(t.cpus)] }
+
 // put makes a stream of the programs what it is here.
 func (t *table) put(s *stream) error {
 	id := s.id
-	value := bpf.RpStream{State: s.element, Anchor: s.chain.anchor, Cpu: t.cpus[int(s.element)%len(t.cpus)]}
+	value := bpf.RpStream{State: s.element, Anchor: s.chain.anchor, Cpu: t.cpu(s)}
 	for i, k := range s.keys {
 		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = halves(k.key)
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
