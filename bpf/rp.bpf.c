@@ -11,6 +11,8 @@
  *	                     |      +-------------------------------------------------------------------+
  *	                     +--> at once, when nothing else is in flight
  *
+ * mdcs_rp_own puts what user space sends to many before the queue.
+ *
  * A broadcast to a device map makes at most 8 copies, and the frame then goes around
  * for the next 8. The kernel takes 8 frames at once out of the queue: that makes 64
  * copies, which is what a poll of a ring takes out of it. So no ring overflows when many
@@ -83,17 +85,30 @@ int mdcs_rp_fan(struct xdp_md *ctx)
 	return fan(data + DADDR_OFF);
 }
 
-/* mdcs_rp_recirc stands behind the recirculation pair: the next slice, or the end. */
-SEC("xdp")
-int mdcs_rp_recirc(struct xdp_md *ctx)
+/* onward sends a frame to what its scratch says follows: the next slice, or the end. */
+static __always_inline int onward(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct scratch *s = data + DADDR_OFF;
 
 	if (data + PAYLOAD_OFF > end)
 		return XDP_DROP;
-	count(recirculated);
 	return pass_on(s, next_slice(s, s->slice));
+}
+
+/* mdcs_rp_own is run by user space, on a frame whose scratch has an anchor for a slice. */
+SEC("xdp")
+int mdcs_rp_own(struct xdp_md *ctx)
+{
+	return onward(ctx);
+}
+
+/* mdcs_rp_recirc stands behind the recirculation pair. */
+SEC("xdp")
+int mdcs_rp_recirc(struct xdp_md *ctx)
+{
+	count(recirculated);
+	return onward(ctx);
 }
 
 /* mdcs_rp_out makes one copy that of its receiver. */
@@ -143,7 +158,7 @@ int mdcs_rp_out(struct xdp_md *ctx)
 	/* The publisher's ECHO, on the device that leads to it: its own header as replicated. */
 	e = bpf_map_lookup_elem(&echoes, &s.source);
 	if (!e) {
-		if (device == 0)
+		if (device == 0 && s.source) /* 0: from user space */
 			c->no_echo++;
 		else
 			c->skipped++;

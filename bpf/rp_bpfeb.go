@@ -281,6 +281,7 @@ const (
 	RpProgMdcsRpIn      = "mdcs_rp_in"
 	RpProgMdcsRpLost    = "mdcs_rp_lost"
 	RpProgMdcsRpOut     = "mdcs_rp_out"
+	RpProgMdcsRpOwn     = "mdcs_rp_own"
 	RpProgMdcsRpRecirc  = "mdcs_rp_recirc"
 	RpVarAuditOn        = "audit_on"
 	RpVarCacheOn        = "cache_on"
@@ -344,6 +345,7 @@ type RpProgramSpecs struct {
 	MdcsRpIn     *ebpf.ProgramSpec `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.ProgramSpec `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.ProgramSpec `ebpf:"mdcs_rp_out"`
+	MdcsRpOwn    *ebpf.ProgramSpec `ebpf:"mdcs_rp_own"`
 	MdcsRpRecirc *ebpf.ProgramSpec `ebpf:"mdcs_rp_recirc"`
 }
 
@@ -493,6 +495,7 @@ type RpPrograms struct {
 	MdcsRpIn     *ebpf.Program `ebpf:"mdcs_rp_in"`
 	MdcsRpLost   *ebpf.Program `ebpf:"mdcs_rp_lost"`
 	MdcsRpOut    *ebpf.Program `ebpf:"mdcs_rp_out"`
+	MdcsRpOwn    *ebpf.Program `ebpf:"mdcs_rp_own"`
 	MdcsRpRecirc *ebpf.Program `ebpf:"mdcs_rp_recirc"`
 }
 
@@ -503,6 +506,7 @@ func (p *RpPrograms) Close() error {
 		p.MdcsRpIn,
 		p.MdcsRpLost,
 		p.MdcsRpOut,
+		p.MdcsRpOwn,
 		p.MdcsRpRecirc,
 	)
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -54,24 +55,12 @@ func benchMesh(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var failed error // of the meshes of processes: the others are worth having
-	for _, cfg := range plan.processes {
-		r, err := meshbench.Run(c.Context, cfg)
-		if c.Context.Err() != nil || r == nil {
-			return err
-		}
-		failed = errors.Join(failed, err)
-		result.Processes = append(result.Processes, r)
-	}
-	for _, p := range plan.simulated {
-		r, err := sim.Run(c.Context, p)
-		if err != nil {
-			return err
-		}
-		result.Simulated = append(result.Simulated, r)
+	failed := plan.run(c.Context, result)
+	if failed != nil && len(result.Processes)+len(result.Simulated) == 0 {
+		return failed // and an older result stays
 	}
 	if err := result.Write(plan.dir); err != nil {
-		return err
+		return errors.Join(err, failed)
 	}
 	fmt.Fprintln(c.App.ErrWriter, "result in", plan.dir)
 	if !c.Bool(benchJSONFlag.Name) {
@@ -79,7 +68,7 @@ func benchMesh(c *cli.Context) error {
 	}
 	text, err := result.JSON()
 	if err != nil {
-		return err
+		return errors.Join(err, failed)
 	}
 	_, err = c.App.Writer.Write(text)
 	return errors.Join(err, failed)
@@ -90,6 +79,32 @@ type meshPlan struct {
 	dir       string // of the result
 	processes []meshbench.Config
 	simulated []sim.Plan
+}
+
+// run measures all that is planned, or until ctx ends. What fails costs no result of the
+// others.
+func (p *meshPlan) run(ctx context.Context, result *meshbench.Report) (failed error) {
+	for _, cfg := range p.processes {
+		r, err := meshbench.Run(ctx, cfg)
+		failed = errors.Join(failed, err)
+		if r != nil {
+			result.Processes = append(result.Processes, r)
+		}
+		if r == nil || ctx.Err() != nil {
+			return failed
+		}
+	}
+	for _, plan := range p.simulated {
+		r, err := sim.Run(ctx, plan)
+		failed = errors.Join(failed, err)
+		if err == nil {
+			result.Simulated = append(result.Simulated, r)
+		}
+		if ctx.Err() != nil {
+			return failed
+		}
+	}
+	return failed
 }
 
 // newMeshPlan checks the flags.

@@ -3,12 +3,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
+	"github.com/ethmcast/mdcs/testnet/meshbench"
+	"github.com/ethmcast/mdcs/testnet/sim"
 )
 
 func TestBenchMesh(t *testing.T) {
@@ -59,4 +64,23 @@ func TestBenchMeshMistakes(t *testing.T) {
 	status, _, stderr := execute(t.Context(), "bench", "mesh", "--rpd", rpd)
 	require.Equal(t, 1, status)
 	require.Contains(t, stderr, "--rps= for simulated meshes alone")
+}
+
+// What one mesh cannot do costs nothing of the others.
+func TestMeshPlanKeepsResults(t *testing.T) {
+	good, err := sim.NewPlan(13, tree.Last, 1)
+	require.NoError(t, err)
+	bad := good
+	bad.HelloLoss = 1
+	result, err := meshbench.NewReport("mesh")
+	require.NoError(t, err)
+	plan := meshPlan{simulated: []sim.Plan{good, bad, good}}
+	require.ErrorContains(t, plan.run(t.Context(), result), "not converged")
+	require.Len(t, result.Simulated, 2)
+
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	plan = meshPlan{simulated: []sim.Plan{good, good}}
+	require.EqualError(t, plan.run(ended, result), "context canceled", "once")
+	require.Len(t, result.Simulated, 2)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp"
 )
 
 func TestMain(m *testing.M) {
@@ -88,5 +89,23 @@ func TestDefaultConfig(t *testing.T) {
 		for key := range keys {
 			require.Contains(t, named[table], key, "[%s]", table)
 		}
+	}
+}
+
+// There is a limit where the tables have one.
+func TestMaxPeers(t *testing.T) {
+	for _, test := range []struct {
+		engine      string
+		peers, want int
+	}{
+		{"auto", 10_000, 10_000},
+		{"auto", 0, xdp.MaxPeers},
+		{"xdp", 1 << 20, xdp.MaxPeers},
+		{"socket", 0, 0},
+		{"socket", 1 << 20, 1 << 20},
+	} {
+		cfg := config.Default()
+		cfg.Datapath.Engine, cfg.Limits.MaxPeers = test.engine, test.peers
+		require.Equal(t, test.want, maxPeers(&cfg))
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/config"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
 
@@ -70,7 +71,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 			Open:      cfg.Discovery.Open,
 		},
 		Limits: membership.Limits{
-			Sessions:    cfg.Limits.MaxPeers,
+			Sessions:    maxPeers(cfg),
 			Per64:       cfg.Limits.MaxPer64,
 			Per48:       cfg.Limits.MaxPer48,
 			Probes:      proto.MaxProbes * cfg.Limits.MaxPer64,
@@ -97,6 +98,16 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		Engine: func(c datapath.Config) (datapath.Engine, error) { return openEngine(&cfg.Datapath, c, log) },
 		Log:    log,
 	})
+}
+
+// maxPeers returns the limit of the sessions of peers. With another engine than the socket
+// it is one that the tables have room for.
+func maxPeers(cfg *config.Config) int {
+	most := cfg.Limits.MaxPeers
+	if cfg.Datapath.Engine != "socket" && (most == 0 || most > xdp.MaxPeers) {
+		return xdp.MaxPeers
+	}
+	return most
 }
 
 // loadKey reads the node key, or makes one that only its owner can read.

@@ -6,8 +6,8 @@ import "sync"
 
 // Batcher is an Engine that joins concurrent changes into one: while a change is
 // being applied, those that arrive wait and go together next. An engine whose
-// changes are dear then keeps up with any number of joins per second. A change
-// that the engine refuses fails all that went with it.
+// changes are dear then keeps up with any number of joins per second. When the engine
+// refuses several changes together, each is tried by itself.
 type Batcher struct {
 	Engine
 
@@ -18,9 +18,9 @@ type Batcher struct {
 }
 
 type batch struct {
-	change Change
-	done   chan struct{} // closed when err is set
-	err    error
+	changes []Change
+	done    chan struct{} // closed when errs is set
+	errs    []error       // of the changes
 }
 
 // NewBatcher returns a Batcher in front of an engine.
@@ -39,12 +39,13 @@ func (b *Batcher) Apply(c Change) error {
 		mine = &batch{done: make(chan struct{})}
 		b.next = mine
 	}
-	mine.change.Merge(c)
+	i := len(mine.changes)
+	mine.changes = append(mine.changes, c)
 	b.mu.Unlock()
 
 	if !first {
 		<-mine.done
-		return mine.err
+		return mine.errs[i]
 	}
 	// The first of a batch applies it, when the batch before is done.
 	<-b.turn
@@ -53,7 +54,23 @@ func (b *Batcher) Apply(c Change) error {
 	b.next = nil
 	b.mu.Unlock()
 
-	mine.err = b.Engine.Apply(mine.change)
+	mine.errs = b.apply(mine.changes)
 	close(mine.done)
-	return mine.err
+	return mine.errs[i]
+}
+
+func (b *Batcher) apply(changes []Change) (errs []error) {
+	var all Change
+	for _, c := range changes {
+		all.Merge(c)
+	}
+	err := b.Engine.Apply(all)
+	for _, c := range changes {
+		if err != nil && len(changes) > 1 {
+			errs = append(errs, b.Engine.Apply(c))
+		} else {
+			errs = append(errs, err)
+		}
+	}
+	return errs
 }

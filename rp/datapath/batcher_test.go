@@ -47,7 +47,7 @@ func TestBatcherJoinsChanges(t *testing.T) {
 	})
 }
 
-// An error belongs to all that went together, and to no one later.
+// An error belongs to the change that the engine refuses, not to those that went with it.
 func TestBatcherErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := errors.New("refused")
@@ -61,7 +61,7 @@ func TestBatcherErrors(t *testing.T) {
 			return nil
 		}}
 		b := datapath.NewBatcher(engine)
-		var errs [3]error
+		var errs [4]error
 		var all sync.WaitGroup
 		apply := func(i int, index uint32) {
 			all.Go(func() { errs[i] = b.Apply(datapath.Change{Add: []datapath.Session{{Index: index}}}) })
@@ -70,9 +70,12 @@ func TestBatcherErrors(t *testing.T) {
 		synctest.Wait()
 		apply(1, 7)
 		apply(2, 8)
+		all.Go(func() { errs[3] = b.Apply(datapath.Change{Remove: []uint32{9}}) })
 		all.Wait()
-		require.Equal(t, [3]error{nil, refused, refused}, errs)
-		require.NoError(t, b.Apply(datapath.Change{Add: []datapath.Session{{Index: 8}}}))
+		require.Equal(t, [4]error{nil, refused, nil, nil}, errs)
+		require.ElementsMatch(t, []datapath.Change{
+			{Add: []datapath.Session{{Index: 1}}}, {Add: []datapath.Session{{Index: 8}}}, {Remove: []uint32{9}},
+		}, engine.Changes())
 	})
 }
 

@@ -40,7 +40,8 @@ type fakeEngine struct {
 	head     common.Hash
 	blocks   map[common.Hash]*engine.ExecutableData
 	building *engine.ExecutableData
-	heads    []common.Hash // in the order in which they were set
+	heads    []common.Hash   // in the order in which they were set
+	ahead    []time.Duration // of the slot, when a block for it was begun
 }
 
 func (f *fakeEngine) Name() string { return f.name }
@@ -72,6 +73,7 @@ func (f *fakeEngine) Call(_ context.Context, result any, method string, args ...
 		if attrs.Timestamp <= parent.Timestamp || attrs.Withdrawals == nil || attrs.BeaconRoot == nil {
 			return errors.New("bad attributes")
 		}
+		f.ahead = append(f.ahead, time.Until(time.Unix(int64(attrs.Timestamp), 0)))
 		f.building = &engine.ExecutableData{
 			ParentHash: parent.BlockHash,
 			BlockHash:  common.BytesToHash(fmt.Appendf(nil, "%s %d", f.name, attrs.Timestamp)),
@@ -133,6 +135,9 @@ func TestDriver(t *testing.T) {
 			require.Equal(t, nodes[0].heads, n.heads)
 			require.Equal(t, uint64(7), n.blocks[n.head].Number, "slots 1 to 7")
 			require.Equal(t, uint64(time.Now().Unix())-1, n.blocks[n.head].Timestamp)
+			for _, ahead := range n.ahead {
+				require.Equal(t, SlotTime/2, ahead)
+			}
 		}
 		proposers := make(map[byte]bool)
 		for _, hash := range nodes[0].heads[1:] {

@@ -22,14 +22,10 @@ const SlotTime = 2 * time.Second
 
 // A block is begun long before its slot, and taken from its proposer soon after that:
 // geth chooses the transactions at once and would choose again after 2 s. So it holds
-// what its proposer knew two thirds of a slot ago. When that is longer than the
+// what its proposer knew half a slot ago, when all had adopted the block before. When that is longer than the
 // slowest diffusion, a transaction is known everywhere when the block with it
 // arrives, and its diffusion can be measured to the end.
-const (
-	aheadNumerator, aheadDenominator = 2, 3
-
-	takeTime = 500 * time.Millisecond // for the choice
-)
+const takeTime = 500 * time.Millisecond // for the choice
 
 // callTimeout limits one Engine API call. A node that does not answer in time
 // misses the block and gets it later from its peers.
@@ -74,7 +70,7 @@ func (d *Driver) Begin(ctx context.Context) error {
 // Run produces blocks until ctx ends. A slot whose proposer fails stays empty,
 // and a node that does not accept a block is left alone; both are logged.
 func (d *Driver) Run(ctx context.Context) {
-	ahead := d.slot * aheadNumerator / aheadDenominator
+	ahead := d.slot / 2
 	slot := int64((time.Since(d.genesis)+ahead)/d.slot) + 1
 	for ; ; slot++ {
 		start := d.genesis.Add(time.Duration(slot) * d.slot)

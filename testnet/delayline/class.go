@@ -17,7 +17,7 @@ type Class uint8
 
 const (
 	Data      Class = iota // mDCS: DATA, sent for the first time
-	Repair                 // mDCS: DATA with a flag, i.e. sent before, and the types that version 1 reserves
+	Repair                 // mDCS: DATA that another RP got before, and the types that version 1 reserves
 	Control                // mDCS: the other datagrams, and RLPx with a replication point
 	Eth                    // RLPx between Ethereum nodes
 	Discovery              // UDP at a port of RLPx
@@ -140,7 +140,7 @@ func classifyDatagram(b []byte) Class {
 	}
 	switch wire.Type(b[0] & 15) {
 	case wire.Data:
-		if b[1] != 0 { // flags
+		if b[1]&wire.FlagRepublished != 0 {
 			return Repair
 		}
 		return Data

@@ -55,6 +55,7 @@ func TestClassify(t *testing.T) {
 		{"DATA between RPs", testFrame(udp, 30501, 30501, data), Data},
 		{"DATA to a channel", testFrame(udp, ephemeral, 30400, data), Data},
 		{"DATA republished", testFrame(udp, 30400, 30501, testDatagram(wire.Data, wire.FlagRepublished)), Repair},
+		{"DATA that asks for a receipt", testFrame(udp, 30400, 30501, testDatagram(wire.Data, wire.FlagReceipt)), Data},
 		{"reserved type", testFrame(udp, 30400, 30501, testDatagram(wire.Hello+1, 0)), Repair},
 		{"ECHO", testFrame(udp, 30501, 30400, testDatagram(wire.Echo, 0)), Control},
 		{"HEARTBEAT", testFrame(udp, 30501, 30400, testDatagram(wire.Heartbeat, 0)), Control},

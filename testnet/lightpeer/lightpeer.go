@@ -163,8 +163,11 @@ func (s *Swarm) open() error {
 		}
 		port := endpoint.Port()
 		if s.sockets[port] == nil {
-			err := s.cfg.In(func() (err error) {
-				s.sockets[port], err = openSocket(port)
+			err := s.cfg.In(func() error {
+				socket, err := openSocket(port)
+				if err == nil {
+					s.sockets[port] = socket
+				}
 				return err
 			})
 			if err != nil {

@@ -129,6 +129,12 @@ func TestStartRefuses(t *testing.T) {
 		_, err := Start(cfg)
 		require.ErrorContains(t, err, want)
 	}
+	taken, err := net.ListenPacket("udp6", "[::1]:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	port := taken.LocalAddr().(*net.UDPAddr).AddrPort()
+	_, err = Start(Config{RP: six, Endpoints: append(one, port), Connecting: 1})
+	require.ErrorContains(t, err, "address already in use")
 }
 
 // Every site has as many peers as a replication point takes by default.

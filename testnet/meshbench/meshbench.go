@@ -176,12 +176,19 @@ func chooseSources(rps []topology.Host) (sources []int) {
 }
 
 // measure goes through all that is tried.
-func (m *mesh) measure(ctx context.Context) error {
+func (m *mesh) measure(ctx context.Context) (err error) {
 	begin := time.Now()
 	before, err := measure.CPUPressure()
 	if err != nil {
 		return err
 	}
+	defer func() {
+		after, failed := measure.CPUPressure()
+		if failed == nil {
+			m.result.CPUPressure = (after - before).Seconds() / time.Since(begin).Seconds()
+		}
+		err = errors.Join(err, failed)
+	}()
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -197,11 +204,6 @@ func (m *mesh) measure(ctx context.Context) error {
 			return fmt.Errorf("%d rps, mode %s, %s: %w", m.cfg.RPs, m.cfg.Mode, step.name, err)
 		}
 	}
-	after, err := measure.CPUPressure()
-	if err != nil {
-		return err
-	}
-	m.result.CPUPressure = (after - before).Seconds() / time.Since(begin).Seconds()
 	return nil
 }
 

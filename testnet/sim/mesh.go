@@ -468,7 +468,7 @@ func (m *meter) start() {
 		}
 		m.w.at(m.w.now+time.Second, sample)
 	}
-	m.w.at(m.w.now, sample)
+	m.w.at(m.w.now+time.Second, sample)
 }
 
 // stop returns the mean kbit/s to a neighbour.

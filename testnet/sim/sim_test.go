@@ -53,6 +53,31 @@ func TestSameSeedSameRun(t *testing.T) {
 	require.Equal(t, run(t, 20, tree.Last, plan), run(t, 20, tree.Last, plan))
 }
 
+// TestMeter: a second of measuring is one of each directed link.
+func TestMeter(t *testing.T) {
+	plan, err := NewPlan(13, tree.Last, 1)
+	require.NoError(t, err)
+	w, err := newWorld(plan.Config)
+	require.NoError(t, err)
+	for _, r := range w.rps {
+		w.start(r)
+	}
+	require.NoError(t, w.converge(t.Context()))
+	links := 0
+	for _, r := range w.rps {
+		links += len(r.core.Neighbours())
+	}
+	m := newMeter(w)
+	for range 2 {
+		m.start()
+		w.run(w.now + 3*time.Second)
+		tree, other := m.stop()
+		require.EqualValues(t, 3*links, m.treeSeconds+m.otherSeconds)
+		require.Positive(t, tree)
+		require.Positive(t, other)
+	}
+}
+
 // TestPartition: half of the regions cannot reach the others for a while, on either
 // side delivery goes on, and after it all have the same trees.
 func TestPartition(t *testing.T) {

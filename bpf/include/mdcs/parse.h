@@ -44,9 +44,9 @@ __inline_always int parse_data(const struct header *h, __u32 payload)
 }
 
 /*
- * parse returns NOT_OURS, or the verdict on the datagram's form. p is filled in when
- * the verdict is VERDICT_PASS. Frames that the kernel's UDP would refuse are left to
- * it, as are those with extension headers: a sender does not fragment.
+ * parse returns NOT_OURS, or the verdict on the datagram's form. p is filled in when the
+ * verdict is VERDICT_PASS. Left to the kernel is what its UDP would refuse for a length, and
+ * what has extension headers: a sender does not fragment. The UDP checksum is not looked at.
  */
 __inline_always int parse(struct xdp_md *ctx, struct packet *p)
 {

@@ -31,7 +31,10 @@ func (e *Engine) adopt() error {
 	if err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
-	e.table.adoptAnchors()
+	busy, err := e.table.adoptAnchors()
+	if err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
 	if err := e.table.adoptSessions(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
@@ -75,6 +78,9 @@ func (e *Engine) adopt() error {
 		if err := e.table.put(s); err != nil {
 			return fmt.Errorf("adopt: %w", err)
 		}
+	}
+	for _, anchor := range busy {
+		e.table.anchors.retire(anchor)
 	}
 	if err := e.takeOver(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
@@ -233,17 +239,34 @@ func (s *elements) adopt(next uint32, used map[uint32]bool) {
 	s.next = max(s.next, next)
 }
 
-// adoptAnchors keeps the anchors that frames may still come by from being used.
-func (t *table) adoptAnchors() {
-	next := uint32(firstAnchor)
-	for i := range t.e.memory.nexts.len {
-		ref := load(t.e.memory.nexts.at(i))
-		if i >= firstAnchor && ref != 0 {
-			next = max(next, i+1)
+// adoptAnchors returns the anchors that frames may still come by. All others are free: they
+// lead nowhere, and nothing leads to them.
+func (t *table) adoptAnchors() (busy []uint32, err error) {
+	nexts := &t.e.memory.nexts
+	used := make(map[uint32]bool)
+	for i := range nexts.len {
+		if ref := load(nexts.at(i)); ref != 0 {
+			used[i], used[uint32(ref&0xffff)] = true, true
 		}
-		next = max(next, uint32(ref&0xffff)+1)
 	}
-	t.anchors.adopt(next, nil)
+	var key bpf.RpStreamKey
+	var value bpf.RpStream
+	it := t.e.objects.Streams.Iterate()
+	for it.Next(&key, &value) {
+		used[value.Anchor] = true
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("streams: %w", err)
+	}
+	for anchor := t.anchors.next; anchor < t.anchors.end; anchor++ {
+		if used[anchor] {
+			busy = append(busy, anchor)
+		} else {
+			t.anchors.free = append(t.anchors.free, anchor)
+		}
+	}
+	t.anchors.next = t.anchors.end
+	return busy, nil
 }
 
 func (t *table) adoptSessions() error {
@@ -256,7 +279,9 @@ func (t *table) adoptSessions() error {
 		t.sessions[index] = s
 		used[value.State], next = true, max(next, value.State+1)
 		for _, id := range s.Groups {
-			t.group(id)
+			if _, err := t.group(id); err != nil {
+				return err
+			}
 		}
 	}
 	if err := it.Err(); err != nil {
@@ -279,7 +304,7 @@ func (t *table) adoptSessions() error {
 func (t *table) adoptStreams() (anchors []uint32, err error) {
 	var key bpf.RpStreamKey
 	var value bpf.RpStream
-	var next, nextAnchor uint32
+	var next uint32
 	used := make(map[uint32]bool)
 	it := t.e.objects.Streams.Iterate()
 	for it.Next(&key, &value) {
@@ -291,15 +316,16 @@ func (t *table) adoptStreams() (anchors []uint32, err error) {
 		}
 		t.streams[s.id] = s
 		used[value.State], next = true, max(next, value.State+1)
-		anchors, nextAnchor = append(anchors, value.Anchor), max(nextAnchor, value.Anchor+1)
+		anchors = append(anchors, value.Anchor)
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("streams: %w", err)
 	}
 	t.streamStates.adopt(next, used)
-	t.anchors.adopt(nextAnchor, nil)
 	for _, s := range t.streams {
-		s.chain = t.chain(uint64(t.group(s.id.group).peers.anchor))
+		if s.chain, err = t.streamChain(s.id); err != nil {
+			return nil, err
+		}
 	}
 	return anchors, nil
 }

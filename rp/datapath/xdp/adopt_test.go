@@ -331,7 +331,7 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 // process can take a slice for another.
 func (e *Engine) disjoint(t *testing.T) {
 	t.Helper()
-	var elements, anchors []uint32
+	var elements, anchors, retired []uint32
 	var generations []uint16
 	require.NoError(t, e.do(func() {
 		for _, s := range e.table.sessions {
@@ -343,13 +343,19 @@ func (e *Engine) disjoint(t *testing.T) {
 		for _, s := range e.table.streams {
 			anchors = append(anchors, s.chain.anchor)
 		}
+		for _, r := range e.table.anchors.retired {
+			retired = append(retired, r.element)
+		}
 		generations = slices.Clone(e.pool.generations)
 	}))
 	for _, used := range [][]uint32{elements, anchors} {
 		slices.Sort(used)
 		require.Equal(t, len(used), len(slices.Compact(slices.Clone(used))), "%v", used)
 	}
-	require.Greater(t, slices.Min(anchors), uint32(firstAnchor+1), "those of the first process are not used again")
+	require.NotEmpty(t, retired)
+	for _, anchor := range retired {
+		require.NotContains(t, anchors, anchor, "it is of the process before")
+	}
 	used := 0
 	for i := 1; i < len(generations); i++ {
 		var s bpf.RpSlice
@@ -358,6 +364,57 @@ func (e *Engine) disjoint(t *testing.T) {
 		used += int(min(s.Generation, 1))
 	}
 	require.Greater(t, used, 3*100/sliceSize, "slices of three processes")
+}
+
+// However often a datapath is adopted, there are anchors for the next one, unless they come
+// so fast that frames may still be on their way by those of all before.
+func TestXDPAdoptionsInARow(t *testing.T) {
+	const streams, groups = 1000, 3
+	e := newBare(t, datapath.Config{Incarnation: testOwn})
+	var c datapath.Change
+	for i := range uint32(streams) {
+		c.Keys = append(c.Keys, proto.GroupKey{Ingress: 1 + i/groups, Group: i % groups})
+	}
+	require.NoError(t, e.apply(c))
+	adopt := func() error {
+		var used []uint32
+		for _, s := range e.table.streams {
+			used = append(used, s.chain.anchor)
+		}
+		for _, g := range e.table.groups {
+			used = append(used, g.peers.anchor)
+		}
+		cpus := e.table.cpus
+		e.table = newTable(e)
+		e.table.cpus = cpus
+		busy, err := e.table.adoptAnchors()
+		require.NoError(t, err)
+		require.Subset(t, busy, used)
+		if _, err := e.table.adoptStreams(); err != nil {
+			return err
+		}
+		require.Len(t, e.table.streams, streams)
+		for _, s := range e.table.streams {
+			require.NotContains(t, busy, s.chain.anchor)
+			require.NoError(t, e.table.put(s))
+		}
+		for _, anchor := range busy {
+			e.table.anchors.retire(anchor)
+		}
+		return nil
+	}
+	for range 20 {
+		require.NoError(t, adopt())
+		e.table.expire(time.Now().Add(quarantine))
+		require.Equal(t, int(e.table.anchors.end)-firstAnchor-streams-groups, e.table.anchors.left())
+	}
+	var err error
+	for range 8 {
+		if err = adopt(); err != nil {
+			break
+		}
+	}
+	require.ErrorContains(t, err, "no element of a table is left")
 }
 
 func requireProgram(t *testing.T, path string, want *ebpf.Program) {

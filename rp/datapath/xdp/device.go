@@ -82,7 +82,7 @@ func (e *Engine) linkChanged(u netlink.LinkUpdate) {
 		}
 	}
 	if changed {
-		e.late.Reset(settle)
+		e.resolveSoon()
 	}
 }
 

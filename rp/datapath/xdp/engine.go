@@ -48,6 +48,7 @@ const (
 	MaxDevices  = 8     // that datagrams arrive on and leave by
 	MaxGroups   = 16    // of one session
 	MaxSessions = 16384 // all together
+	MaxPeers    = 16000 // which leaves room for neighbouring RPs and channels
 	MaxStreams  = 4096  // ingress RPs times groups
 	maxSlices   = 8192
 	sliceSize   = 8
@@ -115,7 +116,7 @@ type Engine struct {
 	done   chan struct{} // closed when the thread has ended
 	closed atomic.Bool
 
-	conn    *net.UDPConn // PROBEs and own HEARTBEATs; receives nothing
+	conn    *net.UDPConn // what does not go by the programs; receives nothing
 	sending sync.Mutex   // of heart-beats
 	batch   *ipv6.PacketConn
 
@@ -139,6 +140,7 @@ type Engine struct {
 	readers   []*reader
 	cache     *reader     // one of them, nil for none; set before the thread serves
 	late      *time.Timer // resolution after a change of routes
+	unsettled bool        // it is running
 }
 
 var (
@@ -224,6 +226,8 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 	defer expire.Stop()
 	alive := time.NewTicker(e.opt.validity / 30)
 	defer alive.Stop()
+	keep := time.NewTicker(inUse)
+	defer keep.Stop()
 	for {
 		streams := true
 		select {
@@ -240,10 +244,11 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 			}
 			streams = ok
 		case _, streams = <-e.events.routes:
-			e.late.Reset(settle)
+			e.resolveSoon()
 		case _, streams = <-e.events.addresses:
-			e.late.Reset(settle)
+			e.resolveSoon()
 		case <-e.late.C:
+			e.unsettled = false
 			e.resolveAll()
 			e.reconcile()
 		case <-expire.C:
@@ -251,6 +256,8 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 			e.table.expire(time.Now())
 		case <-alive.C:
 			e.refresh()
+		case <-keep.C:
+			e.keepNeighbors()
 		case <-e.quit:
 			return
 		}

@@ -5,7 +5,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -210,12 +209,15 @@ func (p *pool) fill(s *slice) error {
 // retire takes back a slice that nothing leads to any more.
 func (p *pool) retire(s *slice, now time.Time) { p.retired = append(p.retired, retiredSlice{s, now}) }
 
-// expire ends the quarantine of those who had it long enough.
+// expire ends the quarantine of those who had it long enough. They lead nowhere then.
 func (p *pool) expire(now time.Time) {
 	for len(p.retired) > 0 && now.Sub(p.retired[0].at) >= quarantine {
 		s := p.retired[0].slice
 		p.retired = slices.Delete(p.retired, 0, 1)
 		p.account(s, func(a *session, n uint64) { a.state.copies.Add(n) })
+		if p.e.left == nil { // else old chains go on until they are adopted
+			store(p.e.memory.nexts.at(s.index), 0)
+		}
 		if p.maps[s.index] == nil {
 			p.bare = append(p.bare, s.index)
 		} else {
@@ -258,15 +260,6 @@ func (m *member) replica() (r bpf.RpReplica) {
 	r.Session = s.Index
 	r.Port = port(s.Addr.Port())
 
-	// The sum of little-endian 16-bit words, as the programs compute it.
-	sum := uint32(0)
-	b := be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession)
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(le.Uint16(b[i:]))
-	}
-	for sum > math.MaxUint16 {
-		sum = sum&math.MaxUint16 + sum>>16
-	}
-	r.Sum = uint16(sum)
+	r.Sum = sum16(be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession))
 	return r
 }

@@ -38,19 +38,49 @@ func (e *Engine) favour() (threads int) {
 		return 0
 	}
 	id, _ := info.ID()
-	names, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is right
-	for _, name := range names {
-		comm, err := os.ReadFile(name)
-		if err != nil {
-			continue // it has ended
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-		if err == nil && isFan(strings.TrimSpace(string(comm)), uint32(id), e.table.cpus) &&
-			unix.Setpriority(unix.PRIO_PROCESS, pid, fanNice) == nil {
-			threads++
+	for _, pids := range []func() []int{newestPIDs, allPIDs} {
+		threads = 0
+		for _, pid := range pids() {
+			comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			if err != nil || !isFan(strings.TrimSpace(string(comm)), uint32(id), e.table.cpus) {
+				continue // it has ended, or is another
+			}
+			if unix.Setpriority(unix.PRIO_PROCESS, pid, fanNice) == nil {
+				threads++
+			}
+			if threads == len(e.table.cpus) {
+				return threads
+			}
 		}
 	}
 	return threads
+}
+
+// newestPIDs returns the PIDs that were given out last, newest first: the threads started
+// a moment ago.
+func newestPIDs() (pids []int) {
+	const many = 512
+	text, _ := os.ReadFile("/proc/loadavg") // without it all are looked at
+	fields := strings.Fields(string(text))
+	if len(fields) == 0 {
+		return nil
+	}
+	last, _ := strconv.Atoi(fields[len(fields)-1])
+	for pid := last; pid > max(0, last-many); pid-- {
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// allPIDs returns those of all processes.
+func allPIDs() (pids []int) {
+	names, _ := filepath.Glob("/proc/[0-9]*") // the pattern is right
+	for _, name := range names {
+		if pid, err := strconv.Atoi(filepath.Base(name)); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // isFan reports whether a kernel thread's name is that of one behind a queue.

@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -35,6 +36,15 @@ func TestXDPFavoursTheFanOut(t *testing.T) {
 		t.Skipf("PID namespace %s (%v): kernel threads cannot be seen", self, err)
 	}
 	require.Equal(t, len(e.table.cpus), e.favour())
+}
+
+// A process that was just started is among the newest, and among all.
+func TestPIDs(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	require.NoError(t, cmd.Start())
+	require.Contains(t, newestPIDs(), cmd.Process.Pid)
+	require.Contains(t, allPIDs(), cmd.Process.Pid)
+	require.NoError(t, cmd.Wait())
 }
 
 // initialPIDs is the first PID namespace, the one with the kernel's threads.

@@ -32,6 +32,10 @@ type path struct {
 	via     netip.Addr // gateway, or the endpoint itself
 }
 
+// inUse is how often the kernel is told that neighbours are in use: twice in the time for
+// which it trusts an answer.
+const inUse = 15 * time.Second
+
 // nextHop is what a frame to an endpoint needs.
 type nextHop struct {
 	device   int // number
@@ -120,7 +124,15 @@ func (e *Engine) resubscribe() {
 	}
 	clear(e.neighbors)
 	_ = e.learnAll() // what is missing is asked for
-	e.late.Reset(settle)
+	e.resolveSoon()
+}
+
+// resolveSoon has all paths looked up again after settle, however many events follow.
+func (e *Engine) resolveSoon() {
+	if !e.unsettled {
+		e.unsettled = true
+		e.late.Reset(settle)
+	}
 }
 
 func drain[T any](c <-chan T) {
@@ -145,7 +157,7 @@ const usable = netlink.NUD_PERMANENT | netlink.NUD_NOARP | netlink.NUD_REACHABLE
 	netlink.NUD_STALE | netlink.NUD_DELAY
 
 // learn notes what the kernel says of a neighbour and reports whether that changes
-// anything. An entry that is only collected stays until its node is known not to
+// anything for a session. An entry that is only collected stays until its node is known not to
 // answer: the kernel does not see that it is in use.
 func (e *Engine) learn(u netlink.NeighUpdate) bool {
 	addr, ok := netip.AddrFromSlice(u.IP)
@@ -164,10 +176,10 @@ func (e *Engine) learn(u netlink.NeighUpdate) bool {
 		return false
 	case u.State&usable != 0 && len(u.HardwareAddr) == len(mac{}):
 		e.neighbors[key] = mac(u.HardwareAddr)
-		return !known || old != mac(u.HardwareAddr)
+		return (!known || old != mac(u.HardwareAddr)) && e.table.uses(key)
 	case u.State&netlink.NUD_FAILED != 0 && known:
 		delete(e.neighbors, key)
-		return true
+		return e.table.uses(key)
 	}
 	return false
 }
@@ -180,6 +192,19 @@ func (e *Engine) ask(key neighborKey) {
 		Flags:     netlink.NTF_USE,
 		IP:        key.addr.AsSlice(),
 	})
+}
+
+// keepNeighbors tells the kernel that the neighbours of sessions are in use, which it does
+// not see, so that it makes sure that they answer.
+func (e *Engine) keepNeighbors() {
+	told := make(map[neighborKey]bool)
+	for _, s := range e.table.sessions {
+		key := neighborKey{s.path.ifindex, s.path.via}
+		if e.number(key.ifindex) >= 0 && !key.addr.IsMulticast() && !told[key] {
+			told[key] = true
+			e.ask(key)
+		}
+	}
 }
 
 // route returns the path to an endpoint: by the interface of a channel's zone, else

@@ -5,6 +5,7 @@ package xdp
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
@@ -26,8 +28,8 @@ const sendBatch = 64
 // sendBuffer is the size of the socket's buffer in bytes.
 const sendBuffer = 4 << 20
 
-// listen opens the socket that PROBEs and own HEARTBEATs are sent from. It holds the
-// port; what arrives there by the kernel's own path is no datagram of a session, and
+// listen opens the socket that PROBEs, HELLOs and what is sent again leave by. It holds
+// the port; what arrives there by the kernel's own path is no datagram of a session, and
 // is dropped before it takes memory.
 func listen(addr netip.AddrPort) (*net.UDPConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -160,17 +162,71 @@ func (s *session) message(header, payload []byte) ipv6.Message {
 type beat struct {
 	header [wire.HeaderSize]byte
 	to     []*session
+	anchor uint32 // of the chain with all of them
+	cpu    uint32
 }
 
-// Heartbeat implements datapath.Engine. The socket sends them, a batch at a time: that
-// also keeps the kernel's neighbour entries in use.
+// Heartbeat implements datapath.Engine. The programs make the copies, as those of DATA.
 func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 	e.sending.Lock()
 	defer e.sending.Unlock()
-	var beats []beat
-	if err := e.do(func() { beats = e.table.beats(scope) }); err != nil {
-		return err
+	var refused []beat
+	err := e.do(func() {
+		for _, b := range e.table.beats(scope) {
+			if e.fanOut(&b) != nil { // before Linux 5.18
+				refused = append(refused, b)
+			}
+		}
+	})
+	e.sendBeats(refused)
+	return err
+}
+
+// fanOut has the programs send a beat to all of its chain.
+func (e *Engine) fanOut(b *beat) error {
+	_, err := e.objects.MdcsRpOwn.Run(&ebpf.RunOptions{
+		Data: b.frame(e.addr), Repeat: 1, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 1,
+	})
+	return err
+}
+
+// frame returns the beat as mdcs_rp_in leaves a datagram: what each copy has of its own is
+// missing, and the destination address is struct scratch of the programs.
+func (b *beat) frame(from netip.AddrPort) []byte {
+	const udpLen = 8 + wire.HeaderSize
+	source := from.Addr().As16()
+	common := be.AppendUint16(slices.Clone(source[:]), from.Port())
+	common = be.AppendUint16(be.AppendUint16(common, udpLen), udpLen)
+	common = be.AppendUint16(common, unix.IPPROTO_UDP)
+	common = append(common, b.header[:4]...) // without session and hop tag
+	common = append(common, b.header[8:56]...)
+
+	f := be.AppendUint16(make([]byte, 12), unix.ETH_P_IPV6)
+	f = be.AppendUint16(append(f, 6<<4, 0, 0, 0), udpLen)
+	f = append(f, unix.IPPROTO_UDP, unicastHopLimit)
+	f = append(f, source[:]...)
+	f = native.AppendUint16(append(f, 0, 0, 0, 0), uint16(b.anchor))
+	f = append(f, 0, 0, 0, 0, 0, 0) // no generation, from no session
+	f = append(native.AppendUint16(f, sum16(common)), byte(b.cpu), 0)
+	f = be.AppendUint16(f, from.Port())
+	f = be.AppendUint16(append(f, 0, 0), udpLen)
+	return append(append(f, 0, 0), b.header[:]...)
+}
+
+// sum16 adds the little-endian 16-bit words of b for a checksum, as the programs do.
+func sum16(b []byte) uint16 {
+	sum := uint32(0)
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(le.Uint16(b[i:]))
 	}
+	for sum > math.MaxUint16 {
+		sum = sum&math.MaxUint16 + sum>>16
+	}
+	return uint16(sum)
+}
+
+// sendBeats sends beats by the socket, a batch at a time.
+func (e *Engine) sendBeats(beats []beat) {
 	for _, b := range beats {
 		for part := range slices.Chunk(b.to, sendBatch) {
 			var batch [sendBatch]ipv6.Message
@@ -185,7 +241,6 @@ func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 			})
 		}
 	}
-	return nil
 }
 
 // send sends a batch, and tells which n of it, from one on, were sent. A datagram that
@@ -240,7 +295,11 @@ func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 			Sequence: load(&state.Newest),
 			ObjectID: next,
 		}
-		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), to[id.group]})
+		chain := t.groups[id.group].peers
+		if scope == datapath.All {
+			chain = s.chain
+		}
+		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), to[id.group], chain.anchor, t.cpu(s)})
 	}
 	return beats
 }

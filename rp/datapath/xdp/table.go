@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -86,25 +87,31 @@ type retiredElement struct {
 
 func (s *elements) left() int { return int(s.end-s.next) + len(s.free) }
 
-func (s *elements) take() uint32 {
+func (s *elements) take() (uint32, error) {
 	if n := len(s.free); n > 0 {
 		element := s.free[n-1]
 		s.free = s.free[:n-1]
-		return element
+		return element, nil
+	}
+	if s.next == s.end {
+		return 0, errors.New("no element of a table is left")
 	}
 	s.next++
-	return s.next - 1
+	return s.next - 1, nil
 }
 
 func (s *elements) retire(element uint32) {
 	s.retired = append(s.retired, retiredElement{element, time.Now()})
 }
 
-func (s *elements) expire(now time.Time) {
+// expire ends the quarantine of those who had it long enough, and returns them.
+func (s *elements) expire(now time.Time) (expired []uint32) {
 	for len(s.retired) > 0 && now.Sub(s.retired[0].at) >= quarantine {
-		s.free = append(s.free, s.retired[0].element)
+		expired = append(expired, s.retired[0].element)
 		s.retired = s.retired[1:]
 	}
+	s.free = append(s.free, expired...)
+	return expired
 }
 
 func newTable(e *Engine) *table {
@@ -122,11 +129,13 @@ func newTable(e *Engine) *table {
 	}
 }
 
-// expire ends quarantines.
+// expire ends quarantines. The word of an anchor then tells a successor that it is free.
 func (t *table) expire(now time.Time) {
 	t.sessionStates.expire(now)
 	t.streamStates.expire(now)
-	t.anchors.expire(now)
+	for _, anchor := range t.anchors.expire(now) {
+		store(t.e.memory.nexts.at(anchor), 0)
+	}
 }
 
 // lookup returns a session, nil for none. It may be called by anybody.
@@ -412,14 +421,20 @@ func (t *table) add(s *session) error {
 	if old != nil && old.ReceiveKey == s.ReceiveKey {
 		s.state = old.state
 	} else {
+		element, err := t.sessionStates.take()
+		if err != nil {
+			return fmt.Errorf("apply: session %08x: %w", s.Index, err)
+		}
 		if old != nil {
 			t.sessionStates.retire(old.state.element)
 		}
-		s.state = &sessionState{element: t.sessionStates.take()}
-		*t.e.memory.sessions.at(s.state.element) = bpf.RpSessionState{}
+		s.state = &sessionState{element: element}
+		*t.e.memory.sessions.at(element) = bpf.RpSessionState{}
 	}
 	for _, id := range s.Groups {
-		t.group(id)
+		if _, err := t.group(id); err != nil {
+			return fmt.Errorf("apply: %w", err)
+		}
 	}
 	value := valueOf(&s.Session, s.state.element, t.e.opt.sample())
 	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
@@ -453,28 +468,55 @@ func (t *table) remove(index uint32) error {
 
 // group returns a group, which is there as long as the engine: its id comes from the
 // control plane's configuration.
-func (t *table) group(id uint32) *group {
-	g := t.groups[id]
-	if g == nil {
-		g = &group{id: id, peers: t.chain(0)}
-		t.groups[id] = g
+func (t *table) group(id uint32) (*group, error) {
+	if g := t.groups[id]; g != nil {
+		return g, nil
 	}
-	return g
+	peers, err := t.chain(0)
+	if err != nil {
+		return nil, fmt.Errorf("group %08x: %w", id, err)
+	}
+	t.groups[id] = &group{id: id, peers: peers}
+	return t.groups[id], nil
+}
+
+// streamChain returns the chain of a stream, without slices, before that of the group's peers.
+func (t *table) streamChain(id streamID) (*chain, error) {
+	g, err := t.group(id.group)
+	if err != nil {
+		return nil, err
+	}
+	c, err := t.chain(uint64(g.peers.anchor))
+	if err != nil {
+		return nil, fmt.Errorf("stream %08x/%08x: %w", id.ingress, id.group, err)
+	}
+	return c, nil
 }
 
 // chain returns a chain without slices, before an end.
-func (t *table) chain(end uint64) *chain {
-	c := &chain{e: t.e, anchor: t.anchors.take(), end: end, head: end}
-	store(t.e.memory.nexts.at(c.anchor), c.head)
-	return c
+func (t *table) chain(end uint64) (*chain, error) {
+	anchor, err := t.anchors.take()
+	if err != nil {
+		return nil, err
+	}
+	store(t.e.memory.nexts.at(anchor), end)
+	return &chain{e: t.e, anchor: anchor, end: end, head: end}, nil
 }
 
 func (t *table) install(k *proto.GroupKey) error {
 	id := streamID{k.Ingress, k.Group}
 	s := t.streams[id]
 	if s == nil {
-		s = &stream{id: id, element: t.streamStates.take(), chain: t.chain(uint64(t.group(k.Group).peers.anchor))}
-		*t.e.memory.streams.at(s.element) = bpf.RpStreamState{}
+		chain, err := t.streamChain(id)
+		if err != nil {
+			return fmt.Errorf("apply: %w", err)
+		}
+		element, err := t.streamStates.take()
+		if err != nil {
+			return fmt.Errorf("apply: stream %08x/%08x: %w", id.ingress, id.group, err)
+		}
+		s = &stream{id: id, element: element, chain: chain}
+		*t.e.memory.streams.at(element) = bpf.RpStreamState{}
 	}
 	if i := slices.IndexFunc(s.keys, func(have epochKey) bool { return have.epoch == k.Epoch }); i >= 0 {
 		s.keys[i].key = k.Key
@@ -489,10 +531,13 @@ func (t *table) install(k *proto.GroupKey) error {
 	return nil
 }
 
+// cpu returns the one that fans out a stream.
+func (t *table) cpu(s *stream) uint32 { return t.cpus[int(s.element)%len(t.cpus)] }
+
 // put makes a stream of the programs what it is here.
 func (t *table) put(s *stream) error {
 	id := s.id
-	value := bpf.RpStream{State: s.element, Anchor: s.chain.anchor, Cpu: t.cpus[int(s.element)%len(t.cpus)]}
+	value := bpf.RpStream{State: s.element, Anchor: s.chain.anchor, Cpu: t.cpu(s)}
 	for i, k := range s.keys {
 		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = halves(k.key)
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
