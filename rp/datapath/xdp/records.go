@@ -8,11 +8,13 @@ import (
 	"math"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -23,86 +25,132 @@ const (
 	// recordPoll is how often the ring buffers of datagrams are looked at: the programs
 	// wake nobody for them. While nothing comes, the time doubles up to recordPollMax.
 	recordPoll    = 10 * time.Millisecond
-	recordPollMax = 80 * time.Millisecond
+	recordPollMax = 160 * time.Millisecond
 
 	// helloRest is how long hellos are left alone after some were read, so that those of
 	// many neighbours wake the process together. They say when they came.
 	helloRest = 20 * time.Millisecond
 )
 
-// reader hands what stands in a ring buffer to a function.
+// reader hands what stands in a ring buffer to a function. It never waits in a system call:
+// the scheduler of Go looks after each such thread many times in the first milliseconds.
 type reader struct {
 	ring *ringbuf.Reader
-	poll time.Duration // until the first look; 0: the programs wake it
-	rest time.Duration // after what was read
 	done chan struct{}
+
+	poll  time.Duration // until the first look; 0: the programs wake it
+	flush chan struct{} // to look at once
+
+	wake *os.File      // the ring, for the poller of Go; nil with poll
+	rest time.Duration // after what was read
 
 	mu      sync.Mutex
 	waiting []chan struct{} // in drain, since the last turn
 	passing []chan struct{} // in drain, since the one before
 }
 
-// read starts a reader. It looks at the ring each poll, or is woken when poll is 0, and
-// then rests after what it read.
-func read(ring *ebpf.Map, poll, rest time.Duration, f func([]byte)) (*reader, error) {
+func newReader(ring *ebpf.Map) (*reader, error) {
 	rd, err := ringbuf.NewReader(ring)
 	if err != nil {
 		return nil, fmt.Errorf("read %v: %w", ring, err)
 	}
-	r := &reader{ring: rd, poll: poll, rest: rest, done: make(chan struct{})}
-	go r.run(f)
+	rd.SetDeadline(time.Now()) // reads do not wait
+	return &reader{ring: rd, done: make(chan struct{}), flush: make(chan struct{}, 1)}, nil
+}
+
+// readPolled starts a reader that looks at the ring from time to time.
+func readPolled(ring *ebpf.Map, f func([]byte)) (*reader, error) {
+	r, err := newReader(ring)
+	if err != nil {
+		return nil, err
+	}
+	r.poll = recordPoll
+	go r.runPolled(f)
 	return r, nil
 }
 
-func (r *reader) run(f func([]byte)) {
+// readWoken starts a reader that the programs wake, and that rests after what it read.
+func readWoken(ring *ebpf.Map, rest time.Duration, f func([]byte)) (*reader, error) {
+	fd, err := unix.FcntlInt(uintptr(ring.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read %v: %w", ring, err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // what os.NewFile has the poller look after
+		unix.Close(fd)
+		return nil, fmt.Errorf("read %v: %w", ring, err)
+	}
+	wake := os.NewFile(uintptr(fd), "ring buffer")
+	conn, err := wake.SyscallConn()
+	if err != nil {
+		wake.Close()
+		return nil, fmt.Errorf("read %v: %w", ring, err)
+	}
+	r, err := newReader(ring)
+	if err != nil {
+		wake.Close()
+		return nil, err
+	}
+	r.wake, r.rest = wake, rest
+	go r.runWoken(conn, f)
+	return r, nil
+}
+
+func (r *reader) runPolled(f func([]byte)) {
 	defer close(r.done)
-	var raw ringbuf.Record
-	poll, some := r.poll, false
-	r.pause(poll)
+	poll := r.poll
 	for {
-		switch err := r.ring.ReadInto(&raw); {
-		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed):
-			poll = min(2*poll, recordPollMax)
-			if some {
-				poll, some = r.poll, false
-				time.Sleep(r.rest)
-			}
-			r.turn()
-			r.pause(poll)
-		case err != nil:
+		n, err := r.read(f)
+		if err != nil {
 			return // closed
-		default:
-			f(raw.RawSample)
-			if !some && r.rest > 0 {
-				r.ring.SetDeadline(time.Now()) // read the rest, and do not wait
-			}
-			some = true
+		}
+		if poll = min(2*poll, recordPollMax); n > 0 {
+			poll = r.poll
+		}
+		if r.turn() {
+			continue
+		}
+		select {
+		case <-time.After(poll):
+		case <-r.flush:
 		}
 	}
 }
 
-// pause sets the time of the next look at the ring.
-func (r *reader) pause(poll time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case len(r.passing) > 0:
-		r.ring.SetDeadline(time.Now())
-	case poll > 0:
-		r.ring.SetDeadline(time.Now().Add(poll))
-	default:
-		r.ring.SetDeadline(time.Time{})
+func (r *reader) runWoken(conn syscall.RawConn, f func([]byte)) {
+	defer close(r.done)
+	_ = conn.Read(func(uintptr) (closed bool) { // waits after each call
+		n, err := r.read(f)
+		if n > 0 {
+			time.Sleep(r.rest)
+		}
+		return err != nil
+	})
+}
+
+// read hands out all that stands in the ring.
+func (r *reader) read(f func([]byte)) (n int, err error) {
+	var raw ringbuf.Record
+	for ; ; n++ {
+		switch err := r.ring.ReadInto(&raw); {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return n, nil
+		case err != nil:
+			return n, err
+		}
+		f(raw.RawSample)
 	}
 }
 
-// turn notes that the ring was empty.
-func (r *reader) turn() {
+// turn notes that the ring was empty, and returns whether somebody waits that it is so
+// once more.
+func (r *reader) turn() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, passed := range r.passing {
 		close(passed)
 	}
 	r.passing, r.waiting = r.waiting, nil
+	return len(r.passing) > 0
 }
 
 // drain returns when the function has had what stands in the ring now. That is so when
@@ -112,43 +160,49 @@ func (r *reader) drain() {
 	r.mu.Lock()
 	r.waiting = append(r.waiting, passed)
 	r.mu.Unlock()
-	_ = r.ring.Flush() // else it takes until the next look
+	r.look()
 	select {
 	case <-passed:
 	case <-r.done:
 	}
 }
 
+// look has a polled ring looked at.
+func (r *reader) look() {
+	select {
+	case r.flush <- struct{}{}:
+	default:
+	}
+}
+
 func (r *reader) close() {
 	r.ring.Close()
+	if r.wake != nil {
+		r.wake.Close()
+	}
+	r.look()
 	<-r.done
 }
 
 // openReaders starts the readers that somebody listens to.
-func (e *Engine) openReaders() error {
-	for _, o := range []struct {
-		ring   *ebpf.Map
-		poll   time.Duration
-		rest   time.Duration
-		wanted bool
-		f      func([]byte)
-		reader **reader
-	}{
-		{e.objects.Cache, recordPoll, 0, e.cfg.Cache != nil, records(e.cfg.Cache), &e.cache},
-		{e.objects.Audit, recordPoll, 0, e.opt.Audit != nil, records(e.opt.Audit), new(*reader)},
-		{e.objects.Hellos, 0, helloRest, e.cfg.Hello != nil, hellos(e.boot, e.cfg.Hello), new(*reader)},
-	} {
-		if !o.wanted {
-			continue
+func (e *Engine) openReaders() (err error) {
+	keep := func(r *reader, failed error) *reader {
+		if failed == nil {
+			e.readers = append(e.readers, r)
 		}
-		r, err := read(o.ring, o.poll, o.rest, o.f)
-		if err != nil {
-			return err
-		}
-		*o.reader = r
-		e.readers = append(e.readers, r)
+		err = errors.Join(err, failed)
+		return r
 	}
-	return nil
+	if e.cfg.Cache != nil {
+		e.cache = keep(readPolled(e.objects.Cache, records(e.cfg.Cache)))
+	}
+	if e.opt.Audit != nil {
+		keep(readPolled(e.objects.Audit, records(e.opt.Audit)))
+	}
+	if e.cfg.Hello != nil {
+		keep(readWoken(e.objects.Hellos, helloRest, hellos(e.boot, e.cfg.Hello)))
+	}
+	return err
 }
 
 // records returns what calls f with the struct record of the programs.
