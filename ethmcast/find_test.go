@@ -4,6 +4,7 @@ package ethmcast_test
 
 import (
 	"flag"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -49,20 +50,21 @@ func TestFindsRPs(t *testing.T) {
 	}
 }
 
-// When others are found, the RP that serves goes on to until it is lost, and one that
-// moved is dialled at its new address.
+// When others are found, the RP that serves goes on to until it is lost or may not be used
+// any more, and one that moved is dialled at its new address.
 func TestFound(t *testing.T) {
 	points := meshWith(t, 3, nil)
 	a, b, c := points[0], points[1], points[2]
 	node := ethmcasttest.StartNode(t, ethmcast.Config{
 		RPs: []*enode.Node{a.Self()}, Publish: ethmcast.PublishAll, NetworkID: networkID, Genesis: genesis,
 	})
+	revoked := make(map[enode.ID]bool)
 	find := func(nodes ...*enode.Node) {
 		var candidates []discovery.Candidate
 		for _, n := range nodes {
 			candidates = append(candidates, discovery.Candidate{Node: n})
 		}
-		node.Service.Found(candidates)
+		node.Service.Found(candidates, func(id enode.ID) bool { return !revoked[id] })
 	}
 	urls := func() (urls []string) {
 		for _, rp := range node.API.Rps() {
@@ -93,6 +95,70 @@ func TestFound(t *testing.T) {
 	find(c.Self(), b.Self())
 	if got := urls(); !slices.Equal(got, []string{c.Self().URLv4(), b.Self().URLv4()}) {
 		t.Fatalf("RPs %v", got)
+	}
+
+	// One that serves, and one of before when there are no candidates at all.
+	uses(t, node, b, c)
+	revoked[b.Self().ID()] = true
+	find(c.Self())
+	if got := urls(); !slices.Equal(got, []string{c.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
+	}
+	eventually(t, "the other one takes over", func() bool { st := node.API.Status(); return st.State == "active" && st.RP == id(c) })
+	find()
+	if got := urls(); len(got) != 1 {
+		t.Fatalf("RPs %v", got)
+	}
+	revoked[c.Self().ID()] = true
+	find()
+	if got := urls(); len(got) != 0 {
+		t.Fatalf("RPs %v", got)
+	}
+	eventually(t, "no RP", func() bool { return node.API.Status().State == "idle" })
+}
+
+// Two strangers are never used while a trusted RP answers.
+func TestOneStranger(t *testing.T) {
+	nodes := make(map[byte]*enode.Node)
+	for _, name := range []byte("abcdT") {
+		nodes[name] = enode.NewV4(&ethmcasttest.Key(t).PublicKey, net.IPv6loopback, 1, 1)
+	}
+	// Capitals are trusted, and T? did not answer.
+	for _, c := range []struct{ candidates, serving, want string }{
+		{"abcd", "", "abcd"},
+		{"aTbc", "", "aT"},
+		{"Tabc", "", "Ta"},
+		{"abTc", "T", "aT"},
+		{"aTbc", "b", "Tb"},
+		{"aTbc", "d", "T"}, // which is a stranger, too
+		{"abcT?", "", "abcT?"},
+	} {
+		var candidates []discovery.Candidate
+		for _, name := range []byte(c.candidates) {
+			if name == '?' {
+				candidates[len(candidates)-1].RTT = 0
+				continue
+			}
+			candidates = append(candidates, discovery.Candidate{Node: nodes[name], RTT: 1, Trusted: name == 'T'})
+		}
+		var serving *enode.Node
+		if c.serving != "" {
+			serving = nodes[c.serving[0]]
+		}
+		got := ""
+		for _, candidate := range ethmcast.OneStranger(candidates, serving) {
+			for name, n := range nodes {
+				if n == candidate.Node {
+					got += string(name)
+				}
+			}
+			if candidate.RTT == 0 {
+				got += "?"
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s, serving %q: %s, want %s", c.candidates, c.serving, got, c.want)
+		}
 	}
 }
 
