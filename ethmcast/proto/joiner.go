@@ -645,16 +645,13 @@ func (j *Joiner) silence() time.Duration {
 // Deadline returns when Tick is due next, zero for never.
 func (j *Joiner) Deadline() time.Time {
 	switch j.state {
-	case JoinerJoining, JoinerBackoff, JoinerStandby, JoinerActivating:
-		return j.deadline
-	case JoinerActive, JoinerDetached, JoinerResuming:
-		next := j.ticked.Add(HeartbeatInterval / 2)
-		if j.deadline.Before(next) {
-			next = j.deadline
-		}
+	case JoinerConnected, JoinerIdle, JoinerBarred, JoinerAway:
+		return time.Time{}
+	}
+	if next := j.ticked.Add(HeartbeatInterval / 2); j.silence() > 0 && next.Before(j.deadline) {
 		return next
 	}
-	return time.Time{}
+	return j.deadline
 }
 
 func (j *Joiner) send(m Message) { j.act(Send{m}) }

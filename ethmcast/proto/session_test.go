@@ -181,6 +181,11 @@ func (p *pair) run(d time.Duration) {
 		}
 		p.joiner.Tick(p.now)
 		p.admission.Tick(p.now)
+		for _, next := range []time.Time{p.joiner.Deadline(), p.admission.Deadline()} {
+			if !next.IsZero() && !next.After(p.now) {
+				p.t.Fatalf("due again at once, in states %v and %v", p.joiner.State(), p.admission.State())
+			}
+		}
 		p.flush()
 	}
 }

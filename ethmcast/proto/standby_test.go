@@ -55,6 +55,38 @@ func TestResume(t *testing.T) {
 	p.expect(JoinerActive, AdmissionActive)
 }
 
+// Nothing is due soon while a session in standby waits for its connection, and to resume:
+// nobody expects to hear anything.
+func TestStandbyAwayIsQuiet(t *testing.T) {
+	p := newPair(t, nil)
+	p.token = Token{5}
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	p.disconnect()
+	ends := p.now.Add(DetachTimeout)
+	quiet := func(want JoinerState) {
+		t.Helper()
+		p.joiner.Tick(p.now)
+		if p.joiner.State() != want || !p.joiner.Deadline().Equal(ends) {
+			t.Errorf("%v, due in %v", p.joiner.State(), p.joiner.Deadline().Sub(p.now))
+		}
+	}
+	p.now = p.now.Add(time.Second)
+	quiet(JoinerDetached)
+	p.joiner.Reconnected()
+	status := p.admission.cfg.Status
+	if err := p.joiner.Handle(p.now, &status); err != nil {
+		t.Fatal(err)
+	}
+	p.now = p.now.Add(time.Second)
+	quiet(JoinerResuming)
+	p.now = ends
+	p.joiner.Tick(p.now)
+	if p.joiner.State() == JoinerResuming {
+		t.Error("resumes for ever")
+	}
+}
+
 // What ends a membership that has no connection.
 func TestNotResumed(t *testing.T) {
 	for name, c := range map[string]struct {
