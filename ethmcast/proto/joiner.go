@@ -145,7 +145,7 @@ type JoinerConfig struct {
 // member that has nobody to talk to, and resumes on the next connection.
 //
 // In mode ssm it is the channel that must not fall silent. When it does, the
-// Joiner joins in mode unicast at once, and stays with it.
+// Joiner joins in mode unicast at once, and stays with it on this connection.
 //
 // A violation by the RP ends the membership: Handle returns it for the log, the
 // actions hold the Leave. A wrong Status bars the RP for the connection.
@@ -165,7 +165,7 @@ type Joiner struct {
 	standby     bool         // of a membership that is detached: in no group
 	draining    bool         // the RP said that it will stop
 	mode        DeliveryMode // of the membership
-	unicast     bool         // the channel fell silent: no more of it
+	unicast     bool         // the channel fell silent on this connection: no more of it
 	subscribing bool         // Subscribe is not answered, the Join not sent
 
 	deadline time.Time // of the state
@@ -522,6 +522,7 @@ func (j *Joiner) Reconnected() {
 	if j.state == JoinerAway {
 		j.state = JoinerConnected
 	}
+	j.unicast = false
 	j.greet()
 }
 
