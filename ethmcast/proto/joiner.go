@@ -162,6 +162,7 @@ type Joiner struct {
 
 	token       Token // of the membership, zero for none
 	session     uint32
+	lease       time.Duration
 	standby     bool         // of a membership that is detached: in no group
 	draining    bool         // the RP said that it will stop
 	mode        DeliveryMode // of the membership
@@ -436,23 +437,24 @@ func (j *Joiner) welcome(now time.Time, m *Welcome) {
 		Marks:          m.Marks,
 	})
 	j.token, j.session, j.mode = m.Token, m.Session, m.Mode
-	j.begin(now, j.join.Standby)
+	j.begin(now, m.Lease, j.join.Standby)
 }
 
 func (j *Joiner) resumed(now time.Time, m *Resumed) {
-	switch {
-	case !m.Standby:
-		j.act(Served{m.Terms})
-	case j.standby:
+	if m.Standby {
+		if !j.standby { // it was in groups, and the RP took it out
+			j.act(Rested{})
+		}
 		j.act(Install{Keys: m.Keys})
-	default: // the RP knows: our Activate did not arrive
-		j.act(Rested{})
+	} else {
+		j.act(Served{m.Terms})
 	}
-	j.begin(now, m.Standby)
+	j.begin(now, m.Lease, m.Standby)
 }
 
-// begin enters Active or Standby, and goes on to what is wanted.
-func (j *Joiner) begin(now time.Time, standby bool) {
+// begin enters Active or Standby with a lease in seconds, and goes on to what is wanted.
+func (j *Joiner) begin(now time.Time, lease uint32, standby bool) {
+	j.lease = time.Duration(lease) * time.Second
 	j.state, j.heard, j.ticked = JoinerActive, now, now
 	if standby {
 		j.state = JoinerStandby
@@ -462,11 +464,13 @@ func (j *Joiner) begin(now time.Time, standby bool) {
 	j.steer(now)
 }
 
+// announceAt sets when to announce next: early enough for two to be lost in a lease.
 func (j *Joiner) announceAt(now time.Time) {
 	var random [2]byte
 	_, _ = io.ReadFull(j.cfg.Rand, random[:]) // without it the interval has no jitter
-	jitter := AnnounceJitter * time.Duration(binary.BigEndian.Uint16(random[:])) / 0xffff
-	j.deadline = now.Add(AnnounceInterval - jitter)
+	interval := min(AnnounceInterval, j.lease/3)
+	jitter := interval / AnnounceJitter * time.Duration(binary.BigEndian.Uint16(random[:])) / 0xffff
+	j.deadline = now.Add(interval - jitter)
 }
 
 // Probe takes a PROBE datagram that came from the RP's endpoint, size bytes long.

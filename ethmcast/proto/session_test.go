@@ -128,6 +128,7 @@ func (p *pair) peerDoes(x Action) {
 	case Left:
 		p.note("peer left")
 	case AnnounceDue:
+		p.note("peer announces")
 		_ = p.admission.Handle(p.now, &Announce{})
 	}
 }
@@ -297,6 +298,26 @@ func TestLeaseExpires(t *testing.T) {
 	p.flush()
 	if p.admission.State() != AdmissionIdle || p.count("removed") != 1 {
 		t.Errorf("state %v, log %v", p.admission.State(), p.log)
+	}
+}
+
+// Any lease that an RP may grant is kept, also one that it changes when the peer resumes.
+func TestLeaseIsKept(t *testing.T) {
+	for _, lease := range []time.Duration{MinLease, 10 * time.Second, 30 * time.Second, Lease, MaxLease} {
+		p := newPair(t, func(_ *JoinerConfig, a *AdmissionConfig) { a.Lease = lease })
+		p.token = Token{5}
+		p.joiner.Want(p.now, true)
+		p.flush()
+		p.run(2 * max(lease, AnnounceInterval))
+		p.expect(JoinerActive, AdmissionActive)
+		p.disconnect()
+		p.admission.cfg.Lease = MinLease
+		p.reconnect(77)
+		p.run(2 * AnnounceInterval)
+		p.expect(JoinerActive, AdmissionActive)
+		if p.count("peer left") != 0 {
+			t.Errorf("lease of %v: log %v", lease, p.log)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@
 package proto
 
 import (
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -223,6 +224,26 @@ func TestResumeTellsWhatIs(t *testing.T) {
 	p.expect(JoinerStandby, AdmissionActive)
 	if !p.admission.Standby() || p.count("peer sends Deactivate") != 1 {
 		t.Errorf("log %v", p.log)
+	}
+}
+
+// An RP may have taken a session out of its groups meanwhile. Its keys count as in any
+// other standby.
+func TestResumedInStandby(t *testing.T) {
+	p := member(t, nil)
+	p.disconnect()
+	p.joiner.Reconnected()
+	status := p.admission.cfg.Status
+	keys := []GroupKey{{Ingress: 77, Group: testGroup, Epoch: 3}}
+	for _, m := range []Message{&status, &Resumed{Standby: true, Lease: 45, Terms: Terms{Keys: keys}}} {
+		p.joiner.Actions()
+		if err := p.joiner.Handle(p.now, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []Action{Rested{}, Install{Keys: keys}, ActivateDue{}}
+	if got := p.joiner.Actions(); !reflect.DeepEqual(got, want) {
+		t.Errorf("actions %v, want %v", got, want)
 	}
 }
 
