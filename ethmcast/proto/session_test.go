@@ -418,6 +418,24 @@ func TestRekeyInstalledBeforeAck(t *testing.T) {
 	}
 }
 
+// A peer cannot know that the RP just ended its session, or the attempt to get one.
+func TestCrossedLeave(t *testing.T) {
+	p := newPair(t, nil)
+	p.deaf = true
+	p.joiner.Want(p.now, true)
+	p.flush()
+	echo := &Echo{Nonce: p.admission.nonce, Size: p.admission.join.MaxDatagram}
+	p.now = p.now.Add(ProbeTimeout)
+	p.admission.Tick(p.now)
+	p.expect(JoinerJoining, AdmissionIdle)
+	p.admission.Actions()
+	for _, m := range []Message{echo, &Announce{}, &RekeyAck{}, &Activate{}, &Deactivate{}, &Confirm{}} {
+		if err := p.admission.Handle(p.now, m); err != nil || len(p.admission.Actions()) != 0 {
+			t.Errorf("%T while idle: %v", m, err)
+		}
+	}
+}
+
 // Whatever comes in whatever order, neither machine panics or sends to an
 // unproven endpoint more than it may.
 func FuzzAdmission(f *testing.F) {

@@ -331,12 +331,6 @@ func TestStandbyViolations(t *testing.T) {
 	if err := p.admission.Handle(p.now, &Deactivate{}); ReasonOf(err) != ReasonUnexpected {
 		t.Errorf("deactivate: %v", err)
 	}
-	for _, m := range []Message{&Activate{}, &Deactivate{}} { // crossed a Leave
-		p := newPair(t, nil)
-		if err := p.admission.Handle(p.now, m); err != nil {
-			t.Errorf("%T while idle: %v", m, err)
-		}
-	}
 	for _, m := range []Message{&Resume{}, &Activate{}, &Deactivate{}} {
 		p := member(t, nil)
 		if err := p.joiner.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
