@@ -196,10 +196,14 @@ func (h *rpHandler) handle(now time.Time, m proto.Message) error {
 	return err
 }
 
-func (h *rpHandler) fail(now time.Time, err error) {
+func (h *rpHandler) fail(now time.Time, err error) error {
+	if h.rp.state() == proto.JoinerBarred {
+		return nil
+	}
 	h.rp.joiner.Fail(now, err)
 	h.s.drain(now, h.rp)
 	h.s.choose(now)
+	return err
 }
 
 func (h *rpHandler) close(now time.Time) {
