@@ -296,6 +296,73 @@ func TestReceiverEpochs(t *testing.T) {
 	}
 }
 
+// Keys for more streams than a message has room for are refused, those of known streams
+// are not.
+func TestReceiverKeysAreBounded(t *testing.T) {
+	r := newTestReceiver()
+	for i := range uint32(2 * proto.MaxKeys) {
+		r.install(proto.GroupKey{Ingress: testIngress + i, Group: testGroup, Epoch: 1, Key: testGroupKey})
+	}
+	if len(r.keys) != proto.MaxKeys || len(r.windows) != proto.MaxKeys || len(r.echoes) != proto.MaxKeys {
+		t.Errorf("keys of %d streams, %d and %d windows", len(r.keys), len(r.windows), len(r.echoes))
+	}
+	r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: 2, Key: testGroupKey})
+	if len(r.keys[testStream]) != 2 {
+		t.Error("the next epoch was refused")
+	}
+}
+
+// An RP in standby has no say in the datagrams that another one replicates. When it
+// serves, its keys are those that count.
+func TestKeysOfStandby(t *testing.T) {
+	s := newTestService(t)
+	now := time.Unix(100, 0)
+	s.group, s.covered = testGroup, true
+	const other = testIngress + 1
+	member := func(n byte) *rpConn {
+		rp := &rpConn{id: enode.ID{n}, addr: testRP.Addr(), joiner: memberOf(t, now)}
+		s.rps[rp.id] = rp
+		return rp
+	}
+	key := func(ingress, group uint32, epoch uint8) proto.GroupKey {
+		return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Active: true, Key: testGroupKey}
+	}
+	epochs := func() string { return fmt.Sprint(s.receiver.keys) }
+
+	s.active = member(1)
+	s.perform(now, s.active, proto.Joined{
+		RP: proto.Status{Incarnation: testIngress}, Keys: []proto.GroupKey{key(testIngress, testGroup, 1), key(other, testGroup, 1), key(other, testGroup+1, 1)},
+		Marks: []proto.Mark{{Ingress: testIngress, Group: testGroup, Sequence: 4}, {Ingress: other, Group: testGroup + 1}},
+	})
+	if len(s.receiver.keys) != 2 || len(s.marks.Counters()) != 1 {
+		t.Fatalf("keys %v, counters %v", epochs(), s.marks.Counters())
+	}
+	before := epochs()
+	s.standby = member(2)
+	s.perform(now, s.standby, proto.Joined{
+		RP: proto.Status{Incarnation: other}, Standby: true, Keys: []proto.GroupKey{key(testIngress, testGroup, 101), key(9, testGroup, 1)},
+		Marks: []proto.Mark{{Ingress: other, Group: testGroup}, {Ingress: 9, Group: testGroup}},
+	})
+	s.perform(now, s.standby, proto.Install{Keys: []proto.GroupKey{key(other, testGroup, 101), key(10, testGroup, 1)}})
+	if after := epochs(); after != before {
+		t.Errorf("keys %s, want %s", after, before)
+	}
+	if n := len(s.marks.Counters()); n != 2 {
+		t.Errorf("%d streams, want the active one's and that of the standby itself", n)
+	}
+	if !s.standby.keyed || s.standby.path.Epoch != 101 {
+		t.Errorf("publishes to it in epoch %d", s.standby.path.Epoch)
+	}
+
+	// What the active one made up is over when another one serves.
+	s.perform(now, s.active, proto.Install{Keys: []proto.GroupKey{key(testIngress, testGroup, 101)}})
+	s.next, s.standby = s.standby, nil
+	s.perform(now, s.next, proto.Served{Terms: proto.Terms{Keys: []proto.GroupKey{key(testIngress, testGroup, 1), key(testIngress, testGroup, 2)}}})
+	if got := s.receiver.keys[testStream]; len(got) != 2 || got[1] != testGroupKey || got[2] != testGroupKey {
+		t.Errorf("keys %v", got)
+	}
+}
+
 func FuzzReceiver(f *testing.F) {
 	f.Add(datagram(nil, nil))
 	f.Add(datagram(func(h *wire.Header) { h.Type = wire.Echo }, nil))

@@ -39,10 +39,14 @@ type gap struct {
 	since time.Time
 }
 
-// Start begins a stream: what comes after seq is due.
+// Start begins a stream: what comes after seq is due. Of more streams than a HAVE can
+// name there are no marks.
 func (m *Marks) Start(s Stream, seq uint64) {
 	if m.streams == nil {
 		m.streams = make(map[Stream]*stream)
+	}
+	if m.streams[s] == nil && len(m.streams) >= proto.MaxMarks {
+		return
 	}
 	m.version++
 	m.begun = m.version
@@ -76,7 +80,9 @@ func (m *Marks) Delivered(now time.Time, s Stream, seq uint64) {
 	st := m.streams[s]
 	if st == nil {
 		m.Start(s, seq-1)
-		st = m.streams[s]
+		if st = m.streams[s]; st == nil {
+			return
+		}
 	}
 	m.version++
 	st.changed = m.version
@@ -181,8 +187,5 @@ func (m *Marks) sorted() []Stream {
 		}
 		return int(int64(a.Group) - int64(b.Group))
 	})
-	if len(all) > proto.MaxMarks {
-		all = all[:proto.MaxMarks]
-	}
 	return all
 }
