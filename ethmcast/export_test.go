@@ -11,6 +11,9 @@ import (
 // FindConfig is findConfig for tests.
 var FindConfig = findConfig
 
+// RPConfig is rpConfig for tests.
+var RPConfig = rpConfig
+
 // Found is found for tests.
 func (s *Service) Found(candidates []discovery.Candidate, known func(enode.ID) bool) {
 	s.found(candidates, known)

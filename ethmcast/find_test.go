@@ -162,6 +162,43 @@ func TestOneStranger(t *testing.T) {
 	}
 }
 
+// flags parses arguments of geth.
+func flags(t *testing.T, args string) *cli.Context {
+	t.Helper()
+	set := flag.NewFlagSet("geth", flag.ContinueOnError)
+	for _, f := range ethmcast.Flags {
+		if err := f.Apply(set); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := set.Parse(strings.Fields(args)); err != nil {
+		t.Fatal(err)
+	}
+	return cli.NewContext(nil, set, nil)
+}
+
+// What could never be connected to is refused at the start.
+func TestRPFlag(t *testing.T) {
+	const id = "enode://1dd9d65c4552b5eb43d5ad55a2ee3f56c6cbc1c64a5c8d659f51fcd51bace24351232b8d7821617d2b29b54b81cdefb9b3e9c37d7fd5f63270bcc9e1a6f6a439"
+	for url, want := range map[string]string{
+		id + "@[2001:db8::53]:30500":    "",
+		id + "@rp.example.org:30500":    "want an IPv6 address",
+		id + "@192.0.2.1:30500":         "want an IPv6 address",
+		id + "@[::ffff:c000:201]:30500": "want an IPv6 address",
+		id + "@[::]:30500":              "want an IPv6 address",
+		id:                              "want an IPv6 address",
+		"enode://1dd9@[::1]:30500":      "invalid public key",
+	} {
+		rps, err := ethmcast.RPConfig(flags(t, "--mdcs.rp "+url))
+		switch {
+		case want == "" && (err != nil || len(rps) != 1 || rps[0].URLv4() != url):
+			t.Errorf("%s: %v, %v", url, rps, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), "--mdcs.rp "+url) || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: error %v, want %q", url, err, want)
+		}
+	}
+}
+
 func TestFindFlags(t *testing.T) {
 	const tree = "enrtree://AKA3AM6LPBYEUDMVNU3BSVQJ5AD45Y7YPOHJLEF6W26QOE4VTUDPE@rps.example.org"
 	id := strings.Repeat("03", 32)
@@ -178,16 +215,7 @@ func TestFindFlags(t *testing.T) {
 		{"--mdcs.open", "are for --mdcs.discv5"},
 		{"--mdcs.allow " + id, "are for --mdcs.discv5"},
 	} {
-		set := flag.NewFlagSet("geth", flag.ContinueOnError)
-		for _, f := range ethmcast.Flags {
-			if err := f.Apply(set); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := set.Parse(strings.Fields(test.args)); err != nil {
-			t.Fatal(err)
-		}
-		find, err := ethmcast.FindConfig(cli.NewContext(nil, set, nil))
+		find, err := ethmcast.FindConfig(flags(t, test.args))
 		switch {
 		case test.want != "":
 			if err == nil || !strings.Contains(err.Error(), test.want) {
