@@ -245,7 +245,7 @@ func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, pa
 		s.marks.Delivered(now, stream, h.Sequence)
 		s.marks.Duplicate(stream)
 		duplicateMeter.Mark(1)
-		if asks && seen && !x.bad {
+		if asks && seen && !x.bad && !x.own {
 			s.confirms.Asked(now, h.ObjectID, place, true)
 			s.poke()
 		}
@@ -275,7 +275,7 @@ func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, pa
 	for _, seq := range object.Sequences {
 		s.marks.Delivered(now, stream, seq)
 	}
-	s.seen.Add(h.ObjectID, seenTx{object.Hash, &coverage.Ref{Stream: stream, Sequence: h.Sequence}, bad})
+	s.seen.Add(h.ObjectID, seenTx{hash: object.Hash, ref: &coverage.Ref{Stream: stream, Sequence: h.Sequence}, bad: bad})
 	if s.outbox.Cancel(object.Hash) {
 		s.book.Cancelled(object.Hash)
 	}

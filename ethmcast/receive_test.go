@@ -229,7 +229,7 @@ func memberOf(t *testing.T, now time.Time) *proto.Joiner {
 }
 
 // What a node publishes comes back by the channel. Before its ECHO or after, it is
-// a duplicate: not dropped, not offered to the pool, and acknowledged once.
+// a duplicate: not dropped, not offered to the pool, acknowledged once, and not confirmed.
 func TestOwnCopyByChannel(t *testing.T) {
 	for name, order := range map[string][]proto.DeliveryMode{
 		"echo first": {proto.ModeUnicast, proto.ModeSSM},
@@ -245,14 +245,14 @@ func TestOwnCopyByChannel(t *testing.T) {
 		s.rps[enode.ID{1}] = s.active
 		s.outbox.SetPath(now, &outbox.Path{RP: testIngress, Session: 1, Group: testGroup, Rate: 1, Burst: 1})
 		object := []byte("payload")
-		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0, false)
+		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0, true)
 		s.outbox.Actions() // the datagram leaves
 		s.marks.Start(testStream, 4)
 
 		duplicates, published := duplicateMeter.Snapshot().Count(), publishedMeter.Snapshot().Count()
 		header := func(h *wire.Header) { h.ObjectID = objectID(crypto.Keccak256Hash(object)) }
 		for _, by := range order {
-			b := channelDatagram(header)
+			b := channelDatagram(func(h *wire.Header) { header(h); h.Flags = wire.FlagReceipt })
 			if by == proto.ModeUnicast {
 				b = datagram(func(h *wire.Header) { header(h); h.Type = wire.Echo }, nil)
 			}
@@ -269,6 +269,9 @@ func TestOwnCopyByChannel(t *testing.T) {
 		}
 		if len(s.deliver.queue) != 0 || s.receiver.buffer.Bytes() != 0 {
 			t.Errorf("%s: kept or offered to the pool", name)
+		}
+		if due := s.confirms.Deadline(); !due.IsZero() {
+			t.Errorf("%s: confirms its own object in %v", name, due.Sub(now))
 		}
 		want := proto.Counter{Ingress: testIngress, Group: testGroup, Received: 2, Duplicates: 1}
 		if got := s.marks.Counters(); len(got) != 1 || got[0] != want {

@@ -134,6 +134,7 @@ type seenTx struct {
 	hash common.Hash
 	ref  *coverage.Ref
 	bad  bool // no transaction, or one that multicast does not carry
+	own  bool // published here
 }
 
 // Service is mDCS in one node. It is a node.Lifecycle.
