@@ -49,7 +49,9 @@ func (s *Service) startFinder() error {
 	if err := finder.Start(); err != nil {
 		return err
 	}
+	s.mu.Lock()
 	s.finder = finder
+	s.mu.Unlock()
 	return nil
 }
 
@@ -132,10 +134,13 @@ type Tree struct {
 
 // Discovery returns what was found, and null when RPs are not looked for.
 func (api *API) Discovery() *Discovery {
-	if api.s.finder == nil {
+	api.s.mu.Lock()
+	finder := api.s.finder
+	api.s.mu.Unlock()
+	if finder == nil {
 		return nil
 	}
-	st := api.s.finder.Status()
+	st := finder.Status()
 	d := &Discovery{Candidates: []Candidate{}, Known: st.Known, Skipped: st.Skipped}
 	for _, c := range st.Candidates {
 		entry := Candidate{ID: c.Node.ID().String(), URL: c.Node.URLv4(), Operator: c.Operator, Trusted: c.Trusted}
