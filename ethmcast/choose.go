@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/discovery/nearest"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -183,15 +184,11 @@ func (s *Service) redirected(from *rpConn, r proto.Redirected) {
 	}
 }
 
-// Parameters of the change to a nearer RP (SPEC 9.5).
-const (
-	lookInterval  = 30 * time.Second
-	nearerLooks   = 3
-	nearerAtLeast = 5 * time.Millisecond
-)
+// lookInterval is the time between two looks at which RP is nearer (SPEC 9.5).
+const lookInterval = 30 * time.Second
 
-// preference notices that another RP is nearer for good: by a fifth and by
-// nearerAtLeast, in nearerLooks looks one after the other.
+// preference notices that another RP is nearer for good: by so much that a change is
+// worth it, in nearest.Looks looks one after the other.
 type preference struct {
 	at    time.Time // of the last look
 	looks int
@@ -204,11 +201,11 @@ func (p *preference) look(now time.Time, active, other time.Duration) bool {
 		return false
 	}
 	p.at = now
-	if active == 0 || other == 0 || active-other <= nearerAtLeast || other > active*4/5 {
+	if active == 0 || other == 0 || !nearest.Better(other, active) {
 		p.looks = 0
 		return false
 	}
-	if p.looks++; p.looks < nearerLooks {
+	if p.looks++; p.looks < nearest.Looks {
 		return false
 	}
 	p.looks = 0

@@ -12,6 +12,8 @@ import (
 
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/discovery/nearest"
 )
 
 // fakeNetwork lets attempts to connect fail, or succeed after a while.
@@ -152,8 +154,8 @@ func TestNearer(t *testing.T) {
 		want          bool
 	}{
 		{50 * ms, 30 * ms, true},
-		{50 * ms, 40 * ms, true},
-		{50 * ms, 41 * ms, false}, // less than a fifth
+		{50 * ms, 39 * ms, true},
+		{50 * ms, 40 * ms, false}, // no more than a fifth
 		{10 * ms, 5 * ms, false},  // no more than 5 ms
 		{10 * ms, 4 * ms, true},
 		{30 * ms, 50 * ms, false},
@@ -162,11 +164,11 @@ func TestNearer(t *testing.T) {
 	} {
 		var p preference
 		now, changed := time.Unix(1000, 0), 0
-		for i := range 2 * nearerLooks {
+		for i := range 2 * nearest.Looks {
 			for range 5 { // only once in the interval
 				if p.look(now, c.active, c.other) {
 					changed++
-					if i%nearerLooks != nearerLooks-1 {
+					if i%nearest.Looks != nearest.Looks-1 {
 						t.Errorf("%v: changed at look %d", c, i)
 					}
 				}

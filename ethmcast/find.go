@@ -4,6 +4,7 @@ package ethmcast
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/p2p/dnsdisc"
 	"github.com/ethereum/go-ethereum/p2p/enode"
@@ -48,26 +49,62 @@ func (s *Service) startFinder() error {
 	if err := finder.Start(); err != nil {
 		return err
 	}
+	s.mu.Lock()
 	s.finder = finder
+	s.mu.Unlock()
 	return nil
 }
 
 // found uses the first of the candidates, and the RP that serves until it is lost. When
-// there are no candidates, those of before may still serve.
-func (s *Service) found(candidates []discovery.Candidate) {
-	var nodes []*enode.Node
-	for _, c := range candidates[:min(maxFound, len(candidates))] {
-		nodes = append(nodes, c.Node)
-	}
-	if len(nodes) == 0 {
-		return
-	}
+// there are no candidates, those of before may still serve. Who is not known any more is
+// left in any case.
+func (s *Service) found(candidates []discovery.Candidate, known func(enode.ID) bool) {
+	var serving *enode.Node
+	var before []*enode.Node
 	s.mu.Lock()
-	if s.isServed() {
-		nodes = append(nodes, s.active.node)
+	for _, rp := range s.order {
+		if known(rp.id) {
+			before = append(before, rp.node)
+			if rp == s.active && s.isServed() {
+				serving = rp.node
+			}
+		}
 	}
 	s.mu.Unlock()
+	if len(candidates) == 0 {
+		s.SetRPs(before)
+		return
+	}
+	var nodes []*enode.Node
+	for _, c := range oneStranger(candidates, serving) {
+		if len(nodes) < maxFound {
+			nodes = append(nodes, c.Node)
+		}
+	}
+	if serving != nil {
+		nodes = append(nodes, serving)
+	}
 	s.SetRPs(nodes)
+}
+
+// oneStranger leaves one stranger among the candidates if a trusted one answered, so that
+// never two of them are the active RP and the one in standby: the one that serves, or
+// else the first.
+func oneStranger(candidates []discovery.Candidate, serving *enode.Node) []discovery.Candidate {
+	if !slices.ContainsFunc(candidates, func(c discovery.Candidate) bool { return c.Trusted && c.RTT > 0 }) {
+		return candidates
+	}
+	serves := func(c discovery.Candidate) bool { return serving != nil && c.Node.ID() == serving.ID() }
+	// Trusted ones are candidates even if they do not answer.
+	taken := serving != nil && !slices.ContainsFunc(candidates, func(c discovery.Candidate) bool { return serves(c) && c.Trusted })
+	return slices.DeleteFunc(candidates, func(c discovery.Candidate) bool {
+		if c.Trusted || serves(c) {
+			return false
+		}
+		out := taken
+		taken = true
+		return out
+	})
 }
 
 // Discovery is the answer of mdcs_discovery.
@@ -97,10 +134,13 @@ type Tree struct {
 
 // Discovery returns what was found, and null when RPs are not looked for.
 func (api *API) Discovery() *Discovery {
-	if api.s.finder == nil {
+	api.s.mu.Lock()
+	finder := api.s.finder
+	api.s.mu.Unlock()
+	if finder == nil {
 		return nil
 	}
-	st := api.s.finder.Status()
+	st := finder.Status()
 	d := &Discovery{Candidates: []Candidate{}, Known: st.Known, Skipped: st.Skipped}
 	for _, c := range st.Candidates {
 		entry := Candidate{ID: c.Node.ID().String(), URL: c.Node.URLv4(), Operator: c.Operator, Trusted: c.Trusted}

@@ -4,6 +4,7 @@ package ethmcast_test
 
 import (
 	"flag"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -49,20 +50,21 @@ func TestFindsRPs(t *testing.T) {
 	}
 }
 
-// When others are found, the RP that serves goes on to until it is lost, and one that
-// moved is dialled at its new address.
+// When others are found, the RP that serves goes on to until it is lost or may not be used
+// any more, and one that moved is dialled at its new address.
 func TestFound(t *testing.T) {
 	points := meshWith(t, 3, nil)
 	a, b, c := points[0], points[1], points[2]
 	node := ethmcasttest.StartNode(t, ethmcast.Config{
 		RPs: []*enode.Node{a.Self()}, Publish: ethmcast.PublishAll, NetworkID: networkID, Genesis: genesis,
 	})
+	revoked := make(map[enode.ID]bool)
 	find := func(nodes ...*enode.Node) {
 		var candidates []discovery.Candidate
 		for _, n := range nodes {
 			candidates = append(candidates, discovery.Candidate{Node: n})
 		}
-		node.Service.Found(candidates)
+		node.Service.Found(candidates, func(id enode.ID) bool { return !revoked[id] })
 	}
 	urls := func() (urls []string) {
 		for _, rp := range node.API.Rps() {
@@ -94,6 +96,107 @@ func TestFound(t *testing.T) {
 	if got := urls(); !slices.Equal(got, []string{c.Self().URLv4(), b.Self().URLv4()}) {
 		t.Fatalf("RPs %v", got)
 	}
+
+	// One that serves, and one of before when there are no candidates at all.
+	uses(t, node, b, c)
+	revoked[b.Self().ID()] = true
+	find(c.Self())
+	if got := urls(); !slices.Equal(got, []string{c.Self().URLv4()}) {
+		t.Fatalf("RPs %v", got)
+	}
+	eventually(t, "the other one takes over", func() bool { st := node.API.Status(); return st.State == "active" && st.RP == id(c) })
+	find()
+	if got := urls(); len(got) != 1 {
+		t.Fatalf("RPs %v", got)
+	}
+	revoked[c.Self().ID()] = true
+	find()
+	if got := urls(); len(got) != 0 {
+		t.Fatalf("RPs %v", got)
+	}
+	eventually(t, "no RP", func() bool { return node.API.Status().State == "idle" })
+}
+
+// Two strangers are never used while a trusted RP answers.
+func TestOneStranger(t *testing.T) {
+	nodes := make(map[byte]*enode.Node)
+	for _, name := range []byte("abcdT") {
+		nodes[name] = enode.NewV4(&ethmcasttest.Key(t).PublicKey, net.IPv6loopback, 1, 1)
+	}
+	// Capitals are trusted, and T? did not answer.
+	for _, c := range []struct{ candidates, serving, want string }{
+		{"abcd", "", "abcd"},
+		{"aTbc", "", "aT"},
+		{"Tabc", "", "Ta"},
+		{"abTc", "T", "aT"},
+		{"aTbc", "b", "Tb"},
+		{"aTbc", "d", "T"}, // which is a stranger, too
+		{"abcT?", "", "abcT?"},
+	} {
+		var candidates []discovery.Candidate
+		for _, name := range []byte(c.candidates) {
+			if name == '?' {
+				candidates[len(candidates)-1].RTT = 0
+				continue
+			}
+			candidates = append(candidates, discovery.Candidate{Node: nodes[name], RTT: 1, Trusted: name == 'T'})
+		}
+		var serving *enode.Node
+		if c.serving != "" {
+			serving = nodes[c.serving[0]]
+		}
+		got := ""
+		for _, candidate := range ethmcast.OneStranger(candidates, serving) {
+			for name, n := range nodes {
+				if n == candidate.Node {
+					got += string(name)
+				}
+			}
+			if candidate.RTT == 0 {
+				got += "?"
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s, serving %q: %s, want %s", c.candidates, c.serving, got, c.want)
+		}
+	}
+}
+
+// flags parses arguments of geth.
+func flags(t *testing.T, args string) *cli.Context {
+	t.Helper()
+	set := flag.NewFlagSet("geth", flag.ContinueOnError)
+	for _, f := range ethmcast.Flags {
+		if err := f.Apply(set); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := set.Parse(strings.Fields(args)); err != nil {
+		t.Fatal(err)
+	}
+	return cli.NewContext(nil, set, nil)
+}
+
+// What could never be connected to is refused at the start.
+func TestRPFlag(t *testing.T) {
+	const id = "enode://1dd9d65c4552b5eb43d5ad55a2ee3f56c6cbc1c64a5c8d659f51fcd51bace24351232b8d7821617d2b29b54b81cdefb9b3e9c37d7fd5f63270bcc9e1a6f6a439"
+	for url, want := range map[string]string{
+		id + "@[2001:db8::53]:30500":    "",
+		id + "@rp.example.org:30500":    "want an IPv6 address",
+		id + "@192.0.2.1:30500":         "want an IPv6 address",
+		id + "@[::ffff:c000:201]:30500": "want an IPv6 address",
+		id + "@[::]:30500":              "want an IPv6 address",
+		id:                              "want an IPv6 address",
+		"enode://1dd9@[::1]:30500":      "invalid public key",
+	} {
+		rps, err := ethmcast.RPConfig(flags(t, "--mdcs.rp "+url))
+		switch {
+		case want == "" && (err != nil || len(rps) != 1 || rps[0].URLv4() != url):
+			t.Errorf("%s: %v, %v", url, rps, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), "--mdcs.rp "+url) || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: error %v, want %q", url, err, want)
+		}
+	}
 }
 
 func TestFindFlags(t *testing.T) {
@@ -112,16 +215,7 @@ func TestFindFlags(t *testing.T) {
 		{"--mdcs.open", "are for --mdcs.discv5"},
 		{"--mdcs.allow " + id, "are for --mdcs.discv5"},
 	} {
-		set := flag.NewFlagSet("geth", flag.ContinueOnError)
-		for _, f := range ethmcast.Flags {
-			if err := f.Apply(set); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := set.Parse(strings.Fields(test.args)); err != nil {
-			t.Fatal(err)
-		}
-		find, err := ethmcast.FindConfig(cli.NewContext(nil, set, nil))
+		find, err := ethmcast.FindConfig(flags(t, test.args))
 		switch {
 		case test.want != "":
 			if err == nil || !strings.Contains(err.Error(), test.want) {

@@ -37,16 +37,16 @@ func (c *conn) send(m proto.Message) (sent bool) {
 type peerConn struct {
 	conn
 	ready bool   // its Status was right
-	ended bool   // it broke the protocol; what it sends is ignored
+	ended bool   // it left or broke the protocol; what it sends is ignored
 	told  uint64 // version of the marks that it has, 0 for none
 }
 
 // handler is the service's side of a connection.
 type handler interface {
-	// handle takes a message, fail what could not be decoded. Neither ends the
-	// devp2p connection, which other protocols share.
+	// handle takes a message, fail what could not be decoded. They return what ended
+	// the session, once. Neither ends the devp2p connection, which other protocols share.
 	handle(now time.Time, m proto.Message) error
-	fail(now time.Time, err error)
+	fail(now time.Time, err error) error
 	close(now time.Time)
 }
 
@@ -94,7 +94,7 @@ func (s *Service) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 		s.mu.Lock()
 		now := time.Now()
 		if err != nil {
-			h.fail(now, err)
+			err = h.fail(now, err)
 		} else {
 			err = h.handle(now, m)
 		}
@@ -142,8 +142,7 @@ func (h *peerHandler) handle(now time.Time, m proto.Message) error {
 		return nil
 	}
 	if err := h.accept(now, m); err != nil {
-		h.fail(now, err)
-		return err
+		return h.fail(now, err)
 	}
 	return nil
 }
@@ -169,19 +168,25 @@ func (h *peerHandler) accept(now time.Time, m proto.Message) error {
 		}
 		s.announce(s.coverage.Have(now, h.p.id, m))
 	case *proto.Leave:
-		s.coverage.Remove(h.p.id)
-		h.p.ended, h.p.ready = true, false
+		h.end(now)
 	default:
 		return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf("message 0x%02x from a neighbour", m.Code())}
 	}
 	return nil
 }
 
-func (h *peerHandler) fail(now time.Time, err error) {
+func (h *peerHandler) fail(now time.Time, err error) error {
 	if h.p.ended {
-		return
+		return nil
 	}
 	h.p.send(&proto.Leave{Reason: proto.ReasonOf(err)})
+	h.end(now)
+	return err
+}
+
+// end ends the session on a connection that goes on: what is held for the neighbour is
+// announced.
+func (h *peerHandler) end(now time.Time) {
 	h.s.announce(h.s.coverage.Have(now, h.p.id, &proto.Have{}))
 	h.s.coverage.Remove(h.p.id)
 	h.p.ended, h.p.ready = true, false

@@ -102,7 +102,7 @@ func (s *Service) drainOutbox(now time.Time) {
 		case outbox.Published:
 			stream := coverage.Stream{Ingress: a.RP, Group: s.group}
 			s.coverage.Numbered(a.Hash, stream, a.Sequence)
-			s.seen.Add(objectID(a.Hash), seenTx{a.Hash, &coverage.Ref{Stream: stream, Sequence: a.Sequence}, false})
+			s.seen.Add(objectID(a.Hash), seenTx{hash: a.Hash, ref: &coverage.Ref{Stream: stream, Sequence: a.Sequence}, own: true})
 			publishedMeter.Mark(1)
 			ackTimer.Update(a.Took)
 		case outbox.Failed:

@@ -36,8 +36,8 @@ type sender struct {
 	beats  map[coverage.Stream]uint64 // newest heart-beat
 }
 
-// receiver checks the datagrams of the RPs (SPEC 9.2): two at most, while one takes
-// over from the other. What belongs to a stream is the same from both. It does no I/O.
+// receiver checks the datagrams of the RPs that this node is a member of (SPEC 9.2). What
+// belongs to a stream is the same from all. It does no I/O.
 type receiver struct {
 	senders  []*sender
 	keys     map[coverage.Stream]map[uint8]auth.Key // by epoch
@@ -80,11 +80,25 @@ func (r *receiver) sender(by proto.DeliveryMode, session uint32) *sender {
 	return nil
 }
 
-// install adds a group key. The newest epoch and the one before are kept; an older
-// one comes from an RP that is behind.
+// replace installs the group keys of an RP that serves from now on. Epochs of these
+// streams that it does not have do not count any more, whoever told of them.
+func (r *receiver) replace(keys []proto.GroupKey) {
+	for _, k := range keys {
+		clear(r.keys[coverage.Stream{Ingress: k.Ingress, Group: k.Group}])
+	}
+	for _, k := range keys {
+		r.install(k)
+	}
+}
+
+// install adds a group key if there is room for its stream. The newest epoch and the
+// one before are kept; an older one comes from an RP that is behind.
 func (r *receiver) install(k proto.GroupKey) {
 	s := coverage.Stream{Ingress: k.Ingress, Group: k.Group}
 	if r.keys[s] == nil {
+		if len(r.keys) >= proto.MaxKeys {
+			return
+		}
 		r.keys[s] = make(map[uint8]auth.Key)
 		r.windows[s], r.echoes[s] = new(auth.Window), new(auth.Window)
 	}
@@ -231,7 +245,7 @@ func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, pa
 		s.marks.Delivered(now, stream, h.Sequence)
 		s.marks.Duplicate(stream)
 		duplicateMeter.Mark(1)
-		if asks && seen && !x.bad {
+		if asks && seen && !x.bad && !x.own {
 			s.confirms.Asked(now, h.ObjectID, place, true)
 			s.poke()
 		}
@@ -261,7 +275,7 @@ func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, pa
 	for _, seq := range object.Sequences {
 		s.marks.Delivered(now, stream, seq)
 	}
-	s.seen.Add(h.ObjectID, seenTx{object.Hash, &coverage.Ref{Stream: stream, Sequence: h.Sequence}, bad})
+	s.seen.Add(h.ObjectID, seenTx{hash: object.Hash, ref: &coverage.Ref{Stream: stream, Sequence: h.Sequence}, bad: bad})
 	if s.outbox.Cancel(object.Hash) {
 		s.book.Cancelled(object.Hash)
 	}

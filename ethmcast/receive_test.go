@@ -229,7 +229,7 @@ func memberOf(t *testing.T, now time.Time) *proto.Joiner {
 }
 
 // What a node publishes comes back by the channel. Before its ECHO or after, it is
-// a duplicate: not dropped, not offered to the pool, and acknowledged once.
+// a duplicate: not dropped, not offered to the pool, acknowledged once, and not confirmed.
 func TestOwnCopyByChannel(t *testing.T) {
 	for name, order := range map[string][]proto.DeliveryMode{
 		"echo first": {proto.ModeUnicast, proto.ModeSSM},
@@ -245,14 +245,14 @@ func TestOwnCopyByChannel(t *testing.T) {
 		s.rps[enode.ID{1}] = s.active
 		s.outbox.SetPath(now, &outbox.Path{RP: testIngress, Session: 1, Group: testGroup, Rate: 1, Burst: 1})
 		object := []byte("payload")
-		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0, false)
+		s.outbox.Publish(now, crypto.Keccak256Hash(object), object, 0, true)
 		s.outbox.Actions() // the datagram leaves
 		s.marks.Start(testStream, 4)
 
 		duplicates, published := duplicateMeter.Snapshot().Count(), publishedMeter.Snapshot().Count()
 		header := func(h *wire.Header) { h.ObjectID = objectID(crypto.Keccak256Hash(object)) }
 		for _, by := range order {
-			b := channelDatagram(header)
+			b := channelDatagram(func(h *wire.Header) { header(h); h.Flags = wire.FlagReceipt })
 			if by == proto.ModeUnicast {
 				b = datagram(func(h *wire.Header) { header(h); h.Type = wire.Echo }, nil)
 			}
@@ -269,6 +269,9 @@ func TestOwnCopyByChannel(t *testing.T) {
 		}
 		if len(s.deliver.queue) != 0 || s.receiver.buffer.Bytes() != 0 {
 			t.Errorf("%s: kept or offered to the pool", name)
+		}
+		if due := s.confirms.Deadline(); !due.IsZero() {
+			t.Errorf("%s: confirms its own object in %v", name, due.Sub(now))
 		}
 		want := proto.Counter{Ingress: testIngress, Group: testGroup, Received: 2, Duplicates: 1}
 		if got := s.marks.Counters(); len(got) != 1 || got[0] != want {
@@ -293,6 +296,73 @@ func TestReceiverEpochs(t *testing.T) {
 	r.retire(testIngress)
 	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoKey {
 		t.Errorf("retired ingress RP: %v", v)
+	}
+}
+
+// Keys for more streams than a message has room for are refused, those of known streams
+// are not.
+func TestReceiverKeysAreBounded(t *testing.T) {
+	r := newTestReceiver()
+	for i := range uint32(2 * proto.MaxKeys) {
+		r.install(proto.GroupKey{Ingress: testIngress + i, Group: testGroup, Epoch: 1, Key: testGroupKey})
+	}
+	if len(r.keys) != proto.MaxKeys || len(r.windows) != proto.MaxKeys || len(r.echoes) != proto.MaxKeys {
+		t.Errorf("keys of %d streams, %d and %d windows", len(r.keys), len(r.windows), len(r.echoes))
+	}
+	r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: 2, Key: testGroupKey})
+	if len(r.keys[testStream]) != 2 {
+		t.Error("the next epoch was refused")
+	}
+}
+
+// An RP in standby has no say in the datagrams that another one replicates. When it
+// serves, its keys are those that count.
+func TestKeysOfStandby(t *testing.T) {
+	s := newTestService(t)
+	now := time.Unix(100, 0)
+	s.group, s.covered = testGroup, true
+	const other = testIngress + 1
+	member := func(n byte) *rpConn {
+		rp := &rpConn{id: enode.ID{n}, addr: testRP.Addr(), joiner: memberOf(t, now)}
+		s.rps[rp.id] = rp
+		return rp
+	}
+	key := func(ingress, group uint32, epoch uint8) proto.GroupKey {
+		return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Active: true, Key: testGroupKey}
+	}
+	epochs := func() string { return fmt.Sprint(s.receiver.keys) }
+
+	s.active = member(1)
+	s.perform(now, s.active, proto.Joined{
+		RP: proto.Status{Incarnation: testIngress}, Keys: []proto.GroupKey{key(testIngress, testGroup, 1), key(other, testGroup, 1), key(other, testGroup+1, 1)},
+		Marks: []proto.Mark{{Ingress: testIngress, Group: testGroup, Sequence: 4}, {Ingress: other, Group: testGroup + 1}},
+	})
+	if len(s.receiver.keys) != 2 || len(s.marks.Counters()) != 1 {
+		t.Fatalf("keys %v, counters %v", epochs(), s.marks.Counters())
+	}
+	before := epochs()
+	s.standby = member(2)
+	s.perform(now, s.standby, proto.Joined{
+		RP: proto.Status{Incarnation: other}, Standby: true, Keys: []proto.GroupKey{key(testIngress, testGroup, 101), key(9, testGroup, 1)},
+		Marks: []proto.Mark{{Ingress: other, Group: testGroup}, {Ingress: 9, Group: testGroup}},
+	})
+	s.perform(now, s.standby, proto.Install{Keys: []proto.GroupKey{key(other, testGroup, 101), key(10, testGroup, 1)}})
+	if after := epochs(); after != before {
+		t.Errorf("keys %s, want %s", after, before)
+	}
+	if n := len(s.marks.Counters()); n != 2 {
+		t.Errorf("%d streams, want the active one's and that of the standby itself", n)
+	}
+	if !s.standby.keyed || s.standby.path.Epoch != 101 {
+		t.Errorf("publishes to it in epoch %d", s.standby.path.Epoch)
+	}
+
+	// What the active one made up is over when another one serves.
+	s.perform(now, s.active, proto.Install{Keys: []proto.GroupKey{key(testIngress, testGroup, 101)}})
+	s.next, s.standby = s.standby, nil
+	s.perform(now, s.next, proto.Served{Terms: proto.Terms{Keys: []proto.GroupKey{key(testIngress, testGroup, 1), key(testIngress, testGroup, 2)}}})
+	if got := s.receiver.keys[testStream]; len(got) != 2 || got[1] != testGroupKey || got[2] != testGroupKey {
+		t.Errorf("keys %v", got)
 	}
 }
 

@@ -31,7 +31,7 @@ var (
 	}
 	RPFlag = &cli.StringSliceFlag{
 		Name:     "mdcs.rp",
-		Usage:    "enode URL of a replication point; give more in order of preference",
+		Usage:    "enode URL of a replication point, with its IPv6 address; give more in order of preference",
 		Category: flagCategory,
 	}
 	PortFlag = &cli.IntFlag{
@@ -103,13 +103,11 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 		return fmt.Errorf("--%s: %d is not a port", PortFlag.Name, port)
 	}
 	cfg.Port = uint16(port)
-	for _, url := range ctx.StringSlice(RPFlag.Name) {
-		rp, err := enode.ParseV4(url)
-		if err != nil {
-			return fmt.Errorf("--%s %s: %w", RPFlag.Name, url, err)
-		}
-		cfg.RPs = append(cfg.RPs, rp)
+	rps, err := rpConfig(ctx)
+	if err != nil {
+		return err
 	}
+	cfg.RPs = rps
 	find, err := findConfig(ctx)
 	if err != nil {
 		return err
@@ -146,6 +144,22 @@ func (l *lifecycle) Start() error {
 		find.Walk = disc.RandomNodes()
 	}
 	return l.Service.Start(server)
+}
+
+// rpConfig returns the replication points that are named. Datagrams of one are known by
+// its address, so a host name is none.
+func rpConfig(ctx *cli.Context) (rps []*enode.Node, err error) {
+	for _, url := range ctx.StringSlice(RPFlag.Name) {
+		rp, err := enode.ParseV4(url)
+		if err != nil {
+			return nil, fmt.Errorf("--%s %s: %w", RPFlag.Name, url, err)
+		}
+		if endpoint, ok := rp.TCPEndpoint(); !ok || !endpoint.Addr().Is6() || endpoint.Addr().Is4In6() {
+			return nil, fmt.Errorf("--%s %s: want an IPv6 address, in brackets, and a port", RPFlag.Name, url)
+		}
+		rps = append(rps, rp)
+	}
+	return rps, nil
 }
 
 // findConfig returns where to look for replication points, nil for nowhere.

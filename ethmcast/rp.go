@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/p2p"
@@ -39,7 +40,7 @@ type rpConn struct {
 	sender  *sender            // nil without one
 	path    *outbox.Path       // on which to publish
 	keyed   bool               // path has a group key
-	marks   []proto.Mark       // of the Welcome
+	marks   []proto.Mark       // of its own stream in the Welcome, if it has one
 	mode    proto.DeliveryMode // of the copies
 	channel *net.UDPConn       // its multicast channel, nil for none
 
@@ -196,10 +197,14 @@ func (h *rpHandler) handle(now time.Time, m proto.Message) error {
 	return err
 }
 
-func (h *rpHandler) fail(now time.Time, err error) {
+func (h *rpHandler) fail(now time.Time, err error) error {
+	if h.rp.state() == proto.JoinerBarred {
+		return nil
+	}
 	h.rp.joiner.Fail(now, err)
 	h.s.drain(now, h.rp)
 	h.s.choose(now)
+	return err
 }
 
 func (h *rpHandler) close(now time.Time) {
@@ -238,7 +243,8 @@ func (s *Service) perform(now time.Time, rp *rpConn, a proto.Action) {
 	case proto.ActivateDue:
 		rp.send(&proto.Activate{Marks: s.delivered()})
 	case proto.Served:
-		s.install(now, rp, a.Keys)
+		s.receiver.replace(s.ours(rp, a.Keys))
+		s.useKey(now, rp, a.Keys)
 		rp.path.Rate, rp.path.Burst = a.Rate, a.Burst
 		s.serve(now, rp, a.Marks)
 	case proto.Rested:
@@ -253,7 +259,10 @@ func (s *Service) perform(now time.Time, rp *rpConn, a proto.Action) {
 	case proto.Redirected:
 		s.redirected(rp, a)
 	case proto.Install:
-		s.install(now, rp, a.Keys)
+		for _, k := range s.ours(rp, a.Keys) {
+			s.receiver.install(k)
+		}
+		s.useKey(now, rp, a.Keys)
 		if rp == s.active { // another RP may still hear of it
 			for _, ingress := range a.Retired {
 				s.receiver.retire(ingress)
@@ -283,22 +292,25 @@ func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
 		Rate:    j.Rate,
 		Burst:   j.Burst,
 	}
-	s.install(now, rp, j.Keys)
+	s.receiver.replace(s.ours(rp, j.Keys))
+	s.useKey(now, rp, j.Keys)
 	s.log.Info("Joined replication point", "rp", rp.id, "addr", rp.dataAddr(), "incarnation", fmt.Sprintf("%08x", j.RP.Incarnation),
 		"operator", j.RP.Operator, "delivery", j.Mode, "standby", j.Standby)
-	rp.marks = j.Marks
+	rp.marks = slices.DeleteFunc(slices.Clone(j.Marks), func(m proto.Mark) bool { return m.Ingress != j.RP.Incarnation })
 	switch {
 	case !j.Standby:
 		s.serve(now, rp, j.Marks)
 	case s.covered:
-		s.begin(j.Marks)
+		s.begin(rp.marks)
 	}
 }
 
 // begin begins the streams that are not known, after their marks.
 func (s *Service) begin(marks []proto.Mark) {
 	for _, m := range marks {
-		s.marks.Begin(coverage.Stream{Ingress: m.Ingress, Group: m.Group}, m.Sequence)
+		if m.Group == s.group {
+			s.marks.Begin(coverage.Stream{Ingress: m.Ingress, Group: m.Group}, m.Sequence)
+		}
 	}
 }
 
@@ -369,11 +381,17 @@ func activeKey(keys []proto.GroupKey, ingress, group uint32) (proto.GroupKey, bo
 	return proto.GroupKey{}, false
 }
 
-// install installs group keys that an RP gave us, and publishes in its own newest.
-func (s *Service) install(now time.Time, rp *rpConn, keys []proto.GroupKey) {
-	for _, k := range keys {
-		s.receiver.install(k)
+// ours returns those of an RP's group keys that datagrams are checked by: none while it
+// stands by, as it has no say in what another one replicates (SPEC 9.5).
+func (s *Service) ours(rp *rpConn, keys []proto.GroupKey) []proto.GroupKey {
+	if rp != s.active && rp != s.next {
+		return nil
 	}
+	return slices.DeleteFunc(slices.Clone(keys), func(k proto.GroupKey) bool { return k.Group != s.group })
+}
+
+// useKey publishes to an RP in the newest of its own keys, if there is one among these.
+func (s *Service) useKey(now time.Time, rp *rpConn, keys []proto.GroupKey) {
 	k, ok := activeKey(keys, rp.path.RP, s.group)
 	if !ok {
 		return

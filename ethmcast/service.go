@@ -134,6 +134,7 @@ type seenTx struct {
 	hash common.Hash
 	ref  *coverage.Ref
 	bad  bool // no transaction, or one that multicast does not carry
+	own  bool // published here
 }
 
 // Service is mDCS in one node. It is a node.Lifecycle.
@@ -144,17 +145,16 @@ type Service struct {
 	backend Backend
 	log     log.Logger
 
-	socket  *net.UDPConn
-	network network
 	deliver *deliverer
 	heads   event.Subscription
 	wake    chan struct{}
 	quit    chan struct{}
 	wg      sync.WaitGroup
 
-	finder *discovery.Finder // nil when RPs are not looked for
-
 	mu        sync.Mutex
+	socket    *net.UDPConn      // nil before the start, as RPC comes earlier
+	network   network           // the same
+	finder    *discovery.Finder // the same, and when RPs are not looked for
 	enabled   bool
 	peers     map[enode.ID]*peerConn
 	rps       map[enode.ID]*rpConn // that may be used, connected or not
@@ -223,7 +223,9 @@ func (s *Service) Start(server *p2p.Server) error {
 		return fmt.Errorf("mdcs data port: %w", err)
 	}
 	_ = socket.SetReadBuffer(socketBuffer) // the kernel caps it; a smaller one only loses bursts
+	s.mu.Lock()
 	s.self, s.socket, s.network = server.Self().ID(), socket, devp2p{server}
+	s.mu.Unlock()
 	s.deliver.start()
 	s.heads = s.backend.SubscribeHeads(s.deliver.newHead)
 	s.wg.Go(func() { s.receiveLoop(s.socket, proto.ModeUnicast) })
@@ -291,7 +293,11 @@ func (s *Service) Stop() error {
 	return err
 }
 
+// port returns the UDP port for datagrams, 0 before the start.
 func (s *Service) port() uint16 {
+	if s.socket == nil {
+		return 0
+	}
 	return uint16(s.socket.LocalAddr().(*net.UDPAddr).Port)
 }
 

@@ -143,29 +143,37 @@ func transaction(t *testing.T, nonce uint64, size int) *types.Transaction {
 	return tx
 }
 
+// leavesOut waits until a node leaves out gossip to neighbours of what comes by the stream
+// that a transaction came by.
+func leavesOut(t *testing.T, n *ethmcasttest.Node, tx *types.Transaction, neighbours ...*ethmcasttest.Node) {
+	t.Helper()
+	eventually(t, "coverage of the stream", func() bool { return len(n.Enter(tx, nil, neighbours...)) == len(neighbours) })
+}
+
 func TestTransactionsCrossTwoRPs(t *testing.T) {
 	a, b := mesh(t)
 	nodes := []*ethmcasttest.Node{startNode(t, a), startNode(t, a), startNode(t, b), startNode(t, b)}
 	connect(t, nodes...)
 
+	othersOf := func(origin *ethmcasttest.Node) []*ethmcasttest.Node {
+		return slices.DeleteFunc(slices.Clone(nodes), func(n *ethmcasttest.Node) bool { return n == origin })
+	}
+
 	// The marks know both ingress RPs once each side published something.
-	for i, n := range nodes {
-		n.Enter(transaction(t, uint64(1000+i), 0), nil)
-	}
-	known := func() bool {
-		for _, n := range nodes {
-			if len(n.API.Status().Marks) != 2 {
-				return false
-			}
+	for i, origin := range []*ethmcasttest.Node{nodes[0], nodes[2]} {
+		tx := transaction(t, uint64(1000+i), 0)
+		origin.Enter(tx, nil)
+		for _, n := range othersOf(origin) {
+			eventually(t, "delivery", func() bool { return n.Backend.Offered(tx.Hash()) > 0 })
 		}
-		return true
+		for _, n := range nodes {
+			leavesOut(t, n, tx, othersOf(n)...)
+		}
 	}
-	eventually(t, "marks of both RPs", known)
-	time.Sleep(2 * coverage.HaveInterval) // until these marks reached the neighbours
 
 	for i, size := range []int{0, 1000, 5000, 100_000} {
 		origin := nodes[i]
-		others := slices.DeleteFunc(slices.Clone(nodes), func(n *ethmcasttest.Node) bool { return n == origin })
+		others := othersOf(origin)
 		tx := transaction(t, uint64(i), size)
 		if skipped := origin.Enter(tx, nil, others...); len(skipped) != 3 {
 			t.Errorf("%d bytes: gossip left out for %d of 3 covered neighbours", size, len(skipped))

@@ -15,7 +15,6 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast"
-	"github.com/ethmcast/mdcs/ethmcast/coverage"
 	"github.com/ethmcast/mdcs/ethmcast/ethmcasttest"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp"
@@ -86,6 +85,18 @@ func uses(t *testing.T, n *ethmcasttest.Node, active, standby *rp.RP) {
 	})
 }
 
+// publishes lets a node publish something, and waits until another one leaves out gossip
+// to a neighbour of what enters at the same RP.
+func publishes(t *testing.T, origin, n, neighbour *ethmcasttest.Node) {
+	t.Helper()
+	tx := transaction(t, 4998, 0)
+	eventually(t, "delivery", func() bool {
+		origin.Enter(tx, nil)
+		return n.Backend.Offered(tx.Hash()) > 0
+	})
+	leavesOut(t, n, tx, neighbour)
+}
+
 // traffic publishes at a node until it is stopped, and watches that a neighbour never
 // takes it for uncovered.
 type traffic struct {
@@ -100,8 +111,7 @@ type traffic struct {
 }
 
 func startTraffic(t *testing.T, from, neighbour *ethmcasttest.Node) *traffic {
-	first := transaction(t, 4999, 0)
-	eventually(t, "coverage of the stream", func() bool { return len(from.Enter(first, nil, neighbour)) == 1 })
+	leavesOut(t, from, transaction(t, 4999, 0), neighbour)
 	tr := &traffic{t: t, from: from, neighbour: neighbour, done: make(chan struct{})}
 	go func() {
 		defer close(tr.done)
@@ -167,12 +177,11 @@ func TestTwoRPs(t *testing.T) {
 func TestDrain(t *testing.T) {
 	points := meshWith(t, 2, nil)
 	a, b := points[0], points[1]
-	x, y := startNode(t, a, b), startNode(t, a, b)
+	x, y, z := startNode(t, a, b), startNode(t, a, b), startNode(t, b)
 	connect(t, x, y)
 	uses(t, x, a, b)
 	uses(t, y, a, b)
-	eventually(t, "streams of both", func() bool { return len(y.API.Status().Marks) == 2 })
-	time.Sleep(2 * coverage.HaveSoon) // until x was told
+	publishes(t, z, x, y)
 	tr := startTraffic(t, x, y)
 	time.Sleep(100 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -217,10 +226,7 @@ func TestStandbyTakesOver(t *testing.T) {
 			connect(t, x, y)
 			uses(t, x, a, b)
 			uses(t, y, b, a)
-			for _, n := range []*ethmcasttest.Node{x, y} { // until gossip is left out
-				n.Enter(transaction(t, 1, 0), nil)
-			}
-			time.Sleep(2 * coverage.HaveInterval)
+			publishes(t, y, x, y)
 			tr := startTraffic(t, x, y)
 			time.Sleep(100 * time.Millisecond)
 			kill(a, engine)

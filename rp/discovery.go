@@ -132,7 +132,7 @@ func (r *RP) room() byte {
 }
 
 // found allows the configured neighbours and those that were found, and no others.
-func (r *RP) found(candidates []discovery.Candidate) {
+func (r *RP) found(candidates []discovery.Candidate, _ func(enode.ID) bool) {
 	nodes := slices.Clone(r.cfg.Neighbours)
 	for _, c := range candidates {
 		if !slices.ContainsFunc(nodes, func(n *enode.Node) bool { return n.ID() == c.Node.ID() }) {

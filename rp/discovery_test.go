@@ -129,7 +129,7 @@ func TestDiscoveryAnswers(t *testing.T) {
 			enode.MustParse(draining.Self().URLv4()),
 			enode.MustParse(empty.Self().URLv4()),
 		},
-		Found: func(c []discovery.Candidate) { results <- c },
+		Found: func(c []discovery.Candidate, _ func(enode.ID) bool) { results <- c },
 		Log:   log.NewLogger(log.DiscardHandler()),
 	})
 	require.NoError(t, err)

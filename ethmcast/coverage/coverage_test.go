@@ -388,3 +388,44 @@ func TestMarksOfTooManyStreams(t *testing.T) {
 		t.Errorf("%d marks kept", n)
 	}
 }
+
+// Whatever is missing, a HAVE fits a message, and says of nothing missing that it was
+// delivered.
+func TestMarksFitAMessage(t *testing.T) {
+	now := time.Unix(100, 0)
+	const first = 1 << 62 // as long as a sequence gets
+	var m Marks
+	for i := range uint32(2 * proto.MaxMarks) {
+		s := Stream{Ingress: 1<<31 + i, Group: 1 << 31}
+		m.Start(s, first)
+		for lost := range uint64(proto.MaxMissing) {
+			m.Delivered(now, s, first+2+2*lost)
+		}
+	}
+	marks, whole := m.Have(0)
+	b, err := proto.Encode(&proto.Have{Covered: true, Whole: whole, Marks: marks})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := proto.Decode(proto.HaveMsg, b); err != nil {
+		t.Fatalf("%d bytes: %v", len(b), err)
+	}
+	if len(marks) != proto.MaxMarks || len(m.Counters()) != proto.MaxMarks {
+		t.Errorf("%d marks", len(marks))
+	}
+	told := 0
+	for _, mark := range marks {
+		told += len(mark.Missing)
+		for lost := range uint64(proto.MaxMissing) {
+			if mark.Covers(first + 1 + 2*lost) {
+				t.Fatalf("covers what is missing: %+v", mark)
+			}
+		}
+		if newest := uint64(first + 2*proto.MaxMissing); !mark.Covers(newest) {
+			t.Fatalf("does not cover what was delivered last: %+v", mark)
+		}
+	}
+	if told != maxMissing {
+		t.Errorf("told of %d missing, there is room for %d", told, maxMissing)
+	}
+}

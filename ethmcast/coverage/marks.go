@@ -13,6 +13,10 @@ import (
 // neighbour asks about a sequence only within Confirm, so this is generous.
 const MissingFor = 10 * time.Second
 
+// maxMissing is how many missing sequences the marks of a HAVE have together, so that it
+// fits proto.MaxMessage: in RLP a mark takes up to 34 bytes besides, a sequence 9.
+const maxMissing = (proto.MaxMessage - 16 - 34*proto.MaxMarks) / 9
+
 // Stream names a sequence space.
 type Stream struct {
 	Ingress, Group uint32
@@ -39,10 +43,14 @@ type gap struct {
 	since time.Time
 }
 
-// Start begins a stream: what comes after seq is due.
+// Start begins a stream: what comes after seq is due. Of more streams than a HAVE can
+// name there are no marks.
 func (m *Marks) Start(s Stream, seq uint64) {
 	if m.streams == nil {
 		m.streams = make(map[Stream]*stream)
+	}
+	if m.streams[s] == nil && len(m.streams) >= proto.MaxMarks {
+		return
 	}
 	m.version++
 	m.begun = m.version
@@ -76,7 +84,9 @@ func (m *Marks) Delivered(now time.Time, s Stream, seq uint64) {
 	st := m.streams[s]
 	if st == nil {
 		m.Start(s, seq-1)
-		st = m.streams[s]
+		if st = m.streams[s]; st == nil {
+			return
+		}
 	}
 	m.version++
 	st.changed = m.version
@@ -142,16 +152,24 @@ func (m *Marks) Version() uint64 { return m.version }
 func (m *Marks) Began(after uint64) bool { return m.begun > after }
 
 // Have returns the marks, ordered by stream, that changed after a version. They are
-// whole, all of them, when a stream ended after it. Version 0 is before all others.
+// whole, all of them, when a stream ended after it. Version 0 is before all others. Of
+// missing sequences that are more than fit a message the oldest of a mark are given up
+// in it.
 func (m *Marks) Have(after uint64) (marks []proto.HaveMark, whole bool) {
 	whole = after == 0 || after < m.ended
+	room := maxMissing
 	for _, s := range m.sorted() {
 		st := m.streams[s]
 		if !whole && st.changed <= after {
 			continue
 		}
 		mark := proto.HaveMark{Ingress: s.Ingress, Group: s.Group, First: st.first, Next: st.next}
-		for _, g := range st.missing {
+		missing := st.missing
+		if over := len(missing) - room; over > 0 {
+			mark.First, missing = missing[over-1].seq+1, missing[over:]
+		}
+		room -= len(missing)
+		for _, g := range missing {
 			mark.Missing = append(mark.Missing, g.seq)
 		}
 		marks = append(marks, mark)
@@ -181,8 +199,5 @@ func (m *Marks) sorted() []Stream {
 		}
 		return int(int64(a.Group) - int64(b.Group))
 	})
-	if len(all) > proto.MaxMarks {
-		all = all[:proto.MaxMarks]
-	}
 	return all
 }

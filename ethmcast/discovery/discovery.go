@@ -68,8 +68,10 @@ type Config struct {
 	Talk     Talker
 	Resolver dnsdisc.Resolver // nil for that of the system
 
-	// Found is called with each look's result, from one goroutine.
-	Found func([]Candidate)
+	// Found is called with each look's result, from one goroutine. Known reports, during
+	// the call, whether an RP may be used still: who is used already, and is no candidate
+	// only because it did not answer, may go on to be.
+	Found func(candidates []Candidate, known func(enode.ID) bool)
 
 	Log log.Logger
 }
@@ -462,7 +464,7 @@ func (f *Finder) accept(n *enode.Node, from source) (Reason, bool) {
 		if from == walked && !f.cfg.Open && !f.allow[n.ID()] {
 			return NotAllowed, false
 		}
-		if from == walked && len(f.known) >= maxNodes {
+		if from == walked && !f.allow[n.ID()] && len(f.known) >= maxNodes {
 			return TooMany, false
 		}
 		k = &known{order: f.counter, from: make(map[source]bool)}
@@ -476,7 +478,7 @@ func (f *Finder) accept(n *enode.Node, from source) (Reason, bool) {
 	case k.node == nil || n.Seq() > k.seq:
 		f.changed = true
 		if k.node == nil || k.node.IPAddr() != node.IPAddr() || k.node.UDP() != node.UDP() {
-			k.asked, k.answer = false, answer{} // of another endpoint
+			k.asked, k.answer, k.misses = false, answer{}, 0 // of another endpoint
 		}
 		k.node, k.seq, k.operator = node, n.Seq(), entry.Operator
 	case n.Seq() < k.seq && from != static:
@@ -485,11 +487,12 @@ func (f *Finder) accept(n *enode.Node, from source) (Reason, bool) {
 	return 0, true
 }
 
-// lose forgets that a source has an RP, and with the last source the RP.
+// lose forgets that a source has an RP. It forgets the RP with the last source, or when
+// the one that is left is the walk, and that is not enough.
 func (f *Finder) lose(id enode.ID, from source) {
 	k := f.known[id]
 	f.changed = true
-	if delete(k.from, from); len(k.from) == 0 {
+	if delete(k.from, from); len(k.from) == 0 || !f.cfg.Open && !f.trusted(k) {
 		delete(f.known, id)
 	}
 }
@@ -514,7 +517,7 @@ func (f *Finder) note(asked []enode.ID, answers map[enode.ID]answer) {
 		}
 		if k.answer = answers[id]; k.answer.rtt > 0 {
 			k.misses = 0
-		} else if k.misses++; k.misses >= strangerMisses && !f.vouched(k) {
+		} else if k.misses++; k.misses >= strangerMisses && !f.trusted(k) {
 			f.lose(id, walked)
 		}
 	}
@@ -529,7 +532,7 @@ func (f *Finder) publish(all bool) {
 			Operator: k.operator,
 			RTT:      k.answer.rtt,
 			Room:     k.answer.room,
-			Trusted:  f.vouched(k) || f.allow[k.node.ID()],
+			Trusted:  f.trusted(k),
 		})
 	}
 	candidates := []Candidate{}
@@ -541,11 +544,11 @@ func (f *Finder) publish(all bool) {
 	f.mu.Unlock()
 	knownGauge.Update(int64(len(f.known)))
 	if f.cfg.Found != nil {
-		f.cfg.Found(slices.Clone(candidates))
+		f.cfg.Found(slices.Clone(candidates), func(id enode.ID) bool { return f.known[id] != nil })
 	}
 }
 
-// vouched reports whether a list or a tree has an RP.
-func (f *Finder) vouched(k *known) bool {
-	return len(k.from) > 1 || !k.from[walked] // it has a source
+// trusted reports whether a list or a tree has an RP, or it is allowed.
+func (f *Finder) trusted(k *known) bool {
+	return len(k.from) > 1 || !k.from[walked] || f.allow[k.node.ID()] // it has a source
 }

@@ -46,6 +46,7 @@ type world struct {
 
 	mu     sync.Mutex
 	found  []string // each result
+	known  func(enode.ID) bool
 	logged bytes.Buffer
 }
 
@@ -110,7 +111,7 @@ func (w *world) start(cfg Config) {
 		cfg.Resolver = w.zone
 	}
 	cfg.Log = log.NewLogger(log.NewTerminalHandlerWithLevel(w, log.LevelWarn, false))
-	cfg.Found = func(candidates []Candidate) {
+	cfg.Found = func(candidates []Candidate, known func(enode.ID) bool) {
 		var names []string
 		for _, c := range candidates {
 			name := w.names[c.Node.ID()]
@@ -127,6 +128,7 @@ func (w *world) start(cfg Config) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.found = append(w.found, strings.Join(names, " "))
+		w.known = known // called while the Finder waits
 	}
 	var err error
 	if w.Finder, err = New(cfg); err != nil {
@@ -285,7 +287,7 @@ func TestFinderDNS(t *testing.T) {
 		Resolver: &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, server.String())
 		}},
-		Found: func(c []Candidate) { results <- c },
+		Found: func(c []Candidate, _ func(enode.ID) bool) { results <- c },
 		Log:   log.NewLogger(log.DiscardHandler()),
 	})
 	if err != nil {
@@ -295,13 +297,13 @@ func TestFinderDNS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Stop()
-	select {
-	case got := <-results:
-		if len(got) != 20 {
-			t.Errorf("%d candidates; %+v", len(got), f.Status())
+	for timeout, got := time.After(60*time.Second), 0; got != 20; { // the first result may come before the tree is read
+		select {
+		case candidates := <-results:
+			got = len(candidates)
+		case <-timeout:
+			t.Fatalf("%d candidates; %+v", got, f.Status())
 		}
-	case <-time.After(60 * time.Second):
-		t.Fatalf("nothing found: %+v", f.Status())
 	}
 }
 
@@ -414,6 +416,85 @@ func TestFinderWalk(t *testing.T) {
 	})
 }
 
+// What a tree no longer has is no longer used, even if the DHT has it, too; by who allows
+// it, as one that the DHT has.
+func TestFinderRevoked(t *testing.T) {
+	for name, c := range map[string]struct {
+		open, allow bool
+		want        string
+		known       bool
+	}{
+		"neither": {false, false, "", false},
+		"open":    {true, false, "a!", true},
+		"allowed": {false, true, "a", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				a := w.rp("a", 10*ms, 1)
+				cfg := Config{Walk: w.iterator(), Open: c.open}
+				if c.allow {
+					cfg.Allow = []enode.ID{a.ID()}
+				}
+				cfg.Trees = []string{w.zone.Publish(t, w.signer, "rps.example.org", 1, []*enode.Node{a})}
+				w.start(cfg)
+				defer w.Stop()
+				w.want(time.Second, "a")
+				w.walk <- a
+				w.want(time.Second, "a")
+				w.zone.Publish(t, w.signer, "rps.example.org", 2, nil)
+				w.want(31*time.Minute, c.want)
+				if w.known(a.ID()) != c.known {
+					t.Errorf("known: %t", !c.known)
+				}
+				w.walk <- a
+				w.want(time.Minute, c.want)
+			})
+		})
+	}
+}
+
+// An allowed RP is trusted: it is not forgotten when it does not answer, and finds room
+// among strangers.
+func TestFinderAllowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.rp("a", 0, 1)
+		w.start(Config{Walk: w.iterator(), Open: true, Allow: []enode.ID{a.ID()}})
+		defer w.Stop()
+		for i := range maxNodes {
+			w.deliver(batch{walked, []*enode.Node{w.rp(fmt.Sprint(i), 0, 1)}})
+		}
+		w.deliver(batch{walked, []*enode.Node{a}})
+		synctest.Wait()
+		w.wantSkipped("")
+		w.want(2*time.Hour, "a?")
+		if known := w.Status().Known; known != 1 {
+			t.Errorf("%d known", known)
+		}
+	})
+}
+
+// A stranger that moves has three looks again.
+func TestFinderMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start(Config{Walk: w.iterator(), Open: true})
+		defer w.Stop()
+		w.walk <- w.rp("a", 0, 1)
+		w.want(7*time.Minute, "") // two looks
+		w.walk <- w.rp("a", 0, 2, enr.IP(net.ParseIP("2001:db8::2")))
+		w.want(6*time.Minute, "") // two more
+		if known := w.Status().Known; known != 1 {
+			t.Errorf("%d known", known)
+		}
+		w.want(6*time.Minute, "")
+		if known := w.Status().Known; known != 0 {
+			t.Errorf("%d known", known)
+		}
+	})
+}
+
 func TestFinderWalkOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -512,7 +593,7 @@ func TestDiscv5(t *testing.T) {
 	f, err := New(Config{
 		NetworkID: 1, Genesis: exampleGenesis, Open: true,
 		Walk:  self.RandomNodes(),
-		Found: func(c []Candidate) { results <- c },
+		Found: func(c []Candidate, _ func(enode.ID) bool) { results <- c },
 		Log:   log.NewLogger(log.DiscardHandler()),
 	})
 	if err != nil {

@@ -305,7 +305,8 @@ func (a *Admission) sendProbe(now time.Time) {
 
 func (a *Admission) echo(now time.Time, m *Echo) error {
 	switch {
-	case a.state == AdmissionIdle || m.Nonce != a.nonce && m.Nonce != a.channel:
+	case a.state == AdmissionIdle: // it crossed our Leave
+	case m.Nonce != a.nonce && m.Nonce != a.channel:
 		return unexpected("echo of a nonce that was not sent")
 	case a.state == AdmissionProving && m.Nonce == a.channel:
 		mode := ModeSSM

@@ -145,7 +145,7 @@ type JoinerConfig struct {
 // member that has nobody to talk to, and resumes on the next connection.
 //
 // In mode ssm it is the channel that must not fall silent. When it does, the
-// Joiner joins in mode unicast at once, and stays with it.
+// Joiner joins in mode unicast at once, and stays with it on this connection.
 //
 // A violation by the RP ends the membership: Handle returns it for the log, the
 // actions hold the Leave. A wrong Status bars the RP for the connection.
@@ -162,10 +162,11 @@ type Joiner struct {
 
 	token       Token // of the membership, zero for none
 	session     uint32
+	lease       time.Duration
 	standby     bool         // of a membership that is detached: in no group
 	draining    bool         // the RP said that it will stop
 	mode        DeliveryMode // of the membership
-	unicast     bool         // the channel fell silent: no more of it
+	unicast     bool         // the channel fell silent on this connection: no more of it
 	subscribing bool         // Subscribe is not answered, the Join not sent
 
 	deadline time.Time // of the state
@@ -436,23 +437,24 @@ func (j *Joiner) welcome(now time.Time, m *Welcome) {
 		Marks:          m.Marks,
 	})
 	j.token, j.session, j.mode = m.Token, m.Session, m.Mode
-	j.begin(now, j.join.Standby)
+	j.begin(now, m.Lease, j.join.Standby)
 }
 
 func (j *Joiner) resumed(now time.Time, m *Resumed) {
-	switch {
-	case !m.Standby:
-		j.act(Served{m.Terms})
-	case j.standby:
+	if m.Standby {
+		if !j.standby { // it was in groups, and the RP took it out
+			j.act(Rested{})
+		}
 		j.act(Install{Keys: m.Keys})
-	default: // the RP knows: our Activate did not arrive
-		j.act(Rested{})
+	} else {
+		j.act(Served{m.Terms})
 	}
-	j.begin(now, m.Standby)
+	j.begin(now, m.Lease, m.Standby)
 }
 
-// begin enters Active or Standby, and goes on to what is wanted.
-func (j *Joiner) begin(now time.Time, standby bool) {
+// begin enters Active or Standby with a lease in seconds, and goes on to what is wanted.
+func (j *Joiner) begin(now time.Time, lease uint32, standby bool) {
+	j.lease = time.Duration(lease) * time.Second
 	j.state, j.heard, j.ticked = JoinerActive, now, now
 	if standby {
 		j.state = JoinerStandby
@@ -462,11 +464,13 @@ func (j *Joiner) begin(now time.Time, standby bool) {
 	j.steer(now)
 }
 
+// announceAt sets when to announce next: early enough for two to be lost in a lease.
 func (j *Joiner) announceAt(now time.Time) {
 	var random [2]byte
 	_, _ = io.ReadFull(j.cfg.Rand, random[:]) // without it the interval has no jitter
-	jitter := AnnounceJitter * time.Duration(binary.BigEndian.Uint16(random[:])) / 0xffff
-	j.deadline = now.Add(AnnounceInterval - jitter)
+	interval := min(AnnounceInterval, j.lease/3)
+	jitter := interval / AnnounceJitter * time.Duration(binary.BigEndian.Uint16(random[:])) / 0xffff
+	j.deadline = now.Add(interval - jitter)
 }
 
 // Probe takes a PROBE datagram that came from the RP's endpoint, size bytes long.
@@ -522,6 +526,7 @@ func (j *Joiner) Reconnected() {
 	if j.state == JoinerAway {
 		j.state = JoinerConnected
 	}
+	j.unicast = false
 	j.greet()
 }
 
@@ -645,16 +650,13 @@ func (j *Joiner) silence() time.Duration {
 // Deadline returns when Tick is due next, zero for never.
 func (j *Joiner) Deadline() time.Time {
 	switch j.state {
-	case JoinerJoining, JoinerBackoff, JoinerStandby, JoinerActivating:
-		return j.deadline
-	case JoinerActive, JoinerDetached, JoinerResuming:
-		next := j.ticked.Add(HeartbeatInterval / 2)
-		if j.deadline.Before(next) {
-			next = j.deadline
-		}
+	case JoinerConnected, JoinerIdle, JoinerBarred, JoinerAway:
+		return time.Time{}
+	}
+	if next := j.ticked.Add(HeartbeatInterval / 2); j.silence() > 0 && next.Before(j.deadline) {
 		return next
 	}
-	return time.Time{}
+	return j.deadline
 }
 
 func (j *Joiner) send(m Message) { j.act(Send{m}) }

@@ -72,9 +72,9 @@ const (
 // Times of the protocol (SPEC section 11).
 const (
 	Lease             = 45 * time.Second // granted by an RP unless configured
-	AnnounceInterval  = 15 * time.Second // with up to AnnounceJitter less
-	AnnounceJitter    = 3 * time.Second
-	JoinTimeout       = 5 * time.Second // Join to Welcome
+	AnnounceInterval  = 15 * time.Second // a third of the lease, and not longer
+	AnnounceJitter    = 5                // an interval is shorter by up to a fifth of it
+	JoinTimeout       = 5 * time.Second  // Join to Welcome
 	HeartbeatInterval = 500 * time.Millisecond
 	HeartbeatTimeout  = 1500 * time.Millisecond // silence after which an RP is lost
 	ProbeTimeout      = 3 * time.Second         // Join to Echo, at the RP

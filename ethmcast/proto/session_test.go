@@ -128,6 +128,7 @@ func (p *pair) peerDoes(x Action) {
 	case Left:
 		p.note("peer left")
 	case AnnounceDue:
+		p.note("peer announces")
 		_ = p.admission.Handle(p.now, &Announce{})
 	}
 }
@@ -181,6 +182,11 @@ func (p *pair) run(d time.Duration) {
 		}
 		p.joiner.Tick(p.now)
 		p.admission.Tick(p.now)
+		for _, next := range []time.Time{p.joiner.Deadline(), p.admission.Deadline()} {
+			if !next.IsZero() && !next.After(p.now) {
+				p.t.Fatalf("due again at once, in states %v and %v", p.joiner.State(), p.admission.State())
+			}
+		}
 		p.flush()
 	}
 }
@@ -295,6 +301,26 @@ func TestLeaseExpires(t *testing.T) {
 	}
 }
 
+// Any lease that an RP may grant is kept, also one that it changes when the peer resumes.
+func TestLeaseIsKept(t *testing.T) {
+	for _, lease := range []time.Duration{MinLease, 10 * time.Second, 30 * time.Second, Lease, MaxLease} {
+		p := newPair(t, func(_ *JoinerConfig, a *AdmissionConfig) { a.Lease = lease })
+		p.token = Token{5}
+		p.joiner.Want(p.now, true)
+		p.flush()
+		p.run(2 * max(lease, AnnounceInterval))
+		p.expect(JoinerActive, AdmissionActive)
+		p.disconnect()
+		p.admission.cfg.Lease = MinLease
+		p.reconnect(77)
+		p.run(2 * AnnounceInterval)
+		p.expect(JoinerActive, AdmissionActive)
+		if p.count("peer left") != 0 {
+			t.Errorf("lease of %v: log %v", lease, p.log)
+		}
+	}
+}
+
 // A silent RP is left within HeartbeatTimeout and tried again.
 func TestSilentRP(t *testing.T) {
 	p := newPair(t, nil)
@@ -389,6 +415,24 @@ func TestRekeyInstalledBeforeAck(t *testing.T) {
 	ack := slices.IndexFunc(actions, func(a Action) bool { s, ok := a.(Send); return ok && s.Message.Code() == RekeyAckMsg })
 	if install < 0 || ack < install {
 		t.Errorf("actions %v", actions)
+	}
+}
+
+// A peer cannot know that the RP just ended its session, or the attempt to get one.
+func TestCrossedLeave(t *testing.T) {
+	p := newPair(t, nil)
+	p.deaf = true
+	p.joiner.Want(p.now, true)
+	p.flush()
+	echo := &Echo{Nonce: p.admission.nonce, Size: p.admission.join.MaxDatagram}
+	p.now = p.now.Add(ProbeTimeout)
+	p.admission.Tick(p.now)
+	p.expect(JoinerJoining, AdmissionIdle)
+	p.admission.Actions()
+	for _, m := range []Message{echo, &Announce{}, &RekeyAck{}, &Activate{}, &Deactivate{}, &Confirm{}} {
+		if err := p.admission.Handle(p.now, m); err != nil || len(p.admission.Actions()) != 0 {
+			t.Errorf("%T while idle: %v", m, err)
+		}
 	}
 }
 

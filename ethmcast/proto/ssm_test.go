@@ -129,7 +129,8 @@ func TestSSMUnprovenEndpoint(t *testing.T) {
 	}
 }
 
-// A channel that falls silent is left for unicast, at once and for good.
+// A channel that falls silent is left for unicast, at once and for the rest of the
+// connection.
 func TestSSMFallBack(t *testing.T) {
 	p := newPair(t, offered)
 	p.joiner.Want(p.now, true)
@@ -152,6 +153,9 @@ func TestSSMFallBack(t *testing.T) {
 	if n := p.count("peer subscribes to 1234 on 30502"); n != 1 {
 		t.Errorf("subscribed %d times", n)
 	}
+	p.disconnect()
+	p.reconnect(77)
+	p.expectMode(ModeSSM)
 }
 
 // When it is the RP that is silent, a peer in mode ssm knows it after twice the

@@ -3,6 +3,7 @@
 package proto
 
 import (
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -53,6 +54,38 @@ func TestResume(t *testing.T) {
 	}
 	p.run(5 * time.Minute) // announces keep the lease again
 	p.expect(JoinerActive, AdmissionActive)
+}
+
+// Nothing is due soon while a session in standby waits for its connection, and to resume:
+// nobody expects to hear anything.
+func TestStandbyAwayIsQuiet(t *testing.T) {
+	p := newPair(t, nil)
+	p.token = Token{5}
+	p.joiner.WantStandby(p.now)
+	p.flush()
+	p.disconnect()
+	ends := p.now.Add(DetachTimeout)
+	quiet := func(want JoinerState) {
+		t.Helper()
+		p.joiner.Tick(p.now)
+		if p.joiner.State() != want || !p.joiner.Deadline().Equal(ends) {
+			t.Errorf("%v, due in %v", p.joiner.State(), p.joiner.Deadline().Sub(p.now))
+		}
+	}
+	p.now = p.now.Add(time.Second)
+	quiet(JoinerDetached)
+	p.joiner.Reconnected()
+	status := p.admission.cfg.Status
+	if err := p.joiner.Handle(p.now, &status); err != nil {
+		t.Fatal(err)
+	}
+	p.now = p.now.Add(time.Second)
+	quiet(JoinerResuming)
+	p.now = ends
+	p.joiner.Tick(p.now)
+	if p.joiner.State() == JoinerResuming {
+		t.Error("resumes for ever")
+	}
 }
 
 // What ends a membership that has no connection.
@@ -194,6 +227,26 @@ func TestResumeTellsWhatIs(t *testing.T) {
 	}
 }
 
+// An RP may have taken a session out of its groups meanwhile. Its keys count as in any
+// other standby.
+func TestResumedInStandby(t *testing.T) {
+	p := member(t, nil)
+	p.disconnect()
+	p.joiner.Reconnected()
+	status := p.admission.cfg.Status
+	keys := []GroupKey{{Ingress: 77, Group: testGroup, Epoch: 3}}
+	for _, m := range []Message{&status, &Resumed{Standby: true, Lease: 45, Terms: Terms{Keys: keys}}} {
+		p.joiner.Actions()
+		if err := p.joiner.Handle(p.now, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []Action{Rested{}, Install{Keys: keys}, ActivateDue{}}
+	if got := p.joiner.Actions(); !reflect.DeepEqual(got, want) {
+		t.Errorf("actions %v, want %v", got, want)
+	}
+}
+
 // A standby RP that does not answer is no help.
 func TestActivateTimeout(t *testing.T) {
 	p := newPair(t, nil)
@@ -277,12 +330,6 @@ func TestStandbyViolations(t *testing.T) {
 	p.flush()
 	if err := p.admission.Handle(p.now, &Deactivate{}); ReasonOf(err) != ReasonUnexpected {
 		t.Errorf("deactivate: %v", err)
-	}
-	for _, m := range []Message{&Activate{}, &Deactivate{}} { // crossed a Leave
-		p := newPair(t, nil)
-		if err := p.admission.Handle(p.now, m); err != nil {
-			t.Errorf("%T while idle: %v", m, err)
-		}
 	}
 	for _, m := range []Message{&Resume{}, &Activate{}, &Deactivate{}} {
 		p := member(t, nil)

@@ -2,9 +2,9 @@
 
 // Package reassembly puts the symbols of an object together (SPEC section 9.2).
 //
-// An object is collected under the key (ingress RP, handle, object id, K, N), so
-// that a claim of another publisher cannot spoil it. Memory grows with the bytes
-// that arrived, never with what a header claims, and is bounded: the oldest
+// An object is collected under the key (ingress RP, handle, object id, K, N, object
+// length), so that a claim of another publisher cannot spoil it. Memory grows with
+// the bytes that arrived, never with what a header claims, and is bounded: the oldest
 // incomplete object goes first. Nothing counts as seen before its hash is right.
 package reassembly
 

@@ -112,7 +112,7 @@ func (c *choice) update(candidates []Candidate, best int, look bool, fits func(C
 	i := slices.IndexFunc(candidates, func(o Candidate) bool { return c.chosen && o.ID == c.id && fits(o) })
 	switch {
 	case i < 0 || i == best:
-	case better(candidates[best], candidates[i]):
+	case Better(candidates[best].RTT, candidates[i].RTT):
 		if look {
 			c.worse++
 		}
@@ -129,7 +129,8 @@ func (c *choice) update(candidates []Candidate, best int, look bool, fits func(C
 	return best
 }
 
-// better reports whether a is nearer than b by so much that a change is worth it.
-func better(a, b Candidate) bool {
-	return a.RTT+LessTime < b.RTT && a.RTT < b.RTT*4/5
+// Better reports whether a round-trip time is shorter than that of now by so much that a
+// change is worth it.
+func Better(other, now time.Duration) bool {
+	return other+LessTime < now && other < now*4/5
 }

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package ethmcast
+
+import (
+	"crypto/rand"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+func newTestService(t *testing.T) *Service {
+	t.Helper()
+	s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// neighbour is one that covers testStream from the beginning.
+func neighbour(t *testing.T, s *Service, now time.Time) *peerHandler {
+	t.Helper()
+	h := &peerHandler{s, &peerConn{conn: conn{id: enode.ID{7}, out: make(chan proto.Message, sendQueue)}}}
+	s.peers[h.p.id] = h.p
+	marks := []proto.HaveMark{{Ingress: testIngress, Group: testGroup, First: 1, Next: 1}}
+	for _, m := range []proto.Message{
+		&proto.Status{Role: proto.RolePeer},
+		&proto.Have{Covered: true, Whole: true, Marks: marks},
+	} {
+		if err := h.handle(now, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return h
+}
+
+// A neighbour that ends its session in whatever way is announced what was held for it.
+func TestHeldIsAnnouncedAtTheEnd(t *testing.T) {
+	now := time.Unix(100, 0)
+	for name, end := range map[string]func(*peerHandler){
+		"leave":     func(h *peerHandler) { _ = h.handle(now, &proto.Leave{}) },
+		"violation": func(h *peerHandler) { _ = h.handle(now, &proto.Status{Role: proto.RolePeer}) },
+		"garbage":   func(h *peerHandler) { _ = h.fail(now, errors.New("garbage")) },
+	} {
+		s := newTestService(t)
+		h := neighbour(t, s, now)
+		hash := common.Hash{5}
+		if !s.coverage.Skip(now, h.p.id, hash, &coverage.Ref{Stream: testStream, Sequence: 1}) {
+			t.Fatal("not held")
+		}
+		end(h)
+		if len(s.announces) != 1 || s.announces[0].Peer != h.p.id || len(s.announces[0].Hashes) != 1 || s.announces[0].Hashes[0] != hash {
+			t.Errorf("%s: announced %v", name, s.announces)
+		}
+		if s.coverage.Held() != 0 || s.coverage.Covers(now, h.p.id) {
+			t.Errorf("%s: the neighbour is covered still", name)
+		}
+	}
+}
+
+// After the end of its session nobody makes this node log, or answer.
+func TestViolationCountsOnce(t *testing.T) {
+	now := time.Unix(100, 0)
+	garbage := &proto.Error{Reason: proto.ReasonMalformed, Detail: "garbage"}
+
+	h := neighbour(t, newTestService(t), now)
+	if err := h.fail(now, garbage); err == nil {
+		t.Error("garbage of a neighbour ends nothing")
+	}
+	left := &peerHandler{h.s, &peerConn{conn: h.p.conn}}
+	if err := left.handle(now, &proto.Leave{}); err != nil {
+		t.Fatal(err)
+	}
+
+	s := newTestService(t)
+	s.enabled = false
+	rp := &rpConn{id: enode.ID{8}, conn: &conn{out: make(chan proto.Message, sendQueue)}}
+	rp.joiner = proto.NewJoiner(proto.JoinerConfig{Groups: []uint32{testGroup}, Port: 1, Rand: rand.Reader})
+	barred := &rpHandler{s, rp, rp.conn}
+	if err := barred.fail(now, garbage); err == nil || rp.state() != proto.JoinerBarred {
+		t.Errorf("garbage in place of a status: %v, state %v", err, rp.state())
+	}
+
+	for name, h := range map[string]handler{"ended": h, "left": left, "barred": barred} {
+		sent := len(barred.conn.out) + len(left.p.out)
+		if err := h.fail(now, garbage); err != nil {
+			t.Errorf("%s: garbage: %v", name, err)
+		}
+		if err := h.handle(now, &proto.Have{}); err != nil {
+			t.Errorf("%s: a message: %v", name, err)
+		}
+		if len(barred.conn.out)+len(left.p.out) != sent {
+			t.Errorf("%s: answered", name)
+		}
+	}
+}
