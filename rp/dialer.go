@@ -19,7 +19,7 @@ const (
 	dialTimeout = 5 * time.Second
 
 	// dialCourtesy is how long there must be no connection until the RP with the
-	// larger node id dials, too. Two dials that cross may end each other: then the
+	// larger node id dials, too, if both want one. Two dials that cross may end each other: then the
 	// next connection is made by the other RP alone, which waits for less.
 	dialCourtesy = 3 * time.Second
 
@@ -59,6 +59,7 @@ type dialer struct {
 // neighbour is a node to which the dialer keeps a connection.
 type neighbour struct {
 	node   *enode.Node
+	mutual bool               // the node dials as well
 	cancel context.CancelFunc // ends the goroutine that keeps the connection
 
 	// Of dialer.mu: the number of connections there were, and a channel that is closed
@@ -84,9 +85,10 @@ func (d *dialer) stop() {
 	d.wg.Wait()
 }
 
-// setNeighbours says which nodes to keep a connection to. It leaves the connections
+// setNeighbours says which nodes to keep a connection to, and whether all of them do the
+// same. It leaves the connections
 // alone that stand to others. After stop it does nothing.
-func (d *dialer) setNeighbours(nodes []*enode.Node) {
+func (d *dialer) setNeighbours(nodes []*enode.Node, mutual bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ctx.Err() != nil {
@@ -107,7 +109,7 @@ func (d *dialer) setNeighbours(nodes []*enode.Node) {
 			continue
 		}
 		ctx, cancel := context.WithCancel(d.ctx)
-		n := &neighbour{node: node, cancel: cancel, changed: make(chan struct{})}
+		n := &neighbour{node: node, mutual: mutual, cancel: cancel, changed: make(chan struct{})}
 		d.neighbours[id] = n
 		d.wg.Go(func() {
 			defer cancel()
@@ -170,7 +172,7 @@ func (d *dialer) keep(ctx context.Context, n *neighbour) {
 	id := n.node.ID()
 	log := d.cfg.Log.With("rp", id.TerminalString())
 	courtesy := time.Duration(0)
-	if bytes.Compare(d.cfg.Self[:], id[:]) > 0 {
+	if n.mutual && bytes.Compare(d.cfg.Self[:], id[:]) > 0 {
 		courtesy = dialCourtesy
 	}
 	redial := minRedial

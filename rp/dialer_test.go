@@ -68,7 +68,7 @@ func (o *office) take() []time.Duration {
 func TestRedial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o, other := newOffice(t, 0) // the smaller id
-		o.setNeighbours([]*enode.Node{other})
+		o.setNeighbours([]*enode.Node{other}, true)
 		time.Sleep(time.Minute)
 		dials := o.take()
 		require.Zero(t, dials[0])
@@ -97,12 +97,12 @@ func TestRedial(t *testing.T) {
 		}
 		require.InDelta(t, 20, len(o.take()), 1)
 
-		o.setNeighbours(nil)
+		o.setNeighbours(nil, true)
 		o.closed(other.ID())
 		o.take()
 		time.Sleep(time.Hour)
 		require.Empty(t, o.take())
-		o.setNeighbours([]*enode.Node{other})
+		o.setNeighbours([]*enode.Node{other}, true)
 		synctest.Wait()
 		require.Len(t, o.take(), 1)
 		o.stop()
@@ -113,7 +113,7 @@ func TestRedial(t *testing.T) {
 func TestCourtesy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o, other := newOffice(t, 0xff)
-		o.setNeighbours([]*enode.Node{other})
+		o.setNeighbours([]*enode.Node{other}, true)
 		time.Sleep(dialCourtesy - time.Millisecond)
 		require.Empty(t, o.take())
 		o.opened(other.ID())
@@ -191,7 +191,7 @@ func TestCrossingDials(t *testing.T) {
 			first.Do(func() { crossed.Done(); crossed.Wait() })
 			return conn, err
 		}
-		e.dialer.setNeighbours([]*enode.Node{ends[1-i].Self()})
+		e.dialer.setNeighbours([]*enode.Node{ends[1-i].Self()}, true)
 	}
 	crossed.Wait()
 	var since time.Time

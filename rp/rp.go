@@ -315,7 +315,7 @@ func (r *RP) start() error {
 		Measure: func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {
 			return discovery.Measure(ctx, r.disc, nodes)
 		},
-		Connect:   func(nodes []*enode.Node) { r.server.dialer.setNeighbours(nodes) },
+		Connect:   func(nodes []*enode.Node, mutual bool) { r.server.dialer.setNeighbours(nodes, mutual) },
 		Receipted: r.peers.Receipts,
 		Counted:   r.peers.SetCounters,
 		Engine:    r.engine,
@@ -442,7 +442,7 @@ func (r *RP) SetNeighbours(nodes []*enode.Node) error {
 			return fmt.Errorf("rp: neighbour %v is not on the allow-list", n.ID().TerminalString())
 		}
 	}
-	r.server.dialer.setNeighbours(nodes)
+	r.server.dialer.setNeighbours(nodes, true)
 	return nil
 }
 

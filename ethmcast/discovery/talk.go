@@ -24,7 +24,7 @@ const (
 	responseSize = nonceSize + 1
 
 	samples  = 3  // round-trip times whose median counts
-	parallel = 16 // nodes that are measured at the same time
+	parallel = 64 // nodes that are measured at the same time
 )
 
 // Room is the free share of limit, of 255, when used are taken: 0 only when there is

@@ -37,11 +37,11 @@ func (s *Server) choose() {
 		var look <-chan time.Time
 		if len(nodes) < linkstate.FullMesh {
 			chosen, tried = nil, nil
-			s.cfg.Connect(nodes)
+			s.cfg.Connect(nodes, true)
 		} else {
 			chosen = slices.DeleteFunc(chosen, func(n *enode.Node) bool { return !slices.Contains(nodes, n) })
 			chosen, tried = s.chooseMore(ctx, nodes, chosen, tried)
-			s.cfg.Connect(slices.Clone(chosen))
+			s.cfg.Connect(slices.Clone(chosen), false)
 			look = time.After(chooseInterval)
 		}
 		select {
@@ -57,7 +57,7 @@ func (s *Server) choose() {
 // chooseMore adds what is missing to those that are chosen, of nodes that were not tried
 // yet.
 func (s *Server) chooseMore(ctx context.Context, nodes, chosen, tried []*enode.Node) (chosenNow, triedNow []*enode.Node) {
-	near, far := linkstate.Near, linkstate.Far
+	near, far := linkstate.Wanted(len(nodes))
 	if len(tried) > 0 {
 		near, far = 0, max(near+far-len(chosen), 0)
 	}
@@ -65,7 +65,23 @@ func (s *Server) chooseMore(ctx context.Context, nodes, chosen, tried []*enode.N
 		return chosen, tried
 	}
 	left := slices.DeleteFunc(nodes, func(n *enode.Node) bool { return slices.Contains(tried, n) })
-	more := s.pick(ctx, left, near, far)
+	var rtts map[enode.ID]time.Duration
+	if s.cfg.Measure != nil {
+		var some []*enode.Node
+		if len(tried) == 0 {
+			// Measuring takes some round trips. Meanwhile any neighbours will do; those of
+			// them that are met stay.
+			some = random(left, far)
+			s.cfg.Connect(slices.Clone(some), false)
+		}
+		bounded, cancel := context.WithTimeout(ctx, measureTimeout)
+		rtts = s.cfg.Measure(bounded, left)
+		cancel()
+		some = slices.DeleteFunc(some, func(n *enode.Node) bool { return !s.Connected(n.ID()) })
+		left = slices.DeleteFunc(left, func(n *enode.Node) bool { return slices.Contains(some, n) })
+		chosen, tried, far = append(chosen, some...), append(tried, some...), far-len(some)
+	}
+	more := pick(left, rtts, near, far)
 	chosen, tried = append(chosen, more...), append(tried, more...)
 	if len(more) < near+far { // all were tried: from the beginning
 		tried = slices.Clone(chosen)
@@ -73,14 +89,16 @@ func (s *Server) chooseMore(ctx context.Context, nodes, chosen, tried []*enode.N
 	return chosen, tried
 }
 
-// pick chooses among nodes.
-func (s *Server) pick(ctx context.Context, nodes []*enode.Node, near, far int) (chosen []*enode.Node) {
-	var rtts map[enode.ID]time.Duration
-	if s.cfg.Measure != nil {
-		bounded, cancel := context.WithTimeout(ctx, measureTimeout)
-		rtts = s.cfg.Measure(bounded, nodes)
-		cancel()
+func random(nodes []*enode.Node, n int) (chosen []*enode.Node) {
+	for _, i := range randv2.Perm(len(nodes))[:min(n, len(nodes))] { // nothing rests on it
+		chosen = append(chosen, nodes[i])
 	}
+	return chosen
+}
+
+// pick chooses among nodes by the round-trip times to those that answered, or at random
+// when there are none.
+func pick(nodes []*enode.Node, rtts map[enode.ID]time.Duration, near, far int) (chosen []*enode.Node) {
 	rng := randv2.New(randv2.NewPCG(randv2.Uint64(), randv2.Uint64())) // nothing rests on it
 	byID := make(map[linkstate.ID]*enode.Node)
 	var candidates []linkstate.Candidate

@@ -92,8 +92,9 @@ type Config struct {
 	Measure func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration
 
 	// Connect is told to which nodes there shall be connections, at the start and
-	// when that changes. Others of the allow-list connect by themselves.
-	Connect func(nodes []*enode.Node)
+	// when that changes, and whether all of them connect, too. Others of the allow-list
+	// connect by themselves.
+	Connect func(nodes []*enode.Node, mutual bool)
 
 	// Receipted is told what is known of objects that the peer of a session published,
 	// and Counted, once per second, how many members the groups have; nil: nobody.

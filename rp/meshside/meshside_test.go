@@ -403,7 +403,7 @@ func TestChoose(t *testing.T) {
 			require.Len(t, connects, 1)
 			return <-connects
 		}
-		connect := func(nodes []*enode.Node) { connects <- nodes }
+		connect := func(nodes []*enode.Node, _ bool) { connects <- nodes }
 		p := n.start(1, 0x100, func(c *Config) { c.Connect = connect })
 		require.Equal(t, p.cfg.Neighbours, next())
 		p.Stop()
@@ -416,6 +416,7 @@ func TestChoose(t *testing.T) {
 			c.Neighbours = all
 			c.Connect = connect
 			c.Measure = func(_ context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {
+				time.Sleep(time.Second)
 				rtts := make(map[enode.ID]time.Duration)
 				for i, n := range nodes {
 					if n.ID() != all[7].ID() { // does not answer
@@ -425,12 +426,14 @@ func TestChoose(t *testing.T) {
 				return rtts
 			}
 		})
+		require.Len(t, next(), linkstate.Far, "any, while it measures")
+		time.Sleep(time.Second)
 		first := next()
 		require.Len(t, first, linkstate.Near+linkstate.Far)
 		for _, near := range all[len(all)-linkstate.Near:] {
 			require.True(t, slices.ContainsFunc(first, func(n *enode.Node) bool { return n.ID() == near.ID() }))
 		}
-		time.Sleep(chooseInterval + time.Second)
+		time.Sleep(chooseInterval + 2*time.Second)
 		second := next()
 		require.NotEmpty(t, second)
 		for _, n := range second {

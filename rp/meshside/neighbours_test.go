@@ -142,7 +142,7 @@ func TestChooseFollowsAllowList(t *testing.T) {
 		connects := make(chan []*enode.Node, 10)
 		p := n.start(1, 0x100, func(c *Config) {
 			c.Neighbours = nil
-			c.Connect = func(nodes []*enode.Node) { connects <- nodes }
+			c.Connect = func(nodes []*enode.Node, _ bool) { connects <- nodes }
 		})
 		next := func() []*enode.Node {
 			synctest.Wait()

@@ -44,9 +44,10 @@ func (m *mesh) scrape(ctx context.Context) ([]node.Metrics, error) {
 }
 
 // complete returns nil when all RPs know all others, and have a way for the datagrams
-// of each source.
+// of each source. Those that were found so are not asked again: to ask takes time.
 func (m *mesh) complete(ctx context.Context) error {
-	for _, r := range m.rps {
+	for ; m.completed < len(m.rps); m.completed++ {
+		r := m.rps[m.completed]
 		metrics, err := r.Metrics(ctx)
 		if err != nil {
 			return err

@@ -27,6 +27,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 	"github.com/ethmcast/mdcs/testnet"
 	"github.com/ethmcast/mdcs/testnet/lightpeer"
@@ -70,7 +71,7 @@ const (
 	calmTime      = 2 * time.Second
 	waitMax       = time.Minute // for a mesh to deliver, all in all
 
-	settleQuiet = 6 * time.Second // after the last datagram, until heart-beats are rare
+	settleQuiet = 2*linkstate.LinkDelay + 2*time.Second // after the last datagram: trees get better, heart-beats rare
 	quietTime   = 20 * time.Second
 
 	shapeRate      = 50.0
@@ -100,6 +101,8 @@ type mesh struct {
 	book    *book
 	rng     *rand.Rand
 	result  *Result
+
+	completed int // RPs that were found complete, of the first ones
 }
 
 // Run builds a mesh, measures it and removes it. It needs root, and must not run
@@ -218,13 +221,13 @@ func (m *mesh) close() error {
 	return m.net.Close()
 }
 
-// start starts the RPs and their peers, a few at a time, and waits until all is
-// delivered everywhere.
+// start starts the RPs and their peers, as many at a time as there are CPUs, and waits until
+// all is delivered everywhere.
 func (m *mesh) start(ctx context.Context) error {
 	var (
 		begun = make([]time.Time, len(m.rps))
 		errs  = make([]error, len(m.rps))
-		room  = make(chan struct{}, 2*runtime.NumCPU())
+		room  = make(chan struct{}, runtime.NumCPU())
 		wg    sync.WaitGroup
 	)
 	m.peers = make([]*lightpeer.Swarm, len(m.rps))
@@ -254,6 +257,10 @@ func (m *mesh) start(ctx context.Context) error {
 	since, err := m.waitDelivery(ctx, stop)
 	if err != nil {
 		return err
+	}
+	m.completed = 0
+	if err := m.complete(ctx); err != nil {
+		return fmt.Errorf("not complete any more: %w", err)
 	}
 	m.result.CompleteS = ready.Sub(last).Seconds()
 	m.result.ConvergeS = max(ready.Sub(last), since.Sub(last)).Seconds()
