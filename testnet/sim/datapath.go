@@ -145,7 +145,6 @@ func (w *world) watch(s *stream, r *rp, x *window, replayed bool) {
 func (w *world) copy(r *rp, to linkstate.ID, stream int32, sequence uint32, replayed bool) {
 	w.copies++
 	o := w.rps[w.byID[to]]
-	r.core.Sent(w.clock(), to)
 	e := w.queue.push(w.now+w.jittered(r, o), data)
 	e.to, e.from, e.stream, e.sequence, e.replayed = o.index, r.index, stream, sequence, replayed
 }

@@ -22,7 +22,6 @@ type neighbour struct {
 	stamp    uint32        // its newest, which came at stampAt
 	stampAt  time.Time
 	sendAt   time.Time // of the next hello
-	sent     time.Time // of the last data
 	tree     bool      // the link is on a tree in use here
 	theirs   bool      // there
 	slowing  int       // hellos that still go often, although a longer interval is announced
@@ -102,13 +101,6 @@ func (n *neighbour) alive(now time.Time) { n.heard, n.polled, n.doubted = now, t
 func (c *Core) Heard(now time.Time, from ID) {
 	if n := c.neighbour(from); n != nil {
 		n.alive(now)
-	}
-}
-
-// Sent says that data went to a neighbour.
-func (c *Core) Sent(now time.Time, to ID) {
-	if n := c.neighbour(to); n != nil {
-		n.sent = now
 	}
 }
 
@@ -281,9 +273,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 			c.publishWithin(LinkDelay)
 		}
 	}
-	often := n.often(c.now)
-	data := n.tree && c.now.Sub(n.sent) < TreeInterval // counts as a hello
-	if !c.now.Before(n.sendAt) || (often || !n.polled.IsZero()) && !data {
+	if n.often(c.now) || !c.now.Before(n.sendAt) || !n.polled.IsZero() {
 		c.hello(n)
 	}
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
