@@ -345,7 +345,7 @@ func (c *conn) prepare(now time.Time, a proto.Admit) {
 		return
 	}
 	c.admission = a
-	c.ready, c.ended = c.srv.cfg.Admit(a.Join.Publish)
+	c.ready, c.ended = c.srv.cfg.Admit(c.mayPublish(a.Join.Publish))
 }
 
 // admit puts the session into the datapath, and only then lets the Welcome go.

@@ -302,12 +302,20 @@ func TestLists(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		r.Server.cfg.Joiners = map[enode.ID]bool{{1}: true, {2}: true}
 		r.Server.cfg.Publishers = map[enode.ID]bool{{2}: true}
+		var publishes []bool
+		r.Server.cfg.Admit = func(publish bool) (<-chan struct{}, func()) {
+			publishes = append(publishes, publish)
+			ready := make(chan struct{})
+			close(ready)
+			return ready, func() {}
+		}
 		for id, want := range map[enode.ID]uint32{{1}: 0, {2}: 10} {
 			p := r.connectAs(id, home)
 			welcome := r.joinAs(p, func(*proto.Join) {})
 			require.Equal(t, want, welcome.Rate)
 			added := r.engine.Changes()[0].Add[0]
 			require.Equal(t, want > 0, added.Publish)
+			require.Equal(t, want > 0, publishes[len(publishes)-1], "the mesh needs no tree for who may not publish")
 			require.NoError(t, added.Check())
 			p.close()
 			r.engine.Changes()
