@@ -286,7 +286,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 	}
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
 		c.send(n, &Digest{c.sums[:]})
-		n.digestAt = c.now.Add(DigestDelay/2 + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay)))) // each neighbour at another time
+		n.digestAt = c.now.Add(DigestDelay + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay/4)))) // each neighbour at another time
 	}
 	if n.up && !n.isAway() && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
 		n.confirm = true

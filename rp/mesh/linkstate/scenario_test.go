@@ -339,6 +339,38 @@ func TestDigestWhenBothAreUp(t *testing.T) {
 	require.Zero(t, digests(at.Add(2*TreeInterval), true))
 }
 
+// Each neighbour gets a digest every 60 to 75 s.
+func TestDigests(t *testing.T) {
+	w := square(t)
+	w.run(2 * DigestDelay)
+	w.forget()
+	const digests = 20
+	w.run(digests * DigestDelay * 9 / 8)
+	require.InDelta(t, digests, len(sent[*Digest](w, 1, 2)), digests/10)
+	require.InDelta(t, digests, len(sent[*Digest](w, 2, 1)), digests/10)
+}
+
+// A route whose time is over when its last neighbour is found dead ends once.
+func TestRouteEndsOnce(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	w.forget()
+	r := c.routes[ingress1]
+	c.now = w.now
+	c.unfollow(ingress1)
+	r.gone = c.tickAt
+	c.down(c.neighbour(rp(2)))
+	c.Tick(c.tickAt)
+	var told []Action
+	for _, a := range c.Actions() {
+		switch a.(type) {
+		case Route, RouteGone:
+			told = append(told, a)
+		}
+	}
+	require.Equal(t, []Action{RouteGone{ingress1}}, told)
+}
+
 // The process of 2 dies, and its datapath goes on: nobody turns to another way, neither
 // while it is away nor when it is back. Then it knows what it has to.
 func TestAway(t *testing.T) {
