@@ -88,6 +88,39 @@ func TestStandby(t *testing.T) {
 	})
 }
 
+// A member is sent what it missed of each stream of its groups once, and not each time that
+// it is activated.
+func TestReplayIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		var replayed [][]proto.Mark
+		r.Server.cfg.Replay = func(_ uint32, marks []proto.Mark) { replayed = append(replayed, marks) }
+		p := r.connect(home)
+		r.joinAs(p, func(j *proto.Join) { j.Standby = true })
+		activate := func() {
+			p.send(&proto.Activate{Marks: []proto.Mark{
+				{Ingress: 1, Group: group, Sequence: 9},
+				{Ingress: 1, Group: otherGroup, Sequence: 9},
+				{Ingress: 1, Group: group, Sequence: 8},
+				{Ingress: 2, Group: group, Sequence: 7},
+			}})
+			expect[*proto.Activated](p)
+			p.send(&proto.Deactivate{})
+		}
+		for range 20 {
+			activate()
+		}
+		once := []proto.Mark{{Ingress: 1, Group: group, Sequence: 9}, {Ingress: 2, Group: group, Sequence: 7}}
+		require.Equal(t, [][]proto.Mark{once, once}, replayed)
+		time.Sleep(replayCost * time.Second)
+		activate()
+		activate()
+		require.Len(t, replayed, 3)
+		p.close()
+		r.Stop()
+	})
+}
+
 // A member of a channel that goes into standby leaves the channel.
 func TestStandbyOfChannel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
