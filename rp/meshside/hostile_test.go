@@ -337,13 +337,16 @@ func TestKeysOfUpstreams(t *testing.T) {
 
 		two, three := idOf(t, 2), idOf(t, 3)
 		route(linkstate.Route{Parent: two, Previous: []linkstate.ID{three}})
+		offer(other, 1, key(7, 66))
+		acknowledged(other, 1)
+		require.Empty(t, keys(), "not even the first ones")
 		offer(parent, 1, key(7, 1))
 		acknowledged(parent, 1)
 		require.Equal(t, []proto.GroupKey{key(7, 1)}, keys())
 
 		// Another upstream has another key, and one that is newer.
-		offer(other, 1, key(7, 66), key(8, 66))
-		acknowledged(other, 1)
+		offer(other, 2, key(7, 66), key(8, 66))
+		acknowledged(other, 2)
 		require.Empty(t, keys())
 		require.Zero(t, p.Stats().KeyConflicts)
 
@@ -371,15 +374,15 @@ func TestKeysOfUpstreams(t *testing.T) {
 
 		// A child that does not answer: the parent has its answer after three quarters of the time.
 		start = time.Now()
-		offer(other, 2, key(8, 66), key(9, 66))
-		acknowledged(other, 2)
+		offer(other, 3, key(8, 66), key(9, 66))
+		acknowledged(other, 3)
 		require.InDelta(t, 3, time.Since(start).Seconds(), 0.2)
 
 		// The route ends, and a minute later the keys.
 		require.True(t, p.call(func() { p.routeGone(ingress) }))
 		require.Equal(t, []proto.GroupKey{key(8, 66), key(9, 66)}, keys())
-		offer(other, 3, key(10, 66))
-		acknowledged(other, 3)
+		offer(other, 4, key(10, 66))
+		acknowledged(other, 4)
 		require.Equal(t, uint64(1), p.Stats().KeysRefused)
 		time.Sleep(RetireAfter)
 		synctest.Wait()

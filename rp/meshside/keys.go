@@ -152,7 +152,7 @@ func (s *Server) offered(l *link, a mesh.Install) {
 			continue
 		}
 		in.offered[l.id] = keys
-		if in.route.Parent == l.id || in.version == 0 {
+		if in.route.Parent == l.id {
 			if due.After(in.until) {
 				in.until = due
 			}
