@@ -69,6 +69,7 @@ func (s *Server) settle() {
 	for actions := s.core.Actions(); len(actions) > 0; actions = s.core.Actions() {
 		s.perform(actions)
 	}
+	s.installKeys()
 }
 
 // perform does some actions. Routes come before everything else and go to the datapath

@@ -4,8 +4,10 @@ package meshside
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -387,6 +389,76 @@ func TestKeysOfUpstreams(t *testing.T) {
 		time.Sleep(RetireAfter)
 		synctest.Wait()
 		require.Equal(t, []install{{nil, []uint32{ingress}}}, p.installer.take())
+	})
+}
+
+// However many ingress RPs have new keys at once, each member is told in few messages.
+func TestKeysOfManyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(0x200)
+		var keys []proto.GroupKey
+		for i := range uint32(mesh.MaxKeys) {
+			keys = append(keys, proto.GroupKey{Ingress: 0x1000 + i, Group: group, Key: auth.Key{1}})
+		}
+		require.True(t, p.call(func() {
+			for _, k := range keys {
+				p.route(linkstate.Route{Ingress: k.Ingress, Parent: idOf(t, 2)})
+			}
+		}))
+		for i, epoch := range []byte{0, 1} {
+			for k := range keys {
+				keys[k].Epoch = epoch
+			}
+			c.send(&mesh.Keys{ID: uint32(i), Wait: 4000, Keys: keys})
+			require.Equal(t, uint32(i), expect[*mesh.KeysAck](c).ID)
+			installs := p.installer.take()
+			require.Len(t, installs, 1)
+			require.GreaterOrEqual(t, len(installs[0].keys), len(keys))
+			require.Equal(t, epoch, installs[0].keys[len(installs[0].keys)-1].Epoch)
+		}
+		require.True(t, p.call(func() {
+			for _, k := range keys {
+				p.routeGone(k.Ingress)
+			}
+		}))
+		time.Sleep(RetireAfter + time.Second)
+		synctest.Wait()
+		installs := p.installer.take()
+		require.Len(t, installs, 1)
+		require.Len(t, installs[0].retired, len(keys))
+		require.Empty(t, p.stale)
+	})
+}
+
+// Keys that the datapath refuses for one ingress RP do not keep those of others out.
+func TestKeysRefusedByTheDatapath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(0x200)
+		p.engine.OnApply = func(change datapath.Change) error {
+			if slices.ContainsFunc(change.Keys, func(k proto.GroupKey) bool { return k.Ingress == 0x1000 }) {
+				return errors.New("no room")
+			}
+			return p.engine.apply(change)
+		}
+		var keys []proto.GroupKey
+		for i := range uint32(3) {
+			keys = append(keys, proto.GroupKey{Ingress: 0x1000 + i, Group: group})
+		}
+		require.True(t, p.call(func() {
+			for _, k := range keys {
+				p.route(linkstate.Route{Ingress: k.Ingress, Parent: idOf(t, 2)})
+			}
+		}))
+		c.send(&mesh.Keys{ID: 1, Wait: 4000, Keys: keys})
+		time.Sleep(2 * retryPause)
+		synctest.Wait()
+		require.False(t, p.has(keys[0]))
+		require.True(t, p.has(keys[1]))
+		require.True(t, p.has(keys[2]))
 	})
 }
 

@@ -152,6 +152,8 @@ type Server struct {
 
 	keys      *keyring.Ring // as it goes to children
 	ingresses map[uint32]*ingress
+	stale     map[*ingress]bool // whose keys the members do not have
+	installAt time.Time         // they are told not before
 	waits     []*wait
 
 	admission
@@ -193,6 +195,7 @@ func New(cfg Config) (*Server, error) {
 		origins:    make(map[uint32]linkstate.ID),
 		keys:       keyring.New(),
 		ingresses:  make(map[uint32]*ingress),
+		stale:      make(map[*ingress]bool),
 		inhabited:  make(map[uint32]time.Time),
 		listed:     make(chan struct{}),
 	}
