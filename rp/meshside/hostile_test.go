@@ -213,12 +213,9 @@ func TestLinkFails(t *testing.T) {
 			},
 			want: proto.ReasonChain,
 		},
-		"incarnation of another": {
+		"own incarnation": {
 			play: func(p *point, c *remote) {
-				other := p.connect(3)
-				other.open(0x0b)
-				other.drain()
-				c.send(&mesh.Hello{NetworkID: 1, Incarnation: 0x0b, DataPort: 1, Session: 1})
+				c.send(&mesh.Hello{NetworkID: 1, Incarnation: p.incarnation, DataPort: 1, Session: 1})
 			},
 			want: proto.ReasonUnexpected,
 		},
@@ -459,6 +456,47 @@ func TestKeysRefusedByTheDatapath(t *testing.T) {
 		require.False(t, p.has(keys[0]))
 		require.True(t, p.has(keys[1]))
 		require.True(t, p.has(keys[2]))
+	})
+}
+
+// 2 claims the incarnation of 4, in its Hello and in an advert, and gives it up again: the
+// stream and the link of 4 go on.
+func TestClaimedIncarnation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const claimed = 0x400
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(claimed)
+		c.drain()
+		four := p.connect(4)
+		four.open(claimed)
+		four.drain()
+		require.Len(t, p.engine.state(0).Sessions, 2)
+		require.Zero(t, p.Stats().Violations)
+
+		advert := func(name byte, incarnation uint32, sequence uint64) {
+			s, err := linkstate.Sign(linkstate.Advert{
+				Origin: idOf(t, name), Incarnation: incarnation, Epoch: 1, Sequence: sequence, Publishes: true,
+			}, keyOf(t, name))
+			require.NoError(t, err)
+			c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{{Signed: s}}})
+			time.Sleep(2 * sweepInterval)
+			synctest.Wait()
+		}
+		advert(4, claimed, 1)
+		require.True(t, p.call(func() { p.route(linkstate.Route{Ingress: claimed, Parent: idOf(t, 4)}) }))
+		key := proto.GroupKey{Ingress: claimed, Group: group, Key: auth.Key{4}}
+		four.send(&mesh.Keys{ID: 1, Wait: 1000, Keys: []proto.GroupKey{key}})
+		advert(2, claimed, 1)
+		require.True(t, p.call(func() { require.Equal(t, min(idOf(t, 2), idOf(t, 4)), p.origins[claimed]) }))
+		advert(2, 0x200, 2)
+		require.True(t, p.has(key))
+		require.Equal(t, []uint32{four.session}, p.engine.routes[claimed].From)
+
+		// 4 itself gives it up, and its route is still there.
+		advert(4, 0x401, 2)
+		require.False(t, p.has(key))
+		require.Equal(t, []uint32{four.session}, p.engine.routes[claimed].From)
 	})
 }
 

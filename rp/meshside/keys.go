@@ -297,6 +297,10 @@ func (s *Server) keysInstalled(batch []installed, missing int, err error) {
 			in.retired = in.retired || done.version == 0
 		case done.version == 0:
 			s.cfg.Log.Info("ingress rp retired", "ingress", name)
+			if in.routed() { // the datapath forgot the route, too
+				s.routes[in.incarnation] = s.way(in.incarnation)
+				s.applyRoutes()
+			}
 			s.forget(in)
 		default:
 			in.installed = max(in.installed, done.version)

@@ -258,15 +258,6 @@ func (s *Server) send(l *link, code uint64, payload []byte, err error) {
 // up accepts the neighbour's datagrams, and lets the link state have the link.
 func (s *Server) up(l *link, a mesh.Up) {
 	n := l.neighbour
-	for _, o := range s.neighbours {
-		if o != n && len(o.sessions()) > 0 && o.incarnation == a.Hello.Incarnation {
-			s.blame(l, &proto.Error{
-				Reason: proto.ReasonUnexpected,
-				Detail: fmt.Sprintf("incarnation %08x is that of %v", a.Hello.Incarnation, o.node.ID().TerminalString()),
-			})
-			return
-		}
-	}
 	l.data, l.outlives = netip.AddrPortFrom(l.addr(), a.Hello.DataPort), a.Hello.Outlives
 	session := datapath.Session{
 		Index:       l.index,
