@@ -18,6 +18,10 @@ const (
 	sessionOverlap = 2 * time.Second  // that the session before goes on beside a proven one
 )
 
+// outlivedKept is how many sessions of a neighbour outlive their connections: the one that it
+// gets copies by, and those by which something may be under way.
+const outlivedKept = 4
+
 // outlived is a session whose connection ended.
 type outlived struct {
 	index uint32
@@ -84,16 +88,21 @@ func (s *Server) leads(session uint32) bool {
 	})
 }
 
-// outlive keeps the session of a link whose connection ended.
-func (s *Server) outlive(l *link) {
+// outlive keeps the session of a link whose connection ended, if there are too many in place
+// of the last one.
+func (s *Server) outlive(l *link, until time.Time) {
 	n := l.neighbour
+	if len(n.outlived) >= outlivedKept {
+		last := n.outlived[len(n.outlived)-1].index
+		s.endOutlived(n, func(o outlived) bool { return o.index == last })
+	}
 	o := outlived{index: l.index, data: l.data}
 	if l.proven {
 		n.outlived = slices.Insert(n.outlived, 0, o)
 	} else {
 		n.outlived = append(n.outlived, o)
 	}
-	n.keep(s.now.Add(awayTimeout))
+	n.keep(until)
 }
 
 // keep says until when the outlived sessions go on.

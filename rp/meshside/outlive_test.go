@@ -14,6 +14,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
@@ -176,6 +177,39 @@ func TestProcessAway(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, Disconnected, stateOf(t, p[0], 2))
 		require.Empty(t, p[0].engine.state(0).Sessions)
+	})
+}
+
+// A neighbour that connects again and again and says Hello, but sends nothing, is away all the
+// time, and lost after it; no sessions pile up.
+func TestAwayAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100, outlives)
+		connect := func() *remote {
+			c := p.connect(2)
+			c.session = expect[*mesh.Hello](c).Session
+			c.send(&mesh.Hello{NetworkID: 1, Incarnation: 0x200, DataPort: 40501, Session: 0x77, Outlives: true})
+			c.drain()
+			return c
+		}
+		c := connect()
+		c.up()
+		began := time.Now()
+		for {
+			c.rw.Close()
+			<-c.done
+			synctest.Wait()
+			if stateOf(t, p, 2) != Away {
+				break
+			}
+			require.LessOrEqual(t, len(p.engine.state(0).Sessions), outlivedKept)
+			require.LessOrEqual(t, time.Since(began), awayTimeout+time.Second)
+			c = connect()
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.GreaterOrEqual(t, time.Since(began), awayTimeout)
+		require.Empty(t, p.engine.state(0).Sessions)
+		require.Empty(t, p.core.Neighbours())
 	})
 }
 

@@ -238,18 +238,24 @@ func (c *Core) LinkUp(now time.Time, id ID) {
 
 // LinkAway says that the connection to a neighbour ended because its process died, while
 // its datapath goes on. Until a time the routes stay as they are; LinkUp says that the
-// neighbour is back, LinkDown that it is not waited for. It returns false, and does
-// nothing, when the neighbour is not up.
-func (c *Core) LinkAway(now time.Time, id ID, until time.Time) bool {
+// neighbour is back, LinkDown that it is not waited for. One that was away already, because
+// it was back and not heard, is waited for no longer than it was. LinkAway returns until
+// when, and zero, doing nothing, when the neighbour is not waited for.
+func (c *Core) LinkAway(now time.Time, id ID, until time.Time) time.Time {
 	c.now = now
 	n := c.neighbour(id)
-	if n == nil || !n.up {
-		return false
+	switch {
+	case n == nil || !n.up:
+		return time.Time{}
+	case !n.isAway():
+		n.awayBy = until
+	case !now.Before(n.awayBy):
+		return time.Time{}
 	}
-	n.away, n.exchanged = until, false
+	n.away, n.exchanged = n.awayBy, false
 	n.confirm, n.confirming = false, false
 	clear(n.have)
-	return true
+	return n.away
 }
 
 // LinkDown says that the connection to a neighbour ended.

@@ -29,6 +29,7 @@ type neighbour struct {
 	doubted  bool      // missed since it was heard, so that backups were asked
 	polled   time.Time // asked whether it lives, since another RP lost it; zero for not
 	away     time.Time // until when it is up without a process that hears and is heard; zero for not
+	awayBy   time.Time // until when it had to be back
 	lost     int       // times that it was found dead while it was up for less than holdMemory
 
 	// Cost.

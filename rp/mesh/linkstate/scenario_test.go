@@ -424,7 +424,7 @@ func TestAwayForGood(t *testing.T) {
 	w.cores[4].LinkDown(w.now, rp(2))
 	w.perform(4)
 	require.Zero(t, w.route(4, ingress1).Parent)
-	require.False(t, w.cores[4].LinkAway(w.now, rp(2), w.now.Add(time.Second)))
+	require.Zero(t, w.cores[4].LinkAway(w.now, rp(2), w.now.Add(time.Second)))
 
 	// It is met again, but does not hear.
 	w.start(2)
@@ -436,6 +436,24 @@ func TestAwayForGood(t *testing.T) {
 	require.True(t, w.cores[4].alive(rp(2)))
 	w.run(2 * step)
 	require.False(t, w.cores[4].alive(rp(2)))
+}
+
+// One that connects again and again, and is never heard, is not waited for any longer.
+func TestAwayHasAnEnd(t *testing.T) {
+	w := square(t)
+	w.detach(2)
+	began := w.now
+	for w.cores[4].alive(rp(2)) {
+		w.cores[4].LinkUp(w.now, rp(2))
+		w.perform(4)
+		w.run(Interval)
+		if w.cores[4].LinkAway(w.now, rp(2), w.now.Add(awayTime)).IsZero() {
+			w.cores[4].LinkDown(w.now, rp(2))
+		}
+		w.perform(4)
+		require.LessOrEqual(t, w.now.Sub(began), awayTime+Missed*Interval)
+	}
+	require.GreaterOrEqual(t, w.now.Sub(began), awayTime)
 }
 
 // A neighbour that is lost again and again has to be heard for longer each time. One that
