@@ -45,6 +45,8 @@ const (
 	verifyBurst   = 2 * MaxOrigins
 	originRate    = 2 // adverts per second of one origin
 	originBurst   = 20
+	offerRate     = 1000 // adverts per second that one neighbour may say it has
+	offerBurst    = 2 * MaxOrigins
 	answerRate    = 1000 // adverts per second sent on request to one neighbour
 	answerBurst   = 2 * MaxOrigins
 	exchangeRate  = 1 // digests per second that one neighbour gets answered
@@ -255,6 +257,7 @@ func (c *Core) LinkAway(now time.Time, id ID, until time.Time) time.Time {
 	n.away, n.exchanged = n.awayBy, false
 	n.confirm, n.confirming = false, false
 	clear(n.have)
+	clear(n.offers)
 	return n.away
 }
 
@@ -337,6 +340,7 @@ func (c *Core) Tick(now time.Time) {
 		c.tickNeighbour(n)
 	}
 	c.tickAdvertising()
+	c.tickRequests()
 	c.forgetAdverts()
 }
 

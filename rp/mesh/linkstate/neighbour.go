@@ -39,12 +39,15 @@ type neighbour struct {
 	cost     uint32                  // advertised
 
 	// Adverts.
-	spans     bool        // adverts go to it at once
-	have      map[ID]bool // to be told
-	haveAt    time.Time   // when
-	adverts   []Aged      // to be sent after this input
-	ack       bool        // with an acknowledgement
-	exchanged bool        // a digest went to it since both ends are up
+	spans     bool           // adverts go to it at once
+	have      map[ID]bool    // to be told
+	haveAt    time.Time      // when
+	adverts   []Aged         // to be sent after this input
+	ack       bool           // with an acknowledgement
+	offers    map[ID]Version // of it, newer than what is here, for which it was not asked
+	offer     limiter
+	requests  []ID // after this input
+	exchanged bool // a digest went to it since both ends are up
 	digestAt  time.Time
 	verify    limiter
 	answers   limiter
@@ -62,7 +65,7 @@ type neighbour struct {
 func newNeighbour(now time.Time, id ID) *neighbour {
 	return &neighbour{
 		id: id, since: now, interval: Interval,
-		have: make(map[ID]bool),
+		have: make(map[ID]bool), offers: make(map[ID]Version),
 	}
 }
 
@@ -257,6 +260,7 @@ func (c *Core) down(n *neighbour) {
 	n.activate, n.release, n.adverts = nil, nil, nil
 	n.confirm, n.confirming = false, false
 	clear(n.have)
+	clear(n.offers)
 	delete(c.awaited, n.id)
 	c.act(NeighbourDown{n.id})
 	c.lost(n)
