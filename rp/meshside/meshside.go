@@ -250,6 +250,7 @@ func (s *Server) Start() error {
 	s.started = true
 	s.now = time.Now()
 	s.adopt()
+	expect, expectMore := s.expects()
 	s.core = linkstate.New(s.now, linkstate.Config{
 		Self:        s.self,
 		Incarnation: s.cfg.Incarnation,
@@ -259,7 +260,8 @@ func (s *Server) Start() error {
 		Budget:      budget,
 		Mode:        s.cfg.Mode,
 		Alpha:       s.cfg.Alpha,
-		Expect:      s.adopted.neighbours,
+		Expect:      expect,
+		ExpectMore:  expectMore,
 		Sign:        func(a linkstate.Advert) (*linkstate.Signed, error) { return linkstate.Sign(a, s.cfg.Key) },
 		Verify:      linkstate.Verify,
 		Allowed:     func(node [32]byte) bool { return node == s.id || s.neighbours[node] != nil },

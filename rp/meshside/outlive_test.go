@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
@@ -33,12 +34,12 @@ func (p *point) kill(cuts ...func()) {
 }
 
 // again starts the next process of an RP, which adopts the datapath.
-func (n *network) again(p *point) *point {
+func (n *network) again(p *point, edit ...func(*Config)) *point {
 	st := p.engine.state(p.incarnation)
 	orphans := datapath.NewOrphans(p.engine, st)
-	return n.startOn(p.engine, p.name, p.incarnation, outlives, func(c *Config) {
+	return n.startOn(p.engine, p.name, p.incarnation, append(edit, outlives, func(c *Config) {
 		c.Engine, c.Adopted, c.Routes, c.Publishes = orphans, orphans, st.Routes, true
-	})
+	})...)
 }
 
 // chainOfThree is a chain in which 1 and 3 publish, and the links of 2.
@@ -114,6 +115,38 @@ func TestProcessDies(t *testing.T) {
 				key.Epoch, key.Key = 1, auth.Key{9}
 				require.Zero(t, p[0].Offer([]proto.GroupKey{key}, time.Second))
 				require.True(t, p[2].has(key))
+			})
+		})
+	}
+}
+
+// The next process of 2 finds its neighbours some time later, all of them or one, and nothing
+// is lost.
+func TestProcessDiesAndFinds(t *testing.T) {
+	for name, known := range map[string][]*enode.Node{"all": nil, "one": {nodeOf(t, 1)}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNetwork(t)
+				p, cuts := chainOfThree(n)
+				p[1].kill(cuts...)
+				p[1] = n.again(p[1], func(c *Config) { c.Neighbours, c.Finds = known, true })
+				if known != nil {
+					n.link(p[1], p[0])
+				}
+				flows(t, n, p, 4*time.Second)
+				p[1].SetNeighbours([]*enode.Node{nodeOf(t, 1), nodeOf(t, 3)})
+				if known == nil {
+					n.link(p[1], p[0])
+				}
+				n.link(p[1], p[2])
+				flows(t, n, p, 25*time.Second)
+				for _, o := range p {
+					st := o.Stats()
+					require.Zero(t, st.Core.Downs, "rp %d", o.name)
+					require.Zero(t, st.Core.Failovers)
+					require.Len(t, st.Database, 3)
+				}
+				require.Len(t, p[1].engine.state(0).Sessions, 2, "the sessions before are gone")
 			})
 		})
 	}

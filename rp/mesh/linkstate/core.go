@@ -139,8 +139,10 @@ type Config struct {
 	Alpha       int // of tree.Last, 0 for the default
 
 	// Expect names the neighbours of an earlier life of this RP, whose datagrams still
-	// go by here. The mesh is told nothing new until they are up, or for some seconds.
-	Expect []ID
+	// go by here. The mesh is told nothing new until they are up, or for some seconds: for
+	// these if there are more neighbours, which are not known yet.
+	Expect     []ID
+	ExpectMore bool
 
 	Sign    func(Advert) (*Signed, error)
 	Verify  func(*Signed) (node [32]byte, err error)
@@ -148,6 +150,9 @@ type Config struct {
 	Marks   func(ingress uint32) []Mark // of the own datapath
 	Rand    *rand.Rand                  // spreads what need not happen at once
 }
+
+// resumes reports whether there are neighbours of an earlier life.
+func (c *Config) resumes() bool { return len(c.Expect) > 0 || c.ExpectMore }
 
 // Stats counts what was refused, and what happened.
 type Stats struct {

@@ -239,7 +239,7 @@ func (c *Core) comeUp(n *neighbour) {
 			delay = 0
 		}
 	}
-	if len(c.cfg.Expect) > 0 {
+	if c.cfg.resumes() {
 		n.confirmAt = c.settledAt // who asks for little yet must not release the rest
 	}
 	c.publishWithin(delay)
