@@ -7,6 +7,8 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"fmt"
+	"sync"
+	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/p2p/enode"
@@ -28,9 +30,31 @@ func (r *RP) resumeKey(e datapath.Engine) ([]byte, error) {
 	return key, nil
 }
 
-// others returns the enode URLs of the neighbours to which peers may turn: those
-// whose links are up.
-func (r *RP) others() []string {
+// redirectsAge is how old what peers are told of other RPs may be: a full RP refuses many.
+const redirectsAge = time.Second
+
+// redirects keeps the enode URLs of other RPs for a while.
+type redirects struct {
+	mu   sync.Mutex
+	at   time.Time
+	urls []string
+}
+
+// get returns what a function returned not long ago. The caller must not change it.
+func (d *redirects) get(look func() []string) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if now := time.Now(); d.at.IsZero() || now.Sub(d.at) >= redirectsAge {
+		d.urls, d.at = look(), now
+	}
+	return d.urls
+}
+
+// others returns the enode URLs of the neighbours to which peers may turn.
+func (r *RP) others() []string { return r.redirects.get(r.up) }
+
+// up returns the enode URLs of the neighbours whose links are up.
+func (r *RP) up() []string {
 	up := make(map[enode.ID]bool)
 	for _, n := range r.mesh.Stats().Neighbours {
 		up[n.ID] = n.Up()

@@ -152,6 +152,9 @@ func (c *pacedConn) Read(b []byte) (int, error) {
 	if !c.finished.Load() {
 		c.turns <- struct{}{}
 		c.taken.Store(true)
+		if c.finished.Load() { // while this waited for the turn
+			c.yield()
+		}
 	}
 	return n, err
 }

@@ -227,3 +227,25 @@ func TestHandshakesTakeTurns(t *testing.T) {
 		require.GreaterOrEqual(t, took, 2*19/2*time.Millisecond)
 	})
 }
+
+// A connection that is through while it waits for its turn keeps none.
+func TestTurnAfterTheHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := make(chan struct{}, 1)
+		turns <- struct{}{} // of another one
+		near, far := net.Pipe()
+		c := &pacedConn{Conn: near, turns: turns}
+		read := make(chan error)
+		go func() {
+			_, err := c.Read(make([]byte, 1))
+			read <- err
+		}()
+		_, err := far.Write([]byte{1})
+		require.NoError(t, err)
+		synctest.Wait()
+		c.finish()
+		<-turns
+		require.NoError(t, <-read)
+		require.Empty(t, turns)
+	})
+}

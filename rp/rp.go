@@ -123,8 +123,11 @@ type RP struct {
 	server  *server
 	disc    *discover.UDPv5
 	finder  *discovery.Finder // nil when neighbours are not looked for
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup // heart-beat and rekeying
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // heart-beat and rekeying
+
+	redirects redirects
 
 	lifecycle sync.Mutex // held by Start and Stop
 	state     atomic.Uint32

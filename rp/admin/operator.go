@@ -172,7 +172,7 @@ func (o *Operator) status() Status {
 		Peers: Peers{
 			Connections:    st.Peers.Connections,
 			Sessions:       st.Sessions,
-			Members:        len(o.Point.Sessions()),
+			Members:        membersOf(o.Point.Sessions()),
 			Channels:       st.Peers.Channels,
 			ChannelMembers: st.Peers.ChannelMembers,
 		},
@@ -209,6 +209,16 @@ func (o *Operator) status() Status {
 		}
 	}
 	return s
+}
+
+// membersOf counts the sessions that are in groups: not those in standby.
+func membersOf(sessions []peerside.Session) (n int) {
+	for _, s := range sessions {
+		if len(s.Groups) > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // bySession returns what each session did.

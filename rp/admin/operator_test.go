@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,16 +26,40 @@ import (
 	"github.com/ethmcast/mdcs/rp/admin"
 	"github.com/ethmcast/mdcs/rp/admin/admintest"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/peerside"
 )
 
 // serve puts a point behind a socket.
 func serve(t testing.TB, point *admintest.Point) *admin.Client {
 	t.Helper()
+	return serveOperator(t, point.Operator())
+}
+
+func serveOperator(t testing.TB, o *admin.Operator) *admin.Client {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
-	s, err := admin.StartSocket(path, point.Operator().Handler(), slog.New(slog.DiscardHandler))
+	s, err := admin.StartSocket(path, o.Handler(), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(s.Stop)
 	return admin.NewClient(path)
+}
+
+// resting is a Point whose first session is in standby.
+type resting struct{ *admintest.Point }
+
+func (r resting) Sessions() []peerside.Session {
+	sessions := slices.Clone(r.Point.Sessions())
+	sessions[0].Groups = nil
+	return sessions
+}
+
+// A session in standby is no member.
+func TestStandbyIsNoMember(t *testing.T) {
+	o := admintest.New(12).Operator()
+	o.Point = resting{admintest.New(12)}
+	st, err := serveOperator(t, o).Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, admin.Peers{Connections: 13, Sessions: 13, Members: 11}, st.Peers)
 }
 
 func TestOperator(t *testing.T) {

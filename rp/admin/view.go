@@ -56,7 +56,7 @@ type Status struct {
 // Peers counts those who are there.
 type Peers struct {
 	Connections    int `json:"connections"`
-	Sessions       int `json:"sessions"` // of members, and of those whose endpoint is being proven
+	Sessions       int `json:"sessions"` // of members, in standby, and of those whose endpoint is being proven
 	Members        int `json:"members"`
 	Channels       int `json:"channels"` // multicast channels
 	ChannelMembers int `json:"channel_members"`
@@ -140,7 +140,7 @@ type Stats struct {
 	At          time.Time         `json:"at"`
 	Incarnation string            `json:"incarnation"`
 	Verdicts    map[string]uint64 `json:"verdicts"` // datagrams received, all verdicts
-	Counters    map[string]uint64 `json:"counters"` // all others, as Prometheus has them without mdcs_rp_ and _total
+	Counters    map[string]uint64 `json:"counters"` // others, named as in Prometheus without mdcs_rp_ and _total, a label behind
 }
 
 // Neighbour is a link of the mesh.

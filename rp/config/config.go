@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -258,6 +259,9 @@ func (c *Config) check() error {
 	for i, url := range c.Discovery.DNS {
 		if err := discovery.CheckTree(url); err != nil {
 			bad(fmt.Sprintf("discovery.dns[%d]", i), "%v", err)
+		}
+		if slices.Contains(c.Discovery.DNS[:i], url) {
+			bad(fmt.Sprintf("discovery.dns[%d]", i), "stands twice")
 		}
 	}
 	for i, text := range c.Discovery.Bootnodes {

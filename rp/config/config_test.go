@@ -24,6 +24,8 @@ network_id = 7
 genesis = "0x0100000000000000000000000000000000000000000000000000000000000000"
 `
 
+const dnsTree = "enrtree://AKA3AM6LPBYEUDMVNU3BSVQJ5AD45Y7YPOHJLEF6W26QOE4VTUDPE@rps.example.org"
+
 func TestMinimal(t *testing.T) {
 	c, err := Parse([]byte(minimal))
 	require.NoError(t, err)
@@ -38,7 +40,6 @@ func TestMinimal(t *testing.T) {
 
 func TestAllKeys(t *testing.T) {
 	peer, boot := nodeURL(t), udp(t)
-	const tree = "enrtree://AKA3AM6LPBYEUDMVNU3BSVQJ5AD45Y7YPOHJLEF6W26QOE4VTUDPE@rps.example.org"
 	c, err := Parse([]byte(`
 [node]
 key_file = "k"
@@ -57,7 +58,7 @@ alpha = 120
 copy_budget = 10
 [discovery]
 port = 10
-dns = ["` + tree + `"]
+dns = ["` + dnsTree + `"]
 discv5 = true
 bootnodes = ["` + boot + `"]
 allow = ["0300000000000000000000000000000000000000000000000000000000000000"]
@@ -97,7 +98,7 @@ level = "debug"
 		Node:      Node{KeyFile: "k", Address: netip.MustParseAddr("fd00::1"), ControlPort: 1, DataPort: 2, Operator: "example"},
 		Chain:     Chain{NetworkID: 3, Genesis: common.Hash{2}},
 		Mesh:      Mesh{Peers: []string{peer}, RekeyInterval: Duration(90 * time.Second), Mode: "star", Alpha: 120, CopyBudget: 10},
-		Discovery: Discovery{Port: 10, DNS: []string{tree}, Discv5: true, Bootnodes: []string{boot}, Allow: []enode.ID{{3}}, Open: true},
+		Discovery: Discovery{Port: 10, DNS: []string{dnsTree}, Discv5: true, Bootnodes: []string{boot}, Allow: []enode.ID{{3}}, Open: true},
 		Datapath:  Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery:  Delivery{GroupPort: 8, HopLimit: 9},
 		Limits:    Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer64: 12},
@@ -165,29 +166,30 @@ func TestErrors(t *testing.T) {
 		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
 	}
 	for line, want := range map[string]string{
-		"[mesh]\npeers = [\"http://x\"]":                    "mesh.peers[0]: ",
-		"[mesh]\nrekey_interval = \"30s\"":                  "mesh.rekey_interval: 30s is less than 1m",
-		"[datapath]\nengine = \"dpdk\"":                     `datapath.engine: "dpdk" is none of auto, xdp, socket`,
-		"[delivery]\ngroup_port = 0":                        "delivery.group_port: 0 is not a port",
-		"[delivery]\nhop_limit = 0":                         "delivery.hop_limit: 0 lets nothing leave this host",
-		"[limits]\nmax_peers = -1":                          "limits.max_peers: -1 is negative",
-		"[limits]\nmax_per_64 = -1":                         "limits.max_per_64: -1 is negative",
-		"[limits]\nmax_per_48 = -1":                         "limits.max_per_48: -1 is negative",
-		"[limits]\nlease = \"1s\"":                          "limits.lease: 1s: want whole seconds from 5s to 10m0s",
-		"[limits]\nlease = \"5500ms\"":                      "limits.lease: 5.5s: want whole seconds",
-		"[limits]\npublish_rate = 0":                        "limits.publish_rate: 0 lets nobody publish",
-		"[limits]\npublish_burst = 0":                       "limits.publish_burst: 0 lets nobody publish",
-		"[admin]\nlisten = \"here\"":                        "admin.listen: ",
-		"[admin]\nsocket = \"s\"":                           `admin.socket: "s" is not an absolute path`,
-		"[mesh]\npeers = [\"" + v4(t) + "\"]":               "no IPv6 address",
-		"[mesh]\npeers = [\"" + udp(t) + "\"]":              "no TCP port",
-		"[discovery]\ndns = [\"https://example.org\"]":      "discovery.dns[0]: tree https://example.org: ",
-		"[discovery]\nport = 30501":                         "discovery.port: 30501 is that of the datagrams",
-		"[discovery]\nbootnodes = [\"" + nodeURL(t) + "\"]": "discovery.bootnodes[0]: ",
-		"[discovery]\ndiscv5 = true":                        "discovery.bootnodes: missing",
-		"[discovery]\nopen = true":                          "discovery.open: has no use without discv5",
-		"[discovery]\nallow = [\"x\"]":                      "line 8: ",
-		"[datapath]\npin = \"bpf/mdcs\"":                    `datapath.pin: "bpf/mdcs" is not an absolute path`,
+		"[mesh]\npeers = [\"http://x\"]":                                "mesh.peers[0]: ",
+		"[mesh]\nrekey_interval = \"30s\"":                              "mesh.rekey_interval: 30s is less than 1m",
+		"[datapath]\nengine = \"dpdk\"":                                 `datapath.engine: "dpdk" is none of auto, xdp, socket`,
+		"[delivery]\ngroup_port = 0":                                    "delivery.group_port: 0 is not a port",
+		"[delivery]\nhop_limit = 0":                                     "delivery.hop_limit: 0 lets nothing leave this host",
+		"[limits]\nmax_peers = -1":                                      "limits.max_peers: -1 is negative",
+		"[limits]\nmax_per_64 = -1":                                     "limits.max_per_64: -1 is negative",
+		"[limits]\nmax_per_48 = -1":                                     "limits.max_per_48: -1 is negative",
+		"[limits]\nlease = \"1s\"":                                      "limits.lease: 1s: want whole seconds from 5s to 10m0s",
+		"[limits]\nlease = \"5500ms\"":                                  "limits.lease: 5.5s: want whole seconds",
+		"[limits]\npublish_rate = 0":                                    "limits.publish_rate: 0 lets nobody publish",
+		"[limits]\npublish_burst = 0":                                   "limits.publish_burst: 0 lets nobody publish",
+		"[admin]\nlisten = \"here\"":                                    "admin.listen: ",
+		"[admin]\nsocket = \"s\"":                                       `admin.socket: "s" is not an absolute path`,
+		"[mesh]\npeers = [\"" + v4(t) + "\"]":                           "no IPv6 address",
+		"[mesh]\npeers = [\"" + udp(t) + "\"]":                          "no TCP port",
+		"[discovery]\ndns = [\"https://example.org\"]":                  "discovery.dns[0]: tree https://example.org: ",
+		"[discovery]\ndns = [\"" + dnsTree + "\", \"" + dnsTree + "\"]": "discovery.dns[1]: stands twice",
+		"[discovery]\nport = 30501":                                     "discovery.port: 30501 is that of the datagrams",
+		"[discovery]\nbootnodes = [\"" + nodeURL(t) + "\"]":             "discovery.bootnodes[0]: ",
+		"[discovery]\ndiscv5 = true":                                    "discovery.bootnodes: missing",
+		"[discovery]\nopen = true":                                      "discovery.open: has no use without discv5",
+		"[discovery]\nallow = [\"x\"]":                                  "line 8: ",
+		"[datapath]\npin = \"bpf/mdcs\"":                                `datapath.pin: "bpf/mdcs" is not an absolute path`,
 	} {
 		t.Run(line, func(t *testing.T) { requireErrors(t, minimal+line, []string{want}) })
 	}

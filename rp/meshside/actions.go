@@ -74,6 +74,7 @@ func (s *Server) settle() {
 	for actions := s.core.Actions(); len(actions) > 0; actions = s.core.Actions() {
 		s.perform(actions)
 	}
+	s.installKeys()
 }
 
 // perform does some actions. Routes come before everything else and go to the datapath
@@ -202,24 +203,32 @@ type known struct {
 }
 
 // sweep looks through the database. An RP that restarted has another incarnation: what
-// is left of the one before ends at once.
+// is left of the one before ends at once, unless it is that of somebody else, whom the RP
+// may only have pretended to be.
 func (s *Server) sweep() {
 	s.swept = s.now
 	clear(s.origins)
 	seen := make(map[linkstate.ID]bool)
+	claimed := make(map[uint32]bool)
+	var left []uint32
 	s.core.Adverts(func(a *linkstate.Advert) {
-		seen[a.Origin] = true
+		seen[a.Origin], claimed[a.Incarnation] = true, true
 		k := s.known[a.Origin]
 		if k.incarnation != 0 && k.incarnation != a.Incarnation {
-			s.retire(k.incarnation)
+			left = append(left, k.incarnation)
 		}
 		if v := a.Version(); k.version != v {
 			s.known[a.Origin] = known{v, a.Incarnation, s.now}
 		}
-		if a.Publishes {
+		if o, ok := s.origins[a.Incarnation]; a.Publishes && (!ok || a.Origin < o) { // as the trees have it
 			s.origins[a.Incarnation] = a.Origin
 		}
 	})
+	for _, incarnation := range left {
+		if !claimed[incarnation] {
+			s.retire(incarnation)
+		}
+	}
 	maps.DeleteFunc(s.known, func(id linkstate.ID, _ known) bool { return !seen[id] })
 }
 

@@ -4,8 +4,10 @@ package meshside
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -211,12 +213,9 @@ func TestLinkFails(t *testing.T) {
 			},
 			want: proto.ReasonChain,
 		},
-		"incarnation of another": {
+		"own incarnation": {
 			play: func(p *point, c *remote) {
-				other := p.connect(3)
-				other.open(0x0b)
-				other.drain()
-				c.send(&mesh.Hello{NetworkID: 1, Incarnation: 0x0b, DataPort: 1, Session: 1})
+				c.send(&mesh.Hello{NetworkID: 1, Incarnation: p.incarnation, DataPort: 1, Session: 1})
 			},
 			want: proto.ReasonUnexpected,
 		},
@@ -337,13 +336,16 @@ func TestKeysOfUpstreams(t *testing.T) {
 
 		two, three := idOf(t, 2), idOf(t, 3)
 		route(linkstate.Route{Parent: two, Previous: []linkstate.ID{three}})
+		offer(other, 1, key(7, 66))
+		acknowledged(other, 1)
+		require.Empty(t, keys(), "not even the first ones")
 		offer(parent, 1, key(7, 1))
 		acknowledged(parent, 1)
 		require.Equal(t, []proto.GroupKey{key(7, 1)}, keys())
 
 		// Another upstream has another key, and one that is newer.
-		offer(other, 1, key(7, 66), key(8, 66))
-		acknowledged(other, 1)
+		offer(other, 2, key(7, 66), key(8, 66))
+		acknowledged(other, 2)
 		require.Empty(t, keys())
 		require.Zero(t, p.Stats().KeyConflicts)
 
@@ -371,19 +373,130 @@ func TestKeysOfUpstreams(t *testing.T) {
 
 		// A child that does not answer: the parent has its answer after three quarters of the time.
 		start = time.Now()
-		offer(other, 2, key(8, 66), key(9, 66))
-		acknowledged(other, 2)
+		offer(other, 3, key(8, 66), key(9, 66))
+		acknowledged(other, 3)
 		require.InDelta(t, 3, time.Since(start).Seconds(), 0.2)
 
 		// The route ends, and a minute later the keys.
 		require.True(t, p.call(func() { p.routeGone(ingress) }))
 		require.Equal(t, []proto.GroupKey{key(8, 66), key(9, 66)}, keys())
-		offer(other, 3, key(10, 66))
-		acknowledged(other, 3)
+		offer(other, 4, key(10, 66))
+		acknowledged(other, 4)
 		require.Equal(t, uint64(1), p.Stats().KeysRefused)
 		time.Sleep(RetireAfter)
 		synctest.Wait()
 		require.Equal(t, []install{{nil, []uint32{ingress}}}, p.installer.take())
+	})
+}
+
+// However many ingress RPs have new keys at once, each member is told in few messages.
+func TestKeysOfManyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(0x200)
+		var keys []proto.GroupKey
+		for i := range uint32(mesh.MaxKeys) {
+			keys = append(keys, proto.GroupKey{Ingress: 0x1000 + i, Group: group, Key: auth.Key{1}})
+		}
+		require.True(t, p.call(func() {
+			for _, k := range keys {
+				p.route(linkstate.Route{Ingress: k.Ingress, Parent: idOf(t, 2)})
+			}
+		}))
+		for i, epoch := range []byte{0, 1} {
+			for k := range keys {
+				keys[k].Epoch = epoch
+			}
+			c.send(&mesh.Keys{ID: uint32(i), Wait: 4000, Keys: keys})
+			require.Equal(t, uint32(i), expect[*mesh.KeysAck](c).ID)
+			installs := p.installer.take()
+			require.Len(t, installs, 1)
+			require.GreaterOrEqual(t, len(installs[0].keys), len(keys))
+			require.Equal(t, epoch, installs[0].keys[len(installs[0].keys)-1].Epoch)
+		}
+		require.True(t, p.call(func() {
+			for _, k := range keys {
+				p.routeGone(k.Ingress)
+			}
+		}))
+		time.Sleep(RetireAfter + time.Second)
+		synctest.Wait()
+		installs := p.installer.take()
+		require.Len(t, installs, 1)
+		require.Len(t, installs[0].retired, len(keys))
+		require.Empty(t, p.stale)
+	})
+}
+
+// Keys that the datapath refuses for one ingress RP do not keep those of others out.
+func TestKeysRefusedByTheDatapath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(0x200)
+		p.engine.OnApply = func(change datapath.Change) error {
+			if slices.ContainsFunc(change.Keys, func(k proto.GroupKey) bool { return k.Ingress == 0x1000 }) {
+				return errors.New("no room")
+			}
+			return p.engine.apply(change)
+		}
+		var keys []proto.GroupKey
+		for i := range uint32(3) {
+			keys = append(keys, proto.GroupKey{Ingress: 0x1000 + i, Group: group})
+		}
+		require.True(t, p.call(func() {
+			for _, k := range keys {
+				p.route(linkstate.Route{Ingress: k.Ingress, Parent: idOf(t, 2)})
+			}
+		}))
+		c.send(&mesh.Keys{ID: 1, Wait: 4000, Keys: keys})
+		time.Sleep(2 * retryPause)
+		synctest.Wait()
+		require.False(t, p.has(keys[0]))
+		require.True(t, p.has(keys[1]))
+		require.True(t, p.has(keys[2]))
+	})
+}
+
+// 2 claims the incarnation of 4, in its Hello and in an advert, and gives it up again: the
+// stream and the link of 4 go on.
+func TestClaimedIncarnation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const claimed = 0x400
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(claimed)
+		c.drain()
+		four := p.connect(4)
+		four.open(claimed)
+		four.drain()
+		require.Len(t, p.engine.state(0).Sessions, 2)
+		require.Zero(t, p.Stats().Violations)
+
+		advert := func(name byte, incarnation uint32, sequence uint64) {
+			s, err := linkstate.Sign(linkstate.Advert{
+				Origin: idOf(t, name), Incarnation: incarnation, Epoch: 1, Sequence: sequence, Publishes: true,
+			}, keyOf(t, name))
+			require.NoError(t, err)
+			c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{{Signed: s}}})
+			time.Sleep(2 * sweepInterval)
+			synctest.Wait()
+		}
+		advert(4, claimed, 1)
+		require.True(t, p.call(func() { p.route(linkstate.Route{Ingress: claimed, Parent: idOf(t, 4)}) }))
+		key := proto.GroupKey{Ingress: claimed, Group: group, Key: auth.Key{4}}
+		four.send(&mesh.Keys{ID: 1, Wait: 1000, Keys: []proto.GroupKey{key}})
+		advert(2, claimed, 1)
+		require.True(t, p.call(func() { require.Equal(t, min(idOf(t, 2), idOf(t, 4)), p.origins[claimed]) }))
+		advert(2, 0x200, 2)
+		require.True(t, p.has(key))
+		require.Equal(t, []uint32{four.session}, p.engine.routes[claimed].From)
+
+		// 4 itself gives it up, and its route is still there.
+		advert(4, 0x401, 2)
+		require.False(t, p.has(key))
+		require.Equal(t, []uint32{four.session}, p.engine.routes[claimed].From)
 	})
 }
 

@@ -21,7 +21,7 @@ const (
 	RetireAfter = time.Minute
 
 	memberTimeout = 2 * time.Second        // that members have to acknowledge
-	installPause  = 100 * time.Millisecond // between two rekeyings of all members for one ingress RP
+	installPause  = 100 * time.Millisecond // between two rekeyings of all members
 	retryPause    = time.Second            // after one that failed
 	activateWait  = 3 * time.Second        // of a Keys that nobody waits for
 )
@@ -41,6 +41,7 @@ type ingress struct {
 
 	installing bool      // a call of Installer is under way
 	installAt  time.Time // not before
+	alone      bool      // not together with others: a call failed
 	retireAt   time.Time // zero: not
 	retired    bool      // to be told to the members
 }
@@ -152,7 +153,7 @@ func (s *Server) offered(l *link, a mesh.Install) {
 			continue
 		}
 		in.offered[l.id] = keys
-		if in.route.Parent == l.id || in.version == 0 {
+		if in.route.Parent == l.id {
 			if due.After(in.until) {
 				in.until = due
 			}
@@ -221,43 +222,90 @@ func (s *Server) setKeys(in *ingress, keys []proto.GroupKey) {
 	}
 }
 
-// install gives the keys of an ingress RP to the datapath and the members, or has these
-// forget it. It runs beside, because it takes as long as the slowest member; one call
-// after the other keeps the order.
+// install has the keys of an ingress RP given to the datapath and the members, or has
+// these forget it, as soon as that may be.
 func (s *Server) install(in *ingress) {
-	if in.installing || s.now.Before(in.installAt) || in.installed == in.version && !in.retired {
+	if in.installed != in.version || in.retired {
+		s.stale[in] = true
+	}
+}
+
+// installed is what one call of Installer says of an ingress RP.
+type installed struct {
+	of      *ingress
+	version uint64 // 0: retired
+}
+
+// installKeys gives the datapath and the members what is new of all ingress RPs together,
+// for each call is a message to every member. It runs beside, because it takes as long as
+// the slowest member; one call after the other for an ingress RP keeps the order.
+func (s *Server) installKeys() {
+	if len(s.stale) == 0 || s.now.Before(s.installAt) {
 		return
 	}
-	in.installing, in.installAt = true, s.now.Add(installPause)
-	version, keys, retired := in.version, s.keys.Of(in.incarnation), []uint32(nil)
-	if in.retired {
-		version, keys, retired = 0, nil, []uint32{in.incarnation}
-		in.retired = false
+	var batch []installed
+	var keys []proto.GroupKey
+	var retired []uint32
+	for in := range s.stale {
+		if in.installing || s.now.Before(in.installAt) || in.alone && len(batch) > 0 {
+			continue
+		}
+		if in.retired {
+			if len(retired) == proto.MaxKeys {
+				continue
+			}
+			retired, in.retired = append(retired, in.incarnation), false
+			batch = append(batch, installed{in, 0})
+		} else {
+			all := s.keys.Of(in.incarnation)
+			if len(batch) > 0 && len(keys)+len(all) > proto.MaxKeys {
+				continue
+			}
+			keys = append(keys, all...)
+			batch = append(batch, installed{in, in.version})
+		}
+		delete(s.stale, in)
+		in.installing = true
+		if in.alone {
+			break
+		}
 	}
+	if len(batch) == 0 {
+		return
+	}
+	s.installAt = s.now.Add(installPause)
 	s.wg.Go(func() {
 		missing, err := s.cfg.Peers.Install(keys, retired, memberTimeout)
-		s.do(func() { s.keysInstalled(in, version, missing, err) })
+		s.do(func() { s.keysInstalled(batch, missing, err) })
 	})
 }
 
-func (s *Server) keysInstalled(in *ingress, version uint64, missing int, err error) {
-	in.installing = false
-	name := fmt.Sprintf("%08x", in.incarnation)
-	switch {
-	case errors.Is(err, datapath.ErrClosed):
-		return
-	case err != nil:
-		s.cfg.Log.Error("group keys not installed", "ingress", name, "err", err)
-		in.installAt = s.now.Add(retryPause)
-		in.retired = in.retired || version == 0
-		return
-	case missing > 0:
-		s.cfg.Log.Warn("group keys not at all members", "ingress", name, "missing", missing)
+func (s *Server) keysInstalled(batch []installed, missing int, err error) {
+	if missing > 0 {
+		s.cfg.Log.Warn("group keys not at all members", "ingresses", len(batch), "missing", missing)
 	}
-	in.installed = max(in.installed, version)
-	if version == 0 {
-		s.cfg.Log.Info("ingress rp retired", "ingress", name)
-		s.forget(in)
+	for _, done := range batch {
+		in := done.of
+		in.installing, in.alone = false, err != nil
+		name := fmt.Sprintf("%08x", in.incarnation)
+		switch {
+		case errors.Is(err, datapath.ErrClosed):
+			continue
+		case err != nil:
+			s.cfg.Log.Error("group keys not installed", "ingress", name, "err", err)
+			in.installAt = s.now.Add(retryPause)
+			in.retired = in.retired || done.version == 0
+		case done.version == 0:
+			s.cfg.Log.Info("ingress rp retired", "ingress", name)
+			if in.routed() { // the datapath forgot the route, too
+				s.routes[in.incarnation] = s.way(in.incarnation)
+				s.applyRoutes()
+			}
+			s.forget(in)
+		default:
+			in.installed = max(in.installed, done.version)
+		}
+		s.install(in)
 	}
 }
 
@@ -265,6 +313,7 @@ func (s *Server) keysInstalled(in *ingress, version uint64, missing int, err err
 func (s *Server) forget(in *ingress) {
 	if !in.installing && !in.retired && !in.routed() && len(s.keys.Of(in.incarnation)) == 0 {
 		delete(s.ingresses, in.incarnation)
+		delete(s.stale, in)
 	}
 }
 

@@ -258,15 +258,6 @@ func (s *Server) send(l *link, code uint64, payload []byte, err error) {
 // up accepts the neighbour's datagrams, and lets the link state have the link.
 func (s *Server) up(l *link, a mesh.Up) {
 	n := l.neighbour
-	for _, o := range s.neighbours {
-		if o != n && len(o.sessions()) > 0 && o.incarnation == a.Hello.Incarnation {
-			s.blame(l, &proto.Error{
-				Reason: proto.ReasonUnexpected,
-				Detail: fmt.Sprintf("incarnation %08x is that of %v", a.Hello.Incarnation, o.node.ID().TerminalString()),
-			})
-			return
-		}
-	}
 	l.data, l.outlives = netip.AddrPortFrom(l.addr(), a.Hello.DataPort), a.Hello.Outlives
 	session := datapath.Session{
 		Index:       l.index,
@@ -309,16 +300,18 @@ func (s *Server) emit(l *link, kind events.Kind, detail string) {
 // the routes go on for a while.
 func (s *Server) down(l *link, reason error) {
 	l.over = true
-	goesOn := false
+	var until time.Time // the neighbour is away
 	if l.open {
 		s.emit(l, events.LinkDown, reason.Error())
 		s.counters.LinksLost++
 		delete(s.links, l.id)
 		delete(s.sessions, l.index)
 		l.open = false
-		goesOn = l.outlives && errors.Is(reason, errLost) && s.core.LinkAway(s.now, l.id, s.now.Add(awayTimeout))
-		s.outlive(l)
-		if !goesOn {
+		if l.outlives && errors.Is(reason, errLost) {
+			until = s.core.LinkAway(s.now, l.id, s.now.Add(awayTimeout))
+		}
+		s.outlive(l, until)
+		if until.IsZero() {
 			s.core.LinkDown(s.now, l.id)
 			s.endOutlived(l.neighbour, func(outlived) bool { return true })
 		}
@@ -331,7 +324,7 @@ func (s *Server) down(l *link, reason error) {
 	if errors.Is(reason, errStopping) {
 		level = slog.LevelInfo
 	}
-	l.log.Log(context.Background(), level, "mesh link down", "reason", reason, "outlived", goesOn)
+	l.log.Log(context.Background(), level, "mesh link down", "reason", reason, "outlived", !until.IsZero())
 	if l.err == nil {
 		l.err = p2p.DiscRequested
 	}

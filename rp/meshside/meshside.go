@@ -153,6 +153,8 @@ type Server struct {
 
 	keys      *keyring.Ring // as it goes to children
 	ingresses map[uint32]*ingress
+	stale     map[*ingress]bool // whose keys the members do not have
+	installAt time.Time         // they are told not before
 	waits     []*wait
 
 	admission
@@ -194,6 +196,7 @@ func New(cfg Config) (*Server, error) {
 		origins:    make(map[uint32]linkstate.ID),
 		keys:       keyring.New(),
 		ingresses:  make(map[uint32]*ingress),
+		stale:      make(map[*ingress]bool),
 		inhabited:  make(map[uint32]time.Time),
 		listed:     make(chan struct{}),
 	}
@@ -248,6 +251,7 @@ func (s *Server) Start() error {
 	s.started = true
 	s.now = time.Now()
 	s.adopt()
+	expect, expectMore := s.expects()
 	s.core = linkstate.New(s.now, linkstate.Config{
 		Self:        s.self,
 		Incarnation: s.cfg.Incarnation,
@@ -257,7 +261,8 @@ func (s *Server) Start() error {
 		Budget:      budget,
 		Mode:        s.cfg.Mode,
 		Alpha:       s.cfg.Alpha,
-		Expect:      s.adopted.neighbours,
+		Expect:      expect,
+		ExpectMore:  expectMore,
 		Sign:        func(a linkstate.Advert) (*linkstate.Signed, error) { return linkstate.Sign(a, s.cfg.Key) },
 		Verify:      linkstate.Verify,
 		Allowed:     func(node [32]byte) bool { return node == s.id || s.neighbours[node] != nil },

@@ -39,7 +39,9 @@ func (s *Server) setNeighbours(nodes []*enode.Node) {
 			n = old
 		case old != nil:
 			n.incarnation = old.incarnation
+			s.claimFound(n)
 		default:
+			s.claimFound(n)
 			s.cfg.Log.Info("neighbour added", "rp", node.ID().TerminalString(), "addr", node.IPAddr())
 		}
 		ids[n.id] = true

@@ -18,6 +18,10 @@ const (
 	sessionOverlap = 2 * time.Second  // that the session before goes on beside a proven one
 )
 
+// outlivedKept is how many sessions of a neighbour outlive their connections: the one that it
+// gets copies by, and those by which something may be under way.
+const outlivedKept = 4
+
 // outlived is a session whose connection ended.
 type outlived struct {
 	index uint32
@@ -28,53 +32,107 @@ type outlived struct {
 // adopted is what is left of the routes of another process. They go on beside the own
 // ones until this RP knows its place in the trees.
 type adopted struct {
-	neighbours []linkstate.ID             // that have sessions
-	routes     map[uint32]linkstate.Route // with Previous and Children alone
-	until      time.Time
+	owners map[uint32]linkstate.ID    // neighbours, by session
+	routes map[uint32]linkstate.Route // with Previous and Children alone, as far as there are owners
+	until  time.Time
 }
 
 // adopt takes over the sessions with neighbours and the routes that another process left.
-// An address stands for the neighbour that has it.
 func (s *Server) adopt() {
 	if s.cfg.Adopted == nil {
 		return
 	}
 	s.adopted.until = s.now.Add(awayTimeout)
-	s.adopted.routes = make(map[uint32]linkstate.Route)
-	owners := make(map[uint32]linkstate.ID)
+	s.adopted.owners = make(map[uint32]linkstate.ID)
 	for _, n := range s.neighbours {
-		of := func(o datapath.Session) bool { return o.Role == datapath.Mesh && o.Addr.Addr() == n.addr() }
-		for {
-			session, ok := s.cfg.Adopted.Claim(of)
-			if !ok || s.cfg.Members.Restore(session.Index, netip.Addr{}) != nil {
-				break
-			}
-			owners[session.Index] = n.id
-			o := outlived{session.Index, session.Addr, s.adopted.until}
-			if s.leads(session.Index) { // what the neighbour got came by this one
-				n.outlived = slices.Insert(n.outlived, 0, o)
-			} else {
-				n.outlived = append(n.outlived, o)
-			}
+		s.claim(n)
+	}
+	s.adoptRoutes()
+}
+
+// claim takes over the sessions with a neighbour. An address stands for the neighbour that
+// has it.
+func (s *Server) claim(n *neighbour) {
+	of := func(o datapath.Session) bool { return o.Role == datapath.Mesh && o.Addr.Addr() == n.addr() }
+	for {
+		session, ok := s.cfg.Adopted.Claim(of)
+		if !ok || s.cfg.Members.Restore(session.Index, netip.Addr{}) != nil {
+			return
 		}
-		if len(n.outlived) > 0 {
-			s.adopted.neighbours = append(s.adopted.neighbours, n.id)
+		s.adopted.owners[session.Index] = n.id
+		o := outlived{session.Index, session.Addr, s.adopted.until}
+		if s.leads(session.Index) { // what the neighbour got came by this one
+			n.outlived = slices.Insert(n.outlived, 0, o)
+		} else {
+			n.outlived = append(n.outlived, o)
 		}
 	}
+}
+
+// claimFound is claim for a neighbour that was found later.
+func (s *Server) claimFound(n *neighbour) {
+	if s.adopted.routes != nil {
+		s.claim(n)
+		s.adoptRoutes()
+	}
+}
+
+// adoptRoutes names the neighbours of the adopted routes.
+func (s *Server) adoptRoutes() {
+	s.adopted.routes = make(map[uint32]linkstate.Route)
 	for _, r := range s.cfg.Routes {
 		a := linkstate.Route{Ingress: r.Ingress}
 		for _, session := range r.From {
-			if id, ok := owners[session]; ok {
+			if id, ok := s.adopted.owners[session]; ok {
 				a.Previous = append(a.Previous, id)
 			}
 		}
 		for _, b := range r.To {
-			if id, ok := owners[b.Session]; ok {
+			if id, ok := s.adopted.owners[b.Session]; ok {
 				a.Children = append(a.Children, linkstate.Child{ID: id, Groups: b.Groups})
 			}
 		}
 		s.adopted.routes[r.Ingress] = a
 	}
+}
+
+// unclaimed returns the part of an adopted route that is of neighbours which were not found
+// yet.
+func (s *Server) unclaimed(incarnation uint32) (from []uint32, to []datapath.Branch) {
+	if s.adopted.routes == nil {
+		return nil, nil
+	}
+	for _, r := range s.cfg.Routes {
+		if r.Ingress != incarnation {
+			continue
+		}
+		for _, session := range r.From {
+			if _, ok := s.adopted.owners[session]; !ok {
+				from = append(from, session)
+			}
+		}
+		for _, b := range r.To {
+			if _, ok := s.adopted.owners[b.Session]; !ok {
+				to = append(to, b)
+			}
+		}
+	}
+	return from, to
+}
+
+// expects returns the neighbours that have adopted sessions, and whether there are sessions
+// of others, which may be found.
+func (s *Server) expects() (neighbours []linkstate.ID, more bool) {
+	for _, n := range s.neighbours {
+		if len(n.outlived) > 0 {
+			neighbours = append(neighbours, n.id)
+		}
+	}
+	for incarnation := range s.adopted.routes {
+		from, to := s.unclaimed(incarnation)
+		more = more || s.cfg.Finds && len(from)+len(to) > 0
+	}
+	return neighbours, more
 }
 
 // leads reports whether a session gets copies by an adopted route.
@@ -84,16 +142,21 @@ func (s *Server) leads(session uint32) bool {
 	})
 }
 
-// outlive keeps the session of a link whose connection ended.
-func (s *Server) outlive(l *link) {
+// outlive keeps the session of a link whose connection ended, if there are too many in place
+// of the last one.
+func (s *Server) outlive(l *link, until time.Time) {
 	n := l.neighbour
+	if len(n.outlived) >= outlivedKept {
+		last := n.outlived[len(n.outlived)-1].index
+		s.endOutlived(n, func(o outlived) bool { return o.index == last })
+	}
 	o := outlived{index: l.index, data: l.data}
 	if l.proven {
 		n.outlived = slices.Insert(n.outlived, 0, o)
 	} else {
 		n.outlived = append(n.outlived, o)
 	}
-	n.keep(s.now.Add(awayTimeout))
+	n.keep(until)
 }
 
 // keep says until when the outlived sessions go on.
@@ -185,7 +248,7 @@ func (s *Server) way(incarnation uint32) datapath.Route {
 	for _, part := range parts {
 		for _, id := range append([]linkstate.ID{part.Parent}, part.Previous...) {
 			if n := s.rps[id]; n != nil && incarnation != s.cfg.Incarnation {
-				s.addUpstream(&r, n)
+				addUpstreams(&r, n.sessions())
 			}
 		}
 		for _, c := range part.Children {
@@ -198,11 +261,16 @@ func (s *Server) way(incarnation uint32) datapath.Route {
 			}
 		}
 	}
+	from, to := s.unclaimed(incarnation)
+	addUpstreams(&r, from)
+	for _, b := range to {
+		addBranch(&r, b.Session, b.Groups)
+	}
 	return r
 }
 
-func (s *Server) addUpstream(r *datapath.Route, n *neighbour) {
-	for _, session := range n.sessions() {
+func addUpstreams(r *datapath.Route, sessions []uint32) {
+	for _, session := range sessions {
 		if len(r.From) < datapath.MaxUpstreams && !slices.Contains(r.From, session) {
 			r.From = append(r.From, session)
 		}

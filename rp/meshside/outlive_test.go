@@ -9,11 +9,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
@@ -32,12 +34,12 @@ func (p *point) kill(cuts ...func()) {
 }
 
 // again starts the next process of an RP, which adopts the datapath.
-func (n *network) again(p *point) *point {
+func (n *network) again(p *point, edit ...func(*Config)) *point {
 	st := p.engine.state(p.incarnation)
 	orphans := datapath.NewOrphans(p.engine, st)
-	return n.startOn(p.engine, p.name, p.incarnation, outlives, func(c *Config) {
+	return n.startOn(p.engine, p.name, p.incarnation, append(edit, outlives, func(c *Config) {
 		c.Engine, c.Adopted, c.Routes, c.Publishes = orphans, orphans, st.Routes, true
-	})
+	})...)
 }
 
 // chainOfThree is a chain in which 1 and 3 publish, and the links of 2.
@@ -118,6 +120,38 @@ func TestProcessDies(t *testing.T) {
 	}
 }
 
+// The next process of 2 finds its neighbours some time later, all of them or one, and nothing
+// is lost.
+func TestProcessDiesAndFinds(t *testing.T) {
+	for name, known := range map[string][]*enode.Node{"all": nil, "one": {nodeOf(t, 1)}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNetwork(t)
+				p, cuts := chainOfThree(n)
+				p[1].kill(cuts...)
+				p[1] = n.again(p[1], func(c *Config) { c.Neighbours, c.Finds = known, true })
+				if known != nil {
+					n.link(p[1], p[0])
+				}
+				flows(t, n, p, 4*time.Second)
+				p[1].SetNeighbours([]*enode.Node{nodeOf(t, 1), nodeOf(t, 3)})
+				if known == nil {
+					n.link(p[1], p[0])
+				}
+				n.link(p[1], p[2])
+				flows(t, n, p, 25*time.Second)
+				for _, o := range p {
+					st := o.Stats()
+					require.Zero(t, st.Core.Downs, "rp %d", o.name)
+					require.Zero(t, st.Core.Failovers)
+					require.Len(t, st.Database, 3)
+				}
+				require.Len(t, p[1].engine.state(0).Sessions, 2, "the sessions before are gone")
+			})
+		})
+	}
+}
+
 // A connection ends, and both processes live: nothing is lost while it is made again.
 func TestConnectionLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -176,6 +210,39 @@ func TestProcessAway(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, Disconnected, stateOf(t, p[0], 2))
 		require.Empty(t, p[0].engine.state(0).Sessions)
+	})
+}
+
+// A neighbour that connects again and again and says Hello, but sends nothing, is away all the
+// time, and lost after it; no sessions pile up.
+func TestAwayAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100, outlives)
+		connect := func() *remote {
+			c := p.connect(2)
+			c.session = expect[*mesh.Hello](c).Session
+			c.send(&mesh.Hello{NetworkID: 1, Incarnation: 0x200, DataPort: 40501, Session: 0x77, Outlives: true})
+			c.drain()
+			return c
+		}
+		c := connect()
+		c.up()
+		began := time.Now()
+		for {
+			c.rw.Close()
+			<-c.done
+			synctest.Wait()
+			if stateOf(t, p, 2) != Away {
+				break
+			}
+			require.LessOrEqual(t, len(p.engine.state(0).Sessions), outlivedKept)
+			require.LessOrEqual(t, time.Since(began), awayTimeout+time.Second)
+			c = connect()
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.GreaterOrEqual(t, time.Since(began), awayTimeout)
+		require.Empty(t, p.engine.state(0).Sessions)
+		require.Empty(t, p.core.Neighbours())
 	})
 }
 

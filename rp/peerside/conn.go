@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -31,6 +32,20 @@ const (
 
 	// flushTimeout is how long the last messages of a connection may take.
 	flushTimeout = time.Second
+)
+
+// replayCost is how many seconds a peer that was sent what it missed has to wait until it
+// may be again.
+const replayCost = 10
+
+var (
+	// replays limits what a peer is sent from the cache, whatever its session: twice at
+	// once, for it may change RPs again, then as often as the cache is another one.
+	replays = datapath.NewPolicer(1, replayCost+1)
+
+	// joins limits the Joins and Resumes of a peer. The back-off keeps them half a second
+	// apart (SPEC 8.1), but for those that are tried in another way at once.
+	joins = datapath.NewPolicer(2, 10)
 )
 
 var (
@@ -63,6 +78,8 @@ type conn struct {
 	receipts chan []proto.ObjectReceipt // for the publisher that the peer is
 	counting                            // what the peer was told of the members
 	policed  uint64                     // of its confirmations, as datapath.Policer has it
+	replayed uint64                     // of its activations, likewise
+	joined   uint64                     // of its joins, likewise
 
 	// What admits the peer, when ready is closed, and what tells its end.
 	admission proto.Admit
@@ -74,6 +91,7 @@ type conn struct {
 type rekey struct {
 	proto.Rekey
 	round.Round[*conn]
+	until time.Time // when nobody waits for answers any more
 }
 
 func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
@@ -155,19 +173,38 @@ func (c *conn) handle(r msgio.Received[proto.Message]) {
 		c.end(errLost, r.Err)
 		return
 	}
+	if c.joinsTooFast(now, r.Message) {
+		c.violation(&proto.Error{Reason: proto.ReasonUnexpected, Detail: "joins faster than the back-off"})
+		return
+	}
 	if err := c.adm.Handle(now, r.Message); err != nil {
 		switch proto.ReasonOf(err) {
 		case proto.ReasonMalformed, proto.ReasonUnexpected, proto.ReasonChain, proto.ReasonRole:
 			c.blame(err)
 		default:
 			c.srv.refused.Add(1)
-			c.log.Info("peer refused", "reason", err)
+			c.log.Debug("peer refused", "reason", err)
 			if c.index == 0 { // else the session ends, which tells it
 				c.emit(events.Refused, err.Error())
 			}
 		}
 	}
 	c.perform(now)
+}
+
+// joinsTooFast accounts for a message that asks for a session.
+func (c *conn) joinsTooFast(now time.Time, m proto.Message) bool {
+	switch m.(type) {
+	case *proto.Join, *proto.Resume:
+	default:
+		return false
+	}
+	at := uint64(now.UnixNano())
+	if !joins.Conforms(c.joined, at) {
+		return true
+	}
+	c.joined = joins.Charge(c.joined, at, 1)
+	return false
 }
 
 // violation ends the connection because of a message that is none.
@@ -291,19 +328,19 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 
 // reserve returns the index of a new session, if the peer may have one.
 func (c *conn) reserve(now time.Time) (uint32, error) {
+	cfg := &c.srv.cfg
+	if err := cfg.Members.Join(now, c.addr); err != nil {
+		return 0, err
+	}
 	if err := c.mayJoin(); err != nil {
 		return 0, err
 	}
-	cfg := &c.srv.cfg
 	if cfg.Limit != 0 {
 		for group, n := range cfg.Members.Members() {
 			if uint64(n+1)*wire.MaxDatagram > cfg.Limit {
 				return 0, &proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf("%d members of group %08x", n, group)}
 			}
 		}
-	}
-	if err := cfg.Members.Join(now, c.addr); err != nil {
-		return 0, err
 	}
 	return cfg.Members.Reserve(c.addr)
 }
@@ -345,7 +382,7 @@ func (c *conn) prepare(now time.Time, a proto.Admit) {
 		return
 	}
 	c.admission = a
-	c.ready, c.ended = c.srv.cfg.Admit(a.Join.Publish)
+	c.ready, c.ended = c.srv.cfg.Admit(c.mayPublish(a.Join.Publish))
 }
 
 // admit puts the session into the datapath, and only then lets the Welcome go.
@@ -478,11 +515,27 @@ func (c *conn) serve(marks []proto.Mark) {
 	c.srv.standby.Add(-1)
 	c.begin(session, c.groups)
 	c.adm.Activated(c.grant())
-	if cfg.Replay != nil {
-		cfg.Replay(c.index, marks)
-	}
+	c.replay(marks)
 	c.noteSession(proto.ModeUnicast)
 	c.log.Info("peer activated", "session", fmt.Sprintf("%08x", c.index))
+}
+
+// replay sends what is newer than marks: of each stream of the session's groups once,
+// and not to who is activated again and again.
+func (c *conn) replay(marks []proto.Mark) {
+	now := uint64(time.Now().UnixNano())
+	if c.srv.cfg.Replay == nil || !replays.Conforms(c.replayed, now) {
+		return
+	}
+	c.replayed = replays.Charge(c.replayed, now, replayCost)
+	type stream struct{ ingress, group uint32 }
+	seen := make(map[stream]bool)
+	c.srv.cfg.Replay(c.index, slices.DeleteFunc(slices.Clone(marks), func(m proto.Mark) bool {
+		of := stream{m.Ingress, m.Group}
+		again := seen[of]
+		seen[of] = true
+		return again || !slices.Contains(c.groups, m.Group)
+	}))
 }
 
 // rest stops replication to a session, which stays in standby.
@@ -512,7 +565,7 @@ func (c *conn) remove(reason error) {
 		c.log.Info("peer left", "session", fmt.Sprintf("%08x", c.index), "reason", reason)
 	} else {
 		c.emit(events.Refused, reason.Error())
-		c.log.Info("peer not admitted", "reason", reason)
+		c.log.Debug("peer not admitted", "reason", reason)
 	}
 	if c.live && len(c.session.Groups) == 0 {
 		c.srv.standby.Add(-1)
@@ -545,6 +598,8 @@ func (c *conn) leaveChannel() {
 
 // rekey passes keys on to a member.
 func (c *conn) rekey(r *rekey) {
+	now := time.Now()
+	maps.DeleteFunc(c.waiting, func(_ uint32, o *rekey) bool { return !now.Before(o.until) })
 	m := r.Rekey
 	m.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(k proto.GroupKey) bool { return !slices.Contains(c.groups, k.Group) })
 	if len(m.Keys)+len(m.Retired) == 0 || !c.adm.Rekey(&m) {
@@ -552,7 +607,7 @@ func (c *conn) rekey(r *rekey) {
 		return
 	}
 	c.waiting[m.ID] = r
-	c.perform(time.Now())
+	c.perform(now)
 }
 
 // answer says that this connection is done with a Rekey.

@@ -194,6 +194,7 @@ func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.D
 	r := &rekey{
 		Rekey: proto.Rekey{ID: s.rekeys.Add(1), Keys: keys, Retired: retired},
 		Round: round.New[*conn](len(conns)),
+		until: time.Now().Add(timeout),
 	}
 	var asked []*conn
 	for _, c := range conns {

@@ -387,6 +387,59 @@ func TestInstall(t *testing.T) {
 	})
 }
 
+// What a member does not acknowledge is forgotten when nobody waits for it any more, and
+// later answers do no harm.
+func TestNoAcks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		p := r.connect(home)
+		r.join(p)
+		var last *proto.Rekey
+		for epoch := range uint8(40) {
+			go r.Install([]proto.GroupKey{keyOf(epoch, group)}, nil, time.Second)
+			last = expect[*proto.Rekey](p)
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		require.Equal(t, uint64(40), r.Stats().MissingAcks)
+		require.Len(t, r.connections()[0].waiting, 1)
+		p.send(&proto.RekeyAck{ID: last.ID - 1})
+		p.send(&proto.RekeyAck{ID: last.ID})
+		require.Empty(t, r.connections()[0].waiting)
+		p.close()
+		r.Stop()
+	})
+}
+
+// Who joins faster than the back-off lets it is disconnected, and joins that are refused
+// count for the limits of joins.
+func TestJoinsFasterThanBackOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{Joins: 8})
+		r.Server.cfg.Joiners = map[enode.ID]bool{}
+		p := r.connect(home)
+		p.greet()
+		join := theJoin
+		refusals := make(map[proto.Reason]int)
+		for range 10 {
+			p.send(&join)
+			refusals[expect[*proto.Leave](p).Reason]++
+		}
+		require.Equal(t, map[proto.Reason]int{proto.ReasonDenied: 8, proto.ReasonFull: 2}, refusals)
+		for range 20 { // as the back-off has it at first
+			time.Sleep(500 * time.Millisecond)
+			p.send(&join)
+			require.Equal(t, proto.ReasonDenied, expect[*proto.Leave](p).Reason)
+		}
+		require.Equal(t, uint64(30), r.Stats().Refused)
+		p.send(&join)
+		require.Equal(t, proto.ReasonUnexpected, expect[*proto.Leave](p).Reason)
+		<-p.done
+		require.Equal(t, p2p.DiscSubprotocolError, p.err)
+		r.Stop()
+	})
+}
+
 // A member that reads nothing is let go when its queue is full; nobody waits.
 func TestSlowPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -40,7 +40,7 @@ func (s *Server) token(id enode.ID, session uint32, endpoint netip.AddrPort) (t 
 func (c *conn) readmit(now time.Time, m *proto.Resume) {
 	session, err := c.claim(m)
 	if err != nil {
-		c.log.Info("peer not resumed", "reason", err)
+		c.log.Debug("peer not resumed", "reason", err)
 		c.srv.refused.Add(1)
 		c.adm.Fail(err)
 		return

@@ -88,6 +88,39 @@ func TestStandby(t *testing.T) {
 	})
 }
 
+// A member is sent what it missed of each stream of its groups once, and not each time that
+// it is activated.
+func TestReplayIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		var replayed [][]proto.Mark
+		r.Server.cfg.Replay = func(_ uint32, marks []proto.Mark) { replayed = append(replayed, marks) }
+		p := r.connect(home)
+		r.joinAs(p, func(j *proto.Join) { j.Standby = true })
+		activate := func() {
+			p.send(&proto.Activate{Marks: []proto.Mark{
+				{Ingress: 1, Group: group, Sequence: 9},
+				{Ingress: 1, Group: otherGroup, Sequence: 9},
+				{Ingress: 1, Group: group, Sequence: 8},
+				{Ingress: 2, Group: group, Sequence: 7},
+			}})
+			expect[*proto.Activated](p)
+			p.send(&proto.Deactivate{})
+		}
+		for range 20 {
+			activate()
+		}
+		once := []proto.Mark{{Ingress: 1, Group: group, Sequence: 9}, {Ingress: 2, Group: group, Sequence: 7}}
+		require.Equal(t, [][]proto.Mark{once, once}, replayed)
+		time.Sleep(replayCost * time.Second)
+		activate()
+		activate()
+		require.Len(t, replayed, 3)
+		p.close()
+		r.Stop()
+	})
+}
+
 // A member of a channel that goes into standby leaves the channel.
 func TestStandbyOfChannel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -302,12 +335,20 @@ func TestLists(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		r.Server.cfg.Joiners = map[enode.ID]bool{{1}: true, {2}: true}
 		r.Server.cfg.Publishers = map[enode.ID]bool{{2}: true}
+		var publishes []bool
+		r.Server.cfg.Admit = func(publish bool) (<-chan struct{}, func()) {
+			publishes = append(publishes, publish)
+			ready := make(chan struct{})
+			close(ready)
+			return ready, func() {}
+		}
 		for id, want := range map[enode.ID]uint32{{1}: 0, {2}: 10} {
 			p := r.connectAs(id, home)
 			welcome := r.joinAs(p, func(*proto.Join) {})
 			require.Equal(t, want, welcome.Rate)
 			added := r.engine.Changes()[0].Add[0]
 			require.Equal(t, want > 0, added.Publish)
+			require.Equal(t, want > 0, publishes[len(publishes)-1], "the mesh needs no tree for who may not publish")
 			require.NoError(t, added.Check())
 			p.close()
 			r.engine.Changes()

@@ -45,6 +45,8 @@ const (
 	verifyBurst   = 2 * MaxOrigins
 	originRate    = 2 // adverts per second of one origin
 	originBurst   = 20
+	offerRate     = 1000 // adverts per second that one neighbour may say it has
+	offerBurst    = 2 * MaxOrigins
 	answerRate    = 1000 // adverts per second sent on request to one neighbour
 	answerBurst   = 2 * MaxOrigins
 	exchangeRate  = 1 // digests per second that one neighbour gets answered
@@ -137,8 +139,10 @@ type Config struct {
 	Alpha       int // of tree.Last, 0 for the default
 
 	// Expect names the neighbours of an earlier life of this RP, whose datagrams still
-	// go by here. The mesh is told nothing new until they are up, or for some seconds.
-	Expect []ID
+	// go by here. The mesh is told nothing new until they are up, or for some seconds: for
+	// these if there are more neighbours, which are not known yet.
+	Expect     []ID
+	ExpectMore bool
 
 	Sign    func(Advert) (*Signed, error)
 	Verify  func(*Signed) (node [32]byte, err error)
@@ -146,6 +150,9 @@ type Config struct {
 	Marks   func(ingress uint32) []Mark // of the own datapath
 	Rand    *rand.Rand                  // spreads what need not happen at once
 }
+
+// resumes reports whether there are neighbours of an earlier life.
+func (c *Config) resumes() bool { return len(c.Expect) > 0 || c.ExpectMore }
 
 // Stats counts what was refused, and what happened.
 type Stats struct {
@@ -238,18 +245,25 @@ func (c *Core) LinkUp(now time.Time, id ID) {
 
 // LinkAway says that the connection to a neighbour ended because its process died, while
 // its datapath goes on. Until a time the routes stay as they are; LinkUp says that the
-// neighbour is back, LinkDown that it is not waited for. It returns false, and does
-// nothing, when the neighbour is not up.
-func (c *Core) LinkAway(now time.Time, id ID, until time.Time) bool {
+// neighbour is back, LinkDown that it is not waited for. One that was away already, because
+// it was back and not heard, is waited for no longer than it was. LinkAway returns until
+// when, and zero, doing nothing, when the neighbour is not waited for.
+func (c *Core) LinkAway(now time.Time, id ID, until time.Time) time.Time {
 	c.now = now
 	n := c.neighbour(id)
-	if n == nil || !n.up {
-		return false
+	switch {
+	case n == nil || !n.up:
+		return time.Time{}
+	case !n.isAway():
+		n.awayBy = until
+	case !now.Before(n.awayBy):
+		return time.Time{}
 	}
-	n.away, n.exchanged = until, false
+	n.away, n.exchanged = n.awayBy, false
 	n.confirm, n.confirming = false, false
 	clear(n.have)
-	return true
+	clear(n.offers)
+	return n.away
 }
 
 // LinkDown says that the connection to a neighbour ended.
@@ -331,6 +345,7 @@ func (c *Core) Tick(now time.Time) {
 		c.tickNeighbour(n)
 	}
 	c.tickAdvertising()
+	c.tickRequests()
 	c.forgetAdverts()
 }
 

@@ -16,7 +16,7 @@ import (
 type database struct {
 	entries   map[ID]*entry
 	sums      [Buckets]uint32
-	requested map[ID]time.Time // asked for, until when
+	requested map[ID]time.Time // asked for, until when nobody else is
 	seen      map[ID]time.Time // there was a path to the RP
 	sweepAt   time.Time
 	settledAt time.Time // from when on what is not reached is forgotten
@@ -250,9 +250,9 @@ func (c *Core) compare(n *neighbour, m *Digest) {
 	}
 }
 
-// want asks a neighbour for what it has and this RP lacks, if nobody else was asked.
+// want notes what a neighbour has and this RP lacks, as far as it may offer so much, and
+// asks it for what nobody else is asked for.
 func (c *Core) want(n *neighbour, versions []Version) {
-	var origins []ID
 	for _, v := range versions {
 		if e := c.entries[v.Origin]; e != nil && !v.newer(e.version()) {
 			if v == e.version() {
@@ -260,14 +260,52 @@ func (c *Core) want(n *neighbour, versions []Version) {
 			}
 			continue
 		}
-		if until, ok := c.requested[v.Origin]; ok && c.now.Before(until) || len(c.requested) >= MaxOrigins {
-			continue
+		if n.offer.allow(c.now, offerRate, offerBurst) && (n.offers[v.Origin] != Version{} || len(n.offers) < MaxOrigins) {
+			n.offers[v.Origin] = v
+			c.request(n, v.Origin)
 		}
-		c.requested[v.Origin] = c.now.Add(RequestDelay)
-		origins = append(origins, v.Origin)
 	}
-	if len(origins) > 0 {
-		c.send(n, &Request{origins})
+	c.flushRequests(n)
+}
+
+// request asks a neighbour at the end of this input for what it offered, once for each
+// offer, if it is still new and nobody is asked for it. What a neighbour does not send,
+// another one is asked for: nobody can hide an advert by offering it.
+func (c *Core) request(n *neighbour, origin ID) {
+	e := c.entries[origin]
+	known := e != nil && !n.offers[origin].newer(e.version())
+	_, asked := c.requested[origin]
+	if !known && asked {
+		return
+	}
+	delete(n.offers, origin)
+	if !known {
+		c.requested[origin] = c.now.Add(RequestDelay)
+		n.requests = append(n.requests, origin)
+	}
+}
+
+func (c *Core) flushRequests(n *neighbour) {
+	slices.Sort(n.requests)
+	for chunk := range slices.Chunk(n.requests, MaxVersions) {
+		c.send(n, &Request{chunk})
+	}
+	n.requests = nil
+}
+
+// tickRequests asks for what was asked for in vain those who offered it since, in turn.
+func (c *Core) tickRequests() {
+	for origin, until := range c.requested {
+		if !c.now.Before(until) {
+			delete(c.requested, origin)
+		}
+	}
+	for i, first := 0, c.cfg.Rand.IntN(max(len(c.neighbours), 1)); i < len(c.neighbours); i++ {
+		n := c.neighbours[(first+i)%len(c.neighbours)]
+		for origin := range n.offers {
+			c.request(n, origin)
+		}
+		c.flushRequests(n)
 	}
 }
 
@@ -284,15 +322,9 @@ func (c *Core) answer(n *neighbour, m *Request) {
 	}
 }
 
-// forgetAdverts drops the adverts of RPs without a path, and requests that got no
-// answer. Age only collects garbage: the advert of an RP that can be reached counts,
-// whatever age a neighbour gives it.
+// forgetAdverts drops the adverts of RPs without a path. Age only collects garbage: the
+// advert of an RP that can be reached counts, whatever age a neighbour gives it.
 func (c *Core) forgetAdverts() {
-	for origin, until := range c.requested {
-		if !c.now.Before(until) {
-			delete(c.requested, origin)
-		}
-	}
 	if c.now.Before(c.sweepAt) {
 		return
 	}

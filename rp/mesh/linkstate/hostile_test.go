@@ -4,6 +4,7 @@ package linkstate
 
 import (
 	"errors"
+	"math"
 	"testing"
 	"time"
 
@@ -131,6 +132,53 @@ func TestFloodOfOneNeighbour(t *testing.T) {
 	}
 	require.LessOrEqual(t, checks, verifyBurst)
 	require.Len(t, core.entries, 4)
+}
+
+// A neighbour that says it has everything, and sends nothing, keeps nothing from being asked
+// of others.
+func TestFloodOfOffers(t *testing.T) {
+	for name, version := range map[string]Version{
+		"one that nobody has": {rp(5), math.MaxUint64, 1},
+		"the one that is new": {rp(5), 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := square(t)
+			core := w.cores[1]
+			hostile := func() {
+				require.NoError(t, core.Handle(w.now, rp(2), &Have{[]Version{version}}))
+				require.NoError(t, core.Handle(w.now, rp(2), &Summary{[]Version{version}}))
+				w.perform(1)
+			}
+			w.forget()
+			hostile()
+			require.Equal(t, []*Request{{[]ID{rp(5)}}}, sent[*Request](w, 1, 2))
+			require.NoError(t, core.Handle(w.now, rp(3), &Have{[]Version{{rp(5), 1, 1}}}))
+			w.perform(1)
+			require.Empty(t, sent[*Request](w, 1, 3), "one is asked")
+			for range 10 * int(RequestDelay/TreeInterval) {
+				hostile()
+				w.run(TreeInterval)
+			}
+			require.Equal(t, []*Request{{[]ID{rp(5)}}}, sent[*Request](w, 1, 3), "once for an offer")
+			require.InDelta(t, 10, len(sent[*Request](w, 1, 2)), 2)
+		})
+	}
+
+	// Whatever origins it names, there is room for what others offer.
+	w := square(t)
+	core := w.cores[1]
+	for i := range 4 * MaxOrigins {
+		require.NoError(t, core.Handle(w.now, rp(2), &Have{[]Version{{ID(i + 1), 1, 1}}}))
+	}
+	w.perform(1)
+	require.LessOrEqual(t, len(core.requested), offerBurst)
+	w.forget()
+	require.NoError(t, core.Handle(w.now, rp(3), &Have{[]Version{{rp(5), 1, 1}}}))
+	w.perform(1)
+	require.Equal(t, []*Request{{[]ID{rp(5)}}}, sent[*Request](w, 1, 3))
+	w.run(2 * RequestDelay)
+	require.Empty(t, core.requested)
+	require.Empty(t, core.neighbour(rp(2)).offers)
 }
 
 // Age is not signed: who lies about it makes no RP vanish that has links.

@@ -28,6 +28,7 @@ type neighbour struct {
 	doubted  bool      // missed since it was heard, so that backups were asked
 	polled   time.Time // asked whether it lives, since another RP lost it; zero for not
 	away     time.Time // until when it is up without a process that hears and is heard; zero for not
+	awayBy   time.Time // until when it had to be back
 	lost     int       // times that it was found dead while it was up for less than holdMemory
 
 	// Cost.
@@ -37,12 +38,15 @@ type neighbour struct {
 	cost     uint32                  // advertised
 
 	// Adverts.
-	spans     bool        // adverts go to it at once
-	have      map[ID]bool // to be told
-	haveAt    time.Time   // when
-	adverts   []Aged      // to be sent after this input
-	ack       bool        // with an acknowledgement
-	exchanged bool        // a digest went to it since both ends are up
+	spans     bool           // adverts go to it at once
+	have      map[ID]bool    // to be told
+	haveAt    time.Time      // when
+	adverts   []Aged         // to be sent after this input
+	ack       bool           // with an acknowledgement
+	offers    map[ID]Version // of it, newer than what is here, for which it was not asked
+	offer     limiter
+	requests  []ID // after this input
+	exchanged bool // a digest went to it since both ends are up
 	digestAt  time.Time
 	verify    limiter
 	answers   limiter
@@ -60,7 +64,7 @@ type neighbour struct {
 func newNeighbour(now time.Time, id ID) *neighbour {
 	return &neighbour{
 		id: id, since: now, interval: Interval,
-		have: make(map[ID]bool),
+		have: make(map[ID]bool), offers: make(map[ID]Version),
 	}
 }
 
@@ -229,7 +233,7 @@ func (c *Core) comeUp(n *neighbour) {
 			delay = 0
 		}
 	}
-	if len(c.cfg.Expect) > 0 {
+	if c.cfg.resumes() {
 		n.confirmAt = c.settledAt // who asks for little yet must not release the rest
 	}
 	c.publishWithin(delay)
@@ -250,6 +254,7 @@ func (c *Core) down(n *neighbour) {
 	n.activate, n.release, n.adverts = nil, nil, nil
 	n.confirm, n.confirming = false, false
 	clear(n.have)
+	clear(n.offers)
 	delete(c.awaited, n.id)
 	c.act(NeighbourDown{n.id})
 	c.lost(n)
@@ -278,7 +283,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 	}
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
 		c.send(n, &Digest{c.sums[:]})
-		n.digestAt = c.now.Add(DigestDelay/2 + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay)))) // each neighbour at another time
+		n.digestAt = c.now.Add(DigestDelay + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay/4)))) // each neighbour at another time
 	}
 	if n.up && !n.isAway() && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
 		n.confirm = true

@@ -149,7 +149,7 @@ func (w *network) detach(n int) {
 	w.left[n] = w.cores[n].cfg
 	w.kill(n)
 	w.eachLink(n, func(o int) {
-		if !w.cores[o].LinkAway(w.now, rp(n), w.now.Add(awayTime)) {
+		if w.cores[o].LinkAway(w.now, rp(n), w.now.Add(awayTime)).IsZero() {
 			w.cores[o].LinkDown(w.now, rp(n))
 		}
 		w.perform(o)

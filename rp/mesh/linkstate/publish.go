@@ -37,7 +37,7 @@ func (a *advertising) init(now time.Time, cfg Config) {
 	for _, id := range cfg.Expect {
 		a.expected[id] = true
 	}
-	if len(cfg.Expect) > 0 {
+	if cfg.resumes() {
 		a.expectBy = now.Add(returnDelay)
 		a.publishAt = a.expectBy
 	}
@@ -99,7 +99,7 @@ func (c *Core) publishWithin(delay time.Duration) {
 			at = soonest
 		}
 	}
-	if len(c.expected) > 0 && at.Before(c.expectBy) {
+	if (len(c.expected) > 0 || c.cfg.ExpectMore) && at.Before(c.expectBy) {
 		at = c.expectBy
 	}
 	if c.publishAt.IsZero() || at.Before(c.publishAt) {

@@ -425,6 +425,9 @@ func (c *Core) flushRoutes() {
 	slices.SortFunc(c.touched, compareRoute)
 	for _, r := range c.touched {
 		r.dirty = false
+		if c.routes[r.ingress] != r {
+			continue // it ended
+		}
 		if now := c.export(r); r.told == nil || !now.equal(r.told) {
 			r.told = &now
 			c.treeEdges = true

@@ -339,6 +339,38 @@ func TestDigestWhenBothAreUp(t *testing.T) {
 	require.Zero(t, digests(at.Add(2*TreeInterval), true))
 }
 
+// Each neighbour gets a digest every 60 to 75 s.
+func TestDigests(t *testing.T) {
+	w := square(t)
+	w.run(2 * DigestDelay)
+	w.forget()
+	const digests = 20
+	w.run(digests * DigestDelay * 9 / 8)
+	require.InDelta(t, digests, len(sent[*Digest](w, 1, 2)), digests/10)
+	require.InDelta(t, digests, len(sent[*Digest](w, 2, 1)), digests/10)
+}
+
+// A route whose time is over when its last neighbour is found dead ends once.
+func TestRouteEndsOnce(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	w.forget()
+	r := c.routes[ingress1]
+	c.now = w.now
+	c.unfollow(ingress1)
+	r.gone = c.tickAt
+	c.down(c.neighbour(rp(2)))
+	c.Tick(c.tickAt)
+	var told []Action
+	for _, a := range c.Actions() {
+		switch a.(type) {
+		case Route, RouteGone:
+			told = append(told, a)
+		}
+	}
+	require.Equal(t, []Action{RouteGone{ingress1}}, told)
+}
+
 // The process of 2 dies, and its datapath goes on: nobody turns to another way, neither
 // while it is away nor when it is back. Then it knows what it has to.
 func TestAway(t *testing.T) {
@@ -392,7 +424,7 @@ func TestAwayForGood(t *testing.T) {
 	w.cores[4].LinkDown(w.now, rp(2))
 	w.perform(4)
 	require.Zero(t, w.route(4, ingress1).Parent)
-	require.False(t, w.cores[4].LinkAway(w.now, rp(2), w.now.Add(time.Second)))
+	require.Zero(t, w.cores[4].LinkAway(w.now, rp(2), w.now.Add(time.Second)))
 
 	// It is met again, but does not hear.
 	w.start(2)
@@ -404,6 +436,24 @@ func TestAwayForGood(t *testing.T) {
 	require.True(t, w.cores[4].alive(rp(2)))
 	w.run(2 * step)
 	require.False(t, w.cores[4].alive(rp(2)))
+}
+
+// One that connects again and again, and is never heard, is not waited for any longer.
+func TestAwayHasAnEnd(t *testing.T) {
+	w := square(t)
+	w.detach(2)
+	began := w.now
+	for w.cores[4].alive(rp(2)) {
+		w.cores[4].LinkUp(w.now, rp(2))
+		w.perform(4)
+		w.run(Interval)
+		if w.cores[4].LinkAway(w.now, rp(2), w.now.Add(awayTime)).IsZero() {
+			w.cores[4].LinkDown(w.now, rp(2))
+		}
+		w.perform(4)
+		require.LessOrEqual(t, w.now.Sub(began), awayTime+Missed*Interval)
+	}
+	require.GreaterOrEqual(t, w.now.Sub(began), awayTime)
 }
 
 // A neighbour that is lost again and again has to be heard for longer each time. One that
