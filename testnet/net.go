@@ -97,6 +97,7 @@ type Config struct {
 	Engine  string      // datapath of the replication points, default auto
 	Pin     string      // directory on a bpf file system that keeps it when one dies, "" for none
 	Mesh    string      // kind of trees between the replication points: star or last; "": the daemon's default
+	RPCPUs  int         // that each replication point uses at a time, 0 for all
 	Seed    uint64      // of all keys, and of loss and jitter
 
 	// Delivery is wished by the nodes that speak mDCS: unicast, which is the default,
@@ -504,6 +505,7 @@ func (n *Net) makeRPs() error {
 			Engine:    engine,
 			SSM:       n.cfg.Delivery == "ssm",
 			Pin:       n.cfg.Pin,
+			CPUs:      n.cfg.RPCPUs,
 		})
 		if err != nil {
 			return err

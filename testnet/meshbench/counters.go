@@ -4,8 +4,12 @@ package meshbench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
 
 	"github.com/ethmcast/mdcs/testnet/delayline"
 	"github.com/ethmcast/mdcs/testnet/node"
@@ -44,19 +48,46 @@ func (m *mesh) scrape(ctx context.Context) ([]node.Metrics, error) {
 }
 
 // complete returns nil when all RPs know all others, and have a way for the datagrams
-// of each source. Those that were found so are not asked again: to ask takes time.
+// of each source. To ask takes time: those that were found so are not asked again, and the
+// others not before the first of them is so.
 func (m *mesh) complete(ctx context.Context) error {
-	for ; m.completed < len(m.rps); m.completed++ {
-		r := m.rps[m.completed]
-		metrics, err := r.Metrics(ctx)
-		if err != nil {
-			return err
-		}
-		known, routes, astray := metrics[metricKnown], metrics[metricRoutes], metrics[metricAstray]
-		if int(known) != len(m.rps) || int(routes) != len(m.sources) || astray != 0 {
-			return fmt.Errorf("%s knows %g rps, has %g routes, and %g without a parent", r.Name(), known, routes, astray)
-		}
+	first := slices.Index(m.completed, false)
+	if first < 0 {
+		return nil
 	}
+	if err := m.completeAt(ctx, first); err != nil {
+		return err
+	}
+	var (
+		errs = make([]error, len(m.rps))
+		room = make(chan struct{}, runtime.NumCPU())
+		wg   sync.WaitGroup
+	)
+	for i := first + 1; i < len(m.rps); i++ {
+		if m.completed[i] {
+			continue
+		}
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			errs[i] = m.completeAt(ctx, i)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (m *mesh) completeAt(ctx context.Context, i int) error {
+	r := m.rps[i]
+	metrics, err := r.Metrics(ctx)
+	if err != nil {
+		return err
+	}
+	known, routes, astray := metrics[metricKnown], metrics[metricRoutes], metrics[metricAstray]
+	if int(known) != len(m.rps) || int(routes) != len(m.sources) || astray != 0 {
+		return fmt.Errorf("%s knows %g rps, has %g routes, and %g without a parent", r.Name(), known, routes, astray)
+	}
+	m.completed[i] = true
 	return nil
 }
 

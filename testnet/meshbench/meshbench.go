@@ -11,8 +11,9 @@
 //	virginia-peer --'                                  '--- frankfurt-peer
 //	(peers of both)                                         (peer of one)
 //
-// The peers are part of this process, so that one clock sees all datagrams. What is
-// counted in frames and bytes is counted by the delay line.
+// Each RP uses one CPU at a time: there are more of them than CPUs. The peers are part of
+// this process, so that one clock sees all datagrams. What is counted in frames and bytes
+// is counted by the delay line.
 package meshbench
 
 import (
@@ -102,7 +103,7 @@ type mesh struct {
 	rng     *rand.Rand
 	result  *Result
 
-	completed int // RPs that were found complete, of the first ones
+	completed []bool // RPs that were found complete
 }
 
 // Run builds a mesh, measures it and removes it. It needs root, and must not run
@@ -131,7 +132,7 @@ func newMesh(ctx context.Context, cfg Config) (*mesh, error) {
 	}
 	net, err := testnet.StartMesh(ctx, testnet.Config{
 		Topology: top, RPD: cfg.RPD, Engine: cfg.Engine, Links: testnet.Wire, Routing: cfg.Routing, Seed: cfg.Seed,
-		Mesh: cfg.Mode.String(), LogDir: cfg.logDir(), Log: cfg.Log,
+		Mesh: cfg.Mode.String(), RPCPUs: 1, LogDir: cfg.logDir(), Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -231,6 +232,7 @@ func (m *mesh) start(ctx context.Context) error {
 		wg    sync.WaitGroup
 	)
 	m.peers = make([]*lightpeer.Swarm, len(m.rps))
+	m.completed = make([]bool, len(m.rps))
 	for i, r := range m.rps {
 		room <- struct{}{}
 		wg.Go(func() {
@@ -258,7 +260,7 @@ func (m *mesh) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.completed = 0
+	clear(m.completed)
 	if err := m.complete(ctx); err != nil {
 		return fmt.Errorf("not complete any more: %w", err)
 	}

@@ -57,6 +57,7 @@ type daemon struct {
 	binary string
 	log    string // path of the log file
 	home   string // HOME of the process
+	cpus   int    // that it uses at a time, 0 for all
 	http   *http.Client
 	proc   atomic.Pointer[netns.Process] // nil before the first start
 }
@@ -109,6 +110,9 @@ func (d *daemon) launch(args ...string) error {
 	cmd := exec.Command(d.binary, args...)
 	// Nothing else of the environment: geth takes GETH_* as flags.
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.home}
+	if d.cpus > 0 {
+		cmd.Env = append(cmd.Env, fmt.Sprintf("GOMAXPROCS=%d", d.cpus))
+	}
 	cmd.Dir = d.home
 	cmd.Stdout, cmd.Stderr = log, log
 	proc, err := d.run.Start(d.ns, d.name, cmd)

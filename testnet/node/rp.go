@@ -47,6 +47,7 @@ type RPConfig struct {
 	Engine    string        // datapath: auto, socket or xdp
 	SSM       bool          // offer source-specific multicast
 	Pin       string        // directory on a bpf file system that keeps the datapath, "" for none
+	CPUs      int           // that the process uses at a time, 0 for all
 }
 
 // RP is a replication point. Start, Stop and Kill must not run at the same
@@ -94,6 +95,7 @@ func NewRP(run *netns.Run, ns *netns.Namespace, cfg RPConfig) (*RP, error) {
 		daemon: newDaemon(run, ns, cfg.Name, cfg.Binary, cfg.Dir, cfg.Log),
 		cfg:    cfg,
 	}
+	r.cpus = cfg.CPUs
 	if err := crypto.SaveECDSA(r.keyFile(), cfg.Key); err != nil {
 		return nil, fmt.Errorf("make %s: %w", cfg.Name, err)
 	}
