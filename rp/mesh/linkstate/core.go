@@ -25,7 +25,8 @@ const (
 	MaxAge         = 2 * time.Minute        // after which the advert of an RP without a path to it is forgotten
 	TreesDelay     = time.Second            // least time between computations of trees
 	TreesSoon      = 20 * time.Millisecond  // from the first change to a computation
-	HaveDelay      = 500 * time.Millisecond // and up to twice that
+	HaveDelay      = 500 * time.Millisecond // and up to twice that, as the next
+	HaveLater      = 3 * time.Second
 	DigestDelay    = time.Minute
 	ConfirmDelay   = 2 * time.Second         // until parents are told again what they are asked for
 	RequestDelay   = time.Second             // until another neighbour is asked for an advert
@@ -58,7 +59,7 @@ const (
 	hellosUntilUp = 3
 	ownRate       = 1 // own adverts per second
 	ownBurst      = 5
-	informed      = 4                // neighbours that are told of an advert which they do not get
+	informed      = 4                // neighbours that are told soon of an advert which they do not get
 	holdFirst     = time.Second      // after which a neighbour that was lost twice is up again, and
 	holdLast      = 16 * time.Second // after each further time twice as long, up to this
 	holdMemory    = time.Minute      // for which it stayed up when that is forgotten

@@ -162,7 +162,7 @@ func (c *Core) suspectLost(origin ID, before, after []Link) {
 func compareLink(l Link, id ID) int { return cmp.Compare(l.Neighbour, id) }
 
 // forward passes a new advert on: at once on the spanning tree, or to everybody when
-// that may be torn; some of the others are told of it.
+// that may be torn; some of the others are told of it soon, the rest later with more.
 func (c *Core) forward(v Version, from *neighbour) {
 	torn := c.torn()
 	var others []*neighbour
@@ -175,12 +175,14 @@ func (c *Core) forward(v Version, from *neighbour) {
 			others = append(others, n)
 		}
 	}
-	for range min(informed, len(others)) {
-		i := c.cfg.Rand.IntN(len(others))
-		n := others[i]
-		others = slices.Delete(others, i, i+1)
-		if len(n.have) == 0 {
-			n.haveAt = c.now.Add(HaveDelay + time.Duration(c.cfg.Rand.Int64N(int64(HaveDelay))))
+	for i, k := range c.cfg.Rand.Perm(len(others)) {
+		n, delay := others[k], HaveLater
+		if i < informed {
+			delay = HaveDelay
+		}
+		at := c.now.Add(delay + time.Duration(c.cfg.Rand.Int64N(int64(delay))))
+		if len(n.have) == 0 || at.Before(n.haveAt) {
+			n.haveAt = at
 		}
 		n.have[v.Origin] = true
 	}
