@@ -99,7 +99,13 @@ func (n *neighbour) doubtAt() time.Time {
 	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness + n.slack)
 }
 
-func (n *neighbour) alive(now time.Time) { n.heard, n.polled, n.doubted = now, time.Time{}, false }
+// alive notes a sign of life. One from before the neighbour was asked for one is no answer.
+func (n *neighbour) alive(at time.Time) {
+	n.heard, n.doubted = at, false
+	if !at.Before(n.polled) {
+		n.polled = time.Time{}
+	}
+}
 
 // Heard says that data came from a neighbour.
 func (c *Core) Heard(now time.Time, from ID) {

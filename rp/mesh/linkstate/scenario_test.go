@@ -221,6 +221,24 @@ func TestSuspicion(t *testing.T) {
 	require.Equal(t, []NeighbourDown{{rp(3)}}, took[NeighbourDown](w, 4), "sooner than three hellos of a second")
 }
 
+// What came before a neighbour was asked for a sign of life, and is handled after, is no
+// answer.
+func TestOldSignOfLife(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	w.run(150 * time.Millisecond)
+	n := c.neighbour(rp(3))
+	c.now = w.now
+	n.heard = w.now.Add(-2 * TreeInterval)
+	c.suspect(rp(3))
+	require.Equal(t, w.now, n.polled)
+	h := Hello{Stamp: 1, Interval: 1000, Up: true}
+	c.HeardHello(w.now.Add(-step), rp(3), h)
+	require.False(t, n.polled.IsZero())
+	c.HeardHello(w.now, rp(3), h)
+	require.True(t, n.polled.IsZero())
+}
+
 func TestMayPublish(t *testing.T) {
 	w := newNetwork(t)
 	w.start(1)
