@@ -19,8 +19,9 @@ const (
 	dialTimeout = 5 * time.Second
 
 	// dialCourtesy is how long there must be no connection until the RP with the
-	// larger node id dials, too, if both want one. Two dials that cross may end each other: then the
-	// next connection is made by the other RP alone, which waits for less.
+	// larger node id dials, too, if both want one. Two dials that cross may end each
+	// other: then the next connection is made by the other RP alone, which waits for
+	// less.
 	dialCourtesy = 3 * time.Second
 
 	// A failed dial is repeated after minRedial, and then after twice the time, up to
@@ -86,8 +87,7 @@ func (d *dialer) stop() {
 }
 
 // setNeighbours says which nodes to keep a connection to, and whether all of them do the
-// same. It leaves the connections
-// alone that stand to others. After stop it does nothing.
+// same. It leaves the connections alone that stand to others. After stop it does nothing.
 func (d *dialer) setNeighbours(nodes []*enode.Node, mutual bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
