@@ -144,10 +144,12 @@ func (w *network) kill(n int) { delete(w.cores, n) }
 // awayTime is how long neighbours wait for one whose datapath goes on.
 const awayTime = 15 * time.Second
 
-// detach has the process of an RP die, while its datapath goes on.
+// detach has the process of an RP die, while its datapath goes on. Its connections end:
+// their messages do not arrive any more.
 func (w *network) detach(n int) {
 	w.left[n] = w.cores[n].cfg
 	w.kill(n)
+	w.way = slices.DeleteFunc(w.way, func(p parcel) bool { return p.from == n && p.hello == nil })
 	w.eachLink(n, func(o int) {
 		if w.cores[o].LinkAway(w.now, rp(n), w.now.Add(awayTime)).IsZero() {
 			w.cores[o].LinkDown(w.now, rp(n))
