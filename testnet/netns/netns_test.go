@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -124,6 +125,8 @@ func TestNetnsCleanStale(t *testing.T) {
 	p, err := r.Start(ns, "sleep", exec.Command("sleep", "600"))
 	require.NoError(t, err)
 	dir := filepath.Dir(r.path)
+	before := neighbourLimit(t)
+	require.NoError(t, r.RoomForNeighbours(before+1))
 
 	cleaned, err := CleanStale(dir)
 	require.NoError(t, err)
@@ -138,6 +141,7 @@ func TestNetnsCleanStale(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(namedDir, ns.Name()))
 	require.NoDirExists(t, r.Dir())
 	require.NoFileExists(t, r.path)
+	require.Equal(t, before, neighbourLimit(t))
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	select {
@@ -146,6 +150,29 @@ func TestNetnsCleanStale(t *testing.T) {
 		t.Fatal("process still runs")
 	}
 	require.NoError(t, dead.write(r.path)) // Close expects its state file
+}
+
+func TestNetnsRoomForNeighbours(t *testing.T) {
+	r := newRun(t)
+	before := neighbourLimit(t)
+	require.NoError(t, r.RoomForNeighbours(before-1))
+	require.Equal(t, before, neighbourLimit(t), "lowered")
+	require.NoError(t, r.RoomForNeighbours(before+1))
+	require.Equal(t, before+1, neighbourLimit(t))
+	require.NoError(t, r.RoomForNeighbours(before+2))
+	require.Equal(t, before+2, neighbourLimit(t))
+	require.NoError(t, r.Close())
+	require.Equal(t, before, neighbourLimit(t))
+}
+
+// neighbourLimit is the higher one of the machine.
+func neighbourLimit(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(sysctlPath(neighbourLimits[1]))
+	require.NoError(t, err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	require.NoError(t, err)
+	return n
 }
 
 func TestStateFileCannotPointElsewhere(t *testing.T) {

@@ -145,8 +145,8 @@ func (r *Run) CPU() (map[string]time.Duration, error) {
 	return used, nil
 }
 
-// Close ends the processes and removes namespaces, scratch directory and state
-// file. It may be called more than once.
+// Close ends the processes, removes namespaces, scratch directory and state file, and
+// gives the machine back its limits. It may be called more than once.
 func (r *Run) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -159,6 +159,6 @@ func (r *Run) Close() error {
 		ns.remove()
 	}
 	_, err := Destroy(r.prefix)
-	errs = append(errs, err, os.RemoveAll(r.state.Dir), os.Remove(r.path))
+	errs = append(errs, err, restoreLimits(r.state.Sysctls), os.RemoveAll(r.state.Dir), os.Remove(r.path))
 	return errors.Join(errs...)
 }

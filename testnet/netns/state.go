@@ -15,11 +15,12 @@ import (
 // State is what a run has on the machine, kept in <dir>/<prefix>.json so that
 // it can be removed when the run itself could not.
 type State struct {
-	Prefix     string      `json:"prefix"`
-	Owner      ProcessID   `json:"owner"`
-	Dir        string      `json:"dir"`
-	Namespaces []string    `json:"namespaces"`
-	Processes  []ProcessID `json:"processes"`
+	Prefix     string            `json:"prefix"`
+	Owner      ProcessID         `json:"owner"`
+	Dir        string            `json:"dir"`
+	Namespaces []string          `json:"namespaces"`
+	Processes  []ProcessID       `json:"processes"`
+	Sysctls    map[string]string `json:"sysctls,omitempty"` // of the machine, as they were before
 }
 
 // ProcessID names a process for good: a pid alone may be taken by another one.
@@ -128,6 +129,9 @@ func (s *State) remove() error {
 		}
 	}
 	if _, err := Destroy(s.Prefix); err != nil {
+		return err
+	}
+	if err := restoreLimits(s.Sysctls); err != nil {
 		return err
 	}
 	if s.Dir == "" {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -102,4 +103,52 @@ func (ns *Namespace) Layer2() error {
 		}
 	}
 	return nil
+}
+
+// neighbourLimits bound the table of IPv6 neighbours, which all namespaces of the machine
+// share. Above the first one entries that are still needed are thrown out, above the
+// second one no more are made, and packets to them are lost.
+var neighbourLimits = []string{"net.ipv6.neigh.default.gc_thresh2", "net.ipv6.neigh.default.gc_thresh3"}
+
+// RoomForNeighbours raises the machine's limits on IPv6 neighbours to n, until the run is
+// closed. An error says that they stay lower: not every container may see or change them.
+func (r *Run) RoomForNeighbours(n int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, key := range neighbourLimits {
+		text, err := os.ReadFile(sysctlPath(key))
+		if err != nil {
+			return fmt.Errorf("read %s: %w", key, err)
+		}
+		before := strings.TrimSpace(string(text))
+		if limit, err := strconv.Atoi(before); err != nil {
+			return fmt.Errorf("read %s: %w", key, err)
+		} else if limit >= n {
+			continue
+		}
+		if r.state.Sysctls == nil {
+			r.state.Sysctls = make(map[string]string)
+		}
+		if _, raised := r.state.Sysctls[key]; !raised {
+			r.state.Sysctls[key] = before
+		}
+		if err := r.state.write(r.path); err != nil {
+			return err
+		}
+		if err := os.WriteFile(sysctlPath(key), []byte(strconv.Itoa(n)), 0); err != nil {
+			return fmt.Errorf("set %s = %d: %w", key, n, err)
+		}
+	}
+	return nil
+}
+
+// restoreLimits sets the limits that are named to what they were.
+func restoreLimits(before map[string]string) error {
+	var errs []error
+	for _, key := range neighbourLimits {
+		if value, changed := before[key]; changed {
+			errs = append(errs, os.WriteFile(sysctlPath(key), []byte(value), 0))
+		}
+	}
+	return errors.Join(errs...)
 }
