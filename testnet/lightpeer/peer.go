@@ -22,11 +22,13 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
-// A peer that lost its connection dials within spread, and after a failure up to twice
-// as late, but not later than maxRedial.
+// The peers of a swarm first dial within spreadEach for each of them, and spread at most.
+// One that lost its connection dials within spread, and after a failure up to twice as
+// late, but not later than maxRedial.
 const (
-	spread    = time.Second
-	maxRedial = 4 * time.Second
+	spreadEach = time.Millisecond
+	spread     = time.Second
+	maxRedial  = 4 * time.Second
 )
 
 var (
@@ -71,9 +73,10 @@ type stream struct {
 
 // run keeps the peer connected until ctx ends.
 func (p *peer) run(ctx context.Context) {
-	for late := spread; ; late = min(2*late, maxRedial) {
+	within := min(spread, time.Duration(len(p.swarm.peers))*spreadEach)
+	for {
 		select {
-		case <-time.After(rand.N(late)):
+		case <-time.After(rand.N(within)):
 		case <-ctx.Done():
 			return
 		}
@@ -85,7 +88,9 @@ func (p *peer) run(ctx context.Context) {
 		c, err := connect(ctx, p.swarm.cfg.In, p.key, p.endpoint.Addr(), p.swarm.cfg.RP, &p.swarm.controlSent, &p.swarm.controlReceived)
 		<-p.swarm.connecting
 		if err == nil && p.serve(ctx, c) {
-			late = spread / 2 // and no failure before
+			within = spread
+		} else {
+			within = min(max(2*within, spread), maxRedial)
 		}
 		p.swarm.failed.Add(1)
 	}
