@@ -124,7 +124,7 @@ func (s *Server) spanned() bool {
 // attached reports whether this RP gets the datagrams of all ingress RPs: who has the
 // keys was given them by a parent that replicates to it.
 func (s *Server) attached() bool {
-	if s.heardAt.IsZero() || s.now.Sub(s.heardAt) < learnTime {
+	if s.heardAt.IsZero() || s.now.Sub(s.heardAt) < learnTime || s.core.Learning() {
 		return false
 	}
 	s.sweepSoon()

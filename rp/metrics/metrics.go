@@ -56,6 +56,7 @@ var (
 
 	meshRPs       = desc("mesh_rps", "RPs in the database, this one included.")
 	meshRoutes    = desc("mesh_routes", "Ingress RPs whose datagrams come or go by here, by whether they have a parent or are this one.", "attached")
+	meshChanged   = desc("mesh_last_changed_seconds", "Time when an RP became known or was forgotten, or a route began, ended, got a parent or lost it, last, Unix.")
 	meshChildren  = desc("mesh_children", "Copies of datagrams of all ingress RPs together that go from here to other RPs.")
 	meshPublishes = desc("mesh_publishes", "1 when this RP is an ingress RP.")
 	adverts       = desc("mesh_adverts_refused_total", "Adverts that were refused, by reason.", "reason")
@@ -173,6 +174,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(meshRPs, float64(len(st.Mesh.Database)))
 	gauge(meshRoutes, float64(attached), "yes")
 	gauge(meshRoutes, float64(len(st.Mesh.Routes)-attached), "no")
+	if t := st.Mesh.Core.Changed; !t.IsZero() {
+		gauge(meshChanged, float64(t.UnixMilli())/1e3)
+	}
 	gauge(meshChildren, float64(children))
 	gauge(meshPublishes, oneIf(st.Mesh.Publishes))
 	counter(adverts, st.Mesh.Core.Stale, "stale")

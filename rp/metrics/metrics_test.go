@@ -66,7 +66,7 @@ func TestCollector(t *testing.T) {
 			},
 			Core: linkstate.Stats{
 				Stale: 32, Forged: 33, NotAllowed: 34, Limited: 35, Published: 36, Downs: 37, Activations: 38, Failovers: 39,
-				Timeouts: 40, Repairs: 41, NotServed: 42, BadEchoes: 43, Computed: 44,
+				Timeouts: 40, Repairs: 41, NotServed: 42, BadEchoes: 43, Computed: 44, Changed: time.UnixMilli(2500),
 			},
 			Neighbours: []meshside.Neighbour{
 				{ID: enode.ID{1}, State: meshside.Up, Session: 1, Tree: true, RTT: 1500 * time.Millisecond},
@@ -137,6 +137,7 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_mesh_rps 4",
 		`mdcs_rp_mesh_routes{attached="yes"} 2`,
 		`mdcs_rp_mesh_routes{attached="no"} 1`,
+		"mdcs_rp_mesh_last_changed_seconds 2.5",
 		"mdcs_rp_mesh_children 5",
 		"mdcs_rp_mesh_publishes 1",
 		`mdcs_rp_mesh_adverts_refused_total{reason="stale"} 32`,

@@ -54,7 +54,8 @@ func (c *Core) changed(origin ID) {
 func (c *Core) computeSoon() {
 	if c.treesAt.IsZero() {
 		c.treesAt = c.now.Add(TreesSoon)
-		if soonest := c.last.Add(TreesDelay); c.treesAt.Before(soonest) {
+		apart := min(time.Duration(len(c.entries))*TreesEach, TreesDelay)
+		if soonest := c.last.Add(apart); c.treesAt.Before(soonest) {
 			c.treesAt = soonest
 		}
 	}

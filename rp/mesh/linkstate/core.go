@@ -23,7 +23,8 @@ const (
 	CountsDelay    = 5 * time.Second        // least time between adverts of counts
 	Refresh        = 20 * time.Minute
 	MaxAge         = 2 * time.Minute        // after which the advert of an RP without a path to it is forgotten
-	TreesDelay     = time.Second            // least time between computations of trees
+	TreesEach      = 5 * time.Millisecond   // least time between computations of trees, for each RP,
+	TreesDelay     = time.Second            // but not longer than this
 	TreesSoon      = 20 * time.Millisecond  // from the first change to a computation
 	HaveDelay      = 500 * time.Millisecond // and up to twice that, as the next
 	HaveLater      = 3 * time.Second
@@ -155,7 +156,7 @@ type Config struct {
 // resumes reports whether there are neighbours of an earlier life.
 func (c *Config) resumes() bool { return len(c.Expect) > 0 || c.ExpectMore }
 
-// Stats counts what was refused, and what happened.
+// Stats tells what was refused, and what happened.
 type Stats struct {
 	Stale, Forged, NotAllowed, Limited uint64 // adverts
 	Published                          uint64
@@ -165,6 +166,10 @@ type Stats struct {
 	NotServed                          uint64 // routes that were asked for too often
 	BadEchoes                          uint64 // hellos with impossible times
 	Computed                           uint64 // times that trees were computed
+
+	// Changed is when an RP became known or was forgotten, or a route began, ended, got a
+	// parent or lost it.
+	Changed time.Time
 }
 
 // Core is the link state of one RP. After each input, Actions is to be done.

@@ -45,6 +45,17 @@ func (c *Core) Adverts(yield func(*Advert)) {
 	}
 }
 
+// Learning reports whether adverts of others are known to be missing: those of neighbours,
+// and those that neighbours were asked for.
+func (c *Core) Learning() bool {
+	for _, n := range c.neighbours {
+		if c.answers(n.id) && c.entries[n.id] == nil {
+			return true
+		}
+	}
+	return len(c.requested) > 0
+}
+
 // Sums returns the Digest of the adverts: equal databases have equal sums.
 func (c *Core) Sums() [Buckets]uint32 { return c.sums }
 
@@ -67,6 +78,7 @@ func (c *Core) store(s *Signed, signed time.Time) {
 	if e == nil {
 		e = new(entry)
 		c.entries[origin] = e
+		c.stats.Changed = c.now
 	} else {
 		c.toggle(e.version())
 	}
@@ -341,6 +353,7 @@ func (c *Core) forgetAdverts() {
 			c.toggle(e.version())
 			delete(c.entries, origin)
 			delete(c.seen, origin)
+			c.stats.Changed = c.now
 			c.changed(origin)
 		}
 	}

@@ -375,6 +375,7 @@ func (c *Core) tickRoutes() {
 		c.releaseAll(r)
 		delete(c.routes, r.ingress)
 		c.act(RouteGone{r.ingress})
+		c.stats.Changed = c.now
 		c.treeEdges = true
 		return true
 	})
@@ -429,6 +430,9 @@ func (c *Core) flushRoutes() {
 			continue // it ended
 		}
 		if now := c.export(r); r.told == nil || !now.equal(r.told) {
+			if r.told == nil || (r.told.Parent == 0) != (now.Parent == 0) {
+				c.stats.Changed = c.now
+			}
 			r.told = &now
 			c.treeEdges = true
 			c.act(now)

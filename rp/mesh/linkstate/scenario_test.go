@@ -35,6 +35,42 @@ func TestMeshAgrees(t *testing.T) {
 	}
 }
 
+// An RP that starts knows that it lacks the adverts of others, until it has them all.
+func TestLearning(t *testing.T) {
+	w := square(t)
+	require.False(t, w.cores[2].Learning())
+	w.start(5)
+	w.link(5, 4, 100*time.Millisecond)
+	for !w.cores[5].alive(rp(4)) {
+		w.run(step)
+	}
+	require.Len(t, w.cores[5].entries, 1)
+	require.True(t, w.cores[5].Learning())
+	for begin := w.now; w.cores[5].Learning(); w.run(step) {
+		require.Less(t, w.now.Sub(begin), 5*time.Second)
+	}
+	require.Len(t, w.cores[5].entries, 5)
+}
+
+func TestChanged(t *testing.T) {
+	w := square(t)
+	begun := w.now
+	w.run(10 * time.Second)
+	for n := range 4 {
+		require.Less(t, w.cores[n+1].Stats().Changed, begun)
+	}
+	w.unlink(2, 4) // 4 gets its datagrams by 3 then
+	w.run(time.Second)
+	require.Less(t, w.cores[1].Stats().Changed, begun)
+	w.start(5)
+	w.link(5, 4, step)
+	begun = w.now
+	w.run(5 * time.Second)
+	for n := range 5 {
+		require.Greater(t, w.cores[n+1].Stats().Changed, begun)
+	}
+}
+
 // Groups without members below a child do not go there; the first and the last
 // member are known at once.
 func TestPruning(t *testing.T) {
