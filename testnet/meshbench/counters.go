@@ -4,12 +4,9 @@ package meshbench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
-	"slices"
-	"sync"
+	"time"
 
 	"github.com/ethmcast/mdcs/testnet/delayline"
 	"github.com/ethmcast/mdcs/testnet/node"
@@ -18,16 +15,17 @@ import (
 
 // Metrics of rpd. Those with a neighbour have the beginning of its node id as label.
 const (
-	metricSent   = "mdcs_rp_mesh_sent_total"
-	metricTree   = "mdcs_rp_mesh_link_tree"
-	metricUp     = "mdcs_rp_mesh_link_up"
-	metricDowns  = "mdcs_rp_mesh_neighbours_lost_total"
-	metricAdvert = "mdcs_rp_mesh_adverts_total"
-	metricAsked  = "mdcs_rp_mesh_activations_total"
-	metricKnown  = "mdcs_rp_mesh_rps"
-	metricRoutes = `mdcs_rp_mesh_routes{attached="yes"}`
-	metricAstray = `mdcs_rp_mesh_routes{attached="no"}`
-	metricMemory = "process_resident_memory_bytes"
+	metricSent    = "mdcs_rp_mesh_sent_total"
+	metricTree    = "mdcs_rp_mesh_link_tree"
+	metricUp      = "mdcs_rp_mesh_link_up"
+	metricDowns   = "mdcs_rp_mesh_neighbours_lost_total"
+	metricAdvert  = "mdcs_rp_mesh_adverts_total"
+	metricAsked   = "mdcs_rp_mesh_activations_total"
+	metricKnown   = "mdcs_rp_mesh_rps"
+	metricRoutes  = `mdcs_rp_mesh_routes{attached="yes"}`
+	metricAstray  = `mdcs_rp_mesh_routes{attached="no"}`
+	metricChanged = "mdcs_rp_mesh_last_changed_seconds"
+	metricMemory  = "process_resident_memory_bytes"
 )
 
 // ofNeighbour is the name of a metric about a neighbour.
@@ -47,48 +45,27 @@ func (m *mesh) scrape(ctx context.Context) ([]node.Metrics, error) {
 	return all, nil
 }
 
-// complete returns nil when all RPs know all others, and have a way for the datagrams
-// of each source. To ask takes time: those that were found so are not asked again, and the
-// others not before the first of them is so.
-func (m *mesh) complete(ctx context.Context) error {
-	first := slices.Index(m.completed, false)
-	if first < 0 {
-		return nil
-	}
-	if err := m.completeAt(ctx, first); err != nil {
-		return err
-	}
-	var (
-		errs = make([]error, len(m.rps))
-		room = make(chan struct{}, runtime.NumCPU())
-		wg   sync.WaitGroup
-	)
-	for i := first + 1; i < len(m.rps); i++ {
-		if m.completed[i] {
-			continue
-		}
-		room <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-room }()
-			errs[i] = m.completeAt(ctx, i)
-		})
-	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
-func (m *mesh) completeAt(ctx context.Context, i int) error {
-	r := m.rps[i]
-	metrics, err := r.Metrics(ctx)
+// complete returns since when all RPs know all others, and have a way for the datagrams of
+// each source. The RPs say when that changed last.
+func (m *mesh) complete(ctx context.Context) (since time.Time, err error) {
+	all, err := m.scrape(ctx)
 	if err != nil {
-		return err
+		return since, err
 	}
-	known, routes, astray := metrics[metricKnown], metrics[metricRoutes], metrics[metricAstray]
-	if int(known) != len(m.rps) || int(routes) != len(m.sources) || astray != 0 {
-		return fmt.Errorf("%s knows %g rps, has %g routes, and %g without a parent", r.Name(), known, routes, astray)
+	for i, metrics := range all {
+		known, routes, astray := metrics[metricKnown], metrics[metricRoutes], metrics[metricAstray]
+		if int(known) != len(m.rps) || int(routes) != len(m.sources) || astray != 0 {
+			return since, fmt.Errorf("%s knows %g rps, has %g routes, and %g without a parent", m.rps[i].Name(), known, routes, astray)
+		}
+		changed, ok := metrics[metricChanged]
+		if !ok {
+			return since, fmt.Errorf("%s has no metric %s", m.rps[i].Name(), metricChanged)
+		}
+		if at := time.UnixMilli(int64(changed * 1e3)); at.After(since) {
+			since = at
+		}
 	}
-	m.completed[i] = true
-	return nil
+	return since, nil
 }
 
 // sent is how many datagrams each RP has sent to each other one.

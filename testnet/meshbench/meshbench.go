@@ -102,8 +102,6 @@ type mesh struct {
 	book    *book
 	rng     *rand.Rand
 	result  *Result
-
-	completed []bool // RPs that were found complete
 }
 
 // Run builds a mesh, measures it and removes it. It needs root, and must not run
@@ -232,7 +230,6 @@ func (m *mesh) start(ctx context.Context) error {
 		wg    sync.WaitGroup
 	)
 	m.peers = make([]*lightpeer.Swarm, len(m.rps))
-	m.completed = make([]bool, len(m.rps))
 	for i, r := range m.rps {
 		room <- struct{}{}
 		wg.Go(func() {
@@ -249,23 +246,23 @@ func (m *mesh) start(ctx context.Context) error {
 	}
 	last := slices.MaxFunc(begun, time.Time.Compare)
 	stop := m.publish(m.sources, m.trickle())
-	bounded, cancel := context.WithTimeout(ctx, waitMax)
-	defer cancel()
-	if err := node.Wait(bounded, "a complete mesh", func(context.Context) error { return m.complete(ctx) }); err != nil {
-		stop()
-		return err
-	}
-	ready := time.Now()
-	since, err := m.waitDelivery(ctx, stop)
+	delivered, err := m.waitDelivery(ctx)
+	stop() // to ask all RPs takes the time of the machine
 	if err != nil {
 		return err
 	}
-	clear(m.completed)
-	if err := m.complete(ctx); err != nil {
-		return fmt.Errorf("not complete any more: %w", err)
+	var complete time.Time
+	bounded, cancel := context.WithTimeout(ctx, waitMax)
+	defer cancel()
+	err = node.Wait(bounded, "a complete mesh", func(ctx context.Context) (err error) {
+		complete, err = m.complete(ctx)
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	m.result.CompleteS = ready.Sub(last).Seconds()
-	m.result.ConvergeS = max(ready.Sub(last), since.Sub(last)).Seconds()
+	m.result.CompleteS = complete.Sub(last).Seconds()
+	m.result.ConvergeS = max(complete.Sub(last), delivered.Sub(last)).Seconds()
 	m.result.Engine, err = m.rps[0].Engine(ctx)
 	return err
 }
@@ -308,11 +305,10 @@ func (m *mesh) publish(sources []int, rate float64) (stop func() []span) {
 }
 
 // waitDelivery waits until all that the sources publish has come everywhere, once and
-// in time, for a while, and says since when. Then it stops the sources.
-func (m *mesh) waitDelivery(ctx context.Context, stop func() []span) (since time.Time, err error) {
+// in time, for a while, and says since when.
+func (m *mesh) waitDelivery(ctx context.Context) (since time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, waitMax)
 	defer cancel()
-	defer stop()
 	err = node.Wait(ctx, "delivery to all", func(context.Context) error {
 		var spans []span
 		for _, source := range m.sources {

@@ -254,6 +254,7 @@ func (m *mesh) death(ctx context.Context, v victim) error {
 	if err := m.net.SetLink(name, testnet.LinkChange{State: new(testnet.Up)}); err != nil {
 		return err
 	}
-	_, err = m.waitDelivery(ctx, m.publish(m.sources, m.trickle()))
+	defer m.publish(m.sources, m.trickle())()
+	_, err = m.waitDelivery(ctx)
 	return err
 }
