@@ -62,8 +62,8 @@ type Config struct {
 	// that at once; 0 is no limit.
 	PublishEgress, MeshEgress uint64
 
-	// EgressLimit is what all copies may take, bytes of UDP payload per second: what
-	// one peer and one neighbour may take is not more. 0 is no limit.
+	// EgressLimit is what all copies together may take, likewise. Nobody is let in when less
+	// than a datagram per second would be left for each.
 	EgressLimit uint64
 
 	// Joiners and Publishers are the nodes that may join, and of these those that may
@@ -219,6 +219,8 @@ func (r *RP) start() error {
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
 		HopLimit:    cfg.HopLimit,
+		Egress:      cfg.EgressLimit,
+		EgressBurst: egressBurst(cfg.EgressLimit),
 		Hello:       hellos.Hello,
 		Cache: func(rec datapath.Record) {
 			now := time.Now()
@@ -292,10 +294,6 @@ func (r *RP) start() error {
 		Log:     cfg.Log,
 		Events:  r.events,
 	})
-	meshEgress := cfg.MeshEgress
-	if limit := cfg.EgressLimit; limit != 0 && (meshEgress == 0 || limit < meshEgress) {
-		meshEgress = limit
-	}
 	r.mesh, err = meshside.New(meshside.Config{
 		Key:         cfg.PrivateKey,
 		NetworkID:   cfg.NetworkID,
@@ -313,8 +311,8 @@ func (r *RP) start() error {
 		Outlives:    resumeKey != nil,
 		Adopted:     orphans,
 		Routes:      routes,
-		Egress:      meshEgress,
-		EgressBurst: egressBurst(meshEgress),
+		Egress:      cfg.MeshEgress,
+		EgressBurst: egressBurst(cfg.MeshEgress),
 		Measure: func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {
 			return discovery.Measure(ctx, r.disc, nodes)
 		},

@@ -311,6 +311,11 @@ type Config struct {
 	// HopLimit is that of the IPv6 packets to channels, 0 for 1: they stay on the link.
 	HopLimit uint8
 
+	// Egress limits the copies of all that comes, as that of a Session those of what
+	// comes from one: bytes of UDP payload times receivers, per second, 0 for no limit.
+	// EgressBurst may go at once, 0 for a byte.
+	Egress, EgressBurst uint64
+
 	// Hello gets what Engine.Hello sent at the other end of a mesh session, and when it
 	// came: each once, in order of arrival, by one goroutine of the engine, which must
 	// not wait for the engine. Nil: they are accepted and dropped.

@@ -59,3 +59,6 @@ func (s *Session) Policers() (datagrams, copies Policer) {
 	}
 	return datagrams, NewPolicer(s.Egress, s.EgressBurst)
 }
+
+// Policer returns that of all copies together.
+func (c *Config) Policer() Policer { return NewPolicer(c.Egress, c.EgressBurst) }

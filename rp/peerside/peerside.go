@@ -44,9 +44,9 @@ type Config struct {
 	// let in when ready is closed; ended is called when it is gone. Nil: at once.
 	Admit func(publish bool) (ready <-chan struct{}, ended func())
 
-	// Limit is what the copies of everything may take, bytes per second, 0 for no
-	// limit. Nobody is granted more, and the RP is full when one more member would
-	// leave less than a datagram per second.
+	// Limit is what the copies of everything may take together, bytes per second, 0 for
+	// no limit. Engine sees to that. Nobody is granted more, and the RP is full when one
+	// more member would leave less than a datagram per second.
 	Limit uint64
 
 	// Joiners and Publishers are those who may join, and of these those who may

@@ -22,6 +22,10 @@ const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot 
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
 const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 const volatile __u8 hello_on;	/* hand what HELLOs say to the ring buffer hellos */
+const volatile __u64 egress_rate; /* of the policer of all copies */
+const volatile __u64 egress_tolerance;
+
+__u64 egress_due; /* of that policer */
 
 #define MAX_GROUPS    16 /* of a session */
 #define MAX_UPSTREAMS 6	 /* of a stream */

@@ -220,6 +220,24 @@ func testEgress(t *testing.T, new New) {
 	}
 }
 
+// testEgressOfAll has a publisher and a neighbour empty the bucket of all copies, and
+// nobody's own.
+func testEgressOfAll(t *testing.T, new New) {
+	size := uint64(len(newWorld(t, new).packet(publisher).bytes()))
+	w := newLimitedWorld(t, new, 1, 6*size)
+	w.pass(w.packet(publisher)) // 4 copies
+	w.pass(w.packet(rp))        // 3
+	w.drop(w.packet(publisher).seq(2), wire.OverRate)
+	w.drop(w.packet(subscriber), wire.OverRate)
+	w.drop(w.packet(rp).seq(2), wire.OverRate)
+	w.pass(w.heartbeat(rp, 1, 2))
+	for node := range w.sessions { // a new session finds the bucket empty, too
+		w.sessions[node].ReceiveKey[0]++
+	}
+	w.apply(datapath.Change{Add: w.sessions[:]})
+	w.drop(w.packet(publisher), wire.OverRate)
+}
+
 func testHeartbeat(t *testing.T, new New) {
 	w := newWorld(t, new)
 	publisherSent(2)(w)

@@ -63,6 +63,7 @@ func Run(t *testing.T, new New) {
 	t.Run("changes", func(t *testing.T) { testChanges(t, new) })
 	t.Run("refused changes", func(t *testing.T) { testRefused(t, new) })
 	t.Run("copies are limited", func(t *testing.T) { testEgress(t, new) })
+	t.Run("all copies are limited", func(t *testing.T) { testEgressOfAll(t, new) })
 	t.Run("heartbeat", func(t *testing.T) { testHeartbeat(t, new) })
 	t.Run("marks", func(t *testing.T) { testMarks(t, new) })
 	t.Run("counters", func(t *testing.T) { testCounters(t, new) })

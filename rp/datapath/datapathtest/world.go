@@ -62,14 +62,24 @@ type keyID struct {
 // ingressOf is the incarnation of a neighbour.
 func ingressOf(node int) uint32 { return 0xb0 + uint32(node) }
 
-func newWorld(t *testing.T, new New) *world {
+func newWorld(t *testing.T, new New) *world { return newLimitedWorld(t, new, 0, 0) }
+
+// newLimitedWorld has a limit of all copies.
+func newLimitedWorld(t *testing.T, new New, egress, egressBurst uint64) *world {
 	w := &world{
 		t:       t,
 		keys:    make(map[keyID]auth.Key),
 		hellos:  make(chan Hello, 100),
 		records: make(chan datapath.Record, 1000),
 	}
-	w.subject = new(t, datapath.Config{Incarnation: incarnation, HandleKey: handleKey, Hello: w.takeHello, Cache: w.takeRecord})
+	w.subject = new(t, datapath.Config{
+		Incarnation: incarnation,
+		HandleKey:   handleKey,
+		Egress:      egress,
+		EgressBurst: egressBurst,
+		Hello:       w.takeHello,
+		Cache:       w.takeRecord,
+	})
 	for i := range w.sessions {
 		n := byte(i + 1)
 		s := datapath.Session{

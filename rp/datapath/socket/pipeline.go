@@ -117,7 +117,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	if v := authentic(stream, b, h, &s.state.window); v != wire.Pass {
 		return v
 	}
-	if !s.conforms(now) {
+	if !t.conforms(s, now) {
 		return wire.OverRate
 	}
 	if v := s.state.window.Take(h.Sequence); v != wire.Pass {
@@ -133,7 +133,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	})
 	f.echo = true
 	t.to(f, s, stream, h.Group, stream.newest)
-	s.charge(now, f.receivers()*len(b))
+	t.charge(s, now, f.receivers()*len(b))
 	return wire.Pass
 }
 
@@ -162,7 +162,7 @@ func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, p
 	if v := authentic(stream, b, h, &stream.window); v != wire.Pass {
 		return v
 	}
-	if !s.conforms(now) {
+	if !t.conforms(s, now) {
 		return wire.OverRate
 	}
 	if stream.known && h.Sequence > stream.newest && h.Sequence-stream.newest > datapath.MaxAhead {
@@ -176,7 +176,7 @@ func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, p
 	f.header, f.payload = [wire.HeaderSize]byte(b), payload
 	wire.SetHopLimit(f.header[:], h.HopLimit-1)
 	t.to(f, s, stream, h.Group, h.Sequence)
-	s.charge(now, f.receivers()*len(b))
+	t.charge(s, now, f.receivers()*len(b))
 	return wire.Pass
 }
 

@@ -58,13 +58,15 @@ func (s *session) seal(header *[wire.HeaderSize]byte) {
 	wire.SetHopTag(header[:], s.SendKey.HopTag(header[:]))
 }
 
-// conforms reports whether the policers let a datagram from the session pass now.
-func (s *session) conforms(now time.Duration) bool {
-	return s.datagrams.Conforms(s.state.datagramsDue, uint64(now)) && s.copies.Conforms(s.state.copiesDue, uint64(now))
+// conforms reports whether the policers let a datagram from a session pass now.
+func (t *table) conforms(s *session, now time.Duration) bool {
+	return s.datagrams.Conforms(s.state.datagramsDue, uint64(now)) && s.copies.Conforms(s.state.copiesDue, uint64(now)) &&
+		t.copies.Conforms(t.due, uint64(now))
 }
 
-// charge accounts for a datagram that passes and goes out in bytes of copies.
-func (s *session) charge(now time.Duration, copies int) {
+// charge accounts for a datagram from a session that passes and goes out in bytes of copies.
+func (t *table) charge(s *session, now time.Duration, copies int) {
 	s.state.datagramsDue = s.datagrams.Charge(s.state.datagramsDue, uint64(now), 1)
 	s.state.copiesDue = s.copies.Charge(s.state.copiesDue, uint64(now), uint64(copies))
+	t.due = t.copies.Charge(t.due, uint64(now), uint64(copies))
 }

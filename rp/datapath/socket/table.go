@@ -25,8 +25,10 @@ import (
 type table struct {
 	own    uint32   // incarnation
 	handle auth.Key // secret of the publisher handles
+	copies datapath.Policer
 
 	mu       sync.Mutex
+	due      uint64 // of copies, ns on the table's clock
 	sessions map[uint32]*session
 	streams  map[streamID]*stream
 	groups   map[uint32][]*session // peers and channels that the group is replicated to
@@ -60,6 +62,7 @@ func newTable(cfg datapath.Config) *table {
 	return &table{
 		own:      cfg.Incarnation,
 		handle:   cfg.HandleKey,
+		copies:   cfg.Policer(),
 		sessions: make(map[uint32]*session),
 		streams:  make(map[streamID]*stream),
 		groups:   make(map[uint32][]*session),

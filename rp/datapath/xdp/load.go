@@ -73,17 +73,20 @@ func (e *Engine) load(left *legacy) error {
 		return errors.New("load programs: queues without id")
 	}
 	k0, k1 := halves(e.cfg.HandleKey)
+	egress := e.cfg.Policer()
 	for name, value := range map[string]any{
-		bpf.RpVarOwnAddr:        e.addr.Addr().As16(),
-		bpf.RpVarOwnPort:        port(e.addr.Port()),
-		bpf.RpVarOwnIncarnation: e.cfg.Incarnation,
-		bpf.RpVarHandleKey:      [2]uint64{k0, k1},
-		bpf.RpVarQuietNs:        quiet,
-		bpf.RpVarOwnNetns:       e.netns,
-		bpf.RpVarFanCpusId:      uint32(fansID),
-		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.cfg.Cache != nil),
-		bpf.RpVarAuditOn:        on(bpf.RpMapAudit, e.opt.Audit != nil),
-		bpf.RpVarHelloOn:        on(bpf.RpMapHellos, e.cfg.Hello != nil),
+		bpf.RpVarOwnAddr:         e.addr.Addr().As16(),
+		bpf.RpVarOwnPort:         port(e.addr.Port()),
+		bpf.RpVarOwnIncarnation:  e.cfg.Incarnation,
+		bpf.RpVarHandleKey:       [2]uint64{k0, k1},
+		bpf.RpVarQuietNs:         quiet,
+		bpf.RpVarOwnNetns:        e.netns,
+		bpf.RpVarFanCpusId:       uint32(fansID),
+		bpf.RpVarCacheOn:         on(bpf.RpMapCache, e.cfg.Cache != nil),
+		bpf.RpVarAuditOn:         on(bpf.RpMapAudit, e.opt.Audit != nil),
+		bpf.RpVarHelloOn:         on(bpf.RpMapHellos, e.cfg.Hello != nil),
+		bpf.RpVarEgressRate:      egress.Rate,
+		bpf.RpVarEgressTolerance: egress.Tolerance,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("load programs: option %s: %w", name, err)
