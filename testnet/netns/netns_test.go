@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -125,8 +124,9 @@ func TestNetnsCleanStale(t *testing.T) {
 	p, err := r.Start(ns, "sleep", exec.Command("sleep", "600"))
 	require.NoError(t, err)
 	dir := filepath.Dir(r.path)
-	before := neighbourLimit(t)
-	require.NoError(t, r.RoomForNeighbours(before+1))
+	limit := pretendLimits(t, 1000)
+	require.NoError(t, r.RoomForNeighbours(2000))
+	require.Equal(t, 2000, limit())
 
 	cleaned, err := CleanStale(dir)
 	require.NoError(t, err)
@@ -141,7 +141,7 @@ func TestNetnsCleanStale(t *testing.T) {
 	require.NoFileExists(t, filepath.Join(namedDir, ns.Name()))
 	require.NoDirExists(t, r.Dir())
 	require.NoFileExists(t, r.path)
-	require.Equal(t, before, neighbourLimit(t))
+	require.Equal(t, 1000, limit())
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	select {
@@ -153,26 +153,52 @@ func TestNetnsCleanStale(t *testing.T) {
 }
 
 func TestNetnsRoomForNeighbours(t *testing.T) {
+	limit := pretendLimits(t, 1000)
 	r := newRun(t)
-	before := neighbourLimit(t)
-	require.NoError(t, r.RoomForNeighbours(before-1))
-	require.Equal(t, before, neighbourLimit(t), "lowered")
-	require.NoError(t, r.RoomForNeighbours(before+1))
-	require.Equal(t, before+1, neighbourLimit(t))
-	require.NoError(t, r.RoomForNeighbours(before+2))
-	require.Equal(t, before+2, neighbourLimit(t))
+	require.NoError(t, r.RoomForNeighbours(999))
+	require.Equal(t, 1000, limit(), "lowered")
+	require.NoError(t, r.RoomForNeighbours(1001))
+	require.Equal(t, 1001, limit())
+	require.NoError(t, r.RoomForNeighbours(1002))
+	require.Equal(t, 1002, limit())
 	require.NoError(t, r.Close())
-	require.Equal(t, before, neighbourLimit(t))
+	require.Equal(t, 1000, limit())
 }
 
-// neighbourLimit is the higher one of the machine.
-func neighbourLimit(t *testing.T) int {
+// A run does not take back what another one, or the operator, set later.
+func TestNetnsLimitsOfOthers(t *testing.T) {
+	limit := pretendLimits(t, 1000)
+	a, b := newRun(t), newRun(t)
+	require.NoError(t, a.RoomForNeighbours(2000))
+	require.NoError(t, b.RoomForNeighbours(3000))
+	require.NoError(t, a.Close())
+	require.Equal(t, 3000, limit())
+}
+
+func TestNetnsLimitsThatCannotBeSeen(t *testing.T) {
+	pretendLimits(t, 1000)
+	r := newRun(t)
+	require.NoError(t, os.Remove(neighbourLimits[0]))
+	require.ErrorIs(t, r.RoomForNeighbours(2000), os.ErrNotExist)
+	require.NoError(t, r.Close())
+}
+
+// pretendLimits has files of the test be the machine's limits, and returns what reads one.
+func pretendLimits(t *testing.T, n int) (limit func() int) {
 	t.Helper()
-	text, err := os.ReadFile(sysctlPath(neighbourLimits[1]))
-	require.NoError(t, err)
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	require.NoError(t, err)
-	return n
+	real := neighbourLimits
+	t.Cleanup(func() { neighbourLimits = real })
+	neighbourLimits = []string{filepath.Join(t.TempDir(), "2"), filepath.Join(t.TempDir(), "3")}
+	for _, path := range neighbourLimits {
+		require.NoError(t, os.WriteFile(path, []byte(strconv.Itoa(n)+"\n"), 0o644))
+	}
+	return func() int {
+		text, err := readLimit(neighbourLimits[1])
+		require.NoError(t, err)
+		n, err := strconv.Atoi(text)
+		require.NoError(t, err)
+		return n
+	}
 }
 
 func TestStateFileCannotPointElsewhere(t *testing.T) {

@@ -159,6 +159,6 @@ func (r *Run) Close() error {
 		ns.remove()
 	}
 	_, err := Destroy(r.prefix)
-	errs = append(errs, err, restoreLimits(r.state.Sysctls), os.RemoveAll(r.state.Dir), os.Remove(r.path))
+	errs = append(errs, err, restoreLimits(r.state.Limits), os.RemoveAll(r.state.Dir), os.Remove(r.path))
 	return errors.Join(errs...)
 }

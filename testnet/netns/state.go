@@ -15,12 +15,12 @@ import (
 // State is what a run has on the machine, kept in <dir>/<prefix>.json so that
 // it can be removed when the run itself could not.
 type State struct {
-	Prefix     string            `json:"prefix"`
-	Owner      ProcessID         `json:"owner"`
-	Dir        string            `json:"dir"`
-	Namespaces []string          `json:"namespaces"`
-	Processes  []ProcessID       `json:"processes"`
-	Sysctls    map[string]string `json:"sysctls,omitempty"` // of the machine, as they were before
+	Prefix     string           `json:"prefix"`
+	Owner      ProcessID        `json:"owner"`
+	Dir        string           `json:"dir"`
+	Namespaces []string         `json:"namespaces"`
+	Processes  []ProcessID      `json:"processes"`
+	Limits     map[string]limit `json:"limits,omitempty"` // of the machine, by path
 }
 
 // ProcessID names a process for good: a pid alone may be taken by another one.
@@ -131,11 +131,10 @@ func (s *State) remove() error {
 	if _, err := Destroy(s.Prefix); err != nil {
 		return err
 	}
-	if err := restoreLimits(s.Sysctls); err != nil {
-		return err
+	if s.Dir != "" {
+		if err := os.RemoveAll(s.Dir); err != nil {
+			return err
+		}
 	}
-	if s.Dir == "" {
-		return nil
-	}
-	return os.RemoveAll(s.Dir)
+	return restoreLimits(s.Limits)
 }

@@ -108,47 +108,68 @@ func (ns *Namespace) Layer2() error {
 // neighbourLimits bound the table of IPv6 neighbours, which all namespaces of the machine
 // share. Above the first one entries that are still needed are thrown out, above the
 // second one no more are made, and packets to them are lost.
-var neighbourLimits = []string{"net.ipv6.neigh.default.gc_thresh2", "net.ipv6.neigh.default.gc_thresh3"}
+var neighbourLimits = []string{
+	sysctlPath("net.ipv6.neigh.default.gc_thresh2"),
+	sysctlPath("net.ipv6.neigh.default.gc_thresh3"),
+}
+
+// limit is a variable of the machine that a run changed.
+type limit struct {
+	Before string `json:"before"`
+	Now    string `json:"now"`
+}
 
 // RoomForNeighbours raises the machine's limits on IPv6 neighbours to n, until the run is
 // closed. An error says that they stay lower: not every container may see or change them.
+// A run beside this one has the same limits, and loses them with it.
 func (r *Run) RoomForNeighbours(n int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, key := range neighbourLimits {
-		text, err := os.ReadFile(sysctlPath(key))
+	for _, path := range neighbourLimits {
+		before, err := readLimit(path)
 		if err != nil {
-			return fmt.Errorf("read %s: %w", key, err)
-		}
-		before := strings.TrimSpace(string(text))
-		if limit, err := strconv.Atoi(before); err != nil {
-			return fmt.Errorf("read %s: %w", key, err)
-		} else if limit >= n {
-			continue
-		}
-		if r.state.Sysctls == nil {
-			r.state.Sysctls = make(map[string]string)
-		}
-		if _, raised := r.state.Sysctls[key]; !raised {
-			r.state.Sysctls[key] = before
-		}
-		if err := r.state.write(r.path); err != nil {
 			return err
 		}
-		if err := os.WriteFile(sysctlPath(key), []byte(strconv.Itoa(n)), 0); err != nil {
-			return fmt.Errorf("set %s = %d: %w", key, n, err)
+		have, err := strconv.Atoi(before)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
 		}
+		if have >= n {
+			continue
+		}
+		now := strconv.Itoa(n)
+		if err := os.WriteFile(path, []byte(now), 0); err != nil {
+			return err
+		}
+		if first, raised := r.state.Limits[path]; raised {
+			before = first.Before
+		}
+		if r.state.Limits == nil {
+			r.state.Limits = make(map[string]limit)
+		}
+		r.state.Limits[path] = limit{before, now}
 	}
-	return nil
+	return r.state.write(r.path)
 }
 
-// restoreLimits sets the limits that are named to what they were.
-func restoreLimits(before map[string]string) error {
+func readLimit(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	return strings.TrimSpace(string(text)), err
+}
+
+// restoreLimits gives the machine back its limits, if nobody has changed them since.
+func restoreLimits(limits map[string]limit) error {
 	var errs []error
-	for _, key := range neighbourLimits {
-		if value, changed := before[key]; changed {
-			errs = append(errs, os.WriteFile(sysctlPath(key), []byte(value), 0))
+	for _, path := range neighbourLimits {
+		l, changed := limits[path]
+		if !changed {
+			continue
 		}
+		now, err := readLimit(path)
+		if err == nil && now == l.Now {
+			err = os.WriteFile(path, []byte(l.Before), 0)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
