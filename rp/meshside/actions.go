@@ -112,9 +112,6 @@ func (s *Server) perform(actions []linkstate.Action) {
 		case linkstate.Serve:
 			s.queueServe(a)
 		case linkstate.NeighbourUp:
-			if s.heardAt.IsZero() {
-				s.heardAt = s.now
-			}
 			if l := s.links[a.ID]; l != nil {
 				s.emit(l, events.LinkUp, "")
 				l.log.Info("mesh link up")

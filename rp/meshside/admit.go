@@ -9,17 +9,15 @@ import (
 
 // Times of admission (SPEC section 11).
 const (
-	admitTimeout = 3 * time.Second        // that a peer waits for the mesh
-	learnTime    = 500 * time.Millisecond // that the first neighbour has to tell what it knows
-	idleTimeout  = 10 * time.Minute       // that the own tree outlives the last publisher
+	admitTimeout = 3 * time.Second  // that a peer waits for the mesh
+	idleTimeout  = 10 * time.Minute // that the own tree outlives the last publisher
 )
 
 // admission is how far this RP is with what its peers rely on: that it gets the datagrams
 // of all ingress RPs, and that there is a tree for what they publish themselves.
 type admission struct {
 	startAt time.Time
-	heardAt time.Time // when the first neighbour was up
-	settled bool      // this RP is on the trees of all ingress RPs, or it took too long
+	settled bool // this RP is on the trees of all ingress RPs, or it took too long
 
 	mayPublish bool // the neighbours know the incarnation
 	publishers int
@@ -124,10 +122,20 @@ func (s *Server) spanned() bool {
 // attached reports whether this RP gets the datagrams of all ingress RPs: who has the
 // keys was given them by a parent that replicates to it.
 func (s *Server) attached() bool {
-	if s.heardAt.IsZero() || s.now.Sub(s.heardAt) < learnTime || s.core.Learning() {
+	if s.core.Learning() {
 		return false
 	}
 	s.sweepSoon()
+	if !s.hasAll() {
+		return false
+	}
+	s.sweep() // what came since the last time counts, too
+	return s.hasAll()
+}
+
+// hasAll reports whether this RP has a parent and keys in the trees of all ingress RPs that
+// the last sweep found.
+func (s *Server) hasAll() bool {
 	for incarnation, id := range s.origins {
 		in := s.ingresses[incarnation]
 		if id != s.self && (in == nil || in.route.Parent == 0 || in.version == 0 || in.installed < in.version) {

@@ -56,7 +56,7 @@ var (
 
 	meshRPs       = desc("mesh_rps", "RPs in the database, this one included.")
 	meshRoutes    = desc("mesh_routes", "Ingress RPs whose datagrams come or go by here, by whether they have a parent or are this one.", "attached")
-	meshChanged   = desc("mesh_last_changed_seconds", "Time when an RP became known or was forgotten, or a route began, ended, got a parent or lost it, last, Unix.")
+	meshChanged   = desc("mesh_last_changed_seconds", "Time when an RP became known or was forgotten, or a route began, ended, came into use or out of it, got a parent or lost it, last, Unix.")
 	meshChildren  = desc("mesh_children", "Copies of datagrams of all ingress RPs together that go from here to other RPs.")
 	meshPublishes = desc("mesh_publishes", "1 when this RP is an ingress RP.")
 	adverts       = desc("mesh_adverts_refused_total", "Adverts that were refused, by reason.", "reason")

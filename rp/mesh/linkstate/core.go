@@ -167,8 +167,8 @@ type Stats struct {
 	BadEchoes                          uint64 // hellos with impossible times
 	Computed                           uint64 // times that trees were computed
 
-	// Changed is when an RP became known or was forgotten, or a route began, ended, got a
-	// parent or lost it.
+	// Changed is when an RP became known or was forgotten, or a route began, ended, came
+	// into use or out of it, got a parent or lost it.
 	Changed time.Time
 }
 

@@ -20,6 +20,7 @@ type database struct {
 	seen      map[ID]time.Time // there was a path to the RP
 	sweepAt   time.Time
 	settledAt time.Time // from when on what is not reached is forgotten
+	toldAt    time.Time // when the first neighbour that got a digest has answered; zero before
 }
 
 type entry struct {
@@ -45,9 +46,13 @@ func (c *Core) Adverts(yield func(*Advert)) {
 	}
 }
 
-// Learning reports whether adverts of others are known to be missing: those of neighbours,
-// and those that neighbours were asked for.
+// Learning reports whether adverts of others may be missing: those of neighbours, those
+// that neighbours were asked for, and all until the first neighbour had time to tell what it
+// has.
 func (c *Core) Learning() bool {
+	if c.toldAt.IsZero() || c.now.Before(c.toldAt) {
+		return true
+	}
 	for _, n := range c.neighbours {
 		if c.answers(n.id) && c.entries[n.id] == nil {
 			return true
@@ -121,15 +126,16 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 		return nil
 	}
 	node, err := c.cfg.Verify(a.Signed)
-	switch {
-	case err != nil:
+	if err != nil {
 		c.stats.Forged++
 		return unexpected("%v", err)
+	}
+	delete(c.requested, v.Origin)
+	switch {
 	case !c.cfg.Allowed(node) || e == nil && len(c.entries) >= MaxOrigins:
 		c.stats.NotAllowed++
 		return nil
 	}
-	delete(c.requested, v.Origin)
 	if v.Origin == c.cfg.Self {
 		// An advert of an earlier life, maybe with a clock that went backwards since.
 		if v.Epoch >= c.epoch {

@@ -71,6 +71,10 @@ func newNeighbour(now time.Time, id ID) *neighbour {
 // trial is how long hellos go often to a neighbour that does not answer.
 const trial = 10 * time.Second
 
+// answerTime is how long the answer to a digest, and what is asked for then, take besides
+// two round trips.
+const answerTime = 300 * time.Millisecond
+
 // lostMax bounds what is counted of the times that a neighbour was lost.
 const lostMax = 16
 
@@ -289,6 +293,9 @@ func (c *Core) tickNeighbour(n *neighbour) {
 	}
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
 		c.send(n, &Digest{c.sums[:]})
+		if c.toldAt.IsZero() {
+			c.toldAt = c.now.Add(answerTime + 2*n.rtt)
+		}
 		n.digestAt = c.now.Add(DigestDelay + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay/4)))) // each neighbour at another time
 	}
 	if n.up && !n.isAway() && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {

@@ -29,8 +29,11 @@ type route struct {
 	old     []previous
 	backups []ID
 	wanted  ID // by the tree
+	failed  ID // did not acknowledge, so that it is not wanted for a while
 	root    *root
 	gone    time.Time // when the route ends, since the mesh has no tree for it; zero for not
+
+	failedUntil time.Time // zero for nobody
 
 	children map[ID]bool // those that are up, and asked
 
@@ -81,6 +84,9 @@ func (c *Core) touch(r *route) {
 func (c *Core) follow(t *root) {
 	r := c.route(t.incarnation)
 	r.root, r.wanted, r.gone = t, t.parent, time.Time{}
+	if r.wanted == r.failed && c.now.Before(r.failedUntil) {
+		r.wanted = 0
+	}
 	c.touch(r)
 	r.backups = append(r.backups[:0], t.backups...)
 	c.steer(r)
@@ -163,10 +169,12 @@ func (c *Core) ask(r *route, id ID) {
 	n.activate = append(n.activate, r.ingress)
 }
 
+// keepFew ends the oldest upstreams besides the parent, those first that do not send yet.
 func (c *Core) keepFew(r *route) {
 	for len(r.old) > previousKept {
-		c.release(r, r.old[0].id)
-		r.old = slices.Delete(r.old, 0, 1)
+		i := max(0, slices.IndexFunc(r.old, func(p previous) bool { return !p.acked }))
+		c.release(r, r.old[i].id)
+		r.old = slices.Delete(r.old, i, i+1)
 	}
 }
 
@@ -383,6 +391,10 @@ func (c *Core) tickRoutes() {
 		if len(r.old) > 0 {
 			c.tickOld(r)
 		}
+		if due(r.failedUntil, c.now) {
+			r.failedUntil = time.Time{}
+			c.computeSoon()
+		}
 		if n := c.neighbour(r.parent); n != nil && !r.acked && c.now.Sub(r.since) > activateTimeout+2*n.rtt {
 			c.stats.Timeouts++
 			c.turnAway(r)
@@ -407,7 +419,7 @@ func (c *Core) tickOld(r *route) {
 }
 
 // turnAway leaves a parent that did not acknowledge, for one that still sends or the
-// next backup. The tree may want it again at its next change.
+// next backup. The tree may want it again after a while.
 func (c *Core) turnAway(r *route) {
 	failed := r.parent
 	r.parent = 0
@@ -417,8 +429,8 @@ func (c *Core) turnAway(r *route) {
 	}
 	r.backups = slices.DeleteFunc(r.backups, func(id ID) bool { return id == failed })
 	c.release(r, failed)
+	r.failed, r.failedUntil = failed, c.now.Add(TreesDelay)
 	c.recover(r)
-	c.computeSoon()
 }
 
 // flushRoutes hands over what changed in this input.
@@ -430,7 +442,7 @@ func (c *Core) flushRoutes() {
 			continue // it ended
 		}
 		if now := c.export(r); r.told == nil || !now.equal(r.told) {
-			if r.told == nil || (r.told.Parent == 0) != (now.Parent == 0) {
+			if r.told == nil || (r.told.Parent == 0) != (now.Parent == 0) || r.told.used() != now.used() {
 				c.stats.Changed = c.now
 			}
 			r.told = &now
@@ -509,6 +521,9 @@ func (c *Core) export(r *route) Route {
 	slices.SortFunc(out.Children, func(a, b Child) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
+
+// used reports whether datagrams come or go by the route.
+func (r *Route) used() bool { return r.Parent != 0 || len(r.Previous) > 0 || len(r.Children) > 0 }
 
 func (r *Route) equal(o *Route) bool {
 	return r.Parent == o.Parent && r.Backup == o.Backup && slices.Equal(r.Previous, o.Previous) &&

@@ -3,6 +3,7 @@
 package linkstate
 
 import (
+	"cmp"
 	"slices"
 	"testing"
 	"time"
@@ -222,6 +223,39 @@ func TestActivateWithoutAnswer(t *testing.T) {
 	w.run(2 * time.Second)
 	require.Equal(t, uint64(1), c.Stats().Timeouts)
 	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3)}, w.route(4, ingress1))
+}
+
+// A parent that the tree wants, and that never acknowledges, is asked about once per second,
+// however often trees are computed.
+func TestActivateWithoutAnswerAgain(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	r := c.routes[ingress1]
+	w.unlink(2, 4)
+	w.run(100 * time.Millisecond)
+	require.Equal(t, rp(3), r.parent)
+	w.forget()
+	for range 500 {
+		c.changed(rp(1))
+		w.run(10 * time.Millisecond)
+		r.acked, r.activate = false, 0 // as if no RouteAck came
+	}
+	require.Less(t, len(sent[*Activate](w, 4, 3)), 7)
+	require.Greater(t, len(sent[*Activate](w, 4, 3)), 2)
+}
+
+// Of many upstreams the one that sends stays, until another one does.
+func TestUpstreamThatSendsStays(t *testing.T) {
+	c := square(t).cores[4]
+	r := c.routes[ingress1]
+	require.Equal(t, rp(2), r.parent)
+	for _, id := range []ID{11, 12, 13} {
+		c.neighbours = append(c.neighbours, &neighbour{id: id, up: true})
+		slices.SortFunc(c.neighbours, func(a, b *neighbour) int { return cmp.Compare(a.id, b.id) })
+		c.setParent(r, id)
+	}
+	require.Equal(t, ID(13), r.parent)
+	require.Equal(t, []ID{rp(2), 12}, []ID{r.old[0].id, r.old[1].id})
 }
 
 // An RP that leaves goes on until its children have other parents.
