@@ -38,7 +38,7 @@ __u64 egress_due; /* of that policer */
 #define ROLE_MESH    2
 #define ROLE_CHANNEL 3
 
-/* A limit of what comes from a session. spec: 6.7 */
+/* A limit. spec: 6.7 */
 struct policer {
 	__u64 rate;	 /* units per second, 0: no limit */
 	__u64 tolerance; /* ns that due may lie in the future */
