@@ -131,8 +131,7 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 		return unexpected("%v", err)
 	}
 	delete(c.requested, v.Origin)
-	switch {
-	case !c.cfg.Allowed(node) || e == nil && len(c.entries) >= MaxOrigins:
+	if !c.cfg.Allowed(node) || e == nil && len(c.entries) >= MaxOrigins {
 		c.stats.NotAllowed++
 		return nil
 	}
