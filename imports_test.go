@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package mdcs_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// importRule says what a set of packages may import. Patterns are import paths, "/..." at the end adds what is below.
+type importRule struct {
+	in     []string            // packages under the rule
+	except []string            // packages that are not, although in covers them
+	tests  bool                // the rule holds for test files too
+	deep   bool                // the rule holds for what the imports import, too
+	under  string              // only looks at imports below this path; empty: at all outside of the standard library
+	only   []string            // what may be imported of these; nil: anything
+	never  []string            // what may not be imported, standard library or not
+	but    map[string][]string // file: what it alone may import besides
+	why    string
+}
+
+// leaves hold formats and algorithms. Whoever speaks mDCS, in the kernel's tests too, can take them without geth.
+var leaves = []string{mdcs + "/ethmcast/wire", mdcs + "/ethmcast/auth"}
+
+// cores are state machines: they are told the time and what arrived, and say what to send.
+var cores = append([]string{
+	mdcs + "/ethmcast/coverage",
+	mdcs + "/ethmcast/discovery/nearest",
+	mdcs + "/ethmcast/outbox",
+	mdcs + "/ethmcast/proto",
+	mdcs + "/ethmcast/reassembly",
+	mdcs + "/ethmcast/receipt",
+	mdcs + "/rp/cache",
+	mdcs + "/rp/keyring",
+	mdcs + "/rp/membership",
+	mdcs + "/rp/mesh",
+	mdcs + "/rp/mesh/linkstate",
+	mdcs + "/rp/mesh/tree",
+	mdcs + "/rp/receipts",
+}, leaves...)
+
+// shells are the other packages of ethmcast and rp: they have sockets, goroutines or clocks.
+var shells = []string{
+	mdcs + "/ethmcast",
+	mdcs + "/ethmcast/discovery",
+	mdcs + "/ethmcast/discovery/discoverytest",
+	mdcs + "/ethmcast/ethmcasttest",
+	mdcs + "/ethmcast/wire/wiretest",
+	mdcs + "/rp",
+	mdcs + "/rp/admin/...",
+	mdcs + "/rp/config",
+	mdcs + "/rp/datapath/...",
+	mdcs + "/rp/events",
+	mdcs + "/rp/host",
+	mdcs + "/rp/meshside",
+	mdcs + "/rp/metrics",
+	mdcs + "/rp/msgio",
+	mdcs + "/rp/peerside",
+	mdcs + "/rp/round",
+}
+
+var leafRule = importRule{
+	in:   leaves,
+	deep: true,
+	only: append([]string{"github.com/dchest/siphash"}, leaves...),
+	why:  "the wire format is a leaf: it stands alone",
+}
+
+var coreRule = importRule{
+	in: cores,
+	never: []string{"net", "net/http/...", "net/rpc/...", "os/...", "log/...", "syscall", "context",
+		geth + "/log", geth + "/p2p", geth + "/rpc", geth + "/node", "golang.org/x/sys/...", "golang.org/x/net/..."},
+	why: "a core has neither sockets nor files nor log: a test can drive it step by step",
+}
+
+var importRules = []importRule{leafRule, coreRule, {
+	in:    []string{mdcs + "/rp/..."},
+	never: []string{mdcs + "/ethmcast", mdcs + "/ethmcast/reassembly", geth + "/core/types"},
+	why:   "a replication point knows groups and neighbours, not transactions",
+}, {
+	in:     []string{mdcs + "/..."},
+	except: []string{mdcs + "/rp/datapath/xdp/...", mdcs + "/bpf/..."},
+	tests:  true,
+	never:  []string{mdcs + "/bpf/..."},
+	why:    "the kernel programs stand behind the datapath's interface",
+}, {
+	in:    []string{mdcs + "/ethmcast/..."},
+	under: geth,
+	only: []string{geth + "/p2p/...", geth + "/core/types", geth + "/common/...", geth + "/rlp", geth + "/crypto/...", geth + "/log",
+		geth + "/metrics", geth + "/event", geth + "/node", geth + "/rpc"},
+	but: map[string][]string{"ethmcast/register.go": {geth + "/eth/...", geth + "/core"}},
+	why: "ethmcast must survive changes inside of geth: only its registration touches the eth service",
+}, {
+	in:    []string{mdcs + "/ethmcast/..."},
+	under: mdcs,
+	only:  []string{mdcs + "/ethmcast/..."},
+	why:   "what is linked into geth must not bring the replication point with it",
+}, {
+	in:     []string{mdcs + "/..."},
+	except: []string{mdcs + "/cmd/...", mdcs + "/testnet/..."},
+	tests:  true,
+	never:  []string{mdcs + "/cmd/...", mdcs + "/testnet/..."},
+	why:    "commands and the testnet stand on top: nobody depends on them",
+}}
+
+// A package of ethmcast or rp is a core or a shell, so that nobody forgets to guard a new core.
+func TestEachPackageIsCoreOrShell(t *testing.T) {
+	for _, pkg := range packages(t) {
+		if !within(pkg.ImportPath, mdcs+"/ethmcast") && !within(pkg.ImportPath, mdcs+"/rp") {
+			continue
+		}
+		if matchAny(cores, pkg.ImportPath) == matchAny(shells, pkg.ImportPath) {
+			t.Errorf("%s must be in exactly one of the lists cores and shells of imports_test.go", pkg.ImportPath)
+		}
+	}
+}
+
+// A rule about a package that is not there guards nothing.
+func TestImportRulesMatch(t *testing.T) {
+	patterns := slices.Concat(cores, shells)
+	for _, rule := range importRules {
+		patterns = slices.Concat(patterns, rule.in, rule.except)
+		for _, imp := range slices.Concat(rule.only, rule.never) {
+			if strings.HasPrefix(imp, mdcs+"/") {
+				patterns = append(patterns, imp)
+			}
+		}
+	}
+	for _, pattern := range patterns {
+		if !slices.ContainsFunc(packages(t), func(pkg goPackage) bool { return match(pattern, pkg.ImportPath) }) {
+			t.Errorf("the pattern %s matches no package", pattern)
+		}
+	}
+}
+
+func TestImports(t *testing.T) {
+	for _, rule := range importRules {
+		for _, pkg := range packages(t) {
+			if !matchAny(rule.in, pkg.ImportPath) || matchAny(rule.except, pkg.ImportPath) {
+				continue
+			}
+			for file, imports := range pkg.imports(t, rule.tests) {
+				for _, imp := range imports {
+					if !rule.allows(imp) && !matchAny(rule.but[file], imp) {
+						t.Errorf("%s imports %s: %s", file, imp, rule.why)
+					}
+				}
+			}
+			if !rule.deep {
+				continue
+			}
+			for _, imp := range pkg.Deps {
+				if !rule.allows(imp) {
+					t.Errorf("%s depends on %s: %s", pkg.ImportPath, imp, rule.why)
+				}
+			}
+		}
+	}
+}
+
+func (r importRule) allows(imp string) bool {
+	if matchAny(r.never, imp) {
+		return false
+	}
+	if host, _, _ := strings.Cut(imp, "/"); r.only == nil || !strings.Contains(host, ".") || !match(path.Join(r.under, "..."), imp) {
+		return true
+	}
+	return matchAny(r.only, imp)
+}
+
+func TestImportRulesThemselves(t *testing.T) {
+	shell := importRule{under: geth, only: []string{geth + "/p2p/..."}}
+	for _, test := range []struct {
+		rule importRule
+		imp  string
+		want bool
+	}{
+		{leafRule, "encoding/binary", true},
+		{leafRule, "github.com/dchest/siphash", true},
+		{leafRule, geth + "/rlp", false},
+		{coreRule, "net/netip", true},
+		{coreRule, "net", false},
+		{coreRule, "os/exec", false},
+		{shell, geth + "/p2p", true},
+		{shell, geth + "/p2p/enode", true},
+		{shell, geth + "/p2pnot", false},
+		{shell, geth + "/eth", false},
+		{shell, "github.com/urfave/cli/v2", true},
+	} {
+		if got := test.rule.allows(test.imp); got != test.want {
+			t.Errorf("%q: allowed %v, want %v", test.imp, got, test.want)
+		}
+	}
+}
+
+// A core is told the time: what it does depends on its inputs alone.
+func TestCoresHaveNoClock(t *testing.T) {
+	clock := []string{"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTicker", "NewTimer"}
+	for _, pkg := range packages(t) {
+		if !matchAny(cores, pkg.ImportPath) {
+			continue
+		}
+		for _, name := range pkg.GoFiles {
+			fset := token.NewFileSet()
+			file, err := parser.ParseFile(fset, filepath.Join(pkg.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.SelectorExpr:
+					if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains(clock, n.Sel.Name) {
+						t.Errorf("%v: time.%s in a core, which is told the time", fset.Position(n.Pos()), n.Sel.Name)
+					}
+				case *ast.GoStmt:
+					t.Errorf("%v: a goroutine in a core", fset.Position(n.Pos()))
+				}
+				return true
+			})
+		}
+	}
+}
