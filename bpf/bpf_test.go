@@ -48,26 +48,41 @@ func TestNamesFitTheKernel(t *testing.T) {
 	}
 }
 
-// The verifier accepts the programs with every option.
+// The verifier accepts the programs with every option, and without: what an option leaves out, it does not see.
 func TestXDPProgramsLoad(t *testing.T) {
 	if err := features.HaveProgramType(ebpf.XDP); err != nil {
 		t.Skipf("no XDP: %v", err)
 	}
-	spec, err := bpf.LoadRp()
-	require.NoError(t, err)
-	for _, option := range []string{bpf.RpVarCacheOn, bpf.RpVarAuditOn, bpf.RpVarHelloOn} {
-		require.NoError(t, spec.Variables[option].Set(uint8(1)))
-	}
-	var objects bpf.RpObjects
-	err = spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{
-		Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
-	})
-	if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
-		t.Fatalf("%+v", v)
-	}
-	require.NoError(t, err)
-	defer objects.Close()
-	for _, p := range []*ebpf.Program{objects.MdcsRpIn, objects.MdcsRpOut, objects.MdcsRpFan, objects.MdcsRpRecirc, objects.MdcsRpLost, objects.MdcsRpFull} {
-		t.Logf("%v: %s", p, p.VerifierLog)
+	limits := map[string]any{bpf.RpVarQuietNs: uint64(1e6), bpf.RpVarEgressRate: uint64(1e9), bpf.RpVarEgressTolerance: uint64(1e9)}
+	switches := []string{bpf.RpVarCacheOn, bpf.RpVarAuditOn, bpf.RpVarHelloOn}
+	for name, on := range map[string][]string{
+		"none": nil, "cache": switches[:1], "audit": switches[1:2], "hello": switches[2:], "all": switches,
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec, err := bpf.LoadRp()
+			require.NoError(t, err)
+			for _, option := range on {
+				require.NoError(t, spec.Variables[option].Set(uint8(1)))
+			}
+			if on != nil {
+				for option, value := range limits {
+					require.NoError(t, spec.Variables[option].Set(value))
+				}
+			}
+			var objects bpf.RpObjects
+			err = spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{
+				Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
+			})
+			if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
+				t.Fatalf("%+v", v)
+			}
+			require.NoError(t, err)
+			defer objects.Close()
+			for _, p := range []*ebpf.Program{
+				objects.MdcsRpIn, objects.MdcsRpOut, objects.MdcsRpFan, objects.MdcsRpOwn, objects.MdcsRpRecirc, objects.MdcsRpLost, objects.MdcsRpFull,
+			} {
+				t.Logf("%v: %s", p, p.VerifierLog)
+			}
+		})
 	}
 }

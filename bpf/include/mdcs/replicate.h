@@ -97,7 +97,7 @@ __inline_always int lone(__u64 now)
 __inline_always int fill(struct record *r, struct xdp_md *ctx, __u32 session, __u32 payload)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u64 *to = (void *)r->datagram, *tail;
+	__u64 *to = (void *)r->datagram, *tail, size = payload;
 	__u32 words = payload / 8;
 
 	if (payload > MAX_PAYLOAD || data + PAYLOAD_OFF > end)
@@ -117,10 +117,11 @@ __inline_always int fill(struct record *r, struct xdp_md *ctx, __u32 session, __
 		to[HEADER_SIZE / 8 + i] = *w;
 	}
 	/* The last 8 bytes overlap: they end with the payload, or with the header before an empty one. */
-	tail = data + PAYLOAD_OFF - 8 + payload;
+	at_most(size, MAX_PAYLOAD);
+	tail = data + PAYLOAD_OFF - 8 + size;
 	if ((void *)(tail + 1) > end)
 		return 0;
-	*(__u64 *)(r->datagram + HEADER_SIZE - 8 + payload) = *tail;
+	*(__u64 *)(r->datagram + HEADER_SIZE - 8 + size) = *tail;
 	return 1;
 }
 

@@ -26,7 +26,7 @@ __attribute__((noinline)) __u64 payload_sum(struct xdp_md *ctx, __u64 k0, __u64 
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct header *h = data + HEADER_OFF;
 	__u32 words = len / 8, rest = len % 8;
-	__u64 *tail, *id, m, sum = 0;
+	__u64 *tail, *id, m, sum = 0, size = len;
 	struct siphash s;
 
 	if (len > MAX_PAYLOAD || data + PAYLOAD_OFF > end)
@@ -50,7 +50,8 @@ __attribute__((noinline)) __u64 payload_sum(struct xdp_md *ctx, __u64 k0, __u64 
 		sip_word(&s, m);
 	}
 	/* The 8 bytes that end with the payload: the header stands before it. */
-	tail = data + PAYLOAD_OFF - 8 + (len & 2047);
+	at_most(size, MAX_PAYLOAD);
+	tail = data + PAYLOAD_OFF - 8 + size;
 	if ((void *)(tail + 1) > end)
 		return 0;
 	m = rest ? le64(*tail) >> (8 * (8 - rest)) : 0;

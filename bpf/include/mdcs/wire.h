@@ -15,6 +15,13 @@
 
 #define __inline_always static __always_inline
 
+/*
+ * at_most makes the 64-bit variable n no more than the constant max, by a comparison of
+ * the very register that is used then. Before Linux 6.8 the verifier forgets on a 32-bit
+ * move that two registers are equal, and the compiler may compare one and use the other.
+ */
+#define at_most(n, max) asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(n) : "i"(max))
+
 /* Sizes in bytes. */
 #define HEADER_SIZE  64
 #define MAX_DATAGRAM 1232

@@ -135,15 +135,20 @@ func (l *lab) in(ns netns.NsHandle, f func()) {
 	})
 }
 
-// onThread runs f on an OS thread that ends with it.
+// onThread runs f on an OS thread that ends with it. If f ends the test, so does onThread: t.FailNow ends only the
+// goroutine that calls it.
 func onThread(f func()) {
-	done := make(chan struct{})
+	done, returned := make(chan struct{}), false
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
 		f()
+		returned = true
 	}()
 	<-done
+	if !returned {
+		runtime.Goexit()
+	}
 }
 
 func (l *lab) setUp(ns netns.NsHandle, name string, addr netip.Addr) {
