@@ -44,7 +44,7 @@ func partialMesh(t *testing.T, n int, links [][2]int, edit ...func(*rp.Config)) 
 			others = append(others, &far)
 		}
 		cfg := s.config(t, others...)
-		cfg.Mesh.Mode = tree.Last
+		cfg.Mesh.Mode = tree.Light
 		cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
 			e, err := socket.Listen(c)
 			engines[i] = e

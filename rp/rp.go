@@ -91,7 +91,7 @@ type Config struct {
 // RPs: each computes the trees for itself.
 type MeshConfig struct {
 	Mode   tree.Mode
-	Alpha  int // of tree.Last, in percent; 0 for the default
+	Alpha  int // of tree.Light, in percent; 0 for the default
 	Budget int // RPs that get copies of one datagram from here, 0 for no bound
 }
 

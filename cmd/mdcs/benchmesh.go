@@ -24,7 +24,7 @@ var (
 	meshNameFlag  = &cli.StringFlag{Name: "name", Value: "mesh", Usage: "`NAME` of the result"}
 	meshRPsFlag   = &cli.StringFlag{Name: "rps", Usage: "numbers of RPs of meshes of processes, separated by commas; empty for none", Value: "2,4,8,16,32,64"}
 	simulateFlag  = &cli.StringFlag{Name: "simulate", Usage: "numbers of RPs of simulated meshes, separated by commas; empty for none", Value: "100,300,1000"}
-	meshModeFlag  = &cli.StringFlag{Name: "mode", Usage: "kinds of trees, separated by commas: last, star", Value: tree.Last.String()}
+	meshModeFlag  = &cli.StringFlag{Name: "mode", Usage: "kinds of trees, separated by commas: light, star", Value: tree.Light.String()}
 	meshChurnFlag = &cli.DurationFlag{Name: "churn", Usage: "time during which RPs die: an RP each 6 s; of simulated ones, a tenth per minute; 0 for none", Value: time.Minute}
 	meshDeathFlag = &cli.IntFlag{Name: "deaths", Usage: "`NUMBER` of inner RPs whose host dies, one by one", Value: 3}
 	meshSeedFlag  = &cli.Uint64Flag{Name: "seed", Usage: "of all that is random", Value: 1}
@@ -161,14 +161,11 @@ func newMeshPlan(c *cli.Context) (plan meshPlan, err error) {
 
 func meshModes(s string) (modes []tree.Mode, err error) {
 	for _, name := range strings.Split(s, ",") {
-		switch name {
-		case tree.Last.String():
-			modes = append(modes, tree.Last)
-		case tree.Star.String():
-			modes = append(modes, tree.Star)
-		default:
-			return nil, fmt.Errorf("%q is neither last nor star", name)
+		mode, err := tree.ParseMode(name)
+		if err != nil {
+			return nil, err
 		}
+		modes = append(modes, mode)
 	}
 	return modes, nil
 }

@@ -35,7 +35,7 @@ func TestBenchMesh(t *testing.T) {
 	require.EqualValues(t, 20, result.Simulated[1]["rps"])
 	require.FileExists(t, filepath.Join(dir, "mesh", "mesh.json"))
 
-	status, stdout, _ = execute(t.Context(), append(args, "--mode", "last,star")...)
+	status, stdout, _ = execute(t.Context(), append(args, "--mode", "light,star")...)
 	require.Zero(t, status)
 	require.Contains(t, stdout, "stretch p95")
 	require.Contains(t, stdout, "star")
@@ -50,7 +50,7 @@ func TestBenchMeshMistakes(t *testing.T) {
 		"--simulate: 12 rps":          {"--rps=", "--simulate", "12"},
 		`--rps: "many" is no`:         {"--rps", "many"},
 		"--rps: 65 rps are not 2":     {"--rps", "65", "--rpd", rpd},
-		`"ring" is neither last nor`:  {"--mode", "last,ring"},
+		`"ring" is neither light nor`: {"--mode", "light,ring"},
 		"--churn or --deaths is nega": {"--churn", "-1s"},
 		"does not exist":              {"--rpd", "missing"},
 		"is no name of a directory":   {"--name", "a/b"},
@@ -68,7 +68,7 @@ func TestBenchMeshMistakes(t *testing.T) {
 
 // What one mesh cannot do costs nothing of the others.
 func TestMeshPlanKeepsResults(t *testing.T) {
-	good, err := sim.NewPlan(13, tree.Last, 1)
+	good, err := sim.NewPlan(13, tree.Light, 1)
 	require.NoError(t, err)
 	bad := good
 	bad.HelloLoss = 1

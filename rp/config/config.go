@@ -60,8 +60,8 @@ type Chain struct {
 type Mesh struct {
 	Peers         []string `toml:"peers"` // enode URLs
 	RekeyInterval Duration `toml:"rekey_interval"`
-	Mode          string   `toml:"mode"`        // of the trees: "last" or "star"
-	Alpha         int      `toml:"alpha"`       // of mode last, percent
+	Mode          string   `toml:"mode"`        // of the trees: "light" or "star"
+	Alpha         int      `toml:"alpha"`       // of mode light, percent
 	CopyBudget    int      `toml:"copy_budget"` // RPs that get copies of one datagram from here, 0 for no bound
 }
 
@@ -146,7 +146,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 func Default() Config {
 	return Config{
 		Node:     Node{KeyFile: "/var/lib/rpd/nodekey", ControlPort: 30500, DataPort: 30501},
-		Mesh:     Mesh{RekeyInterval: Duration(time.Hour), Mode: tree.Last.String(), Alpha: tree.DefaultAlpha},
+		Mesh:     Mesh{RekeyInterval: Duration(time.Hour), Mode: tree.Light.String(), Alpha: tree.DefaultAlpha},
 		Datapath: Datapath{Engine: "auto", Pin: "/sys/fs/bpf/mdcs"},
 		Delivery: Delivery{GroupPort: 30502, HopLimit: 1},
 		Limits: Limits{
@@ -344,14 +344,7 @@ func (c *Config) check() error {
 }
 
 // TreeMode returns the mode of the trees.
-func (m *Mesh) TreeMode() (tree.Mode, error) {
-	for _, mode := range []tree.Mode{tree.Last, tree.Star} {
-		if mode.String() == m.Mode {
-			return mode, nil
-		}
-	}
-	return 0, fmt.Errorf("%q is none of last, star", m.Mode)
-}
+func (m *Mesh) TreeMode() (tree.Mode, error) { return tree.ParseMode(m.Mode) }
 
 // Admitted returns the nodes that may join and those that may publish, nil for
 // everybody.

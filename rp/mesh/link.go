@@ -145,7 +145,7 @@ func (l *Link) handle(m Message) error {
 		return l.offered(m)
 	case *KeysAck:
 		return l.acked(m.ID)
-	case *Receipt:
+	case *Report:
 		l.act(Reported{m.Reports})
 		return nil
 	}

@@ -93,10 +93,10 @@ func TestLinkInstallsKeys(t *testing.T) {
 func TestLinkReports(t *testing.T) {
 	reports := []receipts.Report{{Key: receipts.Key{Ingress: 1, Group: group, Sequence: 2}, Count: receipts.Count{Sent: 2, Confirmed: 1}}}
 	l := newLink(t, Open)
-	require.NoError(t, l.Handle(&Receipt{reports}))
+	require.NoError(t, l.Handle(&Report{reports}))
 	require.Equal(t, []Action{Reported{reports}}, l.Actions())
 	l = newLink(t, Connected)
-	require.Error(t, l.Handle(&Receipt{reports}), "before hello")
+	require.Error(t, l.Handle(&Report{reports}), "before hello")
 	require.Equal(t, Ended, l.State())
 }
 

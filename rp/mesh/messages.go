@@ -14,7 +14,7 @@
 //	               ...]                                                  most 10 s; 64 unacknowledged
 //	0x02  KeysAck  ID                                                    of Keys that was sent, once
 //	0x03  Bye      Reason                                                reasons as in mdcs/1; the last message
-//	0x0f  Receipt  [[[Ingress, Group, Sequence], [Sent, Confirmed]],     after Hello; at most 64, none with more
+//	0x0f  Report   [[[Ingress, Group, Sequence], [Sent, Confirmed]],     after Hello; at most 64, none with more
 //	               ...]                                                  Confirmed than Sent
 //
 // 32 codes are reserved, those from 0x04 to 0x0e are of package linkstate. A message
@@ -45,7 +45,7 @@ const (
 	KeysMsg    = 0x01
 	KeysAckMsg = 0x02
 	ByeMsg     = 0x03
-	ReceiptMsg = 0x0f
+	ReportMsg  = 0x0f
 )
 
 // Limits on received messages (SPEC section 11).
@@ -54,7 +54,7 @@ const (
 	MaxKeys    = 256              // keys in a Keys
 	MaxOffers  = 64               // Keys of one side without KeysAck
 	MaxWait    = 10 * time.Second // of a Keys
-	MaxReports = 64               // in a Receipt
+	MaxReports = 64               // in a Report
 )
 
 // Message is one message of the capability.
@@ -97,9 +97,9 @@ type Bye struct {
 	Reason proto.Reason
 }
 
-// Receipt reports how many peers of the sender, and of all behind it in the tree of
+// Report tells how many peers of the sender, and of all behind it in the tree of
 // their ingress RPs, have objects. A report replaces the one before.
-type Receipt struct {
+type Report struct {
 	Reports []receipts.Report
 }
 
@@ -108,7 +108,7 @@ func (*Hello) Code() uint64   { return HelloMsg }
 func (*Keys) Code() uint64    { return KeysMsg }
 func (*KeysAck) Code() uint64 { return KeysAckMsg }
 func (*Bye) Code() uint64     { return ByeMsg }
-func (*Receipt) Code() uint64 { return ReceiptMsg }
+func (*Report) Code() uint64  { return ReportMsg }
 
 func (m *Hello) check() error {
 	if m.Incarnation == 0 || m.DataPort == 0 || m.Session == 0 {
@@ -131,13 +131,13 @@ func (m *KeysAck) check() error { return nil }
 
 func (m *Bye) check() error { return nil }
 
-func (m *Receipt) check() error {
+func (m *Report) check() error {
 	if len(m.Reports) > MaxReports {
-		return malformed("receipt: %d reports", len(m.Reports))
+		return malformed("report: %d reports", len(m.Reports))
 	}
 	for _, r := range m.Reports {
 		if r.Confirmed > r.Sent {
-			return malformed("receipt: %d of %d confirmed", r.Confirmed, r.Sent)
+			return malformed("report: %d of %d confirmed", r.Confirmed, r.Sent)
 		}
 	}
 	return nil
@@ -162,8 +162,8 @@ func Decode(code uint64, payload []byte) (Message, error) {
 		m = new(KeysAck)
 	case ByeMsg:
 		m = new(Bye)
-	case ReceiptMsg:
-		m = new(Receipt)
+	case ReportMsg:
+		m = new(Report)
 	default:
 		return nil, malformed("unknown message code 0x%02x", code)
 	}

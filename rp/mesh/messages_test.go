@@ -21,7 +21,7 @@ func messages() []Message {
 		&Keys{ID: 1, Wait: 10_000, Keys: []proto.GroupKey{{Ingress: 2, Group: 3, Epoch: 4, Key: auth.Key{5}}}},
 		&KeysAck{ID: 7},
 		&Bye{Reason: proto.ReasonChain},
-		&Receipt{Reports: []receipts.Report{
+		&Report{Reports: []receipts.Report{
 			{Key: receipts.Key{Ingress: 1, Group: 2, Sequence: 3}, Count: receipts.Count{Sent: 5, Confirmed: 4}},
 		}},
 	}
@@ -70,8 +70,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"too many fields":           {KeysAckMsg, []byte{0xc2, 1, 1}},
 		"too many keys":             {KeysMsg, encode(&Keys{Keys: make([]proto.GroupKey, MaxKeys+1)})},
 		"long wait":                 {KeysMsg, encode(&Keys{Wait: 10_001})},
-		"too many receipts":         {ReceiptMsg, encode(&Receipt{Reports: make([]receipts.Report, MaxReports+1)})},
-		"more than sent":            {ReceiptMsg, encode(&Receipt{Reports: []receipts.Report{{Count: receipts.Count{Confirmed: 1}}}})},
+		"too many reports":          {ReportMsg, encode(&Report{Reports: make([]receipts.Report, MaxReports+1)})},
+		"more than sent":            {ReportMsg, encode(&Report{Reports: []receipts.Report{{Count: receipts.Count{Confirmed: 1}}}})},
 		"too long":                  {KeysMsg, make([]byte, MaxMessage+1)},
 	} {
 		_, err := Decode(c.code, c.payload)

@@ -220,7 +220,7 @@ func TestLinkFails(t *testing.T) {
 			want: proto.ReasonUnexpected,
 		},
 		"link state before hello": {
-			play: func(_ *point, c *remote) { c.send(&linkstate.Confirm{}) },
+			play: func(_ *point, c *remote) { c.send(&linkstate.RouteSum{}) },
 			want: proto.ReasonUnexpected,
 		},
 		"acknowledgement of nothing": {

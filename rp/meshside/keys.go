@@ -23,7 +23,7 @@ const (
 	memberTimeout = 2 * time.Second        // that members have to acknowledge
 	installPause  = 100 * time.Millisecond // between two rekeyings of all members
 	retryPause    = time.Second            // after one that failed
-	activateWait  = 3 * time.Second        // of a Keys that nobody waits for
+	graftWait     = 3 * time.Second        // of a Keys that nobody waits for
 )
 
 // ingress is an ingress RP whose datagrams come by here: its route, and its group keys,
@@ -367,7 +367,7 @@ func (s *Server) offerSome(l *link) bool {
 	}
 	wait := until.Sub(s.now)
 	if wait == 0 {
-		wait = activateWait
+		wait = graftWait
 	}
 	id, ok := l.state.Offer(s.now, min(wait, mesh.MaxWait), keys)
 	if !ok {

@@ -67,7 +67,7 @@ type Config struct {
 
 	Operator string    // who runs this RP, at most linkstate.MaxOperator bytes
 	Mode     tree.Mode // the same in all of the mesh, as is Alpha
-	Alpha    int       // of tree.Last, in percent; 0 for the default
+	Alpha    int       // of tree.Light, in percent; 0 for the default
 	Budget   int       // children in one tree, 0 for no bound
 
 	// Outlives says that the datapath goes on when this process dies.

@@ -214,7 +214,7 @@ func (n *network) startOn(e *engine, name byte, incarnation uint32, edit ...func
 		Incarnation: incarnation,
 		DataPort:    30501,
 		Groups:      []uint32{group},
-		Mode:        tree.Last,
+		Mode:        tree.Light,
 		Operator:    string('a' + rune(name)),
 		Egress:      7,
 		EgressBurst: 8,

@@ -165,7 +165,7 @@ func (s *Server) tickReceipts() {
 			continue // they are told again as they grow
 		}
 		for batch := range slices.Chunk(reports, mesh.MaxReports) {
-			m := &mesh.Receipt{Reports: batch}
+			m := &mesh.Report{Reports: batch}
 			payload, err := mesh.Encode(m)
 			s.send(l, m.Code(), payload, err)
 		}

@@ -126,7 +126,7 @@ func TestReceiptsNotAsked(t *testing.T) {
 		rec := asking(p.incarnation, 7)
 		key := receipts.Key{Ingress: rec.Ingress, Group: group, Sequence: 7}
 		p.cfg.Asked.Replicated(time.Now(), rec)
-		c.send(&mesh.Receipt{Reports: []receipts.Report{{Key: key, Count: receipts.Count{Sent: 9, Confirmed: 9}}}})
+		c.send(&mesh.Report{Reports: []receipts.Report{{Key: key, Count: receipts.Count{Sent: 9, Confirmed: 9}}}})
 		plain := asking(p.incarnation, 8)
 		plain.Datagram[1] = wire.FlagRepublished
 		p.cfg.Asked.Replicated(time.Now(), plain)

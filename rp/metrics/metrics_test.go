@@ -65,7 +65,7 @@ func TestCollector(t *testing.T) {
 				Receipts: 52, ReceiptsRefused: 53,
 			},
 			Core: linkstate.Stats{
-				Stale: 32, Forged: 33, NotAllowed: 34, Limited: 35, Published: 36, Downs: 37, Activations: 38, Failovers: 39,
+				Stale: 32, Forged: 33, NotAllowed: 34, Limited: 35, Published: 36, Downs: 37, Grafts: 38, Failovers: 39,
 				Timeouts: 40, Repairs: 41, NotServed: 42, BadEchoes: 43, Computed: 44, Changed: time.UnixMilli(2500),
 			},
 			Neighbours: []meshside.Neighbour{
@@ -146,9 +146,9 @@ func TestCollector(t *testing.T) {
 		`mdcs_rp_mesh_adverts_refused_total{reason="rate"} 35`,
 		"mdcs_rp_mesh_adverts_total 36",
 		"mdcs_rp_mesh_neighbours_lost_total 37",
-		"mdcs_rp_mesh_activations_total 38",
+		"mdcs_rp_mesh_grafts_total 38",
 		"mdcs_rp_mesh_failovers_total 39",
-		"mdcs_rp_mesh_activation_timeouts_total 40",
+		"mdcs_rp_mesh_graft_timeouts_total 40",
 		"mdcs_rp_mesh_route_repairs_total 41",
 		"mdcs_rp_mesh_not_served_total 73",
 		"mdcs_rp_mesh_served_total 30",

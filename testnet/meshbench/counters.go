@@ -20,7 +20,7 @@ const (
 	metricUp      = "mdcs_rp_mesh_link_up"
 	metricDowns   = "mdcs_rp_mesh_neighbours_lost_total"
 	metricAdvert  = "mdcs_rp_mesh_adverts_total"
-	metricAsked   = "mdcs_rp_mesh_activations_total"
+	metricAsked   = "mdcs_rp_mesh_grafts_total"
 	metricKnown   = "mdcs_rp_mesh_rps"
 	metricRoutes  = `mdcs_rp_mesh_routes{attached="yes"}`
 	metricAstray  = `mdcs_rp_mesh_routes{attached="no"}`

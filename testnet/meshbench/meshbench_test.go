@@ -52,7 +52,7 @@ func TestNetnsMesh(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	m, err := newMesh(ctx, Config{
-		Topology: tenAS(t), RPs: 6, Mode: tree.Last, Seed: 1, Deaths: 1,
+		Topology: tenAS(t), RPs: 6, Mode: tree.Light, Seed: 1, Deaths: 1,
 		RPD: rpd, Engine: "socket", Routing: testnet.Static,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
@@ -142,12 +142,12 @@ func TestReport(t *testing.T) {
 	require.NoError(t, r.Write(dir))
 	require.NoFileExists(t, filepath.Join(dir, "copies.svg"), "nothing to show")
 	for _, n := range []int{2, 16, 64} {
-		for _, mode := range []string{"star", "last"} {
+		for _, mode := range []string{"star", "light"} {
 			r.Processes = append(r.Processes, &Result{RPs: n, Mode: mode, Engine: "xdp", ConvergeS: 1, HealS: 0.3, ControlTree: 10,
 				ControlOther: 1, MemoryMiB: 30, MemoryMaxMiB: 40, StretchP95: 1.2, LinkCopiesMax: 2, LinkCopies: 9, LinkCopiesOptimum: 9})
 		}
 	}
-	r.Simulated = append(r.Simulated, &sim.Result{RPs: 100, Mode: "last", LinkCopiesMax: 3})
+	r.Simulated = append(r.Simulated, &sim.Result{RPs: 100, Mode: "light", LinkCopiesMax: 3})
 	require.NoError(t, r.Write(dir))
 	for _, p := range pictures {
 		require.FileExists(t, filepath.Join(dir, p.file))

@@ -65,7 +65,7 @@ func (m *mesh) quiet(ctx context.Context) error {
 	r := m.result
 	r.ControlTree, r.ControlOther, r.TreeNeighbours, r.Others = c.rates(seconds)
 	r.Adverts = changes(metricAdvert, was, all) / seconds / float64(len(m.rps))
-	r.Activations = changes(metricAsked, was, all) / seconds / float64(len(m.rps))
+	r.Grafts = changes(metricAsked, was, all) / seconds / float64(len(m.rps))
 	r.CPUPercent, r.MemoryMiB, r.MemoryMaxMiB = mean(cpu), mean(memory), quantile(memory, 1)
 	return nil
 }

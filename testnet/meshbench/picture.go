@@ -49,28 +49,28 @@ type picture struct {
 var pictures = []picture{
 	{"copies.svg", "Copies of a datagram on the busiest line between ASes", "copies", true, []curve{
 		{"star", tree.Star, vermillion, func(r *Result) float64 { return r.LinkCopiesMax }, func(r *sim.Result) float64 { return r.LinkCopiesMax }},
-		{"last", tree.Last, blue, func(r *Result) float64 { return r.LinkCopiesMax }, func(r *sim.Result) float64 { return r.LinkCopiesMax }},
+		{"light", tree.Light, blue, func(r *Result) float64 { return r.LinkCopiesMax }, func(r *sim.Result) float64 { return r.LinkCopiesMax }},
 	}},
 	{"all-copies.svg", "Copies of a datagram on all lines between ASes", "copies", true, []curve{
 		{"star", tree.Star, vermillion, func(r *Result) float64 { return r.LinkCopies }, nil},
-		{"last", tree.Last, blue, func(r *Result) float64 { return r.LinkCopies }, nil},
-		{"native multicast", tree.Last, green, func(r *Result) float64 { return r.LinkCopiesOptimum }, nil},
+		{"light", tree.Light, blue, func(r *Result) float64 { return r.LinkCopies }, nil},
+		{"native multicast", tree.Light, green, func(r *Result) float64 { return r.LinkCopiesOptimum }, nil},
 	}},
 	{"stretch.svg", "Delay over that of the direct path, 95th percentile", "stretch", false, []curve{
 		{"star", tree.Star, vermillion, func(r *Result) float64 { return r.StretchP95 }, func(r *sim.Result) float64 { return r.StretchP95 }},
-		{"last", tree.Last, blue, func(r *Result) float64 { return r.StretchP95 }, func(r *sim.Result) float64 { return r.StretchP95 }},
+		{"light", tree.Light, blue, func(r *Result) float64 { return r.StretchP95 }, func(r *sim.Result) float64 { return r.StretchP95 }},
 	}},
-	{"control.svg", "Control traffic to a neighbour while nothing is published, mode last", "kbit/s", false, []curve{
-		{"with a tree edge", tree.Last, blue, func(r *Result) float64 { return r.ControlTree }, func(r *sim.Result) float64 { return r.ControlTree }},
-		{"others", tree.Last, purple, func(r *Result) float64 { return r.ControlOther }, func(r *sim.Result) float64 { return r.ControlOther }},
+	{"control.svg", "Control traffic to a neighbour while nothing is published, mode light", "kbit/s", false, []curve{
+		{"with a tree edge", tree.Light, blue, func(r *Result) float64 { return r.ControlTree }, func(r *sim.Result) float64 { return r.ControlTree }},
+		{"others", tree.Light, purple, func(r *Result) float64 { return r.ControlOther }, func(r *sim.Result) float64 { return r.ControlOther }},
 	}},
-	{"times.svg", "Time to converge, and to heal after the death of an inner RP, mode last", "s", false, []curve{
-		{"converge", tree.Last, blue, func(r *Result) float64 { return r.ConvergeS }, func(r *sim.Result) float64 { return r.ConvergeS }},
-		{"heal", tree.Last, vermillion, func(r *Result) float64 { return r.HealS }, func(r *sim.Result) float64 { return r.HealS }},
+	{"times.svg", "Time to converge, and to heal after the death of an inner RP, mode light", "s", false, []curve{
+		{"converge", tree.Light, blue, func(r *Result) float64 { return r.ConvergeS }, func(r *sim.Result) float64 { return r.ConvergeS }},
+		{"heal", tree.Light, vermillion, func(r *Result) float64 { return r.HealS }, func(r *sim.Result) float64 { return r.HealS }},
 	}},
-	{"memory.svg", "Resident memory of an RP, mode last", "MiB", false, []curve{
-		{"mean", tree.Last, blue, func(r *Result) float64 { return r.MemoryMiB }, nil},
-		{"largest", tree.Last, purple, func(r *Result) float64 { return r.MemoryMaxMiB }, nil},
+	{"memory.svg", "Resident memory of an RP, mode light", "MiB", false, []curve{
+		{"mean", tree.Light, blue, func(r *Result) float64 { return r.MemoryMiB }, nil},
+		{"largest", tree.Light, purple, func(r *Result) float64 { return r.MemoryMaxMiB }, nil},
 	}},
 }
 

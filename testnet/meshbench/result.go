@@ -33,8 +33,8 @@ type Result struct {
 	// While nothing was published. Neighbours are means per RP.
 	ControlTree    float64 `json:"control_kbps_tree"`
 	ControlOther   float64 `json:"control_kbps_other"`
-	Adverts        float64 `json:"adverts_s"`     // that an RP published of itself, per second
-	Activations    float64 `json:"activations_s"` // routes that an RP asked for, per second
+	Adverts        float64 `json:"adverts_s"` // that an RP published of itself, per second
+	Grafts         float64 `json:"grafts_s"`  // routes that an RP asked for, per second
 	TreeNeighbours float64 `json:"tree_neighbours"`
 	Others         float64 `json:"other_neighbours"`
 	MemoryMiB      float64 `json:"memory_mib"` // resident, mean of the processes

@@ -49,7 +49,7 @@ type Result struct {
 	MeshStretch95 float64 `json:"stretch_p95_mesh"` // over the shortest way by the mesh's links
 	LinkCopiesMax float64 `json:"link_copies_max"`  // of a datagram on the busiest link between regions, mean of the ingress RPs
 	LinkCopies    float64 `json:"link_copies"`      // on all of them together
-	Activations   uint64  `json:"activations"`
+	Grafts        uint64  `json:"grafts"`
 	Repairs       uint64  `json:"repairs"` // parents that served something else than they were asked for
 	Seconds       float64 `json:"simulated_s"`
 }
@@ -137,7 +137,7 @@ func Run(ctx context.Context, plan Plan) (*Result, error) {
 	result.FalseDowns, result.Duplicated = w.falseDowns, w.duplicated
 	for _, r := range w.rps {
 		if r.alive {
-			result.Activations += r.core.Stats().Activations
+			result.Grafts += r.core.Stats().Grafts
 			result.Repairs += r.core.Stats().Repairs
 		}
 	}

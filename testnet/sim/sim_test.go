@@ -24,7 +24,7 @@ func run(t *testing.T, rps int, mode tree.Mode, edit func(*Plan)) *Result {
 // TestChurn: hosts die at ten times the rate of the bar, one after the other and
 // together, and nothing is lost for good or delivered twice.
 func TestChurn(t *testing.T) {
-	r := run(t, 100, tree.Last, func(p *Plan) { p.Churn, p.PerMinute, p.Deaths = 10*time.Second, 1, 3 })
+	r := run(t, 100, tree.Light, func(p *Plan) { p.Churn, p.PerMinute, p.Deaths = 10*time.Second, 1, 3 })
 	require.Less(t, r.ConvergeS, 5.0)
 	require.Greater(t, r.Deaths, 5)
 	require.NotZero(t, r.Expected)
@@ -39,23 +39,23 @@ func TestChurn(t *testing.T) {
 
 // TestLastIsLighterThanStar: 32 RPs in ten regions.
 func TestLastIsLighterThanStar(t *testing.T) {
-	last := run(t, 32, tree.Last, func(*Plan) {})
+	light := run(t, 32, tree.Light, func(*Plan) {})
 	star := run(t, 32, tree.Star, func(*Plan) {})
-	require.LessOrEqual(t, last.StretchP95, 1.5)
+	require.LessOrEqual(t, light.StretchP95, 1.5)
 	require.Equal(t, 1, star.DepthMax)
-	require.GreaterOrEqual(t, star.LinkCopiesMax, 2*last.LinkCopiesMax)
-	require.GreaterOrEqual(t, last.LinkCopiesMax, 1.0, "the optimum")
+	require.GreaterOrEqual(t, star.LinkCopiesMax, 2*light.LinkCopiesMax)
+	require.GreaterOrEqual(t, light.LinkCopiesMax, 1.0, "the optimum")
 }
 
 // TestSameSeedSameRun: all is decided by the seed.
 func TestSameSeedSameRun(t *testing.T) {
 	plan := func(p *Plan) { p.Churn, p.Deaths = 5*time.Second, 1 }
-	require.Equal(t, run(t, 20, tree.Last, plan), run(t, 20, tree.Last, plan))
+	require.Equal(t, run(t, 20, tree.Light, plan), run(t, 20, tree.Light, plan))
 }
 
 // TestMeter: a second of measuring is one of each directed link.
 func TestMeter(t *testing.T) {
-	plan, err := NewPlan(13, tree.Last, 1)
+	plan, err := NewPlan(13, tree.Light, 1)
 	require.NoError(t, err)
 	w, err := newWorld(plan.Config)
 	require.NoError(t, err)
@@ -81,7 +81,7 @@ func TestMeter(t *testing.T) {
 // TestPartition: half of the regions cannot reach the others for a while, on either
 // side delivery goes on, and after it all have the same trees.
 func TestPartition(t *testing.T) {
-	plan, err := NewPlan(60, tree.Last, 1)
+	plan, err := NewPlan(60, tree.Light, 1)
 	require.NoError(t, err)
 	w, err := newWorld(plan.Config)
 	require.NoError(t, err)

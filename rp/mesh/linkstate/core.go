@@ -26,10 +26,10 @@ const (
 	TreesEach      = 5 * time.Millisecond   // least time between computations of trees, for each RP,
 	TreesDelay     = time.Second            // but not longer than this
 	TreesSoon      = 20 * time.Millisecond  // from the first change to a computation
-	HaveDelay      = 500 * time.Millisecond // and up to twice that, as the next
-	HaveLater      = 3 * time.Second
+	OfferDelay     = 500 * time.Millisecond // and up to twice that, as the next
+	OfferLater     = 3 * time.Second
 	DigestDelay    = time.Minute
-	ConfirmDelay   = 2 * time.Second         // until parents are told again what they are asked for
+	RouteSumDelay  = 2 * time.Second         // until parents are told again what they are asked for
 	RequestDelay   = time.Second             // until another neighbour is asked for an advert
 	AckDelay       = 3 * time.Second         // neighbours that acknowledge later do not delay MayPublish
 	Overlap        = 2500 * time.Millisecond // the old parent goes on: longer than changes take to reach all trees
@@ -138,7 +138,7 @@ type Config struct {
 	Groups      []uint32 // that RPs replicate
 	Budget      int      // children of one tree
 	Mode        tree.Mode
-	Alpha       int // of tree.Last, 0 for the default
+	Alpha       int // of tree.Light, 0 for the default
 
 	// Expect names the neighbours of an earlier life of this RP, whose datagrams still
 	// go by here. The mesh is told nothing new until they are up, or for some seconds: for
@@ -161,7 +161,7 @@ type Stats struct {
 	Stale, Forged, NotAllowed, Limited uint64 // adverts
 	Published                          uint64
 	Downs                              uint64 // neighbours
-	Activations, Failovers, Timeouts   uint64 // of routes
+	Grafts, Failovers, Timeouts        uint64 // of routes
 	Repairs                            uint64 // answers of neighbours that served something else than they were asked for
 	NotServed                          uint64 // routes that were asked for too often
 	BadEchoes                          uint64 // hellos with impossible times
@@ -196,7 +196,7 @@ type Core struct {
 	order     []*route // by ingress
 	touched   []*route // in this input
 	serves    []Action // of this input, behind the routes
-	lastID    uint32   // of an Activate
+	lastID    uint32   // of a Graft
 	treeEdges bool     // the neighbours' tree flags are to be found anew
 }
 
@@ -266,8 +266,8 @@ func (c *Core) LinkAway(now time.Time, id ID, until time.Time) time.Time {
 		return time.Time{}
 	}
 	n.away, n.exchanged = n.awayBy, false
-	n.confirm, n.confirming = false, false
-	clear(n.have)
+	n.sum, n.summed = false, false
+	clear(n.untold)
 	clear(n.offers)
 	return n.away
 }
@@ -293,7 +293,7 @@ func (c *Core) Handle(now time.Time, from ID, m Message) error {
 		c.compare(n, m)
 	case *Summary:
 		c.want(n, m.Versions)
-	case *Have:
+	case *Offer:
 		c.want(n, m.Versions)
 	case *Request:
 		c.answer(n, m)
@@ -301,14 +301,14 @@ func (c *Core) Handle(now time.Time, from ID, m Message) error {
 		return c.learn(n, m)
 	case *Acked:
 		c.acked(n, m)
-	case *Activate:
-		c.activated(n, m)
-	case *Release:
-		c.released(n, m)
-	case *RouteAck:
-		c.routeAcked(n, m)
-	case *Confirm:
-		c.confirmed(n, m)
+	case *Graft:
+		c.grafted(n, m)
+	case *Prune:
+		c.pruned(n, m)
+	case *GraftAck:
+		c.graftAcked(n, m)
+	case *RouteSum:
+		c.compareRoutes(n, m)
 	case *Serving:
 		c.repair(n, m)
 	default:

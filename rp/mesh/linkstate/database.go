@@ -110,7 +110,7 @@ func (c *Core) learn(n *neighbour, m *Adverts) error {
 func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 	v := a.Advert.Version()
 	e := c.entries[v.Origin]
-	delete(n.have, v.Origin)
+	delete(n.untold, v.Origin)
 	if e != nil && !v.newer(e.version()) {
 		c.stats.Stale++
 		switch {
@@ -193,15 +193,15 @@ func (c *Core) forward(v Version, from *neighbour) {
 		}
 	}
 	for i, k := range c.cfg.Rand.Perm(len(others)) {
-		n, delay := others[k], HaveLater
+		n, delay := others[k], OfferLater
 		if i < informed {
-			delay = HaveDelay
+			delay = OfferDelay
 		}
 		at := c.now.Add(delay + time.Duration(c.cfg.Rand.Int64N(int64(delay))))
-		if len(n.have) == 0 || at.Before(n.haveAt) {
-			n.haveAt = at
+		if len(n.untold) == 0 || at.Before(n.tellAt) {
+			n.tellAt = at
 		}
-		n.have[v.Origin] = true
+		n.untold[v.Origin] = true
 	}
 }
 
@@ -219,7 +219,7 @@ func (c *Core) torn() bool {
 // owe sends an advert at the end of this input.
 func (c *Core) owe(n *neighbour, origin ID) {
 	e := c.entries[origin]
-	delete(n.have, origin)
+	delete(n.untold, origin)
 	n.adverts = append(n.adverts, Aged{uint32(max(c.now.Sub(e.signed), 0) / time.Second), e.Signed})
 	if origin == c.cfg.Self && c.awaited[n.id] {
 		n.ack = true
@@ -238,15 +238,15 @@ func (c *Core) flushAdverts() {
 // tell sends what a neighbour could ask for.
 func (c *Core) tell(n *neighbour) {
 	var versions []Version
-	for origin := range n.have {
+	for origin := range n.untold {
 		if e := c.entries[origin]; e != nil {
 			versions = append(versions, e.version())
 		}
 	}
-	clear(n.have)
+	clear(n.untold)
 	slices.SortFunc(versions, compareVersion)
 	for chunk := range slices.Chunk(versions, MaxVersions) {
-		c.send(n, &Have{chunk})
+		c.send(n, &Offer{chunk})
 	}
 }
 
@@ -275,7 +275,7 @@ func (c *Core) want(n *neighbour, versions []Version) {
 	for _, v := range versions {
 		if e := c.entries[v.Origin]; e != nil && !v.newer(e.version()) {
 			if v == e.version() {
-				delete(n.have, v.Origin)
+				delete(n.untold, v.Origin)
 			}
 			continue
 		}

@@ -49,10 +49,10 @@ func TestHostileAdverts(t *testing.T) {
 		"not allowed":                 {adverts(advertOf(t, 9, 1, 1, nil)), false, func(s Stats) uint64 { return s.NotAllowed }},
 		"stale":                       {adverts(advertOf(t, 3, 1, 99, nil)), false, func(s Stats) uint64 { return s.Stale }},
 		"unknown message":             {strange{}, true, nil},
-		"acknowledgement of nothing":  {&RouteAck{77}, false, nil},
+		"acknowledgement of nothing":  {&GraftAck{77}, false, nil},
 		"acknowledged advert of none": {&Acked{9999, 1}, false, nil},
-		"release of nothing":          {&Release{[]uint32{5}}, false, nil},
-		"have of what is known":       {&Have{[]Version{{rp(3), 1, 1}}}, false, nil},
+		"prune of nothing":            {&Prune{[]uint32{5}}, false, nil},
+		"offer of what is known":      {&Offer{[]Version{{rp(3), 1, 1}}}, false, nil},
 		"request of nothing":          {&Request{[]ID{42}}, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -85,7 +85,7 @@ func (strange) check() error { return nil }
 
 func TestMessageWithoutLink(t *testing.T) {
 	c := New(t0, config(1, 1))
-	require.Error(t, c.Handle(t0, rp(2), &Have{}))
+	require.Error(t, c.Handle(t0, rp(2), &Offer{}))
 	c.HeardHello(t0, rp(2), Hello{Interval: 100})
 	c.Heard(t0, rp(2))
 	require.Empty(t, c.Neighbours())
@@ -145,14 +145,14 @@ func TestFloodOfOffers(t *testing.T) {
 			w := square(t)
 			core := w.cores[1]
 			hostile := func() {
-				require.NoError(t, core.Handle(w.now, rp(2), &Have{[]Version{version}}))
+				require.NoError(t, core.Handle(w.now, rp(2), &Offer{[]Version{version}}))
 				require.NoError(t, core.Handle(w.now, rp(2), &Summary{[]Version{version}}))
 				w.perform(1)
 			}
 			w.forget()
 			hostile()
 			require.Equal(t, []*Request{{[]ID{rp(5)}}}, sent[*Request](w, 1, 2))
-			require.NoError(t, core.Handle(w.now, rp(3), &Have{[]Version{{rp(5), 1, 1}}}))
+			require.NoError(t, core.Handle(w.now, rp(3), &Offer{[]Version{{rp(5), 1, 1}}}))
 			w.perform(1)
 			require.Empty(t, sent[*Request](w, 1, 3), "one is asked")
 			for range 10 * int(RequestDelay/TreeInterval) {
@@ -168,12 +168,12 @@ func TestFloodOfOffers(t *testing.T) {
 	w := square(t)
 	core := w.cores[1]
 	for i := range 4 * MaxOrigins {
-		require.NoError(t, core.Handle(w.now, rp(2), &Have{[]Version{{ID(i + 1), 1, 1}}}))
+		require.NoError(t, core.Handle(w.now, rp(2), &Offer{[]Version{{ID(i + 1), 1, 1}}}))
 	}
 	w.perform(1)
 	require.LessOrEqual(t, len(core.requested), offerBurst)
 	w.forget()
-	require.NoError(t, core.Handle(w.now, rp(3), &Have{[]Version{{rp(5), 1, 1}}}))
+	require.NoError(t, core.Handle(w.now, rp(3), &Offer{[]Version{{rp(5), 1, 1}}}))
 	w.perform(1)
 	require.Equal(t, []*Request{{[]ID{rp(5)}}}, sent[*Request](w, 1, 3))
 	w.run(2 * RequestDelay)
@@ -248,7 +248,7 @@ func TestStolenIncarnation(t *testing.T) {
 }
 
 // A neighbour that asks for more than there can be is neither served nor answered.
-func TestFloodOfActivations(t *testing.T) {
+func TestFloodOfGrafts(t *testing.T) {
 	w := square(t)
 	core := w.cores[1]
 	served := func() (n int) {
@@ -260,29 +260,29 @@ func TestFloodOfActivations(t *testing.T) {
 		return n
 	}
 	for range 2 * serveBurst {
-		require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{ingress1, nil}}}))
+		require.NoError(t, core.Handle(w.now, rp(2), &Graft{1, []GraftRoute{{ingress1, nil}}}))
 	}
 	require.LessOrEqual(t, served(), serveBurst)
 	for i := range uint32(2 * maxRoutes) {
-		require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{5000 + i, nil}}}))
+		require.NoError(t, core.Handle(w.now, rp(2), &Graft{1, []GraftRoute{{5000 + i, nil}}}))
 	}
 	require.Len(t, core.routes, MaxServing)
 	core.Actions()
-	require.NoError(t, core.Handle(w.now, rp(2), &Activate{1, []Activation{{1 << 30, nil}}}))
+	require.NoError(t, core.Handle(w.now, rp(2), &Graft{1, []GraftRoute{{1 << 30, nil}}}))
 	require.Empty(t, core.Actions())
 }
 
 // A parent that says again and again that it serves nothing is asked anew once for
-// each Confirm.
+// each RouteSum.
 func TestFloodOfServings(t *testing.T) {
 	w := square(t)
 	core := w.cores[4]
-	before := core.Stats().Activations
+	before := core.Stats().Grafts
 	for range 100 {
 		require.NoError(t, core.Handle(w.now, rp(2), &Serving{}))
 		core.Actions()
-		require.NoError(t, core.Handle(w.now, rp(2), &RouteAck{core.lastID}))
+		require.NoError(t, core.Handle(w.now, rp(2), &GraftAck{core.lastID}))
 		core.Actions()
 	}
-	require.Equal(t, before+1, core.Stats().Activations)
+	require.Equal(t, before+1, core.Stats().Grafts)
 }

@@ -8,9 +8,9 @@
 // of both costs. Adverts travel at once along the minimum spanning tree of the mesh
 // and to all neighbours of the RP whose advert it is; other neighbours are told of
 // them, and ask for what they miss. Neighbours watch each other by hellos, which are
-// datagrams. A child asks for the datagrams of an ingress RP by Activate, and ends
-// that by Release after it has a new parent: make before break. Now and then it
-// confirms what it asks for, and the parent answers when it does something else.
+// datagrams. A child asks for the datagrams of an ingress RP by Graft, and ends
+// that by Prune after it has a new parent: make before break. Now and then it
+// sums up what it asks for, and the parent answers when it does something else.
 //
 // Messages travel on mdcsmesh connections, which are reliable and in order. They are
 // RLP lists of the fields in order:
@@ -20,13 +20,13 @@
 //	0x05  Summary  [[Origin, Epoch, Sequence], ...]                 512
 //	0x06  Request  [Origin, ...]                                    512
 //	0x07  Adverts  Ack, [[Age, [Advert, Signature]], ...]           64
-//	0x08  Have     [[Origin, Epoch, Sequence], ...]                 512
+//	0x08  Offer    [[Origin, Epoch, Sequence], ...]                 512
 //	0x09  Acked    Epoch, Sequence                                  of the receiver's own advert
-//	0x0a  Activate ID, [[Ingress, [[Group, Sequence], ...]], ...]   256 routes, 16 marks each
-//	0x0b  Release  [Ingress, ...]                                   512
-//	0x0c  RouteAck ID                                               of an Activate that was sent
-//	0x0d  Confirm  sum of 4 bytes                                   every 2 s on links of a tree
-//	0x0e  Serving  [Ingress, ...]                                   2048; after a Confirm that differs
+//	0x0a  Graft    ID, [[Ingress, [[Group, Sequence], ...]], ...]   256 routes, 16 marks each
+//	0x0b  Prune    [Ingress, ...]                                   512
+//	0x0c  GraftAck ID                                               of a Graft that was sent
+//	0x0d  RouteSum  sum of 4 bytes                                   every 2 s on links of a tree
+//	0x0e  Serving  [Ingress, ...]                                   2048; after a RouteSum that differs
 //
 // A message has at most 16 KiB; the sender keeps far below by count.
 package linkstate
@@ -47,21 +47,21 @@ const (
 	SummaryMsg  = 0x05
 	RequestMsg  = 0x06
 	AdvertsMsg  = 0x07
-	HaveMsg     = 0x08
+	OfferMsg    = 0x08
 	AckedMsg    = 0x09
-	ActivateMsg = 0x0a
-	ReleaseMsg  = 0x0b
-	RouteAckMsg = 0x0c
-	ConfirmMsg  = 0x0d
+	GraftMsg    = 0x0a
+	PruneMsg    = 0x0b
+	GraftAckMsg = 0x0c
+	RouteSumMsg = 0x0d
 	ServingMsg  = 0x0e
 )
 
 // Limits on received messages.
 const (
 	MaxMessage  = 16 << 10 // bytes of one message's RLP
-	MaxVersions = 512      // in a Summary, Request, Have or Release
+	MaxVersions = 512      // in a Summary, Request, Offer or Prune
 	MaxAdverts  = 64       // in an Adverts
-	MaxRoutes   = 256      // in an Activate
+	MaxRoutes   = 256      // in a Graft
 	MaxServing  = 2048     // in a Serving, so that a child has no more routes of one parent
 	MaxLinks    = 64       // in an advert
 	MaxGroups   = proto.MaxGroups
@@ -118,44 +118,44 @@ type Aged struct {
 	*Signed
 }
 
-// Have tells what the sender could be asked for.
-type Have struct{ Versions []Version }
+// Offer tells what the sender could be asked for.
+type Offer struct{ Versions []Version }
 
 // Acked says that the receiver's own advert is in the sender's database.
 type Acked struct{ Epoch, Sequence uint64 }
 
-// Activate asks the receiver to replicate datagrams of these ingress RPs to the
+// Graft asks the receiver to replicate datagrams of these ingress RPs to the
 // sender, and to send those after the marks from its cache.
-type Activate struct {
+type Graft struct {
 	ID     uint32
-	Routes []Activation
+	Routes []GraftRoute
 }
 
-// Activation is one route of an Activate.
-type Activation struct {
+// GraftRoute is one route of a Graft.
+type GraftRoute struct {
 	Ingress uint32 // incarnation
 	Marks   []Mark
 }
 
-// Mark is the highest sequence of a group up to which the sender of an Activate
+// Mark is the highest sequence of a group up to which the sender of a Graft
 // misses nothing.
 type Mark struct {
 	Group    uint32
 	Sequence uint64
 }
 
-// Release ends what Activate asked for.
-type Release struct{ Ingress []uint32 }
+// Prune ends what Graft asked for.
+type Prune struct{ Ingress []uint32 }
 
-// RouteAck says that the Activate with this ID is done.
-type RouteAck struct{ ID uint32 }
+// GraftAck says that the Graft with this ID is done.
+type GraftAck struct{ ID uint32 }
 
-// Confirm sums up the ingress RPs that the sender asks the receiver for, with what
+// RouteSum sums up the ingress RPs that the sender asks the receiver for, with what
 // was sent before. The receiver answers with Serving when it does something else.
-type Confirm struct{ Sum uint32 }
+type RouteSum struct{ Sum uint32 }
 
 // Serving lists the ingress RPs whose datagrams the sender replicates to the
-// receiver, which answers with the Activate and the Release that it lacks.
+// receiver, which answers with the Graft and the Prune that it lacks.
 type Serving struct{ Ingress []uint32 }
 
 // Code returns the message's code.
@@ -163,12 +163,12 @@ func (*Digest) Code() uint64   { return DigestMsg }
 func (*Summary) Code() uint64  { return SummaryMsg }
 func (*Request) Code() uint64  { return RequestMsg }
 func (*Adverts) Code() uint64  { return AdvertsMsg }
-func (*Have) Code() uint64     { return HaveMsg }
+func (*Offer) Code() uint64    { return OfferMsg }
 func (*Acked) Code() uint64    { return AckedMsg }
-func (*Activate) Code() uint64 { return ActivateMsg }
-func (*Release) Code() uint64  { return ReleaseMsg }
-func (*RouteAck) Code() uint64 { return RouteAckMsg }
-func (*Confirm) Code() uint64  { return ConfirmMsg }
+func (*Graft) Code() uint64    { return GraftMsg }
+func (*Prune) Code() uint64    { return PruneMsg }
+func (*GraftAck) Code() uint64 { return GraftAckMsg }
+func (*RouteSum) Code() uint64 { return RouteSumMsg }
 func (*Serving) Code() uint64  { return ServingMsg }
 
 func (m *Digest) check() error {
@@ -180,12 +180,12 @@ func (m *Digest) check() error {
 
 func (m *Summary) check() error { return checkCount("summary", len(m.Versions), MaxVersions) }
 func (m *Request) check() error { return checkCount("request", len(m.Origins), MaxVersions) }
-func (m *Have) check() error    { return checkCount("have", len(m.Versions), MaxVersions) }
+func (m *Offer) check() error   { return checkCount("offer", len(m.Versions), MaxVersions) }
 func (m *Acked) check() error   { return nil }
-func (m *Release) check() error { return checkCount("release", len(m.Ingress), MaxVersions) }
+func (m *Prune) check() error   { return checkCount("prune", len(m.Ingress), MaxVersions) }
 
-func (m *RouteAck) check() error { return nil }
-func (m *Confirm) check() error  { return nil }
+func (m *GraftAck) check() error { return nil }
+func (m *RouteSum) check() error { return nil }
 func (m *Serving) check() error  { return checkCount("serving", len(m.Ingress), MaxServing) }
 
 func (m *Adverts) check() error {
@@ -197,13 +197,13 @@ func (m *Adverts) check() error {
 	return checkCount("adverts", len(m.Adverts), MaxAdverts)
 }
 
-func (m *Activate) check() error {
+func (m *Graft) check() error {
 	for _, r := range m.Routes {
 		if err := checkCount("marks", len(r.Marks), MaxGroups); err != nil {
 			return err
 		}
 	}
-	return checkCount("activate", len(m.Routes), MaxRoutes)
+	return checkCount("graft", len(m.Routes), MaxRoutes)
 }
 
 func checkCount(what string, n, limit int) error {
@@ -259,18 +259,18 @@ func Decode(code uint64, payload []byte) (Message, error) {
 		m = new(Request)
 	case AdvertsMsg:
 		m = new(Adverts)
-	case HaveMsg:
-		m = new(Have)
+	case OfferMsg:
+		m = new(Offer)
 	case AckedMsg:
 		m = new(Acked)
-	case ActivateMsg:
-		m = new(Activate)
-	case ReleaseMsg:
-		m = new(Release)
-	case RouteAckMsg:
-		m = new(RouteAck)
-	case ConfirmMsg:
-		m = new(Confirm)
+	case GraftMsg:
+		m = new(Graft)
+	case PruneMsg:
+		m = new(Prune)
+	case GraftAckMsg:
+		m = new(GraftAck)
+	case RouteSumMsg:
+		m = new(RouteSum)
 	case ServingMsg:
 		m = new(Serving)
 	default:

@@ -26,12 +26,12 @@ func messages(t require.TestingT) []Message {
 		&Summary{versions},
 		&Request{[]ID{1, 2}},
 		&Adverts{Ack: true, Adverts: []Aged{{7, advert}}},
-		&Have{versions},
+		&Offer{versions},
 		&Acked{1, 2},
-		&Activate{1, []Activation{{2, []Mark{{3, 4}}}}},
-		&Release{[]uint32{2, 3}},
-		&RouteAck{1},
-		&Confirm{1},
+		&Graft{1, []GraftRoute{{2, []Mark{{3, 4}}}}},
+		&Prune{[]uint32{2, 3}},
+		&GraftAck{1},
+		&RouteSum{1},
 		&Serving{[]uint32{2, 3}},
 	}
 }
@@ -57,12 +57,12 @@ func TestLargestMessagesFit(t *testing.T) {
 			a.Groups = append(a.Groups, Members{1<<31 + uint32(i), 1 << 20})
 		}
 	})
-	activation := Activation{1 << 31, slices.Repeat([]Mark{{1 << 31, 1 << 40}}, MaxGroups)}
+	route := GraftRoute{1 << 31, slices.Repeat([]Mark{{1 << 31, 1 << 40}}, MaxGroups)}
 	for _, m := range []Message{
 		adverts(slices.Repeat([]*Signed{full}, sendAdverts)...),
-		&Activate{1 << 31, slices.Repeat([]Activation{activation}, sendRoutes)},
+		&Graft{1 << 31, slices.Repeat([]GraftRoute{route}, sendRoutes)},
 		&Summary{slices.Repeat([]Version{{1 << 63, 1 << 40, 1 << 40}}, MaxVersions)},
-		&Release{slices.Repeat([]uint32{1 << 31}, MaxVersions)},
+		&Prune{slices.Repeat([]uint32{1 << 31}, MaxVersions)},
 		&Serving{slices.Repeat([]uint32{1 << 31}, MaxServing)},
 	} {
 		b, err := Encode(m)
@@ -79,11 +79,11 @@ func TestDecodeRefuses(t *testing.T) {
 		"short digest":        &Digest{make([]uint32, Buckets-1)},
 		"long summary":        &Summary{make([]Version, MaxVersions+1)},
 		"long request":        &Request{make([]ID, MaxVersions+1)},
-		"long have":           &Have{make([]Version, MaxVersions+1)},
-		"long release":        &Release{make([]uint32, MaxVersions+1)},
+		"long offer":          &Offer{make([]Version, MaxVersions+1)},
+		"long prune":          &Prune{make([]uint32, MaxVersions+1)},
 		"long serving":        &Serving{make([]uint32, MaxServing+1)},
-		"long activate":       &Activate{1, make([]Activation, MaxRoutes+1)},
-		"many marks":          &Activate{1, []Activation{{1, make([]Mark, MaxGroups+1)}}},
+		"long graft":          &Graft{1, make([]GraftRoute, MaxRoutes+1)},
+		"many marks":          &Graft{1, []GraftRoute{{1, make([]Mark, MaxGroups+1)}}},
 		"many adverts":        adverts(slices.Repeat([]*Signed{advertOf(t, 1, 1, 1, nil)}, MaxAdverts+1)...),
 		"no incarnation":      bad(func(a *Advert) { a.Incarnation = 0 }),
 		"many links":          bad(links(make([]Link, MaxLinks+1)...)),
@@ -103,7 +103,7 @@ func TestDecodeRefuses(t *testing.T) {
 		require.True(t, ok, "%s: %v", name, err)
 		require.Equal(t, proto.ReasonMalformed, violation.Reason, name)
 	}
-	for code, payload := range map[uint64][]byte{0x00: {0xc0}, 0x0f: {0xc0}, HaveMsg: make([]byte, MaxMessage+1), AckedMsg: {0xc1, 1}, RouteAckMsg: {0xc1, 1, 0}} {
+	for code, payload := range map[uint64][]byte{0x00: {0xc0}, 0x0f: {0xc0}, OfferMsg: make([]byte, MaxMessage+1), AckedMsg: {0xc1, 1}, GraftAckMsg: {0xc1, 1, 0}} {
 		_, err := Decode(code, payload)
 		require.Error(t, err)
 	}

@@ -39,8 +39,8 @@ type neighbour struct {
 
 	// Adverts.
 	spans     bool           // adverts go to it at once
-	have      map[ID]bool    // to be told
-	haveAt    time.Time      // when
+	untold    map[ID]bool    // to be told
+	tellAt    time.Time      // when
 	adverts   []Aged         // to be sent after this input
 	ack       bool           // with an acknowledgement
 	offers    map[ID]Version // of it, newer than what is here, for which it was not asked
@@ -53,18 +53,18 @@ type neighbour struct {
 	exchange  limiter
 
 	// Routes.
-	served     limiter
-	activate   []uint32 // ingress RPs to ask for after this input
-	release    []uint32
-	confirm    bool // after this input, what it is asked for
-	confirmAt  time.Time
-	confirming bool // it may answer that it does something else
+	served limiter
+	graft  []uint32 // ingress RPs to ask for after this input
+	prune  []uint32
+	sum    bool // after this input, what it is asked for
+	sumAt  time.Time
+	summed bool // it may answer that it does something else
 }
 
 func newNeighbour(now time.Time, id ID) *neighbour {
 	return &neighbour{
 		id: id, since: now, interval: Interval,
-		have: make(map[ID]bool), offers: make(map[ID]Version),
+		untold: make(map[ID]bool), offers: make(map[ID]Version),
 	}
 }
 
@@ -172,7 +172,7 @@ func (c *Core) back(n *neighbour) {
 // before was asked for. What that one asked for goes on until it says otherwise.
 func (c *Core) renew(n *neighbour) {
 	n.away, n.since = time.Time{}, c.now
-	n.confirmAt = c.now.Add(2 * ConfirmDelay)
+	n.sumAt = c.now.Add(2 * RouteSumDelay)
 	for _, r := range c.order {
 		if r.asks(n.id) != nil {
 			c.ask(r, n.id)
@@ -244,7 +244,7 @@ func (c *Core) comeUp(n *neighbour) {
 		}
 	}
 	if c.cfg.resumes() {
-		n.confirmAt = c.settledAt // who asks for little yet must not release the rest
+		n.sumAt = c.settledAt // who asks for little yet must not prune the rest
 	}
 	c.publishWithin(delay)
 }
@@ -261,9 +261,9 @@ func (c *Core) down(n *neighbour) {
 	n.lost = min(n.lost+1, lostMax)
 	n.up, n.since, n.polled, n.away = false, c.now, time.Time{}, time.Time{}
 	n.spans, n.theirs, n.exchanged = false, false, false
-	n.activate, n.release, n.adverts = nil, nil, nil
-	n.confirm, n.confirming = false, false
-	clear(n.have)
+	n.graft, n.prune, n.adverts = nil, nil, nil
+	n.sum, n.summed = false, false
+	clear(n.untold)
 	clear(n.offers)
 	delete(c.awaited, n.id)
 	c.act(NeighbourDown{n.id})
@@ -298,11 +298,11 @@ func (c *Core) tickNeighbour(n *neighbour) {
 		}
 		n.digestAt = c.now.Add(DigestDelay + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay/4)))) // each neighbour at another time
 	}
-	if n.up && !n.isAway() && (n.tree || n.theirs) && !c.now.Before(n.confirmAt) {
-		n.confirm = true
-		n.confirmAt = c.now.Add(ConfirmDelay + time.Duration(c.cfg.Rand.Int64N(int64(ConfirmDelay/4))))
+	if n.up && !n.isAway() && (n.tree || n.theirs) && !c.now.Before(n.sumAt) {
+		n.sum = true
+		n.sumAt = c.now.Add(RouteSumDelay + time.Duration(c.cfg.Rand.Int64N(int64(RouteSumDelay/4))))
 	}
-	if len(n.have) > 0 && !c.now.Before(n.haveAt) {
+	if len(n.untold) > 0 && !c.now.Before(n.tellAt) {
 		c.tell(n)
 	}
 }

@@ -57,7 +57,7 @@ func number(id ID) int {
 // config is that of RP n in its life-th life.
 func config(n, life int) Config {
 	return Config{
-		Self: rp(n), Incarnation: uint32(100*n + life), Epoch: uint64(1000 + life), Groups: []uint32{groupA, groupB}, Budget: 8, Mode: tree.Last,
+		Self: rp(n), Incarnation: uint32(100*n + life), Epoch: uint64(1000 + life), Groups: []uint32{groupA, groupB}, Budget: 8, Mode: tree.Light,
 		Sign:    func(a Advert) (*Signed, error) { return Sign(a, keys[n-1]) },
 		Verify:  Verify,
 		Allowed: func([32]byte) bool { return true },

@@ -53,7 +53,7 @@ func TestAlwaysAgreesInTheEnd(t *testing.T) {
 			}
 			w.run(time.Duration(rapid.IntRange(0, 1500).Draw(t, "ms")) * time.Millisecond)
 		}
-		w.run(settleDelay)   // until then one that resumed releases nobody
+		w.run(settleDelay)   // until then one that resumed prunes nobody
 		if len(w.left) > 0 { // they are not waited for any longer
 			w.run(awayTime)
 		}

@@ -82,7 +82,7 @@ func (c *Core) SetPublishes(now time.Time, publishes bool) {
 }
 
 // Leave withdraws all links. The routes stay: children turn to other parents, and
-// release this one, before the process ends.
+// prune this one, before the process ends.
 func (c *Core) Leave(now time.Time) {
 	c.now = now
 	c.leaving = true

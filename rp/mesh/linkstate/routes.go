@@ -11,14 +11,14 @@ import (
 // route is this RP's place in the delivery of one ingress RP's datagrams. Trees say
 // who should be parent; children are those who asked.
 //
-// A change of parent: Activate to the new one, both are accepted from, RouteAck,
-// Overlap, Release to the old one, which is accepted for 2 x the longest round-trip
-// time more. When the parent misses hellos, Activate to the backup, which becomes
-// parent when the old one is down, and is released when that comes back.
+// A change of parent: Graft to the new one, both are accepted from, GraftAck,
+// Overlap, Prune to the old one, which is accepted for 2 x the longest round-trip
+// time more. When the parent misses hellos, Graft to the backup, which becomes
+// parent when the old one is down, and is pruned when that comes back.
 //
 // Parents and children are up. What a child asks its neighbours for is its own state
-// alone, see asks; children of a parent are a copy of it, kept by Activate and
-// Release. A copy that went wrong is found by Confirm, which says the sum of what is
+// alone, see asks; children of a parent are a copy of it, kept by Graft and
+// Prune. A copy that went wrong is found by RouteSum, which says the sum of what is
 // asked for, and repaired after Serving, which says the copy. The messages are in
 // order, so that neither takes what is under way for a difference.
 type route struct {
@@ -45,19 +45,19 @@ type route struct {
 type previous struct {
 	id ID
 	asking
-	release  time.Time // when Release goes out; zero until the new parent sends
-	released time.Time // until when it is accepted after that; zero before
+	pruneAt time.Time // when Prune goes out; zero until the new parent sends
+	pruned  time.Time // until when it is accepted after that; zero before
 }
 
 // asking is how far an upstream is with what it was asked for.
 type asking struct {
-	activate uint32 // the newest Activate
-	acked    bool   // by its RouteAck
+	graft uint32 // the newest Graft
+	acked bool   // by its GraftAck
 }
 
 const (
-	activateTimeout = 300 * time.Millisecond // and two round trips
-	goneDelay       = 30 * time.Second
+	graftTimeout = 300 * time.Millisecond // and two round trips
+	goneDelay    = 30 * time.Second
 )
 
 func (c *Core) route(ingress uint32) *route {
@@ -134,13 +134,13 @@ func (c *Core) setParent(r *route, id ID) {
 		if p.id != id {
 			return false
 		}
-		if asked = p.released.IsZero(); asked {
+		if asked = p.pruned.IsZero(); asked {
 			r.asking = p.asking
 		}
 		return true
 	})
 	for i := range r.old {
-		r.old[i].release = time.Time{}
+		r.old[i].pruneAt = time.Time{}
 	}
 	if !asked {
 		c.ask(r, id)
@@ -151,13 +151,13 @@ func (c *Core) setParent(r *route, id ID) {
 	c.keepFew(r)
 }
 
-// asks tells what an upstream was asked for and not released from; nil for nothing.
+// asks tells what an upstream was asked for and not pruned from; nil for nothing.
 func (r *route) asks(id ID) *asking {
 	if r.parent == id {
 		return &r.asking
 	}
 	for i := range r.old {
-		if p := &r.old[i]; p.id == id && p.released.IsZero() {
+		if p := &r.old[i]; p.id == id && p.pruned.IsZero() {
 			return &p.asking
 		}
 	}
@@ -166,14 +166,14 @@ func (r *route) asks(id ID) *asking {
 
 func (c *Core) ask(r *route, id ID) {
 	n := c.neighbour(id)
-	n.activate = append(n.activate, r.ingress)
+	n.graft = append(n.graft, r.ingress)
 }
 
 // keepFew ends the oldest upstreams besides the parent, those first that do not send yet.
 func (c *Core) keepFew(r *route) {
 	for len(r.old) > previousKept {
 		i := max(0, slices.IndexFunc(r.old, func(p previous) bool { return !p.acked }))
-		c.release(r, r.old[i].id)
+		c.prune(r, r.old[i].id)
 		r.old = slices.Delete(r.old, i, i+1)
 	}
 }
@@ -181,12 +181,12 @@ func (c *Core) keepFew(r *route) {
 // doubt asks the backups of a parent that may be down.
 func (c *Core) doubt(n *neighbour) {
 	for _, r := range c.order {
-		if r.parent != n.id || slices.ContainsFunc(r.old, func(p previous) bool { return p.released.IsZero() && c.answers(p.id) }) {
+		if r.parent != n.id || slices.ContainsFunc(r.old, func(p previous) bool { return p.pruned.IsZero() && c.answers(p.id) }) {
 			continue
 		}
 		if b := c.backup(r); b != 0 {
 			r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == b })
-			r.old = append(r.old, previous{id: b, release: c.now.Add(Overlap)})
+			r.old = append(r.old, previous{id: b, pruneAt: c.now.Add(Overlap)})
 			c.ask(r, b)
 			c.keepFew(r)
 			c.touch(r)
@@ -207,8 +207,8 @@ func (c *Core) backup(r *route) ID {
 // overlap lets the old parents end some time after the new one sends.
 func (c *Core) overlap(r *route) {
 	for i := range r.old {
-		if r.old[i].release.IsZero() {
-			r.old[i].release = c.now.Add(max(Overlap, 2*c.longest()))
+		if r.old[i].pruneAt.IsZero() {
+			r.old[i].pruneAt = c.now.Add(max(Overlap, 2*c.longest()))
 		}
 	}
 }
@@ -221,17 +221,17 @@ func (c *Core) longest() (rtt time.Duration) {
 	return max(rtt, minimumOverlap)
 }
 
-// release tells a neighbour at the end of this input that it is not asked any more.
-func (c *Core) release(r *route, id ID) {
+// prune tells a neighbour at the end of this input that it is not asked any more.
+func (c *Core) prune(r *route, id ID) {
 	if n := c.neighbour(id); n != nil && n.up {
-		n.release = append(n.release, r.ingress)
+		n.prune = append(n.prune, r.ingress)
 	}
 }
 
-func (c *Core) releaseAll(r *route) {
+func (c *Core) pruneAll(r *route) {
 	for _, n := range c.neighbours {
 		if r.asks(n.id) != nil {
-			c.release(r, n.id)
+			c.prune(r, n.id)
 		}
 	}
 }
@@ -240,7 +240,7 @@ func (c *Core) releaseAll(r *route) {
 // wanted one, or a backup.
 func (c *Core) recover(r *route) {
 	for i := len(r.old) - 1; i >= 0; i-- {
-		if p := r.old[i]; p.released.IsZero() && c.alive(p.id) {
+		if p := r.old[i]; p.pruned.IsZero() && c.alive(p.id) {
 			c.setParent(r, p.id)
 			return
 		}
@@ -272,10 +272,10 @@ func (c *Core) lost(n *neighbour) {
 
 func compareRoute(a, b *route) int { return cmp.Compare(a.ingress, b.ingress) }
 
-// activated makes a neighbour a child. One that asks too often is not served from the
+// grafted makes a neighbour a child. One that asks too often is not served from the
 // cache. There is no answer to one that is not heard, or that asks for too much: it
 // turns to others.
-func (c *Core) activated(n *neighbour, m *Activate) {
+func (c *Core) grafted(n *neighbour, m *Graft) {
 	if !n.up {
 		return
 	}
@@ -301,10 +301,10 @@ func (c *Core) activated(n *neighbour, m *Activate) {
 		}
 		c.serves = append(c.serves, Serve{n.id, a.Ingress, a.Marks})
 	}
-	c.send(n, &RouteAck{m.ID})
+	c.send(n, &GraftAck{m.ID})
 }
 
-func (c *Core) released(n *neighbour, m *Release) {
+func (c *Core) pruned(n *neighbour, m *Prune) {
 	for _, ingress := range m.Ingress {
 		if r := c.routes[ingress]; r != nil && r.children[n.id] {
 			delete(r.children, n.id)
@@ -313,10 +313,10 @@ func (c *Core) released(n *neighbour, m *Release) {
 	}
 }
 
-func (c *Core) routeAcked(n *neighbour, m *RouteAck) {
+func (c *Core) graftAcked(n *neighbour, m *GraftAck) {
 	for _, r := range c.order {
 		a := r.asks(n.id)
-		if a == nil || a.acked || a.activate != m.ID {
+		if a == nil || a.acked || a.graft != m.ID {
 			continue
 		}
 		a.acked = true
@@ -345,20 +345,20 @@ func sumOf(ingress []uint32) (sum uint32) {
 	return sum
 }
 
-// confirmed answers when a neighbour is served with something else than it asks for.
-func (c *Core) confirmed(n *neighbour, m *Confirm) {
+// compareRoutes answers when a neighbour is served with something else than it asks for.
+func (c *Core) compareRoutes(n *neighbour, m *RouteSum) {
 	if serving := c.serving(n); sumOf(serving) != m.Sum && n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
 		c.send(n, &Serving{serving})
 	}
 }
 
 // repair asks a neighbour anew for what it acknowledged and does not know any more,
-// and releases it from what it was not asked for.
+// and prunes it from what it was not asked for.
 func (c *Core) repair(n *neighbour, m *Serving) {
-	if !n.up || !n.confirming { // nobody is asked for it oftener than that
+	if !n.up || !n.summed { // nobody is asked for it oftener than that
 		return
 	}
-	n.confirming = false
+	n.summed = false
 	c.stats.Repairs++
 	for _, r := range c.order {
 		a := r.asks(n.id)
@@ -371,7 +371,7 @@ func (c *Core) repair(n *neighbour, m *Serving) {
 		}
 		c.ask(r, n.id)
 	}
-	n.release = append(n.release, m.Ingress...) // but for those that are asked for
+	n.prune = append(n.prune, m.Ingress...) // but for those that are asked for
 }
 
 // tickRoutes ends what is over, and gives up parents that do not answer.
@@ -380,7 +380,7 @@ func (c *Core) tickRoutes() {
 		if !due(r.gone, c.now) {
 			return false
 		}
-		c.releaseAll(r)
+		c.pruneAll(r)
 		delete(c.routes, r.ingress)
 		c.act(RouteGone{r.ingress})
 		c.stats.Changed = c.now
@@ -395,7 +395,7 @@ func (c *Core) tickRoutes() {
 			r.failedUntil = time.Time{}
 			c.computeSoon()
 		}
-		if n := c.neighbour(r.parent); n != nil && !r.acked && c.now.Sub(r.since) > activateTimeout+2*n.rtt {
+		if n := c.neighbour(r.parent); n != nil && !r.acked && c.now.Sub(r.since) > graftTimeout+2*n.rtt {
 			c.stats.Timeouts++
 			c.turnAway(r)
 		} else if r.parent != r.wanted {
@@ -406,13 +406,13 @@ func (c *Core) tickRoutes() {
 
 func (c *Core) tickOld(r *route) {
 	for i := range r.old {
-		if p := &r.old[i]; p.released.IsZero() && due(p.release, c.now) {
-			c.release(r, p.id)
-			p.released = c.now.Add(2 * c.longest())
+		if p := &r.old[i]; p.pruned.IsZero() && due(p.pruneAt, c.now) {
+			c.prune(r, p.id)
+			p.pruned = c.now.Add(2 * c.longest())
 		}
 	}
 	before := len(r.old)
-	r.old = slices.DeleteFunc(r.old, func(p previous) bool { return due(p.released, c.now) })
+	r.old = slices.DeleteFunc(r.old, func(p previous) bool { return due(p.pruned, c.now) })
 	if len(r.old) != before {
 		c.touch(r)
 	}
@@ -428,7 +428,7 @@ func (c *Core) turnAway(r *route) {
 		r.wanted = 0
 	}
 	r.backups = slices.DeleteFunc(r.backups, func(id ID) bool { return id == failed })
-	c.release(r, failed)
+	c.prune(r, failed)
 	r.failed, r.failedUntil = failed, c.now.Add(TreesDelay)
 	c.recover(r)
 }
@@ -464,31 +464,31 @@ func (c *Core) flushAsks(n *neighbour) {
 		r := c.routes[ingress]
 		return r != nil && r.asks(n.id) != nil
 	}
-	activate := slices.DeleteFunc(n.activate, func(ingress uint32) bool { return !asked(ingress) })
-	for chunk := range slices.Chunk(activate, sendRoutes) {
+	graft := slices.DeleteFunc(n.graft, func(ingress uint32) bool { return !asked(ingress) })
+	for chunk := range slices.Chunk(graft, sendRoutes) {
 		c.lastID++
-		m := &Activate{ID: c.lastID}
+		m := &Graft{ID: c.lastID}
 		for _, ingress := range chunk {
-			c.routes[ingress].asks(n.id).activate = m.ID
-			m.Routes = append(m.Routes, Activation{ingress, c.cfg.Marks(ingress)})
+			c.routes[ingress].asks(n.id).graft = m.ID
+			m.Routes = append(m.Routes, GraftRoute{ingress, c.cfg.Marks(ingress)})
 		}
-		c.stats.Activations += uint64(len(chunk))
+		c.stats.Grafts += uint64(len(chunk))
 		c.send(n, m)
 	}
-	release := slices.DeleteFunc(n.release, asked)
-	for chunk := range slices.Chunk(release, MaxVersions) {
-		c.send(n, &Release{chunk})
+	prune := slices.DeleteFunc(n.prune, asked)
+	for chunk := range slices.Chunk(prune, MaxVersions) {
+		c.send(n, &Prune{chunk})
 	}
-	n.activate, n.release = nil, nil
-	if n.confirm { // behind what it sums up
-		n.confirm, n.confirming = false, true
+	n.graft, n.prune = nil, nil
+	if n.sum { // behind what it sums up
+		n.sum, n.summed = false, true
 		var all []uint32
 		for _, r := range c.order {
 			if r.asks(n.id) != nil {
 				all = append(all, r.ingress)
 			}
 		}
-		c.send(n, &Confirm{sumOf(all)})
+		c.send(n, &RouteSum{sumOf(all)})
 	}
 }
 

@@ -30,7 +30,7 @@ func TestMeshAgrees(t *testing.T) {
 	for n := range 4 {
 		require.Empty(t, took[Route](w, n+1), "nothing changes when all is quiet")
 		for _, s := range took[Send](w, n+1) {
-			require.IsType(t, &Confirm{}, s.Message)
+			require.IsType(t, &RouteSum{}, s.Message)
 		}
 		require.Zero(t, w.cores[n+1].Stats().Repairs)
 	}
@@ -113,11 +113,11 @@ func TestFailover(t *testing.T) {
 	w.hear(4, 2)
 	w.kill(2)
 	w.run(215 * time.Millisecond)
-	require.Empty(t, sent[*Activate](w, 4, 3))
+	require.Empty(t, sent[*Graft](w, 4, 3))
 	w.run(70 * time.Millisecond)
-	activate := sent[*Activate](w, 4, 3)
-	require.Len(t, activate, 1)
-	require.Equal(t, []Activation{{ingress1, []Mark{{groupA, ingress1}}}}, activate[0].Routes)
+	graft := sent[*Graft](w, 4, 3)
+	require.Len(t, graft, 1)
+	require.Equal(t, []GraftRoute{{ingress1, []Mark{{groupA, ingress1}}}}, graft[0].Routes)
 	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3), Previous: []ID{rp(3)}}, w.route(4, ingress1),
 		"both are accepted from")
 	require.Equal(t, []ID{rp(4)}, []ID{w.route(3, ingress1).Children[0].ID})
@@ -136,8 +136,8 @@ func TestFailover(t *testing.T) {
 	w.start(2)
 	w.run(10 * time.Second)
 	require.Equal(t, rp(2), w.route(4, ingress1).Parent)
-	require.Len(t, sent[*Activate](w, 4, 2), 1)
-	require.Len(t, sent[*Release](w, 4, 3), 1)
+	require.Len(t, sent[*Graft](w, 4, 2), 1)
+	require.Len(t, sent[*Prune](w, 4, 3), 1)
 	require.Empty(t, w.route(3, ingress1).Children)
 	var previous bool
 	for _, r := range took[Route](w, 4) {
@@ -146,7 +146,7 @@ func TestFailover(t *testing.T) {
 	require.True(t, previous, "the old parent was accepted besides")
 }
 
-// A parent that was only late stays, and the backup is released.
+// A parent that was only late stays, and the backup is pruned.
 func TestFalseAlarm(t *testing.T) {
 	w := square(t)
 	w.hear(4, 2)
@@ -155,15 +155,15 @@ func TestFalseAlarm(t *testing.T) {
 	w.cut[pair(2, 4)] = false
 	w.run(5 * time.Second)
 	require.Empty(t, took[NeighbourDown](w, 4))
-	require.Len(t, sent[*Activate](w, 4, 3), 1)
-	require.Len(t, sent[*Release](w, 4, 3), 1)
+	require.Len(t, sent[*Graft](w, 4, 3), 1)
+	require.Len(t, sent[*Prune](w, 4, 3), 1)
 	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3)}, w.route(4, ingress1))
 	require.Empty(t, w.route(3, ingress1).Children)
 }
 
-// A link is silent for a second while a restarted mesh finds its trees: a Release is
+// A link is silent for a second while a restarted mesh finds its trees: a Prune is
 // lost on it, and the same parent is asked again soon after.
-func TestReleaseIsLost(t *testing.T) {
+func TestPruneIsLost(t *testing.T) {
 	w := newNetwork(t)
 	for n := range 5 {
 		w.start(n + 1)
@@ -183,7 +183,7 @@ func TestReleaseIsLost(t *testing.T) {
 	requireAgreement(t, w)
 }
 
-// What a parent does besides what it is asked for is found by the next Confirm.
+// What a parent does besides what it is asked for is found by the next RouteSum.
 func TestRepair(t *testing.T) {
 	w := square(t)
 	w.run(2 * time.Second)
@@ -196,21 +196,21 @@ func TestRepair(t *testing.T) {
 	w.perform(2)
 	w.perform(3)
 	require.Empty(t, w.route(2, ingress1).Children)
-	w.run(ConfirmDelay*5/4 + Interval) // 4 learns of the edge to 3 by a hello
+	w.run(RouteSumDelay*5/4 + Interval) // 4 learns of the edge to 3 by a hello
 	require.Equal(t, []Child{{ID: rp(4)}}, w.route(2, ingress1).Children)
 	require.Empty(t, w.route(3, ingress1).Children)
 	require.Equal(t, uint64(2), w.cores[4].Stats().Repairs)
-	require.Len(t, sent[*Activate](w, 4, 2), 1)
-	require.Equal(t, []*Release{{[]uint32{ingress1}}}, sent[*Release](w, 4, 3))
+	require.Len(t, sent[*Graft](w, 4, 2), 1)
+	require.Equal(t, []*Prune{{[]uint32{ingress1}}}, sent[*Prune](w, 4, 3))
 	require.Len(t, took[Serve](w, 2), 1, "the cache has what was missed")
 
-	w.run(ConfirmDelay * 2)
+	w.run(RouteSumDelay * 2)
 	require.Equal(t, uint64(2), w.cores[4].Stats().Repairs)
 	requireAgreement(t, w)
 }
 
 // A new parent that does not acknowledge is left for one that still sends.
-func TestActivateWithoutAnswer(t *testing.T) {
+func TestGraftWithoutAnswer(t *testing.T) {
 	w := square(t)
 	c := w.cores[4]
 	c.now = w.now
@@ -227,7 +227,7 @@ func TestActivateWithoutAnswer(t *testing.T) {
 
 // A parent that the tree wants, and that never acknowledges, is asked about once per second,
 // however often trees are computed.
-func TestActivateWithoutAnswerAgain(t *testing.T) {
+func TestGraftWithoutAnswerAgain(t *testing.T) {
 	w := square(t)
 	c := w.cores[4]
 	r := c.routes[ingress1]
@@ -238,10 +238,10 @@ func TestActivateWithoutAnswerAgain(t *testing.T) {
 	for range 500 {
 		c.changed(rp(1))
 		w.run(10 * time.Millisecond)
-		r.acked, r.activate = false, 0 // as if no RouteAck came
+		r.acked, r.graft = false, 0 // as if no GraftAck came
 	}
-	require.Less(t, len(sent[*Activate](w, 4, 3)), 7)
-	require.Greater(t, len(sent[*Activate](w, 4, 3)), 2)
+	require.Less(t, len(sent[*Graft](w, 4, 3)), 7)
+	require.Greater(t, len(sent[*Graft](w, 4, 3)), 2)
 }
 
 // Of many upstreams the one that sends stays, until another one does.
@@ -475,7 +475,7 @@ func TestAway(t *testing.T) {
 	w.run(2 * time.Second)
 	require.Equal(t, before[2], w.route(2, ingress1))
 	require.Equal(t, uint64(1), w.cores[2].Stats().Published, "with all links at once")
-	require.Len(t, sent[*Activate](w, 4, 2), 1)
+	require.Len(t, sent[*Graft](w, 4, 2), 1)
 	w.run(20 * time.Second)
 	for n := 1; n <= 4; n++ {
 		require.Equal(t, before[n], w.route(n, ingress1))
@@ -484,7 +484,7 @@ func TestAway(t *testing.T) {
 		}
 		require.Empty(t, took[NeighbourDown](w, n))
 		for m := 1; m <= 4; m++ {
-			require.Empty(t, sent[*Release](w, n, m))
+			require.Empty(t, sent[*Prune](w, n, m))
 		}
 		require.Equal(t, w.cores[1].Sums(), w.cores[n].Sums())
 	}
@@ -498,7 +498,7 @@ func TestAwayForGood(t *testing.T) {
 	w.detach(3) // the backup
 	w.cut[pair(2, 4)] = true
 	w.run(time.Second)
-	require.Empty(t, sent[*Activate](w, 4, 3))
+	require.Empty(t, sent[*Graft](w, 4, 3))
 	require.Zero(t, w.route(4, ingress1).Parent, "nobody else is there")
 	w.cut[pair(2, 4)] = false
 	w.run(LinkDelay + 2*time.Second)

@@ -13,21 +13,34 @@ type Mode uint8
 
 // Modes.
 const (
-	Star Mode = iota // one hop wherever the root has a link
-	Last             // light approximate shortest-path tree
+	Star  Mode = iota // one hop wherever the root has a link
+	Light             // light approximate shortest-path tree
 )
 
 func (m Mode) String() string {
 	switch m {
 	case Star:
 		return "star"
-	case Last:
-		return "last"
+	case Light:
+		return "light"
 	}
 	return fmt.Sprintf("mode-%d", uint8(m))
 }
 
-// Alpha of Last: how much longer than the shortest path the way to a node may be,
+// ParseMode returns the Mode with a name.
+func ParseMode(name string) (Mode, error) {
+	for _, m := range []Mode{Star, Light} {
+		if m.String() == name {
+			return m, nil
+		}
+	}
+	if name == "last" {
+		return 0, fmt.Errorf("mode %q is called %q now", name, Light)
+	}
+	return 0, fmt.Errorf("%q is neither light nor star", name)
+}
+
+// Alpha of Light: how much longer than the shortest path the way to a node may be,
 // in percent. Less is faster, more is lighter.
 const (
 	MinAlpha     = 101
@@ -78,7 +91,7 @@ func (tr *Tree) Build(t *Topology, s *SPT, mode Mode, alpha int) {
 	if mode == Star {
 		tr.star(t, s)
 	} else {
-		tr.last(t, s, uint64(max(alpha, MinAlpha)))
+		tr.light(t, s, uint64(max(alpha, MinAlpha)))
 	}
 	tr.limit(t)
 }
@@ -90,11 +103,11 @@ func (tr *Tree) star(t *Topology, s *SPT) {
 	}
 }
 
-// last is the algorithm of Khuller, Raghavachari and Young (1995): walk around the
+// light is the algorithm of Khuller, Raghavachari and Young (1995): walk around the
 // minimum spanning tree; where the way so far is longer than alpha times the
 // shortest path, go on from that path. No node is then farther than alpha times its
 // shortest distance, and the tree costs at most 1 + 2/(alpha - 1) times the minimum.
-func (tr *Tree) last(t *Topology, s *SPT, alpha uint64) {
+func (tr *Tree) light(t *Topology, s *SPT, alpha uint64) {
 	tr.dist[tr.Root] = 0
 	tr.walk = append(tr.walk[:0], step{node: int32(tr.Root), from: None})
 	for len(tr.walk) > 0 {

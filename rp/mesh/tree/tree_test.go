@@ -75,7 +75,7 @@ func build(t *Topology, root ID, mode Mode, alpha int) *Tree {
 	return &tr
 }
 
-var modes = rapid.SampledFrom([]Mode{Star, Last})
+var modes = rapid.SampledFrom([]Mode{Star, Light})
 
 // TestSameEverywhere: who has the same links has the same trees, which hold each
 // node once and have no loops.
@@ -115,7 +115,7 @@ func TestLastIsShortAndLight(t *testing.T) {
 		alpha := rapid.IntRange(MinAlpha, 500).Draw(t, "alpha")
 		s := NewSPT(g, root)
 		var tr Tree
-		tr.Build(g, s, Last, alpha)
+		tr.Build(g, s, Light, alpha)
 		dist, _ := tr.Distances(g)
 		var weight uint64
 		for v, p := range tr.Parent {
@@ -203,7 +203,7 @@ func TestStar(t *testing.T) {
 	g.SetCost(2, 3, 10)
 	g.Commit()
 	require.Equal(t, map[ID]ID{2: 1, 3: 1, 4: 3}, parents(g, build(g, 1, Star, 0)))
-	require.Equal(t, map[ID]ID{2: 1, 3: 2, 4: 3}, parents(g, build(g, 1, Last, DefaultAlpha)))
+	require.Equal(t, map[ID]ID{2: 1, 3: 2, 4: 3}, parents(g, build(g, 1, Light, DefaultAlpha)))
 }
 
 // A square with a diagonal tail: the other way around is the backup, not what stands below.
@@ -216,7 +216,7 @@ func TestBackups(t *testing.T) {
 		g.SetCost(l[0], l[1], uint32(l[2]))
 	}
 	g.Commit()
-	tr := build(g, 1, Last, 110)
+	tr := build(g, 1, Light, 110)
 	require.Equal(t, map[ID]ID{2: 1, 3: 1, 4: 2, 5: 4, 6: 2}, parents(g, tr))
 	require.Equal(t, []int{2, 5}, tr.Backups(g, 3, 3), "3 avoids the parent, 6 does not, 5 stands below")
 	require.Equal(t, []int{2}, tr.Backups(g, 3, 1))
@@ -267,7 +267,7 @@ func BenchmarkNodeDown(b *testing.B) {
 	paths, trees := make([]*SPT, 1000), make([]Tree, 1000)
 	for r := range paths {
 		paths[r] = NewSPT(g, r)
-		trees[r].Build(g, paths[r], Last, DefaultAlpha)
+		trees[r].Build(g, paths[r], Light, DefaultAlpha)
 	}
 	for b.Loop() {
 		node := rng.IntN(1000)
@@ -277,7 +277,7 @@ func BenchmarkNodeDown(b *testing.B) {
 		changes := g.Commit()
 		for r := range paths {
 			if trees[r].Outdated(g, paths[r].Update(g, changes)) {
-				trees[r].Build(g, paths[r], Last, DefaultAlpha)
+				trees[r].Build(g, paths[r], Light, DefaultAlpha)
 			}
 		}
 		b.StopTimer()
@@ -287,8 +287,20 @@ func BenchmarkNodeDown(b *testing.B) {
 		changes = g.Commit()
 		for r := range paths {
 			paths[r].Update(g, changes)
-			trees[r].Build(g, paths[r], Last, DefaultAlpha)
+			trees[r].Build(g, paths[r], Light, DefaultAlpha)
 		}
 		b.StartTimer()
 	}
+}
+
+func TestParseMode(t *testing.T) {
+	for _, m := range []Mode{Star, Light} {
+		got, err := ParseMode(m.String())
+		require.NoError(t, err)
+		require.Equal(t, m, got)
+	}
+	_, err := ParseMode("last")
+	require.ErrorContains(t, err, `"light"`)
+	_, err = ParseMode("ring")
+	require.ErrorContains(t, err, "neither light nor star")
 }
