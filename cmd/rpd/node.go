@@ -77,6 +77,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 			Probes:      proto.MaxProbes * cfg.Limits.MaxPer64,
 			ProbeWindow: probeWindow,
 			Joins:       cfg.Limits.JoinRate,
+			JoinsPer48:  cfg.Limits.JoinRatePer48,
 			JoinsPer64:  cfg.Limits.JoinRatePer64,
 		},
 		Lease:         time.Duration(cfg.Limits.Lease),

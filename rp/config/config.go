@@ -106,6 +106,7 @@ type Limits struct {
 	EgressLimit uint64 `toml:"egress_limit"`
 
 	JoinRate      int `toml:"join_rate"`        // joins per second
+	JoinRatePer48 int `toml:"join_rate_per_48"` // of one /48
 	JoinRatePer64 int `toml:"join_rate_per_64"` // of one /64
 }
 
@@ -157,7 +158,8 @@ func Default() Config {
 			PublishRate:  2000,
 			PublishBurst: 512,
 
-			JoinRate:      500,
+			JoinRate:      1000,
+			JoinRatePer48: 256,
 			JoinRatePer64: 16,
 		},
 		Admission: Admission{Join: "open", Publish: "open"},
@@ -307,6 +309,7 @@ func (c *Config) check() error {
 		{"limits.max_per_64", c.Limits.MaxPer64},
 		{"limits.max_per_48", c.Limits.MaxPer48},
 		{"limits.join_rate", c.Limits.JoinRate},
+		{"limits.join_rate_per_48", c.Limits.JoinRatePer48},
 		{"limits.join_rate_per_64", c.Limits.JoinRatePer64},
 	} {
 		if limit.n < 0 {

@@ -82,6 +82,7 @@ publish_egress = 8
 mesh_egress = 9
 egress_limit = 10
 join_rate = 11
+join_rate_per_48 = 13
 join_rate_per_64 = 12
 [admission]
 join = "list"
@@ -101,7 +102,7 @@ level = "debug"
 		Discovery: Discovery{Port: 10, DNS: []string{dnsTree}, Discv5: true, Bootnodes: []string{boot}, Allow: []enode.ID{{3}}, Open: true},
 		Datapath:  Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery:  Delivery{GroupPort: 8, HopLimit: 9},
-		Limits:    Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer64: 12},
+		Limits:    Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer48: 13, JoinRatePer64: 12},
 		Admission: Admission{Join: "list", Publish: "list",
 			List: []string{peer, "0x0500000000000000000000000000000000000000000000000000000000000000"}},
 		Admin: Admin{Socket: "/s"},

@@ -29,9 +29,26 @@ type Limits struct {
 	Probes      int
 	ProbeWindow time.Duration
 
-	// Joins and JoinsPer64 are joins per second, in all and of one /64; as many may
-	// come at once.
-	Joins, JoinsPer64 int
+	// Joins, JoinsPer48 and JoinsPer64 are joins per second, in all, of one /48 and of one
+	// /64; as many may come at once. Who asks for more takes nothing from who asks for
+	// little, see Shares.
+	Joins, JoinsPer48, JoinsPer64 int
+}
+
+func (l *Limits) joins() Rates {
+	return Rates{All: float64(l.Joins), Per48: float64(l.JoinsPer48), Per64: float64(l.JoinsPer64)}
+}
+
+// switches are more than joins: when another RP dies, all that stand by here are activated
+// within a second, and each session of a prefix must be able to.
+func (l *Limits) switches() Rates {
+	least := func(joins, sessions int) float64 {
+		if joins == 0 || sessions == 0 {
+			return 0
+		}
+		return float64(max(joins, sessions))
+	}
+	return Rates{All: 4 * float64(l.Joins), Per48: least(l.JoinsPer48, l.Per48), Per64: least(l.JoinsPer64, l.Per64)}
 }
 
 // Table is the set of sessions. It is safe for concurrent use.
@@ -40,10 +57,10 @@ type Limits struct {
 // a member of groups, suspended when it goes on without them, and released; a link to a neighbouring RP and a multicast
 // channel only take an index. Refusals are *proto.Error with ReasonFull.
 type Table struct {
-	limits Limits
-	rand   io.Reader
+	rand io.Reader
 
 	mu       sync.Mutex
+	limits   Limits
 	sessions map[uint32]*session
 	peers    int // sessions of peers
 	per64    map[netip.Prefix]int
@@ -51,9 +68,8 @@ type Table struct {
 	members  map[uint32]int // admitted sessions by group
 	probes   map[netip.Prefix]*probeCount
 	sweep    time.Time // when old probe counts are dropped next
-	joins    time.Time // when the bucket of all joins is full again
-	joins64  map[netip.Prefix]time.Time
-	tidy     time.Time // when full buckets are dropped next
+	joins    *Shares
+	switches *Shares // into groups and out of them
 }
 
 type session struct {
@@ -77,52 +93,33 @@ func New(limits Limits, rand io.Reader) *Table {
 		per48:    make(map[netip.Prefix]int),
 		members:  make(map[uint32]int),
 		probes:   make(map[netip.Prefix]*probeCount),
-		joins64:  make(map[netip.Prefix]time.Time),
+		joins:    NewShares(limits.joins(), time.Second),
+		switches: NewShares(limits.switches(), time.Second),
 	}
 }
 
-// joinBurst is the time whose joins may come at once.
-const joinBurst = time.Second
+// SetLimits changes the limits from now on. Sessions that are beyond them stay.
+func (t *Table) SetLimits(limits Limits) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limits = limits
+	t.joins.SetRates(limits.joins())
+	t.switches.SetRates(limits.switches())
+}
 
 // Join accounts for one join from addr, or refuses it.
 func (t *Table) Join(now time.Time, addr netip.Addr) error {
-	p64, _ := prefixes(addr)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !now.Before(t.tidy) {
-		for p, due := range t.joins64 {
-			if !due.After(now) {
-				delete(t.joins64, p)
-			}
-		}
-		t.tidy = now.Add(joinBurst)
-	}
-	all, ok := take(now, t.joins, t.limits.Joins)
-	if !ok {
-		return full("%d joins per second", t.limits.Joins)
-	}
-	site, ok := take(now, t.joins64[p64], t.limits.JoinsPer64)
-	if !ok {
-		return full("%d joins per second of %v", t.limits.JoinsPer64, p64)
-	}
-	t.joins = all
-	if t.limits.JoinsPer64 > 0 {
-		t.joins64[p64] = site
-	}
-	return nil
+	return t.joins.Take(now, addr, 1)
 }
 
-// take takes one from a bucket of rate per second that is full again at due, and
-// returns when it will be then. A rate of 0 is no limit.
-func take(now, due time.Time, rate int) (time.Time, bool) {
-	if rate == 0 {
-		return due, true
-	}
-	if due.Before(now) {
-		due = now
-	}
-	due = due.Add(time.Second / time.Duration(rate))
-	return due, !due.After(now.Add(joinBurst))
+// Switch accounts for one session of addr that goes into its groups or out of them, or
+// refuses it.
+func (t *Table) Switch(now time.Time, addr netip.Addr) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.switches.Take(now, addr, 1)
 }
 
 // Reserve returns the index of a new session for a peer at addr, which is IPv6.
@@ -246,12 +243,12 @@ func (t *Table) Release(index uint32) {
 
 // Probe accounts for one PROBE to addr, or refuses it.
 func (t *Table) Probe(now time.Time, addr netip.Addr) error {
-	if t.limits.Probes == 0 {
-		return nil
-	}
 	p64, _ := prefixes(addr)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.limits.Probes == 0 {
+		return nil
+	}
 	if !now.Before(t.sweep) {
 		for p, c := range t.probes {
 			if now.Sub(c.since) >= t.limits.ProbeWindow {

@@ -80,40 +80,6 @@ func TestProbesAreLimitedPerWindow(t *testing.T) {
 	require.NoError(t, New(Limits{}, seeded()).Probe(t0, a))
 }
 
-func TestJoinsAreLimitedPerSecond(t *testing.T) {
-	table := New(Limits{Joins: 4, JoinsPer64: 2}, seeded())
-	a, b, c := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:0:1::1"), netip.MustParseAddr("2001:db8:0:2::1")
-	for _, step := range []struct {
-		after time.Duration
-		addr  netip.Addr
-		want  string
-	}{
-		{0, a, ""},
-		{0, a, ""},
-		{0, a, "full: 2 joins per second of 2001:db8::/64"},
-		{0, b, ""},
-		{0, b, ""},
-		{0, c, "full: 4 joins per second"},
-		{250 * time.Millisecond, c, ""}, // one more each quarter of a second
-		{250 * time.Millisecond, c, "full: 4 joins per second"},
-		{500 * time.Millisecond, a, ""}, // refusals cost nothing
-		{10 * time.Second, c, ""},
-	} {
-		err := table.Join(t0.Add(step.after), step.addr)
-		if step.want == "" {
-			require.NoError(t, err, "%v", step)
-		} else {
-			require.EqualError(t, err, step.want, "%v", step)
-		}
-	}
-	require.Len(t, table.joins64, 1, "full buckets are forgotten")
-	free := New(Limits{}, seeded())
-	for range 100 {
-		require.NoError(t, free.Join(t0, a))
-	}
-	require.Empty(t, free.joins64)
-}
-
 // TestAnyOrder does anything in any order beside a plain model, and compares all
 // counts after each step.
 func TestAnyOrder(t *testing.T) {

@@ -38,15 +38,9 @@ const (
 // may be again.
 const replayCost = 10
 
-var (
-	// replays limits what a peer is sent from the cache, whatever its session: twice at
-	// once, for it may change RPs again, then as often as the cache is another one.
-	replays = datapath.NewPolicer(1, replayCost+1)
-
-	// joins limits the Joins and Resumes of a peer. The back-off keeps them half a second
-	// apart (SPEC 8.1), but for those that are tried in another way at once.
-	joins = datapath.NewPolicer(2, 10)
-)
+// replays limits what a peer is sent from the cache, whatever its session: twice at
+// once, for it may change RPs again, then as often as the cache is another one.
+var replays = datapath.NewPolicer(1, replayCost+1)
 
 var (
 	errStopping = errors.New("rp stops")
@@ -173,8 +167,8 @@ func (c *conn) handle(r msgio.Received[proto.Message]) {
 		c.end(errLost, r.Err)
 		return
 	}
-	if c.joinsTooFast(now, r.Message) {
-		c.violation(&proto.Error{Reason: proto.ReasonUnexpected, Detail: "joins faster than the back-off"})
+	if err := c.tooFast(now, r.Message); err != nil {
+		c.violation(err)
 		return
 	}
 	if err := c.adm.Handle(now, r.Message); err != nil {
@@ -192,19 +186,22 @@ func (c *conn) handle(r msgio.Received[proto.Message]) {
 	c.perform(now)
 }
 
-// joinsTooFast accounts for a message that asks for a session.
-func (c *conn) joinsTooFast(now time.Time, m proto.Message) bool {
+// tooFast accounts for a message that changes the session, and returns the violation
+// when there are too many.
+func (c *conn) tooFast(now time.Time, m proto.Message) error {
+	at := c.srv.clock.at(now)
 	switch m.(type) {
 	case *proto.Join, *proto.Resume:
-	default:
-		return false
+		if !joins.Conforms(c.joined, at) {
+			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "joins faster than the back-off"}
+		}
+		c.joined = joins.Charge(c.joined, at, 1)
+	case *proto.Activate, *proto.Deactivate:
+		if !c.srv.switches.take(at, c.id) {
+			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "activates and deactivates more than once a second"}
+		}
 	}
-	at := uint64(now.UnixNano())
-	if !joins.Conforms(c.joined, at) {
-		return true
-	}
-	c.joined = joins.Charge(c.joined, at, 1)
-	return false
+	return nil
 }
 
 // violation ends the connection because of a message that is none.
@@ -269,7 +266,7 @@ func (c *conn) perform(now time.Time) {
 			case proto.Readmit:
 				c.readmit(now, &a.Resume)
 			case proto.Serve:
-				c.serve(a.Marks)
+				c.serve(now, a.Marks)
 			case proto.Rest:
 				c.rest()
 			case proto.Refresh:
@@ -326,23 +323,35 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 	}
 }
 
-// reserve returns the index of a new session, if the peer may have one.
+// reserve returns the index of a new session, if the peer may have one. Who may not
+// join at all takes nothing from the others' share of joins.
 func (c *conn) reserve(now time.Time) (uint32, error) {
-	cfg := &c.srv.cfg
-	if err := cfg.Members.Join(now, c.addr); err != nil {
-		return 0, err
-	}
+	members := c.srv.cfg.Members
 	if err := c.mayJoin(); err != nil {
 		return 0, err
 	}
-	if cfg.Limit != 0 {
-		for group, n := range cfg.Members.Members() {
-			if uint64(n+1)*wire.MaxDatagram > cfg.Limit {
-				return 0, &proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf("%d members of group %08x", n, group)}
-			}
+	if err := c.room(); err != nil {
+		return 0, err
+	}
+	if err := members.Join(now, c.addr); err != nil {
+		return 0, err
+	}
+	return members.Reserve(c.addr)
+}
+
+// room returns an error when one more member of a group would leave less than a datagram
+// per second for each.
+func (c *conn) room() error {
+	limit := c.srv.cfg.Limit
+	if limit == 0 {
+		return nil
+	}
+	for group, n := range c.srv.cfg.Members.Members() {
+		if uint64(n+1)*wire.MaxDatagram > limit {
+			return &proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf("%d members of group %08x", n, group)}
 		}
 	}
-	return cfg.Members.Reserve(c.addr)
+	return nil
 }
 
 // mayJoin returns why the peer may not have a session at all.
@@ -502,9 +511,18 @@ func (c *conn) grant() proto.Grant {
 	return g
 }
 
-// serve begins to replicate to a session in standby.
-func (c *conn) serve(marks []proto.Mark) {
+// serve begins to replicate to a session in standby, within the limits of joins.
+func (c *conn) serve(now time.Time, marks []proto.Mark) {
 	cfg := &c.srv.cfg
+	err := c.room()
+	if err == nil {
+		err = cfg.Members.Switch(now, c.addr)
+	}
+	if err != nil {
+		c.srv.refused.Add(1)
+		c.adm.Fail(err)
+		return
+	}
 	session := c.session
 	session.Groups = c.groups
 	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
@@ -515,19 +533,19 @@ func (c *conn) serve(marks []proto.Mark) {
 	c.srv.standby.Add(-1)
 	c.begin(session, c.groups)
 	c.adm.Activated(c.grant())
-	c.replay(marks)
+	c.replay(now, marks)
 	c.noteSession(proto.ModeUnicast)
-	c.log.Info("peer activated", "session", fmt.Sprintf("%08x", c.index))
+	c.log.Debug("peer activated", "session", fmt.Sprintf("%08x", c.index))
 }
 
 // replay sends what is newer than marks: of each stream of the session's groups once,
 // and not to who is activated again and again.
-func (c *conn) replay(marks []proto.Mark) {
-	now := uint64(time.Now().UnixNano())
-	if c.srv.cfg.Replay == nil || !replays.Conforms(c.replayed, now) {
+func (c *conn) replay(now time.Time, marks []proto.Mark) {
+	at := c.srv.clock.at(now)
+	if c.srv.cfg.Replay == nil || !replays.Conforms(c.replayed, at) {
 		return
 	}
-	c.replayed = replays.Charge(c.replayed, now, replayCost)
+	c.replayed = replays.Charge(c.replayed, at, replayCost)
 	type stream struct{ ingress, group uint32 }
 	seen := make(map[stream]bool)
 	c.srv.cfg.Replay(c.index, slices.DeleteFunc(slices.Clone(marks), func(m proto.Mark) bool {
@@ -551,7 +569,7 @@ func (c *conn) rest() {
 	c.begin(session, c.groups)
 	c.leaveChannel()
 	c.noteSession(proto.ModeUnicast)
-	c.log.Info("peer in standby", "session", fmt.Sprintf("%08x", c.index))
+	c.log.Debug("peer in standby", "session", fmt.Sprintf("%08x", c.index))
 }
 
 func (c *conn) remove(reason error) {

@@ -22,6 +22,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
+	"github.com/ethmcast/mdcs/rp/limitlog"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/msgio"
@@ -115,6 +116,9 @@ type Server struct {
 	sessions sessions
 	counters counters
 
+	clock    clock
+	switches *nodeLimit
+
 	rekeys atomic.Uint32 // last ID of a Rekey
 
 	admitted, violations, missingAcks atomic.Uint64
@@ -132,6 +136,8 @@ type Server struct {
 // New returns a Server. It serves when its Protocol runs.
 func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{}), members: make(map[uint32]*conn)}
+	s.cfg.Log = limitlog.New(cfg.Log.Handler()) // peers cause its lines
+	s.clock, s.switches = clock{time.Now()}, newNodeLimit(switches)
 	s.counters.changed = make(chan struct{})
 	s.channels = channels{cfg: &s.cfg, open: make(map[channelID]*channel)}
 	return s

@@ -104,8 +104,8 @@ func (p *peer) send(m proto.Message) {
 	synctest.Wait()
 }
 
-// expect returns the next message, which must be an M.
-func expect[M proto.Message](p *peer) (m M) {
+// next returns the next message.
+func (p *peer) next() proto.Message {
 	p.t.Helper()
 	msg, err := p.rw.ReadMsg()
 	require.NoError(p.t, err)
@@ -113,6 +113,13 @@ func expect[M proto.Message](p *peer) (m M) {
 	require.NoError(p.t, err)
 	got, err := proto.Decode(msg.Code, b)
 	require.NoError(p.t, err)
+	return got
+}
+
+// expect returns the next message, which must be an M.
+func expect[M proto.Message](p *peer) (m M) {
+	p.t.Helper()
+	got := p.next()
 	require.IsType(p.t, m, got)
 	return got.(M)
 }
@@ -411,31 +418,60 @@ func TestNoAcks(t *testing.T) {
 	})
 }
 
-// Who joins faster than the back-off lets it is disconnected, and joins that are refused
-// count for the limits of joins.
+// Who joins faster than the back-off lets it is disconnected.
 func TestJoinsFasterThanBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, membership.Limits{Joins: 8})
-		r.Server.cfg.Joiners = map[enode.ID]bool{}
+		r := newRig(t, membership.Limits{Sessions: 1})
+		_, err := r.cfg.Members.Reserve(home)
+		require.NoError(t, err)
 		p := r.connect(home)
 		p.greet()
 		join := theJoin
-		refusals := make(map[proto.Reason]int)
-		for range 10 {
+		refused := func() {
+			t.Helper()
 			p.send(&join)
-			refusals[expect[*proto.Leave](p).Reason]++
+			require.Equal(t, proto.ReasonFull, expect[*proto.Leave](p).Reason)
 		}
-		require.Equal(t, map[proto.Reason]int{proto.ReasonDenied: 8, proto.ReasonFull: 2}, refusals)
+		for range 10 {
+			refused()
+		}
 		for range 20 { // as the back-off has it at first
 			time.Sleep(500 * time.Millisecond)
-			p.send(&join)
-			require.Equal(t, proto.ReasonDenied, expect[*proto.Leave](p).Reason)
+			refused()
 		}
 		require.Equal(t, uint64(30), r.Stats().Refused)
 		p.send(&join)
 		require.Equal(t, proto.ReasonUnexpected, expect[*proto.Leave](p).Reason)
 		<-p.done
 		require.Equal(t, p2p.DiscSubprotocolError, p.err)
+		r.Stop()
+	})
+}
+
+// Joins that are refused for want of room count for the limits of joins. Those of who may
+// not join at all take nothing from the others.
+func TestJoinsOfWhomIsNotListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{Sessions: 1, JoinsPer64: 4})
+		_, err := r.cfg.Members.Reserve(home)
+		require.NoError(t, err)
+		r.Server.cfg.Joiners = map[enode.ID]bool{{1}: true}
+		join := theJoin
+		stranger, listed := r.connectAs(enode.ID{2}, home), r.connect(home)
+		stranger.greet()
+		listed.greet()
+		for range 8 {
+			stranger.send(&join)
+			require.Equal(t, proto.ReasonDenied, expect[*proto.Leave](stranger).Reason)
+		}
+		for range 4 {
+			require.NoError(t, r.cfg.Members.Join(time.Now(), home), "all is left for others")
+		}
+		listed.send(&join)
+		require.Equal(t, proto.ReasonFull, expect[*proto.Leave](listed).Reason)
+		require.Empty(t, r.engine.probes)
+		stranger.close()
+		listed.close()
 		r.Stop()
 	})
 }

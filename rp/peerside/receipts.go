@@ -27,7 +27,7 @@ var confirms = datapath.NewPolicer(confirmRate, confirmBurst)
 
 // confirmed passes on which objects the peer has.
 func (c *conn) confirmed(now time.Time, places []proto.Place) {
-	at := uint64(now.UnixNano())
+	at := c.srv.clock.at(now)
 	if !confirms.Conforms(c.policed, at) {
 		c.srv.limited.Add(uint64(len(places)))
 		return

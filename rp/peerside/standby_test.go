@@ -107,7 +107,7 @@ func TestReplayIsBounded(t *testing.T) {
 			expect[*proto.Activated](p)
 			p.send(&proto.Deactivate{})
 		}
-		for range 20 {
+		for range 5 {
 			activate()
 		}
 		once := []proto.Mark{{Ingress: 1, Group: group, Sequence: 9}, {Ingress: 2, Group: group, Sequence: 7}}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package peerside
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+var (
+	// joins limits the Joins and Resumes of a connection. The back-off keeps them half a
+	// second apart (SPEC 8.1), but for those that are tried in another way at once.
+	joins = datapath.NewPolicer(2, 10)
+
+	// switches limits the Activates and Deactivates of a node, over all its connections.
+	// A peer changes its RP when it lost one, and else every 90 s at most (SPEC 9.5).
+	switches = datapath.NewPolicer(1, 10)
+)
+
+// clock is the time since a Server began, as policers have it: it does not follow when
+// the date is set.
+type clock struct{ began time.Time }
+
+// at returns the time of now, in ns. Now must have a monotonic reading, as time.Now has.
+func (c clock) at(now time.Time) uint64 { return uint64(max(0, now.Sub(c.began))) }
+
+// nodeLimit is a policer for each node, whatever connections it has. It is safe for
+// concurrent use.
+type nodeLimit struct {
+	datapath.Policer
+
+	mu    sync.Mutex
+	due   map[enode.ID]uint64
+	sweep uint64 // when full buckets are dropped next
+}
+
+func newNodeLimit(p datapath.Policer) *nodeLimit {
+	return &nodeLimit{Policer: p, due: make(map[enode.ID]uint64)}
+}
+
+// nodeSweep is how often full buckets are dropped.
+const nodeSweep = uint64(10 * time.Second)
+
+// take accounts for one unit of a node, unless its bucket is empty.
+func (l *nodeLimit) take(at uint64, id enode.ID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if at >= l.sweep {
+		maps.DeleteFunc(l.due, func(_ enode.ID, due uint64) bool { return due <= at })
+		l.sweep = at + nodeSweep
+	}
+	due := l.due[id]
+	if !l.Conforms(due, at) {
+		return false
+	}
+	l.due[id] = l.Charge(due, at, 1)
+	return true
+}
