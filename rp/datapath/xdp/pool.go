@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -102,8 +103,28 @@ func (p *pool) grow() error {
 	return nil
 }
 
-// install puts maps into a map of maps, at once where the kernel can do that (5.18).
+// installing is how many updates of the map of maps wait at a time.
+const installing = 16
+
+// install puts maps into a map of maps. Each update waits until the kernel's readers of the old entry are gone, before
+// Linux 6.8 each element of a batch does, and before 5.18 there are no batches. So several wait together for the same
+// readers: in turn, 64 of them would take a second.
 func install(outer *ebpf.Map, keys, values []uint32) error {
+	part := (len(keys) + installing - 1) / installing
+	var parts sync.WaitGroup
+	var errs [installing]error
+	for i := range errs {
+		from, to := min(i*part, len(keys)), min((i+1)*part, len(keys))
+		parts.Go(func() { errs[i] = installPart(outer, keys[from:to], values[from:to]) })
+	}
+	parts.Wait()
+	return errors.Join(errs[:]...)
+}
+
+func installPart(outer *ebpf.Map, keys, values []uint32) error {
+	if len(keys) == 0 {
+		return nil
+	}
 	if _, err := outer.BatchUpdate(keys, values, nil); err == nil || !errors.Is(err, ebpf.ErrNotSupported) {
 		return err
 	}
