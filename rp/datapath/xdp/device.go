@@ -8,7 +8,6 @@ import (
 	"hash/crc32"
 	"math"
 	"net/netip"
-	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -106,6 +105,9 @@ func attachNative(p *ebpf.Program, ifindex int) (link.Link, error) {
 	return l, err
 }
 
+// noAddress is IN6_ADDR_GEN_MODE_NONE of Linux.
+const noAddress = 1
+
 // recirculation is a pair of virtual interfaces: what is redirected to one end comes
 // out at the other, in another turn of the softirq.
 type recirculation struct {
@@ -145,14 +147,14 @@ func newRecirculation(nl *netlink.Handle, addr netip.AddrPort, p *ebpf.Program) 
 
 func (r *recirculation) open(nl *netlink.Handle, a, b string, p *ebpf.Program) error {
 	for _, name := range []string{a, b} {
-		// Without an address of its own it sends nothing of its own.
-		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0o644)
-		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EROFS) {
-			return err
-		}
 		l, err := nl.LinkByName(name)
 		if err != nil {
 			return err
+		}
+		// Without an address of its own it sends nothing of its own. This way also works where /proc/sys is read-only,
+		// as under systemd.
+		if err := nl.LinkSetIP6AddrGenMode(l, noAddress); err != nil {
+			return fmt.Errorf("no IPv6 address for %s: %w", name, err)
 		}
 		if err := nl.LinkSetUp(l); err != nil {
 			return err

@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -358,6 +359,25 @@ func TestXDPQueueOverflow(t *testing.T) {
 	}, 10*time.Second, time.Millisecond)
 	require.Positive(t, counters.QueueLost)
 	require.Contains(t, e.Stats().Overflows, datapath.Overflow{Queue: "fan-out", Lost: counters.QueueLost})
+}
+
+// The recirculation pair has no address, which does not depend on a writable /proc/sys: what the host sent there would
+// reach the programs.
+func TestXDPPairHasNoAddress(t *testing.T) {
+	l := newLab(t, 1)
+	e := newSubjectAt(l, datapath.Config{Incarnation: 1}, Options{}).Engine.(*Engine)
+	l.in(l.rp, func() {
+		for _, name := range []string{e.recirc.name + "a", e.recirc.name + "b"} {
+			link, err := netlink.LinkByName(name)
+			require.NoError(t, err)
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+			require.NoError(t, err)
+			require.Empty(t, addrs, name)
+			mode, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + name + "/addr_gen_mode")
+			require.NoError(t, err)
+			require.Equal(t, "1\n", string(mode), name)
+		}
+	})
 }
 
 // A recirculation pair that a killed process left is replaced.
