@@ -61,7 +61,9 @@ func (c *CompareConfig) Dir() string { return filepath.Join(c.Results, c.Name) }
 
 // Compare sends the same transactions in all modes, each time on a fresh net, and
 // writes the result: see packages report and plot. The logs of all processes are
-// beside it.
+// beside it. The figures of a run are written before its net is removed. If a run fails,
+// Compare ends there, and returns the summary of the runs before it beside the error, or
+// nil if there is none.
 func Compare(ctx context.Context, cfg CompareConfig) (*report.Summary, error) {
 	if len(cfg.Modes) == 0 || len(cfg.Seeds) == 0 || cfg.Rounds < 1 {
 		return nil, fmt.Errorf("compare: %d modes, %d seeds, %d rounds", len(cfg.Modes), len(cfg.Seeds), cfg.Rounds)
@@ -84,36 +86,44 @@ func Compare(ctx context.Context, cfg CompareConfig) (*report.Summary, error) {
 	if err != nil {
 		return nil, err
 	}
-	for round := 1; round <= cfg.Rounds; round++ {
-		for i := range cfg.Seeds {
-			e, err := cfg.experiment(i, round)
-			if err != nil {
-				return nil, err
-			}
-			// What comes first on a machine may have it better or worse.
-			for k := range cfg.Modes {
-				o, err := e.run(ctx, cfg.Modes[(k+round-1+i)%len(cfg.Modes)], s)
-				if err != nil {
-					return nil, err
-				}
-				arrivals.Add(o)
-				s.Add(o)
-			}
-		}
+	errRun := cfg.runAll(ctx, s, func(o report.Outcome) error {
+		arrivals.Add(o)
+		s.Add(o)
+		s.Finish(measure.Bootstrap{}) // the intervals take a while, and come at the end
+		return errors.Join(arrivals.Flush(), s.Write(cfg.Dir()))
+	})
+	if len(s.Each) == 0 {
+		return nil, errRun
 	}
 	bootstrap := measure.Bootstrap{Replicates: replicates, Seed: cfg.Seeds[0]}
 	s.Finish(bootstrap)
-	if cfg.HalfRate {
-		half, err := cfg.half(ctx, bootstrap)
-		if err != nil {
-			return nil, err
+	if cfg.HalfRate && errRun == nil {
+		var half *report.Summary
+		if half, errRun = cfg.half(ctx, bootstrap); errRun == nil {
+			s.CompareHalf(half.Tx)
 		}
-		s.CompareHalf(half.Tx)
 	}
-	if err := errors.Join(arrivals.Flush(), s.Write(cfg.Dir())); err != nil {
-		return nil, err
+	return s, errors.Join(errRun, s.Write(cfg.Dir()), plot.Write(cfg.Dir(), s))
+}
+
+// runAll runs all modes with all seeds. keep gets the outcome of each run.
+func (c *CompareConfig) runAll(ctx context.Context, s *report.Summary, keep func(report.Outcome) error) error {
+	s.Planned = len(c.Modes) * len(c.Seeds) * c.Rounds
+	for round := 1; round <= c.Rounds; round++ {
+		for i := range c.Seeds {
+			e, err := c.experiment(i, round)
+			if err != nil {
+				return err
+			}
+			// What comes first on a machine may have it better or worse.
+			for k := range c.Modes {
+				if err := e.run(ctx, c.Modes[(k+round-1+i)%len(c.Modes)], s, keep); err != nil {
+					return err
+				}
+			}
+		}
 	}
-	return s, plot.Write(cfg.Dir(), s)
+	return nil
 }
 
 // half runs all modes once with the first seed, at half the rate.
@@ -132,12 +142,14 @@ func (c *CompareConfig) half(ctx context.Context, b measure.Bootstrap) (*report.
 	if err != nil {
 		return nil, err
 	}
+	keep := func(o report.Outcome) error {
+		s.Add(o)
+		return nil
+	}
 	for _, mode := range slow.Modes {
-		o, err := e.run(ctx, mode, s)
-		if err != nil {
+		if err := e.run(ctx, mode, s, keep); err != nil {
 			return nil, err
 		}
-		s.Add(o)
 	}
 	s.Finish(b)
 	return s, nil

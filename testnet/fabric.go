@@ -22,18 +22,17 @@ import (
 type LinkBackend string
 
 const (
-	Auto  LinkBackend = "auto"  // netem where the kernel has it, else wire
-	Netem LinkBackend = "netem" // queueing discipline of the kernel
-	Wire  LinkBackend = "wire"  // delay line in user space, package delayline
+	Wire  LinkBackend = "wire"  // delay line in user space, package delayline: it counts, and says how late it is
+	Netem LinkBackend = "netem" // queueing discipline of the kernel, which not each has; it delays nothing that XDP sends
 )
 
 // ParseLinkBackend checks the name of a backend.
 func ParseLinkBackend(s string) (LinkBackend, error) {
 	switch b := LinkBackend(s); b {
-	case Auto, Netem, Wire:
+	case Wire, Netem:
 		return b, nil
 	}
-	return "", fmt.Errorf("link backend %q is none of auto, netem, wire", s)
+	return "", fmt.Errorf("link backend %q is neither wire nor netem", s)
 }
 
 // Names of what a namespace holds besides the [node.Interface] of hosts. Ports
@@ -92,12 +91,6 @@ func buildFabric(run *netns.Run, top *topology.Topology, backend LinkBackend, se
 		spaces:  make(map[string]*netns.Namespace),
 		routers: make(map[string]*netns.Namespace),
 	}
-	if backend == Auto {
-		var err error
-		if f.backend, err = detectBackend(run); err != nil {
-			return nil, err
-		}
-	}
 	if err := f.addSpaces(); err != nil {
 		return nil, err
 	}
@@ -115,25 +108,6 @@ func buildFabric(run *netns.Run, top *topology.Topology, backend LinkBackend, se
 		as, _ := top.AS(h.AS)
 		return f.spaces[h.Name].SetRoute(netip.PrefixFrom(netip.IPv6Unspecified(), 0), as.Gateway())
 	})
-}
-
-// detectBackend tries netem on an interface made for that.
-func detectBackend(run *netns.Run) (LinkBackend, error) {
-	scratch, err := run.Namespace("scratch")
-	if err != nil {
-		return "", err
-	}
-	if err := scratch.Veth("a", scratch, "b"); err != nil {
-		return "", err
-	}
-	switch err := scratch.Netem("a", netns.NetemParams{Delay: time.Millisecond, Limit: 1000}); {
-	case err == nil:
-		return Netem, nil
-	case errors.Is(err, netns.ErrNoNetem):
-		return Wire, nil
-	default:
-		return "", err
-	}
 }
 
 // addSpaces makes all namespaces with their bridges.

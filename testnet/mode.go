@@ -77,8 +77,10 @@ const (
 // logsDir has a directory of logs for each run.
 const logsDir = "logs"
 
-// run measures one mode. What only a running net knows is entered into the summary.
-func (e *experiment) run(ctx context.Context, mode Mode, s *report.Summary) (o report.Outcome, err error) {
+// run measures one mode, and gives its outcome to keep while the net is still there.
+// What only a running net knows is entered into the summary. That the net cannot be
+// removed takes nothing from the outcome, and is a warning.
+func (e *experiment) run(ctx context.Context, mode Mode, s *report.Summary, keep func(report.Outcome) error) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("mode %s, seed %d, round %d: %w", mode, e.seed, e.round, err)
@@ -88,12 +90,16 @@ func (e *experiment) run(ctx context.Context, mode Mode, s *report.Summary) (o r
 	begin := time.Now()
 	n, err := e.start(ctx, mode)
 	if err != nil {
-		return o, err
+		return err
 	}
-	defer func() { err = errors.Join(err, n.Close()) }()
+	defer func() {
+		if err := n.Close(); err != nil {
+			e.Log.Warn("not all of the net is removed; the next run tries again, or mdcs testnet clean", "err", err)
+		}
+	}()
 	s.Topology.Links, s.Topology.Routing = string(n.Backend()), string(n.Routing())
 	if s.Topology.CongestionControl, err = n.CongestionControl(); err != nil {
-		return o, err
+		return err
 	}
 	r := &trial{experiment: e, net: n}
 	if mode == Ideal {
@@ -102,21 +108,22 @@ func (e *experiment) run(ctx context.Context, mode Mode, s *report.Summary) (o r
 		err = r.prepareNodes(ctx)
 	}
 	if err != nil {
-		return o, err
+		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
 	if err := r.settle(ctx); err != nil {
-		return o, err
+		return err
 	}
-	if o, err = r.observe(ctx); err != nil {
-		return o, err
+	o, err := r.observe(ctx)
+	if err != nil {
+		return err
 	}
 	o.Mode = string(mode)
 	o.Run.Seconds = seconds(time.Since(begin))
 	d := measure.Summarize(measure.Pairs(r.sendings, r.arrivals.Times()))
 	e.Log.Info("run ended", "mode", mode, "seed", e.seed, "round", e.round,
 		"delivered", d.Delivered, "p50_ms", report.Figure(d.P50).String(), "p99_ms", report.Figure(d.P99).String())
-	return o, nil
+	return keep(o)
 }
 
 // start brings up the net of a mode.

@@ -92,7 +92,7 @@ type Config struct {
 	// points run if there is one such node.
 	Patched func(host string) bool
 
-	Links   LinkBackend // default Auto
+	Links   LinkBackend // default Wire
 	Routing Routing     // default RoutingAuto
 	Engine  string      // datapath of the replication points, default auto
 	Pin     string      // directory on a bpf file system that keeps it when one dies, "" for none
@@ -134,7 +134,7 @@ func (c *Config) setDefaults() {
 		c.Patched = None
 	}
 	if c.Links == "" {
-		c.Links = Auto
+		c.Links = Wire
 	}
 	if c.Routing == "" {
 		c.Routing = RoutingAuto
@@ -206,7 +206,7 @@ func start(ctx context.Context, cfg Config, rest func(*Net, context.Context) err
 	}
 	stale, err := netns.CleanStale(netns.StateDir)
 	if err != nil {
-		return nil, err
+		cfg.Log.Warn("not all that an earlier run left is removed", "err", err)
 	}
 	for _, prefix := range stale {
 		cfg.Log.Info("removed what an earlier run left", "prefix", prefix)
@@ -540,6 +540,7 @@ func (n *Net) engine() (string, error) {
 	if n.cfg.Engine == "xdp" {
 		return "", errors.New("netem does not delay what the xdp engine sends: take --links wire or another engine")
 	}
+	n.cfg.Log.Warn("the replication points have the socket engine: netem does not delay what the xdp engine sends")
 	return "socket", nil
 }
 

@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/testnet/beacon"
 	"github.com/ethmcast/mdcs/testnet/delayline"
@@ -95,7 +97,6 @@ func TestNetnsCompare(t *testing.T) {
 		Workload:  workload.Params{Txs: txs, Rate: 20, Burst: 5, BurstEvery: time.Second, Bumps: 0.1},
 		Seeds:     []uint64{1},
 		Rounds:    1,
-		Links:     Auto,
 		Routing:   RoutingAuto,
 		Geth:      patched,
 		GethStock: stock,
@@ -136,6 +137,70 @@ func TestNetnsCompare(t *testing.T) {
 	for _, file := range []string{report.ArrivalsFile, report.PlotsFile, plot.PageFile} {
 		require.FileExists(t, filepath.Join(cfg.Dir(), file))
 	}
+}
+
+// TestNetnsCompareKeepsFigures has a run whose net cannot be removed, and after it a run
+// that fails. The network is "two-as".
+func TestNetnsCompareKeepsFigures(t *testing.T) {
+	needRoot(t)
+	top, err := topology.Load("two-as")
+	require.NoError(t, err)
+	var busy, state string
+	var once sync.Once
+	t.Cleanup(func() { unix.Unmount(busy, unix.MNT_DETACH) })
+	cfg := CompareConfig{
+		Name:      "short",
+		Results:   t.TempDir(),
+		Topology:  top,
+		Modes:     []Mode{Ideal, Gossip},
+		Workload:  workload.Params{Txs: 10, Rate: 20},
+		Seeds:     []uint64{1},
+		Rounds:    1,
+		Routing:   Static,
+		GethStock: "/bin/false",
+		Log:       testLog(t),
+		Progress: func(Progress) {
+			once.Do(func() { busy, state = keepBusy(t) })
+		},
+	}
+	s, err := Compare(t.Context(), cfg)
+	require.ErrorContains(t, err, "mode gossip, seed 1, round 1: ")
+	require.NotErrorIs(t, err, unix.EBUSY)
+	require.Equal(t, 1.0, s.Tx[string(Ideal)].DeliveredRatio)
+	require.Contains(t, s.Warnings, "only 1 of 2 runs were made")
+	text, err := os.ReadFile(filepath.Join(cfg.Dir(), report.SummaryFile))
+	require.NoError(t, err)
+	var written report.Summary
+	require.NoError(t, json.Unmarshal(text, &written))
+	require.Len(t, written.Each, 1)
+	require.InDelta(t, float64(s.Tx[string(Ideal)].P50), float64(written.Tx[string(Ideal)].P50), 0.001)
+
+	require.FileExists(t, state)
+	require.NoError(t, unix.Unmount(busy, 0))
+	_, err = netns.CleanStale(netns.StateDir)
+	require.NoError(t, err)
+	require.NoFileExists(t, state)
+	require.NoDirExists(t, filepath.Dir(busy))
+}
+
+// keepBusy mounts something in the scratch directory of the run of this process, so that
+// it cannot be removed, and returns where, and the state file of the run.
+func keepBusy(t *testing.T) (busy, state string) {
+	files, err := filepath.Glob(filepath.Join(netns.StateDir, "mdcs-*.json"))
+	require.NoError(t, err)
+	for _, file := range files {
+		var s netns.State
+		text, err := os.ReadFile(file)
+		if err != nil || json.Unmarshal(text, &s) != nil || s.Owner.Pid != os.Getpid() || s.Closed {
+			continue
+		}
+		busy = filepath.Join(s.Dir, "busy")
+		require.NoError(t, os.Mkdir(busy, 0o700))
+		require.NoError(t, unix.Mount("none", busy, "tmpfs", 0, ""))
+		return busy, file
+	}
+	t.Fatal("no run of this process")
+	return "", ""
 }
 
 func TestSweep(t *testing.T) {

@@ -110,13 +110,13 @@ func compare(c *cli.Context) error {
 		cfg.Versions, cfg.Progress = found, bar.show
 		summary, err := testnet.Compare(c.Context, cfg)
 		bar.end()
+		if summary != nil { // also of the runs before one that failed
+			err = errors.Join(err, printSummary(c.App.Writer, summary, output))
+			fmt.Fprintln(c.App.ErrWriter, "result in", cfg.Dir())
+		}
 		if err != nil {
 			return err
 		}
-		if err := printSummary(c.App.Writer, summary, output); err != nil {
-			return err
-		}
-		fmt.Fprintln(c.App.ErrWriter, "result in", cfg.Dir())
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ var testnetCommand = &cli.Command{
 }
 
 var (
-	linksFlag     = &cli.StringFlag{Name: "links", Value: "auto", Usage: "what delays the links: auto, netem or wire"}
+	linksFlag     = &cli.StringFlag{Name: "links", Value: "wire", Usage: "what delays the links: wire, a delay line in user space that also counts, or netem, with which the replication points have the socket engine and nobody counts copies"}
 	gethFlag      = &cli.StringFlag{Name: "geth", Value: "build/geth", Usage: "patched geth"}
 	gethStockFlag = &cli.StringFlag{Name: "geth-stock", Value: "build/geth-stock", Usage: "geth as released"}
 	rpdFlag       = &cli.StringFlag{Name: "rpd", Value: "build/rpd", Usage: "replication point daemon"}

@@ -148,13 +148,14 @@ func upHere(c *cli.Context, name string, cfg testnet.Config) error {
 	n, err := testnet.Start(ctx, cfg)
 	bar.end()
 	if err != nil {
-		return errors.Join(err, server.Close())
+		return errors.Join(err, server.Close(err))
 	}
 	server.Ready(n)
 	fmt.Fprintf(c.App.Writer, "net %s is up: %d hosts in %d ASes, links by %s, routes by %s\n",
 		name, len(cfg.Topology.Hosts), len(cfg.Topology.ASes), n.Backend(), n.Routing())
 	<-ctx.Done()
-	err = errors.Join(n.Close(), server.Close())
+	err = n.Close()
+	err = errors.Join(err, server.Close(err))
 	if err == nil && c.Context.Err() != nil {
 		return c.Context.Err()
 	}

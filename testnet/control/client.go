@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -91,10 +92,16 @@ func (c *Client) Path(ctx context.Context, host string) (path string, err error)
 // downInterval is the pause between two looks at the lock.
 const downInterval = 20 * time.Millisecond
 
-// Down ends the net and returns when nothing of it is left.
+// Down ends the net. It returns nil when nothing of it is left, and else says what could
+// not be removed.
 func (c *Client) Down(ctx context.Context) error {
-	if err := c.call(ctx, http.MethodPost, "/down", nil, nil); err != nil {
+	switch err := c.call(ctx, http.MethodPost, "/down", nil, nil); {
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("the process of net %s ended before the net: mdcs testnet clean removes what is left", c.name)
+	case errors.Is(err, ErrNotUp) || ctx.Err() != nil && err != nil:
 		return err
+	case err != nil:
+		return fmt.Errorf("net %s is down, but not all of it is removed (mdcs testnet clean tries again): %w", c.name, err)
 	}
 	tick := time.NewTicker(downInterval)
 	defer tick.Stop()

@@ -114,7 +114,7 @@ func TestClientAndServer(t *testing.T) {
 		t.Fatal("Down returned before the end:", err)
 	case <-time.After(5 * downInterval):
 	}
-	require.NoError(t, s.Close())
+	require.NoError(t, s.Close(nil))
 	require.NoError(t, <-done)
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
@@ -126,7 +126,7 @@ func TestSeveralNets(t *testing.T) {
 	for _, name := range []string{"one", "two"} {
 		s, err := Listen(dir, name)
 		require.NoError(t, err)
-		defer s.Close()
+		defer s.Close(nil)
 	}
 	names, err := Nets(dir)
 	require.NoError(t, err)
@@ -167,8 +167,34 @@ func TestRemainsOfAKilledProcess(t *testing.T) {
 	require.ErrorIs(t, c.Down(t.Context()), ErrNotUp)
 	s, err := Listen(dir, "killed") // a new one takes its place
 	require.NoError(t, err)
-	require.NoError(t, s.Close())
+	require.NoError(t, s.Close(nil))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left)
+}
+
+// TestDownSaysWhatIsLeft has a net that cannot be removed, and a process that ends before
+// its net.
+func TestDownSaysWhatIsLeft(t *testing.T) {
+	dir := t.TempDir()
+	down := func(end func(*Server)) error {
+		s, err := Listen(dir, "one")
+		require.NoError(t, err)
+		c, err := NewClient(dir, "one")
+		require.NoError(t, err)
+		done := make(chan error)
+		go func() { done <- c.Down(t.Context()) }()
+		<-s.Down()
+		end(s)
+		return <-done
+	}
+	err := down(func(s *Server) { require.NoError(t, s.Close(errors.New("namespace x is busy"))) })
+	require.ErrorContains(t, err, "namespace x is busy")
+	require.ErrorContains(t, err, "mdcs testnet clean")
+	err = down(func(s *Server) { // as if the process were killed
+		s.http.Close()
+		s.served.Wait()
+		require.NoError(t, remove(s.dir, s.name, s.held))
+	})
+	require.ErrorContains(t, err, "ended before the net")
 }

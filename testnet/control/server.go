@@ -37,6 +37,8 @@ type Server struct {
 
 	down     chan struct{}
 	downOnce sync.Once
+	gone     chan struct{} // closed when the net is, and ended is set
+	ended    error
 
 	mu       sync.Mutex
 	progress testnet.Progress
@@ -62,7 +64,7 @@ func Listen(dir, name string) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("serve net %s: %w", name, err), remove(dir, name, held))
 	}
-	s := &Server{dir: dir, name: name, held: held, down: make(chan struct{})}
+	s := &Server{dir: dir, name: name, held: held, down: make(chan struct{}), gone: make(chan struct{})}
 	s.http = &http.Server{Handler: s.routes()}
 	s.served.Go(func() { s.http.Serve(l) })
 	return s, nil
@@ -102,10 +104,20 @@ func (s *Server) Ready(n Net) {
 // Down is closed when somebody asked for the end of the net.
 func (s *Server) Down() <-chan struct{} { return s.down }
 
-// Close ends the service and frees the name. Call it last, when the net is gone:
-// that is what [Client.Down] waits for.
-func (s *Server) Close() error {
-	err := s.http.Close()
+// answerTime is how long the last answers may take.
+const answerTime = 2 * time.Second
+
+// Close ends the service and frees the name. Call it once and last, when the net is
+// gone, with the error of its end: [Client.Down] waits for that, and returns the error.
+func (s *Server) Close(ended error) error {
+	s.ended = ended
+	close(s.gone)
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	err := s.http.Shutdown(ctx)
+	if err != nil { // a client that does not read
+		err = s.http.Close()
+	}
 	s.served.Wait()
 	return errors.Join(err, remove(s.dir, s.name, s.held))
 }
@@ -142,9 +154,14 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("GET /hosts/{name}/namespace", withNet(s, func(n Net, r *http.Request, _ none) (string, error) {
 		return n.Path(r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /down", handle(func(*http.Request, none) (none, error) {
+	mux.HandleFunc("POST /down", handle(func(r *http.Request, _ none) (none, error) {
 		s.downOnce.Do(func() { close(s.down) })
-		return none{}, nil
+		select {
+		case <-s.gone:
+			return none{}, s.ended
+		case <-r.Context().Done():
+			return none{}, context.Cause(r.Context())
+		}
 	}))
 	return mux
 }

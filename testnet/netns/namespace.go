@@ -20,20 +20,17 @@ package netns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	vns "github.com/vishvananda/netns"
 )
-
-// namedDir is where iproute2 looks for named namespaces.
-const namedDir = "/run/netns"
 
 // Namespace is one network namespace. Its methods are safe for concurrent use.
 type Namespace struct {
@@ -50,18 +47,22 @@ type call struct {
 	done chan<- error
 }
 
-// create makes the named namespace, starts its thread and applies the settings
-// that must be in force before the first interface appears.
-func create(name string) (*Namespace, error) {
+// create makes the named namespace, marks it as that of an owner, starts its thread and
+// applies the settings that must be in force before the first interface appears.
+func create(name string, owner ProcessID) (*Namespace, error) {
+	if err := shareNames(); err != nil {
+		return nil, fmt.Errorf("create namespace %s: %w", name, err)
+	}
 	ns := &Namespace{name: name, calls: make(chan call)}
 	ready := make(chan error)
 	go ns.serve(ready)
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("create namespace %s: %w", name, err)
 	}
-	if err := ns.prepare(); err != nil {
-		ns.remove()
-		return nil, fmt.Errorf("create namespace %s: %w", name, err)
+	if err := ns.prepare(owner); err != nil {
+		ns.end()
+		_, errName := removeNames([]string{name})
+		return nil, errors.Join(fmt.Errorf("create namespace %s: %w", name, err), errName)
 	}
 	return ns, nil
 }
@@ -84,12 +85,15 @@ func (ns *Namespace) serve(ready chan<- error) {
 	}
 }
 
-func (ns *Namespace) prepare() error {
+func (ns *Namespace) prepare(owner ProcessID) error {
 	nl, err := netlink.NewHandleAt(ns.handle)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	ns.nl = nl
+	if err := mark(ns, owner); err != nil {
+		return err
+	}
 	for _, s := range hostSysctls {
 		if err := ns.Sysctl(s.key, s.value); err != nil {
 			return err
@@ -143,44 +147,14 @@ func (ns *Namespace) Dial(ctx context.Context, network, address string) (net.Con
 	return conn, err
 }
 
-// remove ends the thread and deletes the name. The kernel frees the interfaces
-// some time later, when the last process and the last socket inside are gone.
-func (ns *Namespace) remove() {
+// end ends the thread. The name stays. The kernel frees the interfaces some time later,
+// when the name, the last process and the last socket inside are gone.
+func (ns *Namespace) end() {
 	ns.close.Do(func() {
 		close(ns.calls)
 		if ns.nl != nil {
 			ns.nl.Close()
 		}
 		ns.handle.Close()
-		vns.DeleteNamed(ns.name)
 	})
-}
-
-// Destroy deletes the names of all namespaces that start with prefix and returns
-// how many there were. It is idempotent. The prefix must be one that a [Run]
-// could have made, so that a mistake cannot reach foreign namespaces.
-func Destroy(prefix string) (int, error) {
-	if !validPrefix(prefix) {
-		return 0, fmt.Errorf("destroy namespaces: %q is no run prefix", prefix)
-	}
-	entries, err := os.ReadDir(namedDir)
-	if os.IsNotExist(err) {
-		return 0, nil
-	} else if err != nil {
-		return 0, fmt.Errorf("destroy namespaces: %w", err)
-	}
-	n := 0
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), prefix) {
-			continue
-		}
-		if err := vns.DeleteNamed(e.Name()); err != nil {
-			// A name that is no mount point was left by a half-made namespace.
-			if err := os.Remove(filepath.Join(namedDir, e.Name())); err != nil && !os.IsNotExist(err) {
-				return n, fmt.Errorf("destroy namespace %s: %w", e.Name(), err)
-			}
-		}
-		n++
-	}
-	return n, nil
 }

@@ -96,15 +96,16 @@ func (r *Run) Dir() string { return r.state.Dir }
 // Namespace makes a namespace called prefix + name. Several may be made at the
 // same time.
 func (r *Run) Namespace(name string) (*Namespace, error) {
-	ns, err := create(r.prefix + name)
+	ns, err := create(r.prefix+name, r.state.Owner)
 	if err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		ns.remove()
-		return nil, fmt.Errorf("create namespace %s: run is closed", name)
+		ns.end()
+		_, err := removeNames([]string{ns.name})
+		return nil, errors.Join(fmt.Errorf("create namespace %s: run is closed", name), err)
 	}
 	r.spaces = append(r.spaces, ns)
 	r.state.Namespaces = append(r.state.Namespaces, ns.name)
@@ -146,7 +147,9 @@ func (r *Run) CPU() (map[string]time.Duration, error) {
 }
 
 // Close ends the processes, removes namespaces, scratch directory and state file, and
-// gives the machine back its limits. It may be called more than once.
+// gives the machine back its limits. What fails does not keep it from the rest; the
+// state file then stays, and says that the run is over: [CleanStale] tries again, also
+// while this process lives. Close may be called more than once.
 func (r *Run) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -156,9 +159,13 @@ func (r *Run) Close() error {
 	r.closed = true
 	errs := []error{stopAll(r.procs, stopGrace)}
 	for _, ns := range r.spaces {
-		ns.remove()
+		ns.end()
 	}
 	_, err := Destroy(r.prefix)
-	errs = append(errs, err, restoreLimits(r.state.Limits), os.RemoveAll(r.state.Dir), os.Remove(r.path))
-	return errors.Join(errs...)
+	errs = append(errs, err, restoreLimits(r.state.Limits), os.RemoveAll(r.state.Dir))
+	if err := errors.Join(errs...); err != nil {
+		r.state.Closed = true
+		return errors.Join(err, r.state.write(r.path))
+	}
+	return os.Remove(r.path)
 }

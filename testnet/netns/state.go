@@ -4,9 +4,12 @@ package netns
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -17,6 +20,7 @@ import (
 type State struct {
 	Prefix     string           `json:"prefix"`
 	Owner      ProcessID        `json:"owner"`
+	Closed     bool             `json:"closed,omitempty"` // the owner gave up: see [Run.Close]
 	Dir        string           `json:"dir"`
 	Namespaces []string         `json:"namespaces"`
 	Processes  []ProcessID      `json:"processes"`
@@ -63,34 +67,67 @@ func (s *State) claim(path string) error {
 	return os.Link(tmp, path)
 }
 
-// CleanStale removes what runs whose owner is dead left behind, as listed by
-// their state files in dir, and returns the prefixes of those runs. Runs with a
-// living owner are not touched.
+// CleanStale removes what runs left behind whose owner is dead or could not remove
+// everything, and returns the prefixes of those runs. State files in dir list what there
+// is. A namespace that no state file names is removed if its mark says that a dead
+// process made it. What living owners have is not touched. An error at one run does not
+// keep CleanStale from the others; the state file then stays for the next call.
 func CleanStale(dir string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "mdcs-*.json"))
 	if err != nil {
 		return nil, err
 	}
-	var cleaned []string
+	var (
+		cleaned []string
+		errs    []error
+	)
+	listed := make(map[string]bool) // prefixes that a state file has
 	for _, file := range files {
 		state, err := readState(file)
 		if os.IsNotExist(err) {
 			continue // its run ended meanwhile
 		} else if err != nil {
-			return cleaned, err
+			errs = append(errs, err)
+			continue
 		}
-		if state.Owner.alive() {
+		listed[state.Prefix] = true
+		if state.Owner.alive() && !state.Closed {
 			continue
 		}
 		if err := state.remove(); err != nil {
-			return cleaned, fmt.Errorf("clean up after run %s: %w", state.Prefix, err)
+			errs = append(errs, fmt.Errorf("clean up after run %s: %w", state.Prefix, err))
+			continue
 		}
 		if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
-			return cleaned, err
+			errs = append(errs, err)
+			continue
 		}
 		cleaned = append(cleaned, state.Prefix)
 	}
-	return cleaned, nil
+	strays, err := cleanStrays(listed)
+	return append(cleaned, strays...), errors.Join(append(errs, err)...)
+}
+
+// cleanStrays removes abandoned namespaces of runs that have no state file, and returns
+// their prefixes.
+func cleanStrays(listed map[string]bool) (cleaned []string, err error) {
+	runs, err := namesOfRuns()
+	if err != nil {
+		return nil, fmt.Errorf("look for namespaces: %w", err)
+	}
+	var errs []error
+	for _, prefix := range slices.Sorted(maps.Keys(runs)) {
+		if listed[prefix] {
+			continue
+		}
+		names := slices.DeleteFunc(runs[prefix], func(name string) bool { return !abandoned(name) })
+		n, err := removeNames(names)
+		errs = append(errs, err)
+		if n > 0 {
+			cleaned = append(cleaned, prefix)
+		}
+	}
+	return cleaned, errors.Join(errs...)
 }
 
 // readState reads a state file. The prefix and the directory follow from the

@@ -63,6 +63,9 @@ func (s *Summary) Finish(b measure.Bootstrap) {
 			engines = append(engines, e)
 		}
 	}
+	if e := s.Runs[kernelMode].Engine; e != "" && e != kernelEngine {
+		s.Flags = append(s.Flags, fmt.Sprintf("%s: the replication points had the %s engine, not %s", kernelMode, e, kernelEngine))
+	}
 	for _, r := range s.Each {
 		if !slices.Contains(s.Seeds, r.Seed) {
 			s.Seeds = append(s.Seeds, r.Seed)
@@ -77,6 +80,13 @@ func (s *Summary) Finish(b measure.Bootstrap) {
 	s.Nodes, s.ASes = s.Topology.Nodes, s.Topology.ASes
 	s.Judge()
 }
+
+// The mode in which the replication points copy in the kernel where they can, and the
+// engine that does.
+const (
+	kernelMode   = "mdcs"
+	kernelEngine = "xdp"
+)
 
 // moved is the change at half the rate from which on a figure is flagged.
 const moved = 0.10
@@ -185,9 +195,12 @@ func combine(runs []Outcome, b measure.Bootstrap) Tx {
 	}))
 	t.RPBytes = uint64(single("rp_bytes", func(o Outcome) float64 { return float64(o.bytes(o.RPs)) }))
 	t.TotalBytes = uint64(single("total_bytes", func(o Outcome) float64 { return float64(o.bytes(o.nodeNames()) + o.bytes(o.RPs)) }))
-	t.LinkCopiesMax = single("link_copies_max", func(o Outcome) float64 { largest, _ := measure.Busiest(o.Copies); return largest })
-	t.LinkCopiesMean = single("link_copies_mean", func(o Outcome) float64 { _, mean := measure.Busiest(o.Copies); return mean })
 	t.LinkCopies = meanCopies(runs)
+	t.LinkCopiesMax, t.LinkCopiesMean = unknown, unknown
+	if len(t.LinkCopies) > 0 {
+		t.LinkCopiesMax = single("link_copies_max", func(o Outcome) float64 { largest, _ := measure.Busiest(o.Copies); return largest })
+		t.LinkCopiesMean = single("link_copies_mean", func(o Outcome) float64 { _, mean := measure.Busiest(o.Copies); return mean })
+	}
 	return t
 }
 

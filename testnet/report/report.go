@@ -44,6 +44,7 @@ type Summary struct {
 	Valid    bool     `json:"valid"`
 	Warnings []string `json:"warnings"`
 	Flags    []string `json:"flags"` // what else a reader should know
+	Planned  int      `json:"planned_runs"`
 	Notes    []string `json:"notes"`
 
 	LatenessP99 Figure `json:"lateness_p99_ms"` // of the wire in its worst run
@@ -179,6 +180,9 @@ type Figure float64
 // Infinite is the delay of what did not arrive.
 var Infinite = Figure(math.Inf(1))
 
+// unknown is what was not measured.
+var unknown = Figure(math.NaN())
+
 // Known reports whether the number is finite.
 func (f Figure) Known() bool { return !math.IsInf(float64(f), 0) && !math.IsNaN(float64(f)) }
 
@@ -200,14 +204,17 @@ func (f *Figure) UnmarshalJSON(text []byte) error {
 }
 
 // String is the number for a table, e.g. "21.4", "inf" or "-" if it is unknown.
-func (f Figure) String() string {
+func (f Figure) String() string { return f.text(1) }
+
+// text is the number with some decimals.
+func (f Figure) text(decimals int) string {
 	switch {
 	case math.IsNaN(float64(f)):
 		return "-"
 	case !f.Known():
 		return "inf"
 	}
-	return strconv.FormatFloat(float64(f), 'f', 1, 64)
+	return strconv.FormatFloat(float64(f), 'f', decimals, 64)
 }
 
 // Notes explain the figures.
@@ -221,6 +228,7 @@ var Notes = []string{
 	"overhead_*_ms: delay above the floor of BGP with serialisation; overhead_bgp_p50_ms and overhead_physical_p50_ms: above the other two",
 	"t50, t95, t100: for each transaction the delay until that share of the nodes, its origin left out, has it; p50 and p99 over the transactions",
 	"bytes are Ethernet frames without preamble, FCS and gap, received and sent, on the line of the host (so that a frame between two hosts counts at both), in a window from the first transaction to at least 3 s after the last; bytes_per_node is the mean over the Ethereum nodes, rp_bytes the sum over replication points or relays, total_bytes all of them",
+	"link_copies are null where nothing counts what crosses a link, as with netem",
 	"link_copies: bytes of mDCS data and repair and of all of the eth protocol, with its acknowledgements, on a link between ASes in both directions, over the bytes of all transactions in frames once; link_copies_max is the busiest link and link_copies_mean the mean of all; a port of an IXP is a link",
 	"percentiles and bytes are the median over the runs of a mode; intervals are 95 % percentile bootstrap intervals with 2000 replicates, which draw runs and then whole transactions",
 	"cpu_bound names figures that differ by more than 10 % when the same is sent at half the rate",
@@ -258,6 +266,9 @@ func (s *Summary) Judge() {
 		if r.Run.CPUPressure > maxPressure {
 			warn("tasks waited for a CPU in %.0f %% of the time (limit %.0f %%)", r.Run.CPUPressure*100, maxPressure*100)
 		}
+	}
+	if made := len(s.Each); made < s.Planned {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("only %d of %d runs were made", made, s.Planned))
 	}
 	s.Valid = len(s.Warnings) == 0
 }

@@ -185,6 +185,36 @@ warning: gossip, seed 7, round 1: tasks waited for a CPU in 90 % of the time (li
 	}
 }
 
+// TestNotMeasured has no counts of copies, an engine in user space, and a run that was
+// not made.
+func TestNotMeasured(t *testing.T) {
+	s := new(Summary)
+	for _, mode := range []string{"gossip", "mdcs"} {
+		o := outcome(mode, 40)
+		o.Copies = nil
+		if mode == "mdcs" {
+			o.Run.Engine = "socket"
+		}
+		s.Add(o)
+	}
+	s.Planned = 3
+	s.Finish(measure.Bootstrap{Replicates: 10})
+	for _, mode := range s.Modes() {
+		require.Equal(t, "-", s.Tx[mode].LinkCopiesMax.String())
+		require.Equal(t, "-", s.Tx[mode].LinkCopiesMean.String())
+		require.NotContains(t, s.Tx[mode].Intervals, "link_copies_max")
+	}
+	var out strings.Builder
+	require.NoError(t, s.Table(&out))
+	require.NotContains(t, out.String(), "NaN")
+	require.Contains(t, out.String(), "the replication points had the socket engine, not xdp")
+	require.False(t, s.Valid)
+	require.Contains(t, out.String(), "only 2 of 3 runs were made")
+	text, err := s.JSON()
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"link_copies_max": null`)
+}
+
 // TestTableWidth has figures as long as they can be expected to be.
 func TestTableWidth(t *testing.T) {
 	s := sample()

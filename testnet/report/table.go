@@ -70,7 +70,7 @@ func (s *Summary) Table(out io.Writer) error {
 				strconv.FormatUint(t.BytesPerNode, 10), times(float64(t.BytesPerNode), float64(base.BytesPerNode)),
 				strconv.FormatUint(t.RPBytes, 10),
 				strconv.FormatUint(t.TotalBytes, 10), times(float64(t.TotalBytes), float64(base.TotalBytes)),
-				fmt.Sprintf("%.2f", t.LinkCopiesMax), fmt.Sprintf("%.2f", t.LinkCopiesMean), fmt.Sprintf("%.1f", cpu),
+				t.LinkCopiesMax.text(2), t.LinkCopiesMean.text(2), fmt.Sprintf("%.1f", cpu),
 			}
 		})
 	if err != nil {

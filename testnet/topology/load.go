@@ -4,7 +4,9 @@ package topology
 
 import (
 	"embed"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,8 +36,11 @@ func Load(nameOrPath string) (*Topology, error) {
 		return Parse(nameOrPath, text)
 	}
 	text, err := os.ReadFile(nameOrPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no shipped topology or file %q (shipped: %s)", nameOrPath, strings.Join(Names(), ", "))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("topology is none of %s: %w", strings.Join(Names(), ", "), err)
+		return nil, fmt.Errorf("topology: %w", err)
 	}
 	t, err := Parse(strings.TrimSuffix(filepath.Base(nameOrPath), extension), text)
 	if err != nil {

@@ -38,7 +38,7 @@ var (
 )
 
 // inUse are namespaces of a running network besides its nodes.
-var inUse = []string{"wire", "scratch"}
+var inUse = []string{"wire"}
 
 // problem is a mistake in a description.
 type problem struct {
