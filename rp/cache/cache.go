@@ -6,6 +6,7 @@ package cache
 
 import (
 	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -21,19 +22,29 @@ const (
 
 // Cache is datagrams by (ingress RP, group) and sequence. It is safe for concurrent
 // use and makes no use of the clock but by what it is told.
+//
+// Each stream is kept in the order of its sequences, in which its datagrams come but for
+// those that were sent again: to add one, to find a sequence and to drop the oldest do not
+// depend on how much is kept.
 type Cache struct {
 	maxBytes int
 	maxAge   time.Duration
 
 	mu      sync.Mutex
-	streams map[streamID]map[uint64][]byte // by sequence
-	order   []entry                        // of arrival
+	streams map[streamID]*deque[record] // by sequence
+	order   deque[arrival]
 	bytes   int
 }
 
 type streamID struct{ ingress, group uint32 }
 
-type entry struct {
+// record is a datagram, nil when it was dropped and is behind one that was not.
+type record struct {
+	sequence uint64
+	datagram []byte
+}
+
+type arrival struct {
 	stream   streamID
 	sequence uint64
 	at       time.Time
@@ -41,7 +52,15 @@ type entry struct {
 
 // New returns a cache of at most maxBytes bytes of datagrams, each for at most maxAge.
 func New(maxBytes int, maxAge time.Duration) *Cache {
-	return &Cache{maxBytes: maxBytes, maxAge: maxAge, streams: make(map[streamID]map[uint64][]byte)}
+	return &Cache{maxBytes: maxBytes, maxAge: maxAge, streams: make(map[streamID]*deque[record])}
+}
+
+// find returns the place of the first record of a stream whose sequence is not below one.
+func find(s *deque[record], sequence uint64) int {
+	if s.n == 0 || s.at(s.n-1).sequence < sequence {
+		return s.n
+	}
+	return sort.Search(s.n, func(i int) bool { return s.at(i).sequence >= sequence })
 }
 
 // Add keeps a copy of a stamped DATA. What is none, or is there already, is left out.
@@ -53,37 +72,42 @@ func (c *Cache) Add(now time.Time, datagram []byte) {
 	id := streamID{h.Ingress, h.Group}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.expire(now)
 	s := c.streams[id]
-	if _, known := s[h.Sequence]; known {
-		return
-	}
 	if s == nil {
-		s = make(map[uint64][]byte)
+		s = new(deque[record])
 		c.streams[id] = s
 	}
-	s[h.Sequence] = slices.Clone(datagram)
-	c.order = append(c.order, entry{id, h.Sequence, now})
+	i := find(s, h.Sequence)
+	if i == s.n || s.at(i).sequence != h.Sequence {
+		s.insert(i, record{sequence: h.Sequence})
+	}
+	r := s.at(i)
+	if r.datagram != nil {
+		return
+	}
+	r.datagram = slices.Clone(datagram)
+	c.order.push(arrival{id, h.Sequence, now})
 	c.bytes += len(datagram)
 	c.expire(now)
 }
 
 // Since returns the datagrams of a stream with higher sequences than after, in their
-// order. They must not be changed.
-func (c *Cache) Since(now time.Time, ingress, group uint32, after uint64) [][]byte {
+// order, of more than most the newest ones. They must not be changed.
+func (c *Cache) Since(now time.Time, ingress, group uint32, after uint64, most int) [][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expire(now)
 	s := c.streams[streamID{ingress, group}]
-	var sequences []uint64
-	for sequence := range s {
-		if sequence > after {
-			sequences = append(sequences, sequence)
-		}
+	if s == nil || s.at(s.n-1).sequence <= after {
+		return nil
 	}
-	slices.Sort(sequences)
-	datagrams := make([][]byte, len(sequences))
-	for i, sequence := range sequences {
-		datagrams[i] = s[sequence]
+	first := max(find(s, after+1), s.n-most)
+	datagrams := make([][]byte, 0, s.n-first)
+	for i := first; i < s.n; i++ {
+		if d := s.at(i).datagram; d != nil {
+			datagrams = append(datagrams, d)
+		}
 	}
 	return datagrams
 }
@@ -96,46 +120,49 @@ func (c *Cache) Whole(now time.Time, ingress, group uint32, within uint64) (sequ
 	defer c.mu.Unlock()
 	c.expire(now)
 	s := c.streams[streamID{ingress, group}]
-	if len(s) == 0 {
+	if s == nil {
 		return 0, false
 	}
-	var newest uint64
-	for sequence := range s {
-		newest = max(newest, sequence)
+	newest := s.at(s.n - 1).sequence
+	i := 0
+	if newest >= within {
+		i = find(s, newest-within+1)
 	}
-	sequence = newest
-	for other := range s {
-		if newest-other < within {
-			sequence = min(sequence, other)
-		}
+	for ; s.at(i).datagram == nil; i++ { // the newest one is kept
 	}
-	for {
-		if _, kept := s[sequence+1]; !kept {
-			return sequence, true
+	for sequence = s.at(i).sequence; i+1 < s.n; i++ {
+		next := s.at(i + 1)
+		if next.sequence != sequence+1 || next.datagram == nil {
+			break
 		}
 		sequence++
 	}
+	return sequence, true
 }
 
 // Len returns how many datagrams are kept, and their bytes.
 func (c *Cache) Len() (datagrams, bytes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.order), c.bytes
+	return c.order.n, c.bytes
 }
 
 // expire drops the oldest, until the rest is within the limits.
 func (c *Cache) expire(now time.Time) {
-	n := 0
-	for n < len(c.order) && (c.bytes > c.maxBytes || now.Sub(c.order[n].at) >= c.maxAge) {
-		e := c.order[n]
-		s := c.streams[e.stream]
-		c.bytes -= len(s[e.sequence])
-		delete(s, e.sequence)
-		if len(s) == 0 {
-			delete(c.streams, e.stream)
+	for c.order.n > 0 && (c.bytes > c.maxBytes || now.Sub(c.order.at(0).at) >= c.maxAge) {
+		oldest := c.order.pop()
+		s := c.streams[oldest.stream]
+		r := s.at(find(s, oldest.sequence))
+		c.bytes -= len(r.datagram)
+		r.datagram = nil
+		for s.n > 0 && s.at(0).datagram == nil {
+			s.pop()
 		}
-		n++
+		for s.n > 0 && s.at(s.n-1).datagram == nil { // it came before an older one
+			s.n--
+		}
+		if s.n == 0 {
+			delete(c.streams, oldest.stream)
+		}
 	}
-	c.order = c.order[n:]
 }

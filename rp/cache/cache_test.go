@@ -3,10 +3,14 @@
 package cache
 
 import (
+	"maps"
+	"math"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -26,7 +30,7 @@ func datagram(ingress uint32, sequence uint64, n int) []byte {
 
 // since returns the sequences that the cache has.
 func since(c *Cache, now time.Time, ingress uint32, after uint64) (sequences []uint64) {
-	for _, b := range c.Since(now, ingress, group, after) {
+	for _, b := range c.Since(now, ingress, group, after, 1000) {
 		h, _, _ := wire.Parse(b)
 		sequences = append(sequences, h.Sequence)
 	}
@@ -44,9 +48,12 @@ func TestSince(t *testing.T) {
 	require.Equal(t, []uint64{1, 2, 3, 7}, since(c, start, 1, 0))
 	require.Equal(t, []uint64{3, 7}, since(c, start, 1, 2))
 	require.Equal(t, []uint64{9}, since(c, start, 2, 0))
+	require.Len(t, c.Since(start, 1, group, 0, 2), 2)
+	require.Equal(t, datagram(1, 3, 100), c.Since(start, 1, group, 0, 2)[0], "the newest two")
 	require.Empty(t, since(c, start, 1, 7))
+	require.Empty(t, since(c, start, 1, math.MaxUint64))
 	require.Empty(t, since(c, start, 3, 0))
-	require.Equal(t, datagram(2, 9, 100), c.Since(start, 2, group, 0)[0])
+	require.Equal(t, datagram(2, 9, 100), c.Since(start, 2, group, 0, 1)[0])
 	n, bytes := c.Len()
 	require.Equal(t, [2]int{5, 5 * (wire.HeaderSize + 100)}, [2]int{n, bytes})
 }
@@ -101,4 +108,80 @@ func TestWhole(t *testing.T) {
 	require.Equal(t, uint64(21), whole(start, 7), "older holes are not looked for")
 	require.Equal(t, uint64(21), whole(start.Add(DefaultAge+15), 100), "what is before the oldest is not known")
 	require.Equal(t, "nothing", whole(start.Add(DefaultAge+22), 100))
+}
+
+// Whatever comes in whatever order, the cache has what a map with the same limits has.
+func TestLikeAMap(t *testing.T) {
+	type entry struct {
+		at    time.Time
+		bytes int
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		const maxBytes, maxAge = 2000, 100 * time.Millisecond
+		c := New(maxBytes, maxAge)
+		kept := map[[2]uint64]entry{}
+		var order [][2]uint64
+		now := start
+		newest := uint64(20)
+		for range rapid.IntRange(1, 100).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 20).Draw(t, "ms")) * time.Millisecond)
+			ingress := rapid.Uint32Range(1, 2).Draw(t, "ingress")
+			sequence := newest + rapid.Uint64Range(0, 12).Draw(t, "sequence") - 8
+			newest = max(newest, sequence)
+			b := datagram(ingress, sequence, rapid.IntRange(1, 100).Draw(t, "size"))
+			c.Add(now, b)
+			bytes := 0
+			drop := func() {
+				bytes = 0
+				for _, e := range kept {
+					bytes += e.bytes
+				}
+				for len(order) > 0 && (bytes > maxBytes || now.Sub(kept[order[0]].at) >= maxAge) {
+					bytes -= kept[order[0]].bytes
+					delete(kept, order[0])
+					order = order[1:]
+				}
+			}
+			drop()
+			key := [2]uint64{uint64(ingress), sequence}
+			if _, known := kept[key]; !known {
+				kept[key] = entry{now, len(b)}
+				order = append(order, key)
+			}
+			drop()
+			n, size := c.Len()
+			require.Equal(t, [2]int{len(kept), bytes}, [2]int{n, size})
+
+			after := newest + rapid.Uint64Range(0, 20).Draw(t, "after") - 19
+			within := rapid.Uint64Range(1, 12).Draw(t, "within")
+			for _, ingress := range []uint32{1, 2} {
+				var all, want []uint64
+				for key := range maps.Keys(kept) {
+					if key[0] == uint64(ingress) {
+						all = append(all, key[1])
+						if key[1] > after {
+							want = append(want, key[1])
+						}
+					}
+				}
+				slices.Sort(all)
+				slices.Sort(want)
+				require.Equal(t, want, since(c, now, ingress, after))
+				whole, ok := c.Whole(now, ingress, group, within)
+				require.Equal(t, len(all) > 0, ok)
+				if ok {
+					last := all[len(all)-1]
+					all = slices.DeleteFunc(all, func(s uint64) bool { return last-s >= within })
+					expect := all[0]
+					for _, s := range all[1:] {
+						if s != expect+1 {
+							break
+						}
+						expect = s
+					}
+					require.Equal(t, expect, whole)
+				}
+			}
+		}
+	})
 }

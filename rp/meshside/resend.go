@@ -69,8 +69,7 @@ func (s *Server) resend() {
 // resendSince sends what is newer than a mark, in batches that the queues on the way
 // have room for.
 func (s *Server) resendSince(session, ingress uint32, m linkstate.Mark) {
-	datagrams := s.cfg.Cache.Since(time.Now(), ingress, m.Group, m.Sequence)
-	datagrams = datagrams[max(0, len(datagrams)-maxServed):]
+	datagrams := s.cfg.Cache.Since(time.Now(), ingress, m.Group, m.Sequence, maxServed)
 	for batch := range slices.Chunk(datagrams, serveBatch) {
 		if err := s.cfg.Engine.Resend(session, batch); err != nil {
 			s.cfg.Log.Debug("repairs not sent", "session", fmt.Sprintf("%08x", session), "err", err)
