@@ -53,7 +53,7 @@ func TestXDPProgramsLoad(t *testing.T) {
 	if err := features.HaveProgramType(ebpf.XDP); err != nil {
 		t.Skipf("no XDP: %v", err)
 	}
-	limits := map[string]any{bpf.RpVarQuietNs: uint64(1e6), bpf.RpVarEgressRate: uint64(1e9), bpf.RpVarEgressTolerance: uint64(1e9)}
+	limits := map[string]any{bpf.RpVarQuietNs: uint64(1e6)}
 	switches := []string{bpf.RpVarCacheOn, bpf.RpVarAuditOn, bpf.RpVarHelloOn}
 	for name, on := range map[string][]string{
 		"none": nil, "cache": switches[:1], "audit": switches[1:2], "hello": switches[2:], "all": switches,

@@ -71,6 +71,12 @@ type RpEcho struct {
 	Pad     uint32
 }
 
+type RpEgress struct {
+	_      structs.HostLayout
+	Copies RpPolicer
+	Due    uint64
+}
+
 type RpGroupKey struct {
 	_   structs.HostLayout
 	Key struct {
@@ -254,51 +260,49 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	RpMapAudit           = "audit"
-	RpMapBranches        = "branches"
-	RpMapCache           = "cache"
-	RpMapCursors         = "cursors"
-	RpMapDevices         = "devices"
-	RpMapEchoes          = "echoes"
-	RpMapFanCpus         = "fan_cpus"
-	RpMapHellos          = "hellos"
-	RpMapLives           = "lives"
-	RpMapNexts           = "nexts"
-	RpMapPace            = "pace"
-	RpMapPasses          = "passes"
-	RpMapReceivers       = "receivers"
-	RpMapSessions        = "sessions"
-	RpMapSlices          = "slices"
-	RpMapStamps          = "stamps"
-	RpMapStates          = "states"
-	RpMapStreamStates    = "stream_states"
-	RpMapStreams         = "streams"
-	RpMapTargets         = "targets"
-	RpMapTotals          = "totals"
-	RpMapVerdicts        = "verdicts"
-	RpProgMdcsRpFan      = "mdcs_rp_fan"
-	RpProgMdcsRpFull     = "mdcs_rp_full"
-	RpProgMdcsRpIn       = "mdcs_rp_in"
-	RpProgMdcsRpLost     = "mdcs_rp_lost"
-	RpProgMdcsRpOut      = "mdcs_rp_out"
-	RpProgMdcsRpOwn      = "mdcs_rp_own"
-	RpProgMdcsRpRecirc   = "mdcs_rp_recirc"
-	RpVarAuditOn         = "audit_on"
-	RpVarCacheOn         = "cache_on"
-	RpVarEgressDue       = "egress_due"
-	RpVarEgressRate      = "egress_rate"
-	RpVarEgressTolerance = "egress_tolerance"
-	RpVarFanCpusId       = "fan_cpus_id"
-	RpVarHandleKey       = "handle_key"
-	RpVarHelloOn         = "hello_on"
-	RpVarHelloType       = "hello_type"
-	RpVarOwnAddr         = "own_addr"
-	RpVarOwnIncarnation  = "own_incarnation"
-	RpVarOwnNetns        = "own_netns"
-	RpVarOwnPort         = "own_port"
-	RpVarQuietNs         = "quiet_ns"
-	RpVarRecordType      = "record_type"
-	RpVarVerdictType     = "verdict_type"
+	RpMapAudit          = "audit"
+	RpMapBranches       = "branches"
+	RpMapCache          = "cache"
+	RpMapCursors        = "cursors"
+	RpMapDevices        = "devices"
+	RpMapEchoes         = "echoes"
+	RpMapEgresses       = "egresses"
+	RpMapFanCpus        = "fan_cpus"
+	RpMapHellos         = "hellos"
+	RpMapLives          = "lives"
+	RpMapNexts          = "nexts"
+	RpMapPace           = "pace"
+	RpMapPasses         = "passes"
+	RpMapReceivers      = "receivers"
+	RpMapSessions       = "sessions"
+	RpMapSlices         = "slices"
+	RpMapStamps         = "stamps"
+	RpMapStates         = "states"
+	RpMapStreamStates   = "stream_states"
+	RpMapStreams        = "streams"
+	RpMapTargets        = "targets"
+	RpMapTotals         = "totals"
+	RpMapVerdicts       = "verdicts"
+	RpProgMdcsRpFan     = "mdcs_rp_fan"
+	RpProgMdcsRpFull    = "mdcs_rp_full"
+	RpProgMdcsRpIn      = "mdcs_rp_in"
+	RpProgMdcsRpLost    = "mdcs_rp_lost"
+	RpProgMdcsRpOut     = "mdcs_rp_out"
+	RpProgMdcsRpOwn     = "mdcs_rp_own"
+	RpProgMdcsRpRecirc  = "mdcs_rp_recirc"
+	RpVarAuditOn        = "audit_on"
+	RpVarCacheOn        = "cache_on"
+	RpVarFanCpusId      = "fan_cpus_id"
+	RpVarHandleKey      = "handle_key"
+	RpVarHelloOn        = "hello_on"
+	RpVarHelloType      = "hello_type"
+	RpVarOwnAddr        = "own_addr"
+	RpVarOwnIncarnation = "own_incarnation"
+	RpVarOwnNetns       = "own_netns"
+	RpVarOwnPort        = "own_port"
+	RpVarQuietNs        = "quiet_ns"
+	RpVarRecordType     = "record_type"
+	RpVarVerdictType    = "verdict_type"
 )
 
 // LoadRp returns the embedded CollectionSpec for Rp.
@@ -362,6 +366,7 @@ type RpMapSpecs struct {
 	Cursors      *ebpf.MapSpec `ebpf:"cursors"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Echoes       *ebpf.MapSpec `ebpf:"echoes"`
+	Egresses     *ebpf.MapSpec `ebpf:"egresses"`
 	FanCpus      *ebpf.MapSpec `ebpf:"fan_cpus"`
 	Hellos       *ebpf.MapSpec `ebpf:"hellos"`
 	Lives        *ebpf.MapSpec `ebpf:"lives"`
@@ -384,22 +389,19 @@ type RpMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type RpVariableSpecs struct {
-	AuditOn         *ebpf.VariableSpec `ebpf:"audit_on"`
-	CacheOn         *ebpf.VariableSpec `ebpf:"cache_on"`
-	EgressDue       *ebpf.VariableSpec `ebpf:"egress_due"`
-	EgressRate      *ebpf.VariableSpec `ebpf:"egress_rate"`
-	EgressTolerance *ebpf.VariableSpec `ebpf:"egress_tolerance"`
-	FanCpusId       *ebpf.VariableSpec `ebpf:"fan_cpus_id"`
-	HandleKey       *ebpf.VariableSpec `ebpf:"handle_key"`
-	HelloOn         *ebpf.VariableSpec `ebpf:"hello_on"`
-	HelloType       *ebpf.VariableSpec `ebpf:"hello_type"`
-	OwnAddr         *ebpf.VariableSpec `ebpf:"own_addr"`
-	OwnIncarnation  *ebpf.VariableSpec `ebpf:"own_incarnation"`
-	OwnNetns        *ebpf.VariableSpec `ebpf:"own_netns"`
-	OwnPort         *ebpf.VariableSpec `ebpf:"own_port"`
-	QuietNs         *ebpf.VariableSpec `ebpf:"quiet_ns"`
-	RecordType      *ebpf.VariableSpec `ebpf:"record_type"`
-	VerdictType     *ebpf.VariableSpec `ebpf:"verdict_type"`
+	AuditOn        *ebpf.VariableSpec `ebpf:"audit_on"`
+	CacheOn        *ebpf.VariableSpec `ebpf:"cache_on"`
+	FanCpusId      *ebpf.VariableSpec `ebpf:"fan_cpus_id"`
+	HandleKey      *ebpf.VariableSpec `ebpf:"handle_key"`
+	HelloOn        *ebpf.VariableSpec `ebpf:"hello_on"`
+	HelloType      *ebpf.VariableSpec `ebpf:"hello_type"`
+	OwnAddr        *ebpf.VariableSpec `ebpf:"own_addr"`
+	OwnIncarnation *ebpf.VariableSpec `ebpf:"own_incarnation"`
+	OwnNetns       *ebpf.VariableSpec `ebpf:"own_netns"`
+	OwnPort        *ebpf.VariableSpec `ebpf:"own_port"`
+	QuietNs        *ebpf.VariableSpec `ebpf:"quiet_ns"`
+	RecordType     *ebpf.VariableSpec `ebpf:"record_type"`
+	VerdictType    *ebpf.VariableSpec `ebpf:"verdict_type"`
 }
 
 // RpObjects contains all objects after they have been loaded into the kernel.
@@ -428,6 +430,7 @@ type RpMaps struct {
 	Cursors      *ebpf.Map `ebpf:"cursors"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Echoes       *ebpf.Map `ebpf:"echoes"`
+	Egresses     *ebpf.Map `ebpf:"egresses"`
 	FanCpus      *ebpf.Map `ebpf:"fan_cpus"`
 	Hellos       *ebpf.Map `ebpf:"hellos"`
 	Lives        *ebpf.Map `ebpf:"lives"`
@@ -454,6 +457,7 @@ func (m *RpMaps) Close() error {
 		m.Cursors,
 		m.Devices,
 		m.Echoes,
+		m.Egresses,
 		m.FanCpus,
 		m.Hellos,
 		m.Lives,
@@ -477,22 +481,19 @@ func (m *RpMaps) Close() error {
 //
 // It can be passed to LoadRpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RpVariables struct {
-	AuditOn         *ebpf.Variable `ebpf:"audit_on"`
-	CacheOn         *ebpf.Variable `ebpf:"cache_on"`
-	EgressDue       *ebpf.Variable `ebpf:"egress_due"`
-	EgressRate      *ebpf.Variable `ebpf:"egress_rate"`
-	EgressTolerance *ebpf.Variable `ebpf:"egress_tolerance"`
-	FanCpusId       *ebpf.Variable `ebpf:"fan_cpus_id"`
-	HandleKey       *ebpf.Variable `ebpf:"handle_key"`
-	HelloOn         *ebpf.Variable `ebpf:"hello_on"`
-	HelloType       *ebpf.Variable `ebpf:"hello_type"`
-	OwnAddr         *ebpf.Variable `ebpf:"own_addr"`
-	OwnIncarnation  *ebpf.Variable `ebpf:"own_incarnation"`
-	OwnNetns        *ebpf.Variable `ebpf:"own_netns"`
-	OwnPort         *ebpf.Variable `ebpf:"own_port"`
-	QuietNs         *ebpf.Variable `ebpf:"quiet_ns"`
-	RecordType      *ebpf.Variable `ebpf:"record_type"`
-	VerdictType     *ebpf.Variable `ebpf:"verdict_type"`
+	AuditOn        *ebpf.Variable `ebpf:"audit_on"`
+	CacheOn        *ebpf.Variable `ebpf:"cache_on"`
+	FanCpusId      *ebpf.Variable `ebpf:"fan_cpus_id"`
+	HandleKey      *ebpf.Variable `ebpf:"handle_key"`
+	HelloOn        *ebpf.Variable `ebpf:"hello_on"`
+	HelloType      *ebpf.Variable `ebpf:"hello_type"`
+	OwnAddr        *ebpf.Variable `ebpf:"own_addr"`
+	OwnIncarnation *ebpf.Variable `ebpf:"own_incarnation"`
+	OwnNetns       *ebpf.Variable `ebpf:"own_netns"`
+	OwnPort        *ebpf.Variable `ebpf:"own_port"`
+	QuietNs        *ebpf.Variable `ebpf:"quiet_ns"`
+	RecordType     *ebpf.Variable `ebpf:"record_type"`
+	VerdictType    *ebpf.Variable `ebpf:"verdict_type"`
 }
 
 // RpPrograms contains all programs after they have been loaded into the kernel.

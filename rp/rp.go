@@ -280,7 +280,7 @@ func (r *RP) start() error {
 		Joiners:    cfg.Joiners,
 		Publishers: cfg.Publishers,
 		Others:     r.others,
-		Replay:     func(session uint32, marks []proto.Mark) { r.mesh.Replay(session, marks) },
+		Replay:     func(session uint32, peer netip.Addr, marks []proto.Mark) { r.mesh.Replay(session, peer, marks) },
 		Confirmed:  func(session uint32, places []proto.Place) { asked.Confirm(time.Now(), session, places) },
 		ResumeKey:  resumeKey,
 		Adopted:    orphans,

@@ -77,6 +77,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 			Probes:      proto.MaxProbes * cfg.Limits.MaxPer64,
 			ProbeWindow: probeWindow,
 			Joins:       cfg.Limits.JoinRate,
+			Replays:     cfg.Limits.EgressLimit / 4,
 			JoinsPer48:  cfg.Limits.JoinRatePer48,
 			JoinsPer64:  cfg.Limits.JoinRatePer64,
 		},

@@ -35,6 +35,9 @@ const MaxUpstreams = 6
 // ErrClosed is returned by every method of an Engine after Close.
 var ErrClosed = errors.New("datapath: engine closed")
 
+// ErrOverRate is returned by Resend when new datagrams need what all copies may take.
+var ErrOverRate = errors.New("datapath: the limit of all copies has no room for what is sent again")
+
 // Role says what is at the other end of a session.
 type Role uint8
 
@@ -383,8 +386,12 @@ type Engine interface {
 
 	// Resend sends datagrams that Config.Cache got to one session, with its index
 	// and hop tag. It waits until the host took them. One that the host refuses counts as
-	// a send error.
+	// a send error. They cost what copies cost, and get what new datagrams leave: with
+	// less than half of the burst of all copies it sends none, and returns ErrOverRate.
 	Resend(session uint32, datagrams [][]byte) error
+
+	// SetEgress changes the limit of all copies, see Config. The bucket is full then.
+	SetEgress(rate, burst uint64)
 
 	// Heard returns when the last datagram of a session was accepted, of any type,
 	// zero when there was none. It makes no system call.

@@ -42,6 +42,10 @@ func NewPolicer(rate, burst uint64) Policer {
 // Conforms reports whether a datagram may pass now: the bucket holds a unit or more.
 func (p Policer) Conforms(due, now uint64) bool { return p.Rate == 0 || due <= now+p.Tolerance }
 
+// Spares reports whether at least half of the burst is left: what can wait, or may be
+// left out, goes then.
+func (p Policer) Spares(due, now uint64) bool { return p.Rate == 0 || due <= now+p.Tolerance/2 }
+
 // Charge returns due after a datagram that passed. It may cost more units than the
 // bucket held, at most 2^33.
 func (p Policer) Charge(due, now, cost uint64) uint64 {

@@ -33,6 +33,21 @@ type Limits struct {
 	// /64; as many may come at once. Who asks for more takes nothing from who asks for
 	// little, see Shares.
 	Joins, JoinsPer48, JoinsPer64 int
+
+	// Replays is what all peers together are sent again from the cache, bytes per second.
+	Replays uint64
+}
+
+// What may be sent again to the peers of a prefix, in bytes per second of UDP payload. As
+// much as in replayOver may be sent at once.
+const (
+	replayPer48 = 16 << 20
+	replayPer64 = 2 << 20
+	replayOver  = 10 * time.Second
+)
+
+func (l *Limits) replays() Rates {
+	return Rates{All: float64(l.Replays), Per48: replayPer48, Per64: replayPer64}
 }
 
 func (l *Limits) joins() Rates {
@@ -70,6 +85,7 @@ type Table struct {
 	sweep    time.Time // when old probe counts are dropped next
 	joins    *Shares
 	switches *Shares // into groups and out of them
+	replays  *Shares // bytes
 }
 
 type session struct {
@@ -95,6 +111,7 @@ func New(limits Limits, rand io.Reader) *Table {
 		probes:   make(map[netip.Prefix]*probeCount),
 		joins:    NewShares(limits.joins(), time.Second),
 		switches: NewShares(limits.switches(), time.Second),
+		replays:  NewShares(limits.replays(), replayOver),
 	}
 }
 
@@ -105,6 +122,7 @@ func (t *Table) SetLimits(limits Limits) {
 	t.limits = limits
 	t.joins.SetRates(limits.joins())
 	t.switches.SetRates(limits.switches())
+	t.replays.SetRates(limits.replays())
 }
 
 // Join accounts for one join from addr, or refuses it.
@@ -120,6 +138,13 @@ func (t *Table) Switch(now time.Time, addr netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.switches.Take(now, addr, 1)
+}
+
+// Replay accounts for bytes that are sent again to a peer at addr, or refuses them.
+func (t *Table) Replay(now time.Time, addr netip.Addr, bytes int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.replays.Take(now, addr, float64(bytes))
 }
 
 // Reserve returns the index of a new session for a peer at addr, which is IPv6.

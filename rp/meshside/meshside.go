@@ -123,7 +123,6 @@ type Server struct {
 	rps        map[linkstate.ID]*neighbour // the same by id
 
 	inputs chan func()   // for the goroutine of serve
-	serves chan serve    // for that of resend
 	quit   chan struct{} // closed by Stop
 	done   chan struct{} // closed when the goroutine of serve has ended
 	wg     sync.WaitGroup
@@ -158,10 +157,10 @@ type Server struct {
 	waits     []*wait
 
 	admission
+	resender *resender
 
 	counters  Counters
-	countedAt time.Time     // when members were counted last
-	served    atomic.Uint64 // datagrams, of the goroutine of resend
+	countedAt time.Time // when members were counted last
 }
 
 // neighbour is a node of the allow-list.
@@ -186,7 +185,6 @@ func New(cfg Config) (*Server, error) {
 		neighbours: make(map[enode.ID]*neighbour),
 		rps:        make(map[linkstate.ID]*neighbour),
 		inputs:     make(chan func()),
-		serves:     make(chan serve, servesWaiting),
 		quit:       make(chan struct{}),
 		done:       make(chan struct{}),
 		links:      make(map[linkstate.ID]*link),
@@ -200,6 +198,7 @@ func New(cfg Config) (*Server, error) {
 		inhabited:  make(map[uint32]time.Time),
 		listed:     make(chan struct{}),
 	}
+	s.resender = newResender(&s.cfg, s.quit)
 	s.self = linkstate.IDOf(s.id)
 	ids := map[linkstate.ID]bool{s.self: true}
 	for _, node := range cfg.Neighbours {
@@ -277,7 +276,7 @@ func (s *Server) Start() error {
 	s.startAdmission()
 	s.cfg.Asked.start(s.cfg.Incarnation, s.cfg.Members)
 	s.wg.Go(s.serve)
-	s.wg.Go(s.resend)
+	s.wg.Go(s.resender.run)
 	if s.cfg.Connect != nil {
 		s.wg.Go(s.choose)
 	}

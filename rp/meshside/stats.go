@@ -72,13 +72,14 @@ type Advert struct {
 
 // Counters count since the start.
 type Counters struct {
-	Violations   uint64 // links ended because the neighbour broke the protocol
-	LinksLost    uint64 // links that were open and ended
-	BadHellos    uint64 // hellos that could not be parsed
-	KeysRefused  uint64 // group keys from who is no upstream
-	KeyConflicts uint64 // group keys of a new parent that were others than those of the one before
-	Served       uint64 // datagrams sent again to children
-	NotServed    uint64 // routes of children that were not served, for want of time
+	Violations     uint64 // links ended because the neighbour broke the protocol
+	LinksLost      uint64 // links that were open and ended
+	BadHellos      uint64 // hellos that could not be parsed
+	KeysRefused    uint64 // group keys from who is no upstream
+	KeyConflicts   uint64 // group keys of a new parent that were others than those of the one before
+	Served         uint64 // datagrams sent again, to children and peers
+	PeersNotServed uint64 // peers that did not get all that they missed: too many, or by a limit
+	NotServed      uint64 // routes of children that were not served, for want of time
 
 	Receipts        uint64 // objects whose confirmations were counted
 	ReceiptsRefused uint64 // objects whose were not, because there were too many
@@ -110,7 +111,7 @@ func (s *Server) Stats() Stats {
 
 func (s *Server) stats() Stats {
 	st := Stats{Counters: s.counters, Core: s.core.Stats(), Settled: s.settled, Publishes: s.publishes, Planted: s.planted}
-	st.Served = s.served.Load()
+	st.Served, st.PeersNotServed = s.resender.served.Load(), s.resender.leftOut.Load()
 	st.Receipts, st.ReceiptsRefused = s.cfg.Asked.stats()
 	members := make(map[linkstate.ID]uint64)
 	for _, g := range s.members() {

@@ -61,7 +61,7 @@ func TestCollector(t *testing.T) {
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
-				Violations: 15, LinksLost: 16, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31,
+				Violations: 15, LinksLost: 16, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31, PeersNotServed: 54,
 				Receipts: 52, ReceiptsRefused: 53,
 			},
 			Core: linkstate.Stats{
@@ -111,6 +111,7 @@ func TestCollector(t *testing.T) {
 		`mdcs_rp_violations_total{role="peer"} 10`,
 		"mdcs_rp_rekey_missing_total 11",
 		"mdcs_rp_standby_sessions 27",
+		"mdcs_rp_replays_left_out_total 54",
 		"mdcs_rp_resumptions_total 28",
 		"mdcs_rp_refusals_total 29",
 		"mdcs_rp_channels 24",

@@ -34,14 +34,6 @@ const (
 	flushTimeout = time.Second
 )
 
-// replayCost is how many seconds a peer that was sent what it missed has to wait until it
-// may be again.
-const replayCost = 10
-
-// replays limits what a peer is sent from the cache, whatever its session: twice at
-// once, for it may change RPs again, then as often as the cache is another one.
-var replays = datapath.NewPolicer(1, replayCost+1)
-
 var (
 	errStopping = errors.New("rp stops")
 	errLost     = errors.New("connection lost")
@@ -72,7 +64,6 @@ type conn struct {
 	receipts chan []proto.ObjectReceipt // for the publisher that the peer is
 	counting                            // what the peer was told of the members
 	policed  uint64                     // of its confirmations, as datapath.Policer has it
-	replayed uint64                     // of its activations, likewise
 	joined   uint64                     // of its joins, likewise
 
 	// What admits the peer, when ready is closed, and what tells its end.
@@ -197,7 +188,7 @@ func (c *conn) tooFast(now time.Time, m proto.Message) error {
 		}
 		c.joined = joins.Charge(c.joined, at, 1)
 	case *proto.Activate, *proto.Deactivate:
-		if !c.srv.switches.take(at, c.id) {
+		if !c.srv.switches.take(at, c.id, 1) {
 			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "activates and deactivates more than once a second"}
 		}
 	}
@@ -541,14 +532,12 @@ func (c *conn) serve(now time.Time, marks []proto.Mark) {
 // replay sends what is newer than marks: of each stream of the session's groups once,
 // and not to who is activated again and again.
 func (c *conn) replay(now time.Time, marks []proto.Mark) {
-	at := c.srv.clock.at(now)
-	if c.srv.cfg.Replay == nil || !replays.Conforms(c.replayed, at) {
+	if c.srv.cfg.Replay == nil || !c.srv.replays.take(c.srv.clock.at(now), c.id, replayCost) {
 		return
 	}
-	c.replayed = replays.Charge(c.replayed, at, replayCost)
 	type stream struct{ ingress, group uint32 }
 	seen := make(map[stream]bool)
-	c.srv.cfg.Replay(c.index, slices.DeleteFunc(slices.Clone(marks), func(m proto.Mark) bool {
+	c.srv.cfg.Replay(c.index, c.addr, slices.DeleteFunc(slices.Clone(marks), func(m proto.Mark) bool {
 		of := stream{m.Ingress, m.Group}
 		again := seen[of]
 		seen[of] = true

@@ -22,6 +22,14 @@ var (
 	switches = datapath.NewPolicer(1, 10)
 )
 
+// replayCost is how many seconds a node that was sent what it missed has to wait until it
+// may be again.
+const replayCost = 10
+
+// replays limits what a node is sent from the cache, over all its connections: twice at
+// once, for it may change RPs again, then as often as the cache is another one.
+var replays = datapath.NewPolicer(1, replayCost+1)
+
 // clock is the time since a Server began, as policers have it: it does not follow when
 // the date is set.
 type clock struct{ began time.Time }
@@ -46,8 +54,8 @@ func newNodeLimit(p datapath.Policer) *nodeLimit {
 // nodeSweep is how often full buckets are dropped.
 const nodeSweep = uint64(10 * time.Second)
 
-// take accounts for one unit of a node, unless its bucket is empty.
-func (l *nodeLimit) take(at uint64, id enode.ID) bool {
+// take accounts for units of a node, unless its bucket is empty.
+func (l *nodeLimit) take(at uint64, id enode.ID, units uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if at >= l.sweep {
@@ -58,6 +66,6 @@ func (l *nodeLimit) take(at uint64, id enode.ID) bool {
 	if !l.Conforms(due, at) {
 		return false
 	}
-	l.due[id] = l.Charge(due, at, 1)
+	l.due[id] = l.Charge(due, at, units)
 	return true
 }

@@ -60,7 +60,7 @@ func TestLimitsWhenTheDateIsSet(t *testing.T) {
 		})
 		until(func(at time.Time) bool {
 			replayed := false
-			r.Server.cfg.Replay = func(uint32, []proto.Mark) { replayed = true }
+			r.Server.cfg.Replay = func(uint32, netip.Addr, []proto.Mark) { replayed = true }
 			c.replay(at, nil)
 			return replayed
 		})
@@ -206,12 +206,12 @@ func TestNodeLimit(t *testing.T) {
 	l := newNodeLimit(datapath.NewPolicer(1, 2))
 	a, b := enode.ID{1}, enode.ID{2}
 	second := uint64(time.Second)
-	require.True(t, l.take(0, a))
-	require.True(t, l.take(0, a))
-	require.False(t, l.take(0, a))
-	require.True(t, l.take(0, b))
-	require.True(t, l.take(second, a))
-	require.False(t, l.take(second, a))
-	require.True(t, l.take(30*second, b))
+	require.True(t, l.take(0, a, 1))
+	require.True(t, l.take(0, a, 1))
+	require.False(t, l.take(0, a, 1))
+	require.True(t, l.take(0, b, 1))
+	require.True(t, l.take(second, a, 1))
+	require.False(t, l.take(second, a, 1))
+	require.True(t, l.take(30*second, b, 1))
 	require.Len(t, l.due, 1)
 }

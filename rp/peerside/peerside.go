@@ -60,7 +60,7 @@ type Config struct {
 
 	// Replay sends a session what is newer than its marks and was replicated before
 	// it was; nil sends nothing.
-	Replay func(session uint32, marks []proto.Mark)
+	Replay func(session uint32, peer netip.Addr, marks []proto.Mark)
 
 	// Confirmed is told which objects the peer of a session in groups has; nil: nobody.
 	Confirmed func(session uint32, places []proto.Place)
@@ -118,6 +118,7 @@ type Server struct {
 
 	clock    clock
 	switches *nodeLimit
+	replays  *nodeLimit
 
 	rekeys atomic.Uint32 // last ID of a Rekey
 
@@ -138,6 +139,7 @@ func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{}), members: make(map[uint32]*conn)}
 	s.cfg.Log = limitlog.New(cfg.Log.Handler()) // peers cause its lines
 	s.clock, s.switches = clock{time.Now()}, newNodeLimit(switches)
+	s.replays = newNodeLimit(replays)
 	s.counters.changed = make(chan struct{})
 	s.channels = channels{cfg: &s.cfg, open: make(map[channelID]*channel)}
 	return s

@@ -36,7 +36,7 @@ func TestStandby(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		var replayed []proto.Mark
-		r.Server.cfg.Replay = func(session uint32, marks []proto.Mark) {
+		r.Server.cfg.Replay = func(session uint32, _ netip.Addr, marks []proto.Mark) {
 			require.Len(t, r.engine.Changes(), 1, "live before the replay")
 			replayed = marks
 		}
@@ -94,7 +94,7 @@ func TestReplayIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		var replayed [][]proto.Mark
-		r.Server.cfg.Replay = func(_ uint32, marks []proto.Mark) { replayed = append(replayed, marks) }
+		r.Server.cfg.Replay = func(_ uint32, _ netip.Addr, marks []proto.Mark) { replayed = append(replayed, marks) }
 		p := r.connect(home)
 		r.joinAs(p, func(j *proto.Join) { j.Standby = true })
 		activate := func() {
@@ -107,9 +107,12 @@ func TestReplayIsBounded(t *testing.T) {
 			expect[*proto.Activated](p)
 			p.send(&proto.Deactivate{})
 		}
-		for range 5 {
-			activate()
-		}
+		activate()
+		activate()
+		p.close()
+		p = r.connect(home) // the limit is of the node, not of the connection
+		r.joinAs(p, func(j *proto.Join) { j.Standby = true })
+		activate()
 		once := []proto.Mark{{Ingress: 1, Group: group, Sequence: 9}, {Ingress: 2, Group: group, Sequence: 7}}
 		require.Equal(t, [][]proto.Mark{once, once}, replayed)
 		time.Sleep(replayCost * time.Second)

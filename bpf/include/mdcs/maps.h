@@ -22,10 +22,7 @@ const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot 
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
 const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 const volatile __u8 hello_on;	/* hand what HELLOs say to the ring buffer hellos */
-const volatile __u64 egress_rate; /* of the policer of all copies */
-const volatile __u64 egress_tolerance;
 
-__u64 egress_due; /* of that policer */
 
 #define MAX_GROUPS    16 /* of a session */
 #define MAX_UPSTREAMS 6	 /* of a stream */
@@ -357,6 +354,20 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 16);
 } hellos SEC(".maps");
+
+/* The policer of all copies. User space changes its rate at any time, and charges it, too. */
+struct egress {
+	struct policer copies; /* in bytes of UDP payload */
+	__u64 due;	       /* ns, when its bucket is full again */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct egress);
+} egresses SEC(".maps");
 
 /*
  * Who filled the tables, and until when they hold: user space moves the time on

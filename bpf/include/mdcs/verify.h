@@ -115,28 +115,30 @@ __inline_always int may_publish(const struct session *s, __u32 group)
 /* within_rates is step 11, which changes nothing. */
 __inline_always int within_rates(const struct session *s, struct session_state *state, __u64 now)
 {
-	const struct policer all = {egress_rate, egress_tolerance};
+	__u32 zero = 0;
+	struct egress *all = bpf_map_lookup_elem(&egresses, &zero);
 
-	return conforms(&s->datagrams, &state->datagrams_due, now) && conforms(&s->copies, &state->copies_due, now) &&
-	       conforms(&all, &egress_due, now);
+	return all && conforms(&s->datagrams, &state->datagrams_due, now) &&
+	       conforms(&s->copies, &state->copies_due, now) && conforms(&all->copies, &all->due, now);
 }
 
 /* charge_rates accounts for a datagram of len bytes that was accepted. */
 __inline_always void charge_rates(const struct session *s, struct session_state *state, const struct outcome *o,
 				  __u32 len, __u64 now)
 {
-	const struct policer all = {egress_rate, egress_tolerance};
+	__u32 zero = 0;
+	struct egress *all = bpf_map_lookup_elem(&egresses, &zero);
 	__u32 anchor = o->stream->anchor - FIRST_ANCHOR;
 	__u64 *n;
 
 	charge(&s->datagrams, &state->datagrams_due, now, 1);
-	if (!s->copies.rate && !all.rate)
+	if (!all || (!s->copies.rate && !all->copies.rate))
 		return;
 	n = bpf_map_lookup_elem(&receivers, &anchor);
 	if (!n)
 		return;
 	charge(&s->copies, &state->copies_due, now, load(n) * len);
-	charge(&all, &egress_due, now, load(n) * len);
+	charge(&all->copies, &all->due, now, load(n) * len);
 }
 
 /* accept_published takes a peer's DATA: its window is that of its session. */

@@ -44,6 +44,8 @@ type Subject interface {
 	Hello(session uint32, hello [wire.HelloSize]byte) ([]Output, error)
 	Resend(session uint32, datagrams [][]byte) ([]Output, error)
 
+	SetEgress(rate, burst uint64)
+
 	Heard(session uint32) time.Time
 }
 
@@ -70,6 +72,7 @@ func Run(t *testing.T, new New) {
 	t.Run("routes", func(t *testing.T) { testRoutes(t, new) })
 	t.Run("hello", func(t *testing.T) { testHello(t, new) })
 	t.Run("resend", func(t *testing.T) { testResend(t, new) })
+	t.Run("resend is limited", func(t *testing.T) { testResendIsLimited(t, new) })
 	t.Run("cache", func(t *testing.T) { testCache(t, new) })
 	t.Run("every verdict has a case", testComplete)
 }

@@ -26,10 +26,15 @@ type Recorder struct {
 	// of Hello.
 	OnHello func(session uint32, hello [wire.HelloSize]byte) error
 
+	// OnResend, when set, is called with each Resend, before it is kept. Its error is that
+	// of Resend.
+	OnResend func(session uint32, datagrams [][]byte) error
+
 	mu         sync.Mutex
 	changes    []datapath.Change
 	hellos     []Hello
 	resends    []Resend
+	egress     [2]uint64
 	heartbeats []datapath.HeartbeatScope
 	heard      map[uint32]time.Time
 	closed     bool
@@ -106,6 +111,11 @@ func (r *Recorder) Hellos() []Hello { return take(r, &r.hellos) }
 
 // Resend implements datapath.Engine.
 func (r *Recorder) Resend(session uint32, datagrams [][]byte) error {
+	if r.OnResend != nil {
+		if err := r.OnResend(session, datagrams); err != nil {
+			return err
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -113,6 +123,20 @@ func (r *Recorder) Resend(session uint32, datagrams [][]byte) error {
 	}
 	r.resends = append(r.resends, Resend{session, slices.Clone(datagrams)})
 	return nil
+}
+
+// SetEgress implements datapath.Engine.
+func (r *Recorder) SetEgress(rate, burst uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.egress = [2]uint64{rate, burst}
+}
+
+// Egress returns what SetEgress was told last.
+func (r *Recorder) Egress() (rate, burst uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.egress[0], r.egress[1]
 }
 
 // Resends returns what was sent again since the last call.

@@ -3,6 +3,7 @@
 package datapathtest
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -371,6 +372,38 @@ func testResend(t *testing.T, new New) {
 			t.Errorf("%s: %d datagrams, error %v", name, len(out), err)
 		}
 	}
+}
+
+// testResendIsLimited has what is sent again take half of the burst of all copies, and new
+// datagrams the rest.
+func testResendIsLimited(t *testing.T, new New) {
+	w := newWorld(t, new)
+	old := w.packet(rp)
+	size := uint64(len(old.bytes()))
+	again := [][]byte{old.bytes(), w.packet(rp).seq(2).bytes(), w.packet(rp).seq(3).bytes()}
+	resend := func(want error) {
+		t.Helper()
+		out, err := w.subject.Resend(w.sessions[silent].Index, again)
+		if !errors.Is(err, want) || err == nil && len(out) != len(again) || err != nil && len(out) > 0 {
+			t.Fatalf("%d of %d datagrams, error %v, want %v", len(out), len(again), err, want)
+		}
+	}
+	w.subject.SetEgress(1, 8*size)
+	resend(nil)
+	resend(nil) // 3 are gone, 5 are left
+	resend(datapath.ErrOverRate)
+	w.pass(w.packet(publisher)) // to 4, with 2 left
+	w.drop(w.packet(publisher).seq(2), wire.OverRate)
+
+	w.subject.SetEgress(1, 10*size) // the bucket is full again
+	w.pass(w.packet(publisher).seq(2))
+	resend(nil) // 6 were left
+	resend(datapath.ErrOverRate)
+	w.subject.SetEgress(0, 0)
+	for range 5 {
+		resend(nil)
+	}
+	w.pass(w.packet(publisher).seq(3))
 }
 
 func testCache(t *testing.T, new New) {

@@ -237,6 +237,9 @@ func (e *Engine) Resend(session uint32, datagrams [][]byte) error {
 	if err != nil {
 		return err
 	}
+	if err := e.table.spare(time.Since(e.start), datagrams); err != nil {
+		return err
+	}
 	for part := range slices.Chunk(datagrams, batchSize) {
 		e.sending.Lock()
 		e.sender.resend(s, part)
@@ -244,6 +247,9 @@ func (e *Engine) Resend(session uint32, datagrams [][]byte) error {
 	}
 	return nil
 }
+
+// SetEgress implements datapath.Engine.
+func (e *Engine) SetEgress(rate, burst uint64) { e.table.setEgress(rate, burst) }
 
 // Heard implements datapath.Engine.
 func (e *Engine) Heard(session uint32) time.Time { return e.table.heard(session, e.start) }

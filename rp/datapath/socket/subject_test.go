@@ -114,9 +114,14 @@ func (s *tableSubject) Resend(session uint32, datagrams [][]byte) ([]datapathtes
 	if err != nil {
 		return nil, err
 	}
+	if err := s.spare(0, datagrams); err != nil {
+		return nil, err
+	}
 	s.sender.resend(to, datagrams)
 	return s.wire.take(), nil
 }
+
+func (s *tableSubject) SetEgress(rate, burst uint64) { s.setEgress(rate, burst) }
 
 func (s *tableSubject) Heard(session uint32) time.Time { return s.heard(session, time.Now()) }
 

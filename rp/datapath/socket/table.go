@@ -25,9 +25,9 @@ import (
 type table struct {
 	own    uint32   // incarnation
 	handle auth.Key // secret of the publisher handles
-	copies datapath.Policer
 
 	mu       sync.Mutex
+	copies   datapath.Policer
 	due      uint64 // of copies, ns on the table's clock
 	sessions map[uint32]*session
 	streams  map[streamID]*stream
@@ -269,6 +269,26 @@ func (t *table) hello(index uint32, hello [wire.HelloSize]byte) (s *session, b [
 	b = wire.NewHello(s.SendSession, s.state.hellos, hello)
 	s.seal(&b)
 	return s, b, nil
+}
+
+// setEgress changes the policer of all copies.
+func (t *table) setEgress(rate, burst uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.copies, t.due = datapath.NewPolicer(rate, burst), 0
+}
+
+// spare accounts for datagrams that are sent once more, if there is room for them.
+func (t *table) spare(now time.Duration, datagrams [][]byte) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.copies.Spares(t.due, uint64(now)) {
+		return datapath.ErrOverRate
+	}
+	for _, b := range datagrams {
+		t.due = t.copies.Charge(t.due, uint64(now), uint64(len(b)))
+	}
+	return nil
 }
 
 // resendTo returns the session that gets datagrams once more.

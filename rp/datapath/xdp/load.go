@@ -73,20 +73,17 @@ func (e *Engine) load(left *legacy) error {
 		return errors.New("load programs: queues without id")
 	}
 	k0, k1 := halves(e.cfg.HandleKey)
-	egress := e.cfg.Policer()
 	for name, value := range map[string]any{
-		bpf.RpVarOwnAddr:         e.addr.Addr().As16(),
-		bpf.RpVarOwnPort:         port(e.addr.Port()),
-		bpf.RpVarOwnIncarnation:  e.cfg.Incarnation,
-		bpf.RpVarHandleKey:       [2]uint64{k0, k1},
-		bpf.RpVarQuietNs:         quiet,
-		bpf.RpVarOwnNetns:        e.netns,
-		bpf.RpVarFanCpusId:       uint32(fansID),
-		bpf.RpVarCacheOn:         on(bpf.RpMapCache, e.cfg.Cache != nil),
-		bpf.RpVarAuditOn:         on(bpf.RpMapAudit, e.opt.Audit != nil),
-		bpf.RpVarHelloOn:         on(bpf.RpMapHellos, e.cfg.Hello != nil),
-		bpf.RpVarEgressRate:      egress.Rate,
-		bpf.RpVarEgressTolerance: egress.Tolerance,
+		bpf.RpVarOwnAddr:        e.addr.Addr().As16(),
+		bpf.RpVarOwnPort:        port(e.addr.Port()),
+		bpf.RpVarOwnIncarnation: e.cfg.Incarnation,
+		bpf.RpVarHandleKey:      [2]uint64{k0, k1},
+		bpf.RpVarQuietNs:        quiet,
+		bpf.RpVarOwnNetns:       e.netns,
+		bpf.RpVarFanCpusId:      uint32(fansID),
+		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.cfg.Cache != nil),
+		bpf.RpVarAuditOn:        on(bpf.RpMapAudit, e.opt.Audit != nil),
+		bpf.RpVarHelloOn:        on(bpf.RpMapHellos, e.cfg.Hello != nil),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("load programs: option %s: %w", name, err)
@@ -101,6 +98,7 @@ func (e *Engine) load(left *legacy) error {
 	if err := e.memory.open(&e.objects); err != nil {
 		return fmt.Errorf("load programs: %w", err)
 	}
+	e.setEgress(e.cfg.Policer())
 	if left == nil {
 		life := e.memory.lives.at(0)
 		life.Incarnation, life.HandleKey = e.cfg.Incarnation, bpf.RpKey{K0: k0, K1: k1}

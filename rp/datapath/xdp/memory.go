@@ -21,6 +21,7 @@ type memory struct {
 	nexts     region[uint64]
 	receivers region[uint64]
 	passes    region[uint64]
+	egresses  region[bpf.RpEgress]
 	lives     region[bpf.RpLife]
 }
 
@@ -34,6 +35,7 @@ func (m *memory) open(o *bpf.RpObjects) error {
 		{"nexts", func() error { return m.nexts.open(o.Nexts) }},
 		{"receivers", func() error { return m.receivers.open(o.Receivers) }},
 		{"passes", func() error { return m.passes.open(o.Passes) }},
+		{"egresses", func() error { return m.egresses.open(o.Egresses) }},
 		{"lives", func() error { return m.lives.open(o.Lives) }},
 	} {
 		if err := r.open(); err != nil {
@@ -49,6 +51,7 @@ func (m *memory) close() {
 	m.nexts.close()
 	m.receivers.close()
 	m.passes.close()
+	m.egresses.close()
 	m.lives.close()
 }
 

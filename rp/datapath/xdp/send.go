@@ -129,6 +129,9 @@ func (e *Engine) Resend(index uint32, datagrams [][]byte) error {
 			return fmt.Errorf("resend: %v that is %v, want DATA", h.Type, v)
 		}
 	}
+	if err := e.spare(index, datagrams); err != nil {
+		return err
+	}
 	for part := range slices.Chunk(datagrams, sendBatch) {
 		var batch [sendBatch]ipv6.Message
 		for i, b := range part {
@@ -143,6 +146,50 @@ func (e *Engine) Resend(index uint32, datagrams [][]byte) error {
 		})
 	}
 	return nil
+}
+
+// spare accounts for datagrams that are sent once more to a session, if the limit of all
+// copies has room for them. The programs charge the same bucket.
+func (e *Engine) spare(index uint32, datagrams [][]byte) error {
+	bytes := 0
+	for _, b := range datagrams {
+		bytes += len(b)
+	}
+	err := datapath.ErrClosed
+	e.table.moving(index, func(*session, *bpf.RpSessionState) {
+		all := e.memory.egresses.at(0)
+		p := datapath.Policer{Rate: load(&all.Copies.Rate), Tolerance: load(&all.Copies.Tolerance)}
+		for {
+			now, due := uint64(time.Since(e.boot)), load(&all.Due)
+			if !p.Spares(due, now) {
+				err = datapath.ErrOverRate
+				return
+			}
+			if atomic.CompareAndSwapUint64(&all.Due, due, p.Charge(due, now, uint64(bytes))) {
+				err = nil
+				return
+			}
+		}
+	})
+	return err
+}
+
+// SetEgress implements datapath.Engine.
+func (e *Engine) SetEgress(rate, burst uint64) {
+	e.table.mu.RLock() // the memory stays meanwhile
+	defer e.table.mu.RUnlock()
+	if !e.closed.Load() {
+		e.setEgress(datapath.NewPolicer(rate, burst))
+	}
+}
+
+// setEgress stores the policer of all copies. A datagram between both words finds one
+// with the rate of before.
+func (e *Engine) setEgress(p datapath.Policer) {
+	all := e.memory.egresses.at(0)
+	store(&all.Copies.Tolerance, p.Tolerance)
+	store(&all.Copies.Rate, p.Rate)
+	store(&all.Due, 0)
 }
 
 // message is a datagram to the session, with its index and hop tag.

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package meshside
+
+import (
+	"crypto/rand"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/cache"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/membership"
+)
+
+// newTestResender returns a resender whose cache has n datagrams of ingress RP 1.
+func newTestResender(t *testing.T, n uint64, limits membership.Limits) (*resender, *datapathtest.Recorder) {
+	engine := new(datapathtest.Recorder)
+	quit := make(chan struct{})
+	r := newResender(&Config{
+		Engine:  engine,
+		Cache:   cache.New(cache.DefaultBytes, cache.DefaultAge),
+		Members: membership.New(limits, rand.Reader),
+		Log:     slog.New(slog.DiscardHandler),
+	}, quit)
+	for sequence := range n {
+		r.cfg.Cache.Add(time.Now(), data(1, sequence+1))
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { close(quit); <-done })
+	go func() { defer close(done); r.run() }()
+	return r, engine
+}
+
+var (
+	all  = []proto.Mark{{Ingress: 1, Group: group}}
+	peer = netip.MustParseAddr("2001:db8::1")
+)
+
+// Who waits: two peers, then a child. The child is served before the second batch of the
+// first peer.
+func TestChildrenAreServedBeforePeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, engine := newTestResender(t, 3*serveBatch, membership.Limits{})
+		var order []uint32
+		engine.OnResend = func(session uint32, _ [][]byte) error { order = append(order, session); return nil }
+		r.peers <- serve{1, peer, all}
+		r.peers <- serve{2, peer, all}
+		synctest.Wait()
+		r.children <- serve{9, netip.Addr{}, all}
+		time.Sleep(time.Second)
+		require.Equal(t, []uint32{1, 9, 9, 9, 1, 1, 2, 2, 2}, order)
+		require.Equal(t, uint64(len(order)*serveBatch), r.served.Load())
+		require.Zero(t, r.leftOut.Load())
+	})
+}
+
+// What is sent again waits while new datagrams need all that copies may take, for a while.
+func TestRepairsWaitForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, engine := newTestResender(t, 2*serveBatch, membership.Limits{})
+		began, free := time.Now(), 300*time.Millisecond
+		engine.OnResend = func(session uint32, _ [][]byte) error {
+			if session != 9 && time.Since(began) < free {
+				return datapath.ErrOverRate
+			}
+			return nil
+		}
+		r.peers <- serve{1, peer, all}
+		time.Sleep(100 * time.Millisecond)
+		require.Empty(t, engine.Resends())
+		r.children <- serve{9, netip.Addr{}, all} // need not wait behind the peer
+		time.Sleep(100 * time.Millisecond)
+		require.Len(t, engine.Resends(), 2)
+		time.Sleep(200 * time.Millisecond)
+		require.Len(t, engine.Resends(), 2)
+
+		free = time.Hour // too long
+		r.peers <- serve{1, peer, all}
+		time.Sleep(servePatience + 100*time.Millisecond)
+		require.Equal(t, uint64(1), r.leftOut.Load())
+		free = 0
+		r.peers <- serve{2, peer, all}
+		time.Sleep(100 * time.Millisecond)
+		require.Equal(t, []uint32{2, 2}, slices.Collect(func(yield func(uint32) bool) {
+			for _, s := range engine.Resends() {
+				yield(s.Session)
+			}
+		}))
+	})
+}
+
+// Peers of one /64 get their share of repairs, whatever sessions and nodes they are, and
+// leave others what these need.
+func TestRepairsOfAPrefixAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, engine := newTestResender(t, 1000, membership.Limits{Replays: 100_000})
+		for session := range uint32(1000) {
+			r.peers <- serve{session, peer, all}
+		}
+		time.Sleep(5 * time.Second)
+		sent := 0
+		for _, s := range engine.Resends() {
+			sent += size(s.Datagrams)
+		}
+		require.InDelta(t, 100_000*10*2/3, sent, 100_000, "two thirds of what all may have in 10 s")
+		require.Positive(t, r.leftOut.Load())
+		r.peers <- serve{2000, netip.MustParseAddr("2001:db9::1"), all}
+		time.Sleep(time.Second)
+		again := engine.Resends()
+		require.NotEmpty(t, again)
+		require.Equal(t, uint32(2000), again[len(again)-1].Session)
+	})
+}
+
+// A queue that is full costs the newest peer its repair, and nobody waits.
+func TestReplayDoesNotWait(t *testing.T) {
+	r := newResender(&Config{}, nil) // it does not run
+	s := &Server{resender: r}
+	for range peersWaiting + 3 {
+		s.Replay(1, peer, all)
+	}
+	require.Equal(t, uint64(3), r.leftOut.Load())
+}
