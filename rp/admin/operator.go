@@ -373,6 +373,7 @@ func (o *Operator) stats() Stats {
 			"violations_mesh":     st.Mesh.Violations,
 			"rekey_missing":       st.Peers.MissingAcks,
 			"mesh_links_lost":     st.Mesh.LinksLost,
+			"mesh_routes_refused": st.Mesh.RoutesRefused,
 			"reported_received":   st.Peers.Received,
 			"reported_lost":       st.Peers.Lost,
 			"reported_duplicates": st.Peers.Duplicates,

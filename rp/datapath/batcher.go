@@ -2,12 +2,15 @@
 
 package datapath
 
-import "sync"
+import (
+	"errors"
+	"sync"
+)
 
 // Batcher is an Engine that joins concurrent changes into one: while a change is
 // being applied, those that arrive wait and go together next. An engine whose
-// changes are dear then keeps up with any number of joins per second. When the engine
-// refuses several changes together, each is tried by itself.
+// changes are expensive then keeps up with any number of joins per second. Each caller is
+// told of the refusals of its own elements.
 type Batcher struct {
 	Engine
 
@@ -65,9 +68,10 @@ func (b *Batcher) apply(changes []Change) (errs []error) {
 		all.Merge(c)
 	}
 	err := b.Engine.Apply(all)
+	refused, ok := errors.AsType[*Refused](err)
 	for _, c := range changes {
-		if err != nil && len(changes) > 1 {
-			errs = append(errs, b.Engine.Apply(c))
+		if ok {
+			errs = append(errs, refused.Of(c))
 		} else {
 			errs = append(errs, err)
 		}

@@ -4,6 +4,7 @@ package datapath_test
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
 )
@@ -47,36 +49,76 @@ func TestBatcherJoinsChanges(t *testing.T) {
 	})
 }
 
-// An error belongs to the change that the engine refuses, not to those that went with it.
+// Each caller is told of the refusals of its own change, which goes to the engine once.
 func TestBatcherErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refused := errors.New("refused")
+		why := errors.New("no")
 		engine := &datapathtest.Recorder{OnApply: func(c datapath.Change) error {
 			time.Sleep(time.Millisecond)
+			refused := new(datapath.Refused)
 			for _, s := range c.Add {
 				if s.Index == 7 {
-					return refused
+					refused.Session(7, why)
 				}
 			}
-			return nil
+			for _, k := range c.Keys {
+				if k.Group == 5 {
+					refused.Key(datapath.Stream{Ingress: k.Ingress, Group: 5}, why)
+				}
+			}
+			return refused.Err()
 		}}
 		b := datapath.NewBatcher(engine)
-		var errs [4]error
-		var all sync.WaitGroup
-		apply := func(i int, index uint32) {
-			all.Go(func() { errs[i] = b.Apply(datapath.Change{Add: []datapath.Session{{Index: index}}}) })
+		changes := []datapath.Change{
+			{Add: []datapath.Session{{Index: 1}}},
+			{Add: []datapath.Session{{Index: 7}}},
+			{Add: []datapath.Session{{Index: 8}}},
+			{Remove: []uint32{7}, Routes: []datapath.Route{{Ingress: 7}}},
+			{Keys: []proto.GroupKey{{Ingress: 7, Group: 5}, {Ingress: 7, Group: 6}}},
 		}
-		apply(0, 1)
-		synctest.Wait()
-		apply(1, 7)
-		apply(2, 8)
-		all.Go(func() { errs[3] = b.Apply(datapath.Change{Remove: []uint32{9}}) })
+		errs := make([]error, len(changes))
+		var all sync.WaitGroup
+		calls := 0
+		apply := engine.OnApply
+		engine.OnApply = func(c datapath.Change) error { calls++; return apply(c) }
+		for i, c := range changes {
+			all.Go(func() { errs[i] = b.Apply(c) })
+			if i == 0 {
+				synctest.Wait()
+			}
+		}
 		all.Wait()
-		require.Equal(t, [4]error{nil, refused, nil, nil}, errs)
-		require.ElementsMatch(t, []datapath.Change{
-			{Add: []datapath.Session{{Index: 1}}}, {Add: []datapath.Session{{Index: 8}}}, {Remove: []uint32{9}},
-		}, engine.Changes())
+		require.Equal(t, 2, calls)
+		require.Equal(t, []error{
+			nil,
+			&datapath.Refused{Sessions: map[uint32]error{7: why}},
+			nil,
+			nil,
+			&datapath.Refused{Keys: map[datapath.Stream]error{{Ingress: 7, Group: 5}: why}},
+		}, errs)
 	})
+}
+
+// An error that is no refusal belongs to all.
+func TestBatcherClosed(t *testing.T) {
+	engine := new(datapathtest.Recorder)
+	require.NoError(t, engine.Close())
+	require.ErrorIs(t, datapath.NewBatcher(engine).Apply(datapath.Change{Remove: []uint32{1}}), datapath.ErrClosed)
+}
+
+func TestRefused(t *testing.T) {
+	r := new(datapath.Refused)
+	require.NoError(t, r.Err())
+	r.Route(3, errors.New("route"))
+	r.Key(datapath.Stream{Ingress: 2, Group: 1}, errors.New("key"))
+	r.Session(1, fmt.Errorf("session: %w", datapath.ErrNoRoom))
+	r.Session(1, errors.New("later reason"))
+	require.ErrorIs(t, r.Err(), datapath.ErrNoRoom)
+	require.EqualError(t, r.Err(), "datapath refused 1 sessions, keys of 1 streams, 1 routes: session: no room in the datapath")
+	require.EqualError(t, r.Ingress(2), "key")
+	require.EqualError(t, r.Ingress(3), "route")
+	require.NoError(t, r.Ingress(1))
+	require.NoError(t, r.Of(datapath.Change{Remove: []uint32{1}, Add: []datapath.Session{{Index: 2}}}))
 }
 
 func TestChangeMerge(t *testing.T) {

@@ -161,8 +161,8 @@ func Destination(addr netip.AddrPort) (dst netip.AddrPort, control []byte) {
 // Route is the way of one ingress RP's datagrams through this RP. It replaces the
 // route before; one that leads nowhere, neither from nor to, ends it.
 //
-// Sessions that are none of a neighbouring RP, or not there, are ignored: who ends a
-// link need not know the routes. A session that is removed leaves all routes, one that
+// Sessions that are none of a neighbouring RP, or not there, are ignored: whoever ends a
+// link need not know the routes. A route that leads nowhere and replaces none is no error. A session that is removed leaves all routes, one that
 // is replaced stays in them.
 type Route struct {
 	Ingress uint32   // incarnation; the RP's own for what its peers publish
@@ -239,28 +239,29 @@ type Change struct {
 	Routes []Route
 }
 
-// Check returns an error when a part of the change contradicts its contract at an RP
-// of the incarnation own.
-func (c *Change) Check(own uint32) error {
+// Refusals returns the elements of the change that contradict their contract at an RP of
+// the incarnation own. What it returns refuses nothing when all are right.
+func (c *Change) Refusals(own uint32) *Refused {
+	refused := new(Refused)
 	for i := range c.Add {
 		if err := c.Add[i].Check(); err != nil {
-			return err
+			refused.Session(c.Add[i].Index, fmt.Errorf("%w: %w", ErrContract, err))
 		}
 	}
 	for _, k := range c.Keys {
 		if k.Ingress == 0 {
-			return fmt.Errorf("key of group %08x without ingress", k.Group)
+			refused.Key(Stream{k.Ingress, k.Group}, fmt.Errorf("%w: key of group %08x without ingress", ErrContract, k.Group))
 		}
 	}
 	if slices.Contains(c.Retire, own) {
-		return fmt.Errorf("own incarnation %08x cannot retire", own)
+		refused.Route(own, fmt.Errorf("%w: own incarnation %08x cannot retire", ErrContract, own))
 	}
 	for i := range c.Routes {
 		if err := c.Routes[i].Check(own); err != nil {
-			return err
+			refused.Route(c.Routes[i].Ingress, fmt.Errorf("%w: %w", ErrContract, err))
 		}
 	}
-	return nil
+	return refused
 }
 
 // Merge appends what follows to c.
@@ -362,9 +363,15 @@ const (
 // Order between changes is the caller's: two concurrent Apply calls must not be
 // about the same session or the same ingress RP.
 type Engine interface {
-	// Apply makes the change, wholly or, with an error, not at all. When it
-	// returns, every datagram stamped or accepted from then on is replicated to
-	// the added sessions and to none of the removed.
+	// Apply makes the change element by element. An element that contradicts its
+	// contract or finds no room is refused: it changes nothing, a session, key or
+	// route that it was to replace stays, and all other elements take effect. The
+	// error is then a *Refused, which names the refused elements and why; any other
+	// error, as ErrClosed, means that nothing was done.
+	//
+	// When Apply returns, every datagram stamped or accepted from then on is
+	// replicated to the added sessions and to none of the removed. A caller
+	// acknowledges nothing that was refused.
 	Apply(Change) error
 
 	// Marks returns the newest sequence known of each (ingress RP, group). Taken

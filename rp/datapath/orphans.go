@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -12,7 +13,8 @@ import (
 // go on, but nobody asks for them any more. Each is replaced by what comes for it, in the
 // same change, so that nobody is served twice:
 //
-//   - a session with the same index or endpoint replaces a session;
+//   - a session with the same index or endpoint replaces a session, also when the engine
+//     then refuses the newcomer: its owner gave the old one up;
 //   - keys of an ingress RP make its streams belong to somebody.
 //
 // Claim gives a session to somebody as it is, Expire ends the rest. Routes are left to
@@ -57,21 +59,25 @@ func (o *Orphans) Apply(c Change) error {
 		}
 	}
 	slices.Sort(replaced)
-	claimed := slices.Clone(c.Retire)
-	for _, k := range c.Keys {
-		claimed = append(claimed, k.Ingress)
-	}
-	c.Remove = slices.Concat(replaced, c.Remove)
-	if err := o.Engine.Apply(c); err != nil {
+	next := c
+	next.Remove = slices.Concat(replaced, c.Remove)
+	err := o.Engine.Apply(next)
+	refused, some := errors.AsType[*Refused](err)
+	if err != nil && !some {
 		return err
 	}
 	for _, index := range replaced {
 		delete(o.sessions, index)
 	}
-	for _, ingress := range claimed {
+	for _, ingress := range c.Retire {
 		delete(o.ingress, ingress)
 	}
-	return nil
+	for _, k := range c.Keys {
+		if !some || refused.Keys[Stream{k.Ingress, k.Group}] == nil {
+			delete(o.ingress, k.Ingress)
+		}
+	}
+	return err
 }
 
 // Expire ends the sessions and streams that nothing came for.

@@ -139,8 +139,8 @@ func (s *Server) route(a linkstate.Route) {
 	})
 }
 
-// applyRoutes gives the datapath the routes that it lacks. Those that it refuses, which
-// it should not, are tried again.
+// applyRoutes gives the datapath the routes that changed. A route that it refuses holds up
+// no other: it is counted, and dropped unless it was for want of room, which is tried again.
 func (s *Server) applyRoutes() {
 	if len(s.routes) == 0 {
 		return
@@ -149,14 +149,41 @@ func (s *Server) applyRoutes() {
 	for _, ingress := range slices.Sorted(maps.Keys(s.routes)) {
 		change.Routes = append(change.Routes, s.routes[ingress])
 	}
-	if err := s.cfg.Engine.Apply(change); err != nil {
-		if !errors.Is(err, datapath.ErrClosed) {
-			s.cfg.Log.Error("routes not changed", "routes", len(change.Routes), "err", err)
-		}
+	clear(s.routes)
+	err := s.cfg.Engine.Apply(change)
+	if err == nil || errors.Is(err, datapath.ErrClosed) {
 		return
 	}
-	clear(s.routes)
+	if refused, some := errors.AsType[*datapath.Refused](err); some {
+		s.counters.RoutesRefused += uint64(len(refused.Routes))
+		for ingress, why := range refused.Routes {
+			if errors.Is(why, datapath.ErrNoRoom) {
+				s.roomless[ingress] = true
+			}
+		}
+		s.roomlessAt = s.now
+	}
+	if s.now.Sub(s.refusedAt) >= refusalPause {
+		s.refusedAt = s.now
+		s.cfg.Log.Error("routes refused by the datapath", "routes", len(change.Routes), "refused", s.counters.RoutesRefused, "err", err)
+	}
 }
+
+// retryRoutes tries the routes again that found no room in the datapath.
+func (s *Server) retryRoutes() {
+	if len(s.roomless) == 0 || s.now.Sub(s.roomlessAt) < retryPause {
+		return
+	}
+	for ingress := range s.roomless {
+		s.routes[ingress] = s.way(ingress)
+	}
+	clear(s.roomless)
+	s.applyRoutes()
+}
+
+// refusalPause is the least time between two log lines about routes that the datapath
+// refused: the total stands in each line.
+const refusalPause = time.Minute
 
 // greet tells those who have the own keys now the newest sequences of the own streams.
 func (s *Server) greet() {

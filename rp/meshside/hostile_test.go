@@ -4,7 +4,8 @@ package meshside
 
 import (
 	"bytes"
-	"errors"
+	"cmp"
+	"fmt"
 	"io"
 	"net/netip"
 	"slices"
@@ -436,10 +437,14 @@ func TestKeysRefusedByTheDatapath(t *testing.T) {
 		c := p.connect(2)
 		c.open(0x200)
 		p.engine.OnApply = func(change datapath.Change) error {
-			if slices.ContainsFunc(change.Keys, func(k proto.GroupKey) bool { return k.Ingress == 0x1000 }) {
-				return errors.New("no room")
-			}
-			return p.engine.apply(change)
+			refused := new(datapath.Refused)
+			change.Keys = slices.DeleteFunc(slices.Clone(change.Keys), func(k proto.GroupKey) bool {
+				if k.Ingress == 0x1000 {
+					refused.Key(datapath.Stream{Ingress: k.Ingress, Group: k.Group}, datapath.ErrNoRoom)
+				}
+				return k.Ingress == 0x1000
+			})
+			return cmp.Or(p.engine.apply(change), refused.Err())
 		}
 		var keys []proto.GroupKey
 		for i := range uint32(3) {
@@ -456,6 +461,45 @@ func TestKeysRefusedByTheDatapath(t *testing.T) {
 		require.False(t, p.has(keys[0]))
 		require.True(t, p.has(keys[1]))
 		require.True(t, p.has(keys[2]))
+	})
+}
+
+// A route that the datapath refuses holds up no other. One that found no room is tried
+// again, one that contradicts its contract is not.
+func TestRoutesRefusedByTheDatapath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, 0x100)
+		c := p.connect(2)
+		c.open(0x200)
+		const roomless, wrong, good = 0x1000, 0x1001, 0x1002
+		full, wanted := true, make(map[uint32]int)
+		p.engine.OnApply = func(change datapath.Change) error {
+			refused := new(datapath.Refused)
+			change.Routes = slices.DeleteFunc(slices.Clone(change.Routes), func(r datapath.Route) bool {
+				wanted[r.Ingress]++
+				switch {
+				case r.Ingress == roomless && full:
+					refused.Route(r.Ingress, fmt.Errorf("%w: routes", datapath.ErrNoRoom))
+				case r.Ingress == wrong:
+					refused.Route(r.Ingress, datapath.ErrContract)
+				}
+				return refused.Routes[r.Ingress] != nil
+			})
+			return cmp.Or(p.engine.apply(change), refused.Err())
+		}
+		require.True(t, p.call(func() {
+			for _, ingress := range []uint32{roomless, wrong, good} {
+				p.Server.route(linkstate.Route{Ingress: ingress, Parent: idOf(t, 2)})
+			}
+			p.applyRoutes()
+		}))
+		require.Len(t, p.engine.routes[good].From, 1)
+		require.Equal(t, uint64(2), p.Stats().RoutesRefused)
+		full = false
+		time.Sleep(3 * retryPause)
+		synctest.Wait()
+		require.Len(t, p.engine.routes[roomless].From, 1)
+		require.Equal(t, map[uint32]int{roomless: 2, wrong: 1, good: 1}, wanted)
 	})
 }
 

@@ -41,7 +41,6 @@ type ingress struct {
 
 	installing bool      // a call of Installer is under way
 	installAt  time.Time // not before
-	alone      bool      // not together with others: a call failed
 	retireAt   time.Time // zero: not
 	retired    bool      // to be told to the members
 }
@@ -247,7 +246,7 @@ func (s *Server) installKeys() {
 	var keys []proto.GroupKey
 	var retired []uint32
 	for in := range s.stale {
-		if in.installing || s.now.Before(in.installAt) || in.alone && len(batch) > 0 {
+		if in.installing || s.now.Before(in.installAt) {
 			continue
 		}
 		if in.retired {
@@ -266,9 +265,6 @@ func (s *Server) installKeys() {
 		}
 		delete(s.stale, in)
 		in.installing = true
-		if in.alone {
-			break
-		}
 	}
 	if len(batch) == 0 {
 		return
@@ -284,9 +280,14 @@ func (s *Server) keysInstalled(batch []installed, missing int, err error) {
 	if missing > 0 {
 		s.cfg.Log.Warn("group keys not at all members", "ingresses", len(batch), "missing", missing)
 	}
+	refused, some := errors.AsType[*datapath.Refused](err)
 	for _, done := range batch {
 		in := done.of
-		in.installing, in.alone = false, err != nil
+		in.installing = false
+		err := err
+		if some { // each ingress RP has a result of its own
+			err = refused.Ingress(in.incarnation)
+		}
 		name := fmt.Sprintf("%08x", in.incarnation)
 		switch {
 		case errors.Is(err, datapath.ErrClosed):
@@ -324,7 +325,7 @@ func (in *ingress) routed() bool {
 
 // tickKeys does what is due.
 func (s *Server) tickKeys() {
-	s.applyRoutes() // that were refused
+	s.retryRoutes()
 	for _, in := range s.ingresses {
 		if !in.retireAt.IsZero() && !s.now.Before(in.retireAt) {
 			s.retire(in.incarnation)

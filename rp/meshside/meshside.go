@@ -160,6 +160,12 @@ type Server struct {
 	resender *resender
 
 	counters  Counters
+	refusedAt time.Time // last log line about routes that the datapath refused
+
+	// Ingress RPs whose route found no room in the datapath, and when that was.
+	roomless   map[uint32]bool
+	roomlessAt time.Time
+
 	countedAt time.Time // when members were counted last
 }
 
@@ -189,6 +195,7 @@ func New(cfg Config) (*Server, error) {
 		done:       make(chan struct{}),
 		links:      make(map[linkstate.ID]*link),
 		sessions:   make(map[uint32]*link),
+		roomless:   make(map[uint32]bool),
 		routes:     make(map[uint32]datapath.Route),
 		known:      make(map[linkstate.ID]known),
 		origins:    make(map[uint32]linkstate.ID),

@@ -94,7 +94,7 @@ func (e *engine) apply(c datapath.Change) error {
 	if e.closed {
 		return datapath.ErrClosed
 	}
-	if err := c.Check(1); err != nil {
+	if err := c.Refusals(1).Err(); err != nil {
 		return err
 	}
 	for _, index := range c.Remove {

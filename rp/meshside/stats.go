@@ -77,6 +77,7 @@ type Counters struct {
 	BadHellos      uint64 // hellos that could not be parsed
 	KeysRefused    uint64 // group keys from who is no upstream
 	KeyConflicts   uint64 // group keys of a new parent that were others than those of the one before
+	RoutesRefused  uint64 // routes that the datapath did not take
 	Served         uint64 // datagrams sent again, to children and peers
 	PeersNotServed uint64 // peers that did not get all that they missed: too many, or by a limit
 	NotServed      uint64 // routes of children that were not served, for want of time

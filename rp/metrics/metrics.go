@@ -49,6 +49,7 @@ var (
 	linkUp        = desc("mesh_link_up", "1 when the neighbouring RP hears this one and is heard.", "rp")
 	linkTree      = desc("mesh_link_tree", "1 when datagrams go by the link, in either direction.", "rp")
 	linkRTT       = desc("mesh_rtt_seconds", "Round-trip time to the neighbouring RP, smoothed.", "rp")
+	routesRefused = desc("mesh_routes_refused_total", "Routes that the datapath did not take.")
 	linksLost     = desc("mesh_links_lost_total", "Links to neighbouring RPs that ended.")
 	linkReceived  = desc("mesh_received_total", "Datagrams accepted from the neighbouring RP since the link began.", "rp")
 	linkCopies    = desc("mesh_sent_total", "Datagrams sent to the neighbouring RP since the link began.", "rp")
@@ -144,6 +145,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(reportedDuplicates, st.Peers.Duplicates)
 
 	counter(linksLost, st.Mesh.LinksLost)
+	counter(routesRefused, st.Mesh.RoutesRefused)
 	bySession := make(map[uint32]datapath.SessionStats, len(st.Datapath.Sessions))
 	for _, s := range st.Datapath.Sessions {
 		bySession[s.Index] = s

@@ -61,7 +61,7 @@ func TestCollector(t *testing.T) {
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
-				Violations: 15, LinksLost: 16, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31, PeersNotServed: 54,
+				Violations: 15, LinksLost: 16, RoutesRefused: 33, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31, PeersNotServed: 54,
 				Receipts: 52, ReceiptsRefused: 53,
 			},
 			Core: linkstate.Stats{
@@ -121,6 +121,7 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_reported_duplicates_total 14",
 		`mdcs_rp_violations_total{role="mesh"} 15`,
 		"mdcs_rp_mesh_links_lost_total 16",
+		"mdcs_rp_mesh_routes_refused_total 33",
 		"mdcs_rp_sessions 17",
 		`mdcs_rp_members{group="0000abcd"} 18`,
 		`mdcs_rp_mesh_link_up{rp="0100000000000000"} 1`,

@@ -6,11 +6,13 @@ package peerside
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -190,10 +192,18 @@ func remoteAddr(a net.Addr) netip.Addr {
 
 // Install puts keys into the datapath, gives them to all members, and forgets
 // ingress RPs that are gone. It returns how many members had not acknowledged
-// after the timeout; they are logged.
+// after the timeout; they are logged. Keys that the datapath refuses go to nobody: the error
+// is then a *datapath.Refused, and the other keys are installed all the same.
 func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (missing int, err error) {
-	if err := s.cfg.Engine.Apply(datapath.Change{Keys: keys, Retire: retired}); err != nil {
+	err = s.cfg.Engine.Apply(datapath.Change{Keys: keys, Retire: retired})
+	refused, some := errors.AsType[*datapath.Refused](err)
+	if err != nil && !some {
 		return 0, fmt.Errorf("install keys: %w", err)
+	}
+	if some {
+		keys = slices.DeleteFunc(slices.Clone(keys), func(k proto.GroupKey) bool {
+			return refused.Keys[datapath.Stream{Ingress: k.Ingress, Group: k.Group}] != nil
+		})
 	}
 	s.cfg.Keys.Retire(retired)
 	s.cfg.Keys.Install(keys)
@@ -219,7 +229,7 @@ func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.D
 		c.log.Warn("keys not acknowledged", "timeout", timeout)
 	}
 	s.missingAcks.Add(uint64(len(late)))
-	return len(late), nil
+	return len(late), err
 }
 
 func (s *Server) connections() []*conn {

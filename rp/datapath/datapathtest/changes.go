@@ -3,6 +3,9 @@
 package datapathtest
 
 import (
+	"errors"
+	"maps"
+	"slices"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
@@ -152,11 +155,8 @@ func testRefused(t *testing.T, new New) {
 	for name, c := range bad {
 		t.Run(name, func(t *testing.T) {
 			before := w.snapshot()
-			// What is right in a change that is refused must not happen either.
-			c.Remove = []uint32{w.sessions[reader].Index}
-			c.Retire = append(c.Retire, ingressOf(rp))
-			if err := w.subject.Apply(c); err == nil {
-				t.Fatal("applied")
+			if err := w.subject.Apply(c); !errors.Is(err, datapath.ErrContract) {
+				t.Fatalf("applied with %v, want %v", err, datapath.ErrContract)
 			}
 			if diff := gocmp.Diff(before, w.snapshot(), allow); diff != "" {
 				t.Fatalf("changed (-before +after):\n%s", diff)
@@ -164,6 +164,51 @@ func testRefused(t *testing.T, new New) {
 		})
 	}
 	w.next.check(t)
+}
+
+// testRefusedBeside has an element of each kind refused: all others of the change, before
+// and after it, take effect.
+func testRefusedBeside(t *testing.T, new New) {
+	w := newWorld(t, new)
+	good := w.sessions[publisher]
+	good.Index, good.Addr = 0x5555, w.subject.Endpoint(nobody)
+	bad := w.sessions[subscriber] // in whose place it would be
+	bad.Role = 0
+	const ingress = 7
+	err := w.subject.Apply(datapath.Change{
+		Remove: []uint32{w.sessions[reader].Index},
+		Retire: []uint32{incarnation, ingressOf(silent)},
+		Keys:   []proto.GroupKey{{Group: group}, w.key(ingress, group, epoch)},
+		Add:    []datapath.Session{bad, good},
+		Routes: []datapath.Route{
+			w.route(0, []int{rp}),
+			w.route(ingress, []int{rp}),
+			{Ingress: 8}, // ends a route that is not there: no error
+			w.route(9, nil, rp, silent, rp),
+		},
+	})
+	refused, ok := errors.AsType[*datapath.Refused](err)
+	if !ok {
+		t.Fatalf("error %v, want a Refused", err)
+	}
+	sessions, keys := slices.Sorted(maps.Keys(refused.Sessions)), slices.Collect(maps.Keys(refused.Keys))
+	if !slices.Equal(sessions, []uint32{bad.Index}) || !slices.Equal(keys, []datapath.Stream{{Group: group}}) {
+		t.Errorf("refused sessions %08x and keys %v, want the bad ones", sessions, keys)
+	}
+	if routes := slices.Sorted(maps.Keys(refused.Routes)); !slices.Equal(routes, []uint32{0, 9, incarnation}) {
+		t.Errorf("refused routes %08x, want the bad ones", routes)
+	}
+	indexes := make(map[uint32]bool)
+	for _, s := range w.subject.Stats().Sessions {
+		indexes[s.Index] = true
+	}
+	if !indexes[good.Index] || !indexes[bad.Index] || indexes[w.sessions[reader].Index] {
+		t.Errorf("sessions %08x: want the new one and the one before, not the removed", slices.Sorted(maps.Keys(indexes)))
+	}
+	p := w.packet(rp) // by the route that was beside the bad ones
+	p.header.Ingress, p.payloadKey = ingress, w.key(ingress, group, epoch).Key
+	w.pass(p)
+	w.drop(w.packet(silent), wire.NoKey) // retired beside the own incarnation
 }
 
 // limit gives a session a byte of copies per second, and some at once.

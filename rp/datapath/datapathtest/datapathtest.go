@@ -64,6 +64,7 @@ func Run(t *testing.T, new New) {
 	})
 	t.Run("changes", func(t *testing.T) { testChanges(t, new) })
 	t.Run("refused changes", func(t *testing.T) { testRefused(t, new) })
+	t.Run("refused beside others", func(t *testing.T) { testRefusedBeside(t, new) })
 	t.Run("copies are limited", func(t *testing.T) { testEgress(t, new) })
 	t.Run("all copies are limited", func(t *testing.T) { testEgressOfAll(t, new) })
 	t.Run("heartbeat", func(t *testing.T) { testHeartbeat(t, new) })

@@ -110,7 +110,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	case h.Ingress != 0:
 		return wire.BadUpstream
 	}
-	stream := t.streams[streamID{t.own, h.Group}]
+	stream := t.streams[datapath.Stream{Ingress: t.own, Group: h.Group}]
 	if stream == nil {
 		return wire.NoKey
 	}
@@ -140,7 +140,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 // relayed returns the stream of what a neighbouring RP relays, if the RP is among the
 // upstreams of the stream's route.
 func (t *table) relayed(s *session, h *wire.Header) (*stream, wire.Verdict) {
-	stream := t.streams[streamID{h.Ingress, h.Group}]
+	stream := t.streams[datapath.Stream{Ingress: h.Ingress, Group: h.Group}]
 	switch {
 	case stream == nil:
 		return nil, wire.NoKey
@@ -233,11 +233,11 @@ func (t *table) heartbeats(scope datapath.HeartbeatScope) []fanout {
 	defer t.mu.Unlock()
 	var all []fanout
 	for id, s := range t.streams {
-		if id.ingress != t.own {
+		if id.Ingress != t.own {
 			continue
 		}
 		var f fanout
-		t.to(&f, nil, s, id.group, s.newest)
+		t.to(&f, nil, s, id.Group, s.newest)
 		if scope == datapath.Local {
 			f.mesh = nil
 		}
@@ -248,7 +248,7 @@ func (t *table) heartbeats(scope datapath.HeartbeatScope) []fanout {
 		h := wire.Header{
 			Type:     wire.Heartbeat,
 			HopLimit: wire.InitialHopLimit,
-			Group:    id.group,
+			Group:    id.Group,
 			Ingress:  t.own,
 			Sequence: s.newest,
 			ObjectID: s.beat,

@@ -30,14 +30,11 @@ type table struct {
 	copies   datapath.Policer
 	due      uint64 // of copies, ns on the table's clock
 	sessions map[uint32]*session
-	streams  map[streamID]*stream
+	streams  map[datapath.Stream]*stream
 	groups   map[uint32][]*session // peers and channels that the group is replicated to
 	routes   map[uint32]*datapath.Route
 	verdicts wire.Counters
 }
-
-// streamID names the datagrams that one RP stamped in one group.
-type streamID struct{ ingress, group uint32 }
 
 // stream is the state of one (ingress RP, group). It exists from the first key
 // installed until the ingress RP is retired.
@@ -64,38 +61,45 @@ func newTable(cfg datapath.Config) *table {
 		handle:   cfg.HandleKey,
 		copies:   cfg.Policer(),
 		sessions: make(map[uint32]*session),
-		streams:  make(map[streamID]*stream),
+		streams:  make(map[datapath.Stream]*stream),
 		groups:   make(map[uint32][]*session),
 		routes:   make(map[uint32]*datapath.Route),
 	}
 }
 
-// apply makes a change, see datapath.Engine.
+// apply makes a change, see datapath.Engine. There is always room.
 func (t *table) apply(c datapath.Change) error {
-	if err := c.Check(t.own); err != nil {
-		return fmt.Errorf("apply: %w", err)
-	}
+	refused := c.Refusals(t.own)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.remove(c.Remove)
 	for _, ingress := range c.Retire {
-		maps.DeleteFunc(t.streams, func(id streamID, _ *stream) bool { return id.ingress == ingress })
+		if refused.Routes[ingress] != nil {
+			continue
+		}
+		maps.DeleteFunc(t.streams, func(id datapath.Stream, _ *stream) bool { return id.Ingress == ingress })
 		delete(t.routes, ingress)
 	}
 	for i := range c.Keys {
-		t.install(&c.Keys[i])
+		if k := &c.Keys[i]; refused.Keys[datapath.Stream{Ingress: k.Ingress, Group: k.Group}] == nil {
+			t.install(k)
+		}
 	}
 	for _, s := range c.Add {
-		t.add(s)
+		if refused.Sessions[s.Index] == nil {
+			t.add(s)
+		}
 	}
 	for i := range c.Routes {
-		t.route(&c.Routes[i])
+		if r := &c.Routes[i]; refused.Routes[r.Ingress] == nil {
+			t.route(r)
+		}
 	}
 	mesh := func(s datapath.Session) bool { return s.Role == datapath.Mesh }
 	if len(c.Remove)+len(c.Keys)+len(c.Routes) > 0 || slices.ContainsFunc(c.Add, mesh) {
 		t.direct()
 	}
-	return nil
+	return refused.Err()
 }
 
 // route makes a route what is wanted, as far as its sessions are there.
@@ -121,13 +125,13 @@ func (t *table) direct() {
 	}
 	for id, s := range t.streams {
 		s.upstreams, s.branches = nil, nil
-		r := t.routes[id.ingress]
+		r := t.routes[id.Ingress]
 		if r == nil {
 			continue
 		}
 		s.upstreams = r.From
 		for i := range r.To {
-			if b := &r.To[i]; b.Has(id.group) {
+			if b := &r.To[i]; b.Has(id.Group) {
 				s.branches = append(s.branches, t.sessions[b.Session])
 			}
 		}
@@ -189,7 +193,7 @@ func remaining(all []*session) []*session {
 }
 
 func (t *table) install(k *proto.GroupKey) {
-	id := streamID{k.Ingress, k.Group}
+	id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
 	s := t.streams[id]
 	if s == nil {
 		s = &stream{known: k.Ingress == t.own}
@@ -224,7 +228,7 @@ func (t *table) marks() []proto.Mark {
 	var marks []proto.Mark
 	for id, s := range t.streams {
 		if s.known {
-			marks = append(marks, proto.Mark{Ingress: id.ingress, Group: id.group, Sequence: s.newest})
+			marks = append(marks, proto.Mark{Ingress: id.Ingress, Group: id.Group, Sequence: s.newest})
 		}
 	}
 	slices.SortFunc(marks, func(a, b proto.Mark) int {

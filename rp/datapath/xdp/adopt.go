@@ -308,7 +308,7 @@ func (t *table) adoptStreams() (anchors []uint32, err error) {
 	used := make(map[uint32]bool)
 	it := t.e.objects.Streams.Iterate()
 	for it.Next(&key, &value) {
-		s := &stream{id: streamID{key.Ingress, key.Group}, element: value.State}
+		s := &stream{id: datapath.Stream{Ingress: key.Ingress, Group: key.Group}, element: value.State}
 		for _, k := range value.Keys {
 			if k.Valid != 0 {
 				s.keys = append(s.keys, epochKey{k.Epoch, wholeKey(k.Key)})
@@ -353,8 +353,8 @@ func (t *table) adoptRoutes() error {
 	}
 	for id, s := range t.streams {
 		for _, word := range t.e.memory.streams.at(s.element).Upstreams {
-			if session := uint32(word); session != 0 && !slices.Contains(route(id.ingress).From, session) {
-				r := route(id.ingress)
+			if session := uint32(word); session != 0 && !slices.Contains(route(id.Ingress).From, session) {
+				r := route(id.Ingress)
 				r.From = append(r.From, session)
 			}
 		}
@@ -371,7 +371,7 @@ func (t *table) state() *datapath.State {
 	st := &datapath.State{Incarnation: t.e.cfg.Incarnation, HandleKey: t.e.cfg.HandleKey}
 	for id, s := range t.streams {
 		for _, k := range s.keys {
-			st.Keys = append(st.Keys, proto.GroupKey{Ingress: id.ingress, Group: id.group, Epoch: k.epoch, Key: k.key})
+			st.Keys = append(st.Keys, proto.GroupKey{Ingress: id.Ingress, Group: id.Group, Epoch: k.epoch, Key: k.key})
 		}
 	}
 	slices.SortStableFunc(st.Keys, func(a, b proto.GroupKey) int {

@@ -348,7 +348,7 @@ func TestXDPChannelInterface(t *testing.T) {
 	err = e.Apply(datapath.Change{Add: []datapath.Session{{
 		Index: 3, Role: datapath.Channel, Addr: l.channel(2, 40100), Groups: []uint32{testGroup},
 	}}})
-	require.ErrorContains(t, err, "apply: session 00000003: channel ")
+	require.ErrorContains(t, err, "session 00000003: channel ")
 	require.ErrorContains(t, err, unserved)
 	require.NoError(t, e.Close())
 	_, err = e.Link(l.hostAddr(0))

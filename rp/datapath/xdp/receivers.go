@@ -31,7 +31,16 @@ func (e *Engine) reconcileAll() error {
 	}
 }
 
+// tryReconcile updates each chain by itself: one that the kernel has no memory for holds
+// up no other. A device that is gone ends it at once.
 func (e *Engine) tryReconcile() error {
+	var failed []error
+	note := func(format string, args ...any) (stop bool) {
+		err := fmt.Errorf(format, args...)
+		failed = append(failed, err)
+		_, gone := errors.AsType[*goneError](err)
+		return gone
+	}
 	all := make(map[uint32]*receivers, len(e.table.groups))
 	for id := range e.table.groups {
 		all[id] = new(receivers)
@@ -55,17 +64,17 @@ func (e *Engine) tryReconcile() error {
 		}
 	}
 	if err := e.table.updateEchoes(echoes); err != nil {
-		return err
+		failed = append(failed, err)
 	}
 	for id, r := range all {
 		g := e.table.groups[id]
-		if err := g.peers.update(r.members, r.missing); err != nil {
-			return fmt.Errorf("apply: peers of group %08x: %w", id, err)
+		if err := g.peers.update(r.members, r.missing); err != nil && note("peers of group %08x: %w", id, err) {
+			return errors.Join(failed...)
 		}
 	}
 	for id, s := range e.table.streams {
 		var r receivers
-		if id.ingress == e.cfg.Incarnation {
+		if id.Ingress == e.cfg.Incarnation {
 			for number, d := range e.devices {
 				if d != nil {
 					r.members = append(r.members, member{hop: nextHop{device: number}})
@@ -73,23 +82,23 @@ func (e *Engine) tryReconcile() error {
 			}
 		}
 		branches := 0
-		if route := e.table.routes[id.ingress]; route != nil {
+		if route := e.table.routes[id.Ingress]; route != nil {
 			for i := range route.To {
-				if b := &route.To[i]; b.Has(id.group) {
+				if b := &route.To[i]; b.Has(id.Group) {
 					m, ok := neighbours[b.Session]
 					r.add(m, ok)
 					branches++
 				}
 			}
 		}
-		if err := s.chain.replaceIfChanged(r.members, r.missing); err != nil {
-			return fmt.Errorf("apply: branches of stream %08x/%08x: %w", id.ingress, id.group, err)
+		if err := s.chain.replaceIfChanged(r.members, r.missing); err != nil && note("branches of stream %v: %w", id, err) {
+			return errors.Join(failed...)
 		}
 		// What a datagram costs follows its receivers, known neighbour or not.
-		peers := all[id.group]
+		peers := all[id.Group]
 		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(len(peers.members)+peers.missing+branches))
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // receivers are those of one chain.
@@ -126,7 +135,7 @@ func (t *table) updateEchoes(want map[uint32]member) error {
 		}
 		value := bpf.RpEcho{Replica: m.replica(), Device: uint32(m.hop.device)}
 		if err := t.e.objects.Echoes.Put(index, &value); err != nil {
-			return fmt.Errorf("apply: ECHO of session %08x: %w", index, err)
+			return fmt.Errorf("ECHO of session %08x: %w", index, err)
 		}
 		t.echoes[index] = m
 	}
@@ -135,7 +144,7 @@ func (t *table) updateEchoes(want map[uint32]member) error {
 			continue
 		}
 		if err := t.e.objects.Echoes.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("apply: ECHO of session %08x: %w", index, err)
+			return fmt.Errorf("ECHO of session %08x: %w", index, err)
 		}
 		delete(t.echoes, index)
 	}

@@ -328,7 +328,7 @@ func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 	}
 	var beats []beat
 	for id, s := range t.streams {
-		if id.ingress != t.e.cfg.Incarnation || len(to[id.group]) == 0 {
+		if id.Ingress != t.e.cfg.Incarnation || len(to[id.Group]) == 0 {
 			continue
 		}
 		state := t.e.memory.streams.at(s.element)
@@ -337,16 +337,16 @@ func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 		h := wire.Header{
 			Type:     wire.Heartbeat,
 			HopLimit: wire.InitialHopLimit,
-			Group:    id.group,
-			Ingress:  id.ingress,
+			Group:    id.Group,
+			Ingress:  id.Ingress,
 			Sequence: load(&state.Newest),
 			ObjectID: next,
 		}
-		chain := t.groups[id.group].peers
+		chain := t.groups[id.Group].peers
 		if scope == datapath.All {
 			chain = s.chain
 		}
-		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), to[id.group], chain.anchor, t.cpu(s)})
+		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), to[id.Group], chain.anchor, t.cpu(s)})
 	}
 	return beats
 }

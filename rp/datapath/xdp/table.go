@@ -23,7 +23,7 @@ import (
 type table struct {
 	e        *Engine
 	sessions map[uint32]*session
-	streams  map[streamID]*stream
+	streams  map[datapath.Stream]*stream
 	groups   map[uint32]*group
 	routes   map[uint32]*datapath.Route
 	branches map[bpf.RpBranchKey]bpf.RpBranch // of the routes, as the programs' table has them
@@ -37,8 +37,6 @@ type table struct {
 	streamStates  elements
 	anchors       elements
 }
-
-type streamID struct{ ingress, group uint32 }
 
 // session is a Session. It never changes, but for its path: a replacement is another
 // session that may share the state.
@@ -56,7 +54,7 @@ type sessionState struct {
 
 // stream is the state of one (ingress RP, group).
 type stream struct {
-	id      streamID
+	id      datapath.Stream
 	keys    []epochKey // oldest first, at most EpochsKept
 	element uint32
 	chain   *chain // of its datagrams: ECHO when they are own, branches, then the group's peers
@@ -118,7 +116,7 @@ func newTable(e *Engine) *table {
 	return &table{
 		e:             e,
 		sessions:      make(map[uint32]*session),
-		streams:       make(map[streamID]*stream),
+		streams:       make(map[datapath.Stream]*stream),
 		groups:        make(map[uint32]*group),
 		routes:        make(map[uint32]*datapath.Route),
 		branches:      make(map[bpf.RpBranchKey]bpf.RpBranch),
@@ -172,168 +170,138 @@ func (t *table) uses(key neighborKey) bool {
 	return false
 }
 
-// check returns an error when a change contradicts its contract or does not fit.
-func (t *table) check(c datapath.Change) error {
-	if err := c.Check(t.e.cfg.Incarnation); err != nil {
-		return fmt.Errorf("apply: %w", err)
-	}
+// check returns the elements of a change that contradict their contract.
+func (t *table) check(c datapath.Change) *datapath.Refused {
+	refused := c.Refusals(t.e.cfg.Incarnation)
 	for i := range c.Add {
 		s := &c.Add[i]
-		if s.Role == datapath.Channel {
+		if s.Role == datapath.Channel && refused.Sessions[s.Index] == nil {
 			index, _ := datapath.Interface(s.Addr.Addr()) // as checked
 			if err := t.e.serves(index); err != nil {
-				return fmt.Errorf("apply: session %08x: channel %v: %w", s.Index, s.Addr, err)
+				refused.Session(s.Index, fmt.Errorf("session %08x: channel %v: %w", s.Index, s.Addr, err))
 			}
 		}
 		if len(distinct(s.Groups)) > MaxGroups {
-			return fmt.Errorf("apply: session %08x: more than %d groups", s.Index, MaxGroups)
+			refused.Session(s.Index, fmt.Errorf("%w: session %08x: more than %d groups", datapath.ErrContract, s.Index, MaxGroups))
 		}
 	}
 	for i := range c.Routes {
 		r := &c.Routes[i]
 		for _, b := range r.To {
 			if len(distinct(b.Groups)) > MaxGroups {
-				return fmt.Errorf("apply: route of %08x: more than %d groups to session %08x", r.Ingress, MaxGroups, b.Session)
+				refused.Route(r.Ingress, fmt.Errorf("%w: route of %08x: more than %d groups to session %08x",
+					datapath.ErrContract, r.Ingress, MaxGroups, b.Session))
 			}
 		}
 	}
-	return t.fits(c)
-}
-
-// fits checks the room in the programs' tables, where nothing is to fail later.
-func (t *table) fits(c datapath.Change) error {
-	sessions, states, groups := len(t.sessions), 0, make(map[uint32]int)
-	for _, g := range t.groups {
-		groups[g.id] = 0
-	}
-	gone := make(map[uint32]bool)
-	for _, index := range c.Remove {
-		if t.sessions[index] != nil && !gone[index] {
-			gone[index] = true
-			sessions--
-		}
-	}
-	joins := make(map[uint32]bool)
-	for i := range c.Add {
-		s := &c.Add[i]
-		states++
-		if (t.sessions[s.Index] == nil || gone[s.Index]) && !joins[s.Index] {
-			joins[s.Index] = true
-			sessions++
-		}
-		for _, group := range s.Groups {
-			groups[group] = 0
-		}
-	}
-	streams := make(map[streamID]bool)
-	for _, k := range c.Keys {
-		if id := (streamID{k.Ingress, k.Group}); t.streams[id] == nil || slices.Contains(c.Retire, k.Ingress) {
-			streams[id] = true
-		}
-		groups[k.Group] = 0
-	}
-	for _, s := range t.sessions {
-		if !gone[s.Index] && !joins[s.Index] {
-			for _, group := range distinct(s.Groups) {
-				groups[group]++
-			}
-		}
-	}
-	for i := range c.Add {
-		for _, group := range distinct(c.Add[i].Groups) {
-			groups[group]++
-		}
-	}
-	needed := 0
-	for _, receivers := range groups {
-		needed += 2*receivers/sliceSize + 8 // slices at their emptiest
-	}
-	routes := maps.Clone(t.routes)
-	for i := range c.Routes {
-		routes[c.Routes[i].Ingress] = &c.Routes[i]
-	}
-	added, branches := len(streams), 0
-	anchors := added + len(groups) - len(t.groups)
-	for id := range t.streams {
-		streams[id] = true
-	}
-	for id := range streams {
-		if id.ingress == t.e.cfg.Incarnation {
-			needed++ // for the ECHO
-		}
-		if r := routes[id.ingress]; r != nil {
-			needed += (len(r.To) + sliceSize - 1) / sliceSize
-		}
-	}
-	for _, r := range routes {
-		branches += len(r.To)
-	}
-	switch {
-	case sessions > MaxSessions || states > t.sessionStates.left():
-		return fmt.Errorf("apply: no room for %d sessions", sessions)
-	case len(streams) > MaxStreams || added > t.streamStates.left():
-		return fmt.Errorf("apply: no room for %d more streams", added)
-	case anchors > t.anchors.left():
-		return fmt.Errorf("apply: no room for %d more streams and groups", anchors)
-	case len(routes) > MaxStreams || branches > int(t.e.objects.Branches.MaxEntries()):
-		return fmt.Errorf("apply: no room for %d routes with %d branches", len(routes), branches)
-	case needed > maxSlices:
-		return fmt.Errorf("apply: no room for the receivers of %d groups and %d streams", len(groups), len(streams))
-	}
-	return nil
+	return refused
 }
 
 func distinct(groups []uint32) []uint32 {
 	return slices.Compact(slices.Sorted(slices.Values(groups)))
 }
 
-// apply makes a change. After the checks only the kernel can refuse, which it does
-// when memory is short: what was done until then stays.
+// apply makes a change, see datapath.Engine. After the checks only the kernel can refuse,
+// which it does when memory is short.
 func (e *Engine) apply(c datapath.Change) error {
 	t := e.table
-	if err := t.check(c); err != nil {
-		return err
-	}
-	added := make([]*session, len(c.Add))
+	refused := t.check(c)
+	t.admit(c, refused)
 	paths := make([]path, len(c.Add))
 	for i := range c.Add {
-		paths[i], _ = e.route(c.Add[i].Addr.Addr()) // without one it waits for a change of routes
-		added[i] = &session{Session: c.Add[i], path: paths[i]}
-		added[i].Groups = distinct(c.Add[i].Groups)
+		if refused.Sessions[c.Add[i].Index] == nil {
+			paths[i], _ = e.route(c.Add[i].Addr.Addr()) // without one it waits for a change of routes
+		}
 	}
 	e.await(paths)
 
 	for _, index := range c.Remove {
-		if err := t.remove(index); err != nil {
-			return err
-		}
+		t.remove(index)
 	}
 	for _, ingress := range c.Retire {
-		if err := t.retire(ingress); err != nil {
-			return err
+		if refused.Routes[ingress] == nil {
+			t.retire(ingress)
 		}
 	}
 	for i := range c.Keys {
-		if err := t.install(&c.Keys[i]); err != nil {
-			return err
+		k := &c.Keys[i]
+		id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
+		if refused.Keys[id] != nil {
+			continue
+		}
+		if err := t.install(k); err != nil {
+			refused.Key(id, fmt.Errorf("%w: %w", datapath.ErrNoRoom, err))
 		}
 	}
-	for _, s := range added {
-		if err := t.add(s); err != nil {
-			return err
+	undo := make([]func(), 0, len(c.Add)+len(c.Routes))
+	for i := range c.Add {
+		s := &session{Session: c.Add[i], path: paths[i]}
+		if refused.Sessions[s.Index] != nil {
+			continue
 		}
+		s.Groups = distinct(s.Groups)
+		old := t.sessions[s.Index]
+		if err := t.add(s); err != nil {
+			refused.Session(s.Index, fmt.Errorf("%w: %w", datapath.ErrNoRoom, err))
+			continue
+		}
+		undo = append(undo, func() { t.readd(s.Index, old) })
 	}
 	for i := range c.Routes {
-		t.route(&c.Routes[i])
+		r := &c.Routes[i]
+		if refused.Routes[r.Ingress] != nil {
+			continue
+		}
+		old := t.routes[r.Ingress]
+		t.route(r)
+		undo = append(undo, func() { t.reroute(r.Ingress, old) })
 	}
-	if err := t.direct(); err != nil {
+	err := e.follow()
+	if err == nil {
+		return refused.Err()
+	}
+	for _, back := range slices.Backward(undo) {
+		back()
+	}
+	_ = e.follow() // what the kernel had room for before
+	why := fmt.Errorf("%w: %w", datapath.ErrNoRoom, err)
+	for i := range c.Add {
+		refused.Session(c.Add[i].Index, why)
+	}
+	for i := range c.Routes {
+		refused.Route(c.Routes[i].Ingress, why)
+	}
+	return refused.Err()
+}
+
+// follow makes the programs do what the table says.
+func (e *Engine) follow() error {
+	if err := e.table.direct(); err != nil {
 		return err
 	}
 	if err := e.reconcileAll(); err != nil {
 		return err
 	}
-	t.allow()
+	e.table.allow()
 	return nil
+}
+
+// readd puts a session back that was replaced, or removes its successor when there was none.
+func (t *table) readd(index uint32, old *session) {
+	if old == nil {
+		t.remove(index)
+	} else {
+		_ = t.add(old) // the BPF map has an element for its index
+	}
+}
+
+// reroute puts a route back that was replaced, or removes its successor when there was none.
+func (t *table) reroute(ingress uint32, old *datapath.Route) {
+	if old == nil {
+		delete(t.routes, ingress)
+	} else {
+		t.routes[ingress] = old
+	}
 }
 
 // route makes a route what is wanted.
@@ -372,7 +340,7 @@ func (t *table) direct() error {
 			continue
 		}
 		if err := t.e.objects.Branches.Put(key, &value); err != nil {
-			return fmt.Errorf("apply: branch of %08x to session %08x: %w", key.Ingress, key.Session, err)
+			return fmt.Errorf("branch of %08x to session %08x: %w", key.Ingress, key.Session, err)
 		}
 		t.branches[key] = value
 	}
@@ -381,7 +349,7 @@ func (t *table) direct() error {
 			continue
 		}
 		if err := t.e.objects.Branches.Delete(key); err != nil {
-			return fmt.Errorf("apply: branch of %08x to session %08x: %w", key.Ingress, key.Session, err)
+			return fmt.Errorf("branch of %08x to session %08x: %w", key.Ingress, key.Session, err)
 		}
 		delete(t.branches, key)
 	}
@@ -393,7 +361,7 @@ func (t *table) direct() error {
 func (t *table) allow() {
 	for id, s := range t.streams {
 		var from []uint32
-		if r := t.routes[id.ingress]; r != nil {
+		if r := t.routes[id.Ingress]; r != nil {
 			from = r.From
 		}
 		words := &t.e.memory.streams.at(s.element).Upstreams
@@ -416,29 +384,34 @@ func (t *table) allow() {
 	}
 }
 
+// add starts a session, or puts it in another one's place. With an error nothing changed.
 func (t *table) add(s *session) error {
+	for _, id := range s.Groups {
+		if _, err := t.group(id); err != nil {
+			return err
+		}
+	}
 	old := t.sessions[s.Index]
-	if old != nil && old.ReceiveKey == s.ReceiveKey {
-		s.state = old.state
-	} else {
+	fresh := old == nil || old.ReceiveKey != s.ReceiveKey
+	if fresh {
 		element, err := t.sessionStates.take()
 		if err != nil {
-			return fmt.Errorf("apply: session %08x: %w", s.Index, err)
-		}
-		if old != nil {
-			t.sessionStates.retire(old.state.element)
+			return fmt.Errorf("session %08x: %w", s.Index, err)
 		}
 		s.state = &sessionState{element: element}
 		*t.e.memory.sessions.at(element) = bpf.RpSessionState{}
-	}
-	for _, id := range s.Groups {
-		if _, err := t.group(id); err != nil {
-			return fmt.Errorf("apply: %w", err)
-		}
+	} else {
+		s.state = old.state
 	}
 	value := valueOf(&s.Session, s.state.element, t.e.opt.sample())
 	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
-		return fmt.Errorf("apply: session %08x: %w", s.Index, err)
+		if fresh {
+			t.sessionStates.free = append(t.sessionStates.free, s.state.element)
+		}
+		return fmt.Errorf("session %08x: %w", s.Index, err)
+	}
+	if fresh && old != nil {
+		t.sessionStates.retire(old.state.element)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -451,19 +424,16 @@ func policer(p datapath.Policer) bpf.RpPolicer {
 	return bpf.RpPolicer{Rate: p.Rate, Tolerance: p.Tolerance}
 }
 
-func (t *table) remove(index uint32) error {
+func (t *table) remove(index uint32) {
 	s := t.sessions[index]
 	if s == nil {
-		return nil
+		return
 	}
-	if err := t.e.objects.Sessions.Delete(index); err != nil {
-		return fmt.Errorf("apply: remove session %08x: %w", index, err)
-	}
+	_ = t.e.objects.Sessions.Delete(index) // it is there, and a hash map lets go of what it has
 	t.mu.Lock()
 	delete(t.sessions, index)
 	t.mu.Unlock()
 	t.sessionStates.retire(s.state.element)
-	return nil
 }
 
 // group returns a group, which is there as long as the engine: its id comes from the
@@ -481,14 +451,14 @@ func (t *table) group(id uint32) (*group, error) {
 }
 
 // streamChain returns the chain of a stream, without slices, before that of the group's peers.
-func (t *table) streamChain(id streamID) (*chain, error) {
-	g, err := t.group(id.group)
+func (t *table) streamChain(id datapath.Stream) (*chain, error) {
+	g, err := t.group(id.Group)
 	if err != nil {
 		return nil, err
 	}
 	c, err := t.chain(uint64(g.peers.anchor))
 	if err != nil {
-		return nil, fmt.Errorf("stream %08x/%08x: %w", id.ingress, id.group, err)
+		return nil, fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 	}
 	return c, nil
 }
@@ -504,16 +474,16 @@ func (t *table) chain(end uint64) (*chain, error) {
 }
 
 func (t *table) install(k *proto.GroupKey) error {
-	id := streamID{k.Ingress, k.Group}
+	id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
 	s := t.streams[id]
 	if s == nil {
 		chain, err := t.streamChain(id)
 		if err != nil {
-			return fmt.Errorf("apply: %w", err)
+			return err
 		}
 		element, err := t.streamStates.take()
 		if err != nil {
-			return fmt.Errorf("apply: stream %08x/%08x: %w", id.ingress, id.group, err)
+			return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 		}
 		s = &stream{id: id, element: element, chain: chain}
 		*t.e.memory.streams.at(element) = bpf.RpStreamState{}
@@ -525,7 +495,7 @@ func (t *table) install(k *proto.GroupKey) error {
 		s.keys = s.keys[max(0, len(s.keys)-datapath.EpochsKept):]
 	}
 	if err := t.put(s); err != nil {
-		return fmt.Errorf("apply: %w", err)
+		return err
 	}
 	t.streams[id] = s
 	return nil
@@ -542,27 +512,24 @@ func (t *table) put(s *stream) error {
 		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = halves(k.key)
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
 	}
-	if err := t.e.objects.Streams.Put(bpf.RpStreamKey{Ingress: id.ingress, Group: id.group}, &value); err != nil {
-		return fmt.Errorf("stream %08x/%08x: %w", id.ingress, id.group, err)
+	if err := t.e.objects.Streams.Put(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}, &value); err != nil {
+		return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 	}
 	return nil
 }
 
-func (t *table) retire(ingress uint32) error {
+func (t *table) retire(ingress uint32) {
 	for id, s := range maps.Clone(t.streams) {
-		if id.ingress != ingress {
+		if id.Ingress != ingress {
 			continue
 		}
-		if err := t.e.objects.Streams.Delete(bpf.RpStreamKey{Ingress: id.ingress, Group: id.group}); err != nil {
-			return fmt.Errorf("apply: retire stream %08x/%08x: %w", id.ingress, id.group, err)
-		}
+		_ = t.e.objects.Streams.Delete(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}) // as in remove
 		delete(t.streams, id)
 		t.streamStates.retire(s.element)
 		t.anchors.retire(s.chain.anchor)
 		s.chain.retire()
 	}
 	delete(t.routes, ingress)
-	return nil
 }
 
 // marks returns the newest sequence of each stream, ordered by ingress and group.
@@ -570,8 +537,8 @@ func (t *table) marks() []proto.Mark {
 	var marks []proto.Mark
 	for id, s := range t.streams {
 		state := t.e.memory.streams.at(s.element)
-		if id.ingress == t.e.cfg.Incarnation || load(&state.Known) != 0 {
-			marks = append(marks, proto.Mark{Ingress: id.ingress, Group: id.group, Sequence: load(&state.Newest)})
+		if id.Ingress == t.e.cfg.Incarnation || load(&state.Known) != 0 {
+			marks = append(marks, proto.Mark{Ingress: id.Ingress, Group: id.Group, Sequence: load(&state.Newest)})
 		}
 	}
 	slices.SortFunc(marks, func(a, b proto.Mark) int {

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package datapath
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Reasons of a refusal, for errors.Is.
+var (
+	// ErrContract is wrapped when an element contradicts its contract: a mistake of the
+	// control plane, or a wish of a neighbouring RP that nothing should have let through.
+	ErrContract = errors.New("contradicts the contract of the datapath")
+
+	// ErrNoRoom is wrapped when the engine has no room for an element. The element may
+	// fit later, when others have ended.
+	ErrNoRoom = errors.New("no room in the datapath")
+)
+
+// Stream names the datagrams that one RP stamped in one group: one sequence space
+// (SPEC section 1).
+type Stream struct {
+	Ingress uint32 // incarnation of the ingress RP
+	Group   uint32
+}
+
+func (s Stream) String() string { return fmt.Sprintf("%08x/%08x", s.Ingress, s.Group) }
+
+// Refused is the error of Engine.Apply when the engine did not take some elements of a
+// change, each with its reason. All other elements of the change took effect. Remove is
+// never refused, and Retire only for the own incarnation.
+type Refused struct {
+	Sessions map[uint32]error // by index, of Add
+	Keys     map[Stream]error // no key of these streams was installed
+	Routes   map[uint32]error // by ingress RP, of Routes and Retire
+}
+
+// Session, Key and Route note why an element is refused. The first reason stays.
+func (r *Refused) Session(index uint32, why error) { note(&r.Sessions, index, why) }
+func (r *Refused) Key(id Stream, why error)        { note(&r.Keys, id, why) }
+func (r *Refused) Route(ingress uint32, why error) { note(&r.Routes, ingress, why) }
+
+func note[K comparable](reasons *map[K]error, element K, why error) {
+	if (*reasons)[element] != nil {
+		return
+	}
+	if *reasons == nil {
+		*reasons = make(map[K]error)
+	}
+	(*reasons)[element] = why
+}
+
+// Err returns r, or nil when r refuses nothing.
+func (r *Refused) Err() error {
+	if len(r.Sessions)+len(r.Keys)+len(r.Routes) == 0 {
+		return nil
+	}
+	return r
+}
+
+// Of returns what r refuses of one change, nil for nothing. When several changes went to
+// the engine as one, each caller gets the refusals of its own elements.
+func (r *Refused) Of(c Change) error {
+	var own Refused
+	for i := range c.Add {
+		if why := r.Sessions[c.Add[i].Index]; why != nil {
+			own.Session(c.Add[i].Index, why)
+		}
+	}
+	for i := range c.Keys {
+		id := Stream{c.Keys[i].Ingress, c.Keys[i].Group}
+		if why := r.Keys[id]; why != nil {
+			own.Key(id, why)
+		}
+	}
+	for _, ingress := range c.Retire {
+		if why := r.Routes[ingress]; why != nil {
+			own.Route(ingress, why)
+		}
+	}
+	for i := range c.Routes {
+		if why := r.Routes[c.Routes[i].Ingress]; why != nil {
+			own.Route(c.Routes[i].Ingress, why)
+		}
+	}
+	return own.Err()
+}
+
+// Ingress returns the first reason by which something of an ingress RP was refused, nil
+// for none.
+func (r *Refused) Ingress(ingress uint32) error {
+	for _, id := range slices.SortedFunc(maps.Keys(r.Keys), byNumber) {
+		if id.Ingress == ingress {
+			return r.Keys[id]
+		}
+	}
+	return r.Routes[ingress]
+}
+
+// byNumber orders streams.
+func byNumber(a, b Stream) int {
+	return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
+}
+
+// Error names the numbers of refused elements, and the first reason.
+func (r *Refused) Error() string {
+	return fmt.Sprintf("datapath refused %d sessions, keys of %d streams, %d routes: %v",
+		len(r.Sessions), len(r.Keys), len(r.Routes), r.Unwrap()[0])
+}
+
+// Unwrap returns the reasons: of sessions, then of keys, then of routes, each by number.
+func (r *Refused) Unwrap() (reasons []error) {
+	for _, index := range slices.Sorted(maps.Keys(r.Sessions)) {
+		reasons = append(reasons, r.Sessions[index])
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(r.Keys), byNumber) {
+		reasons = append(reasons, r.Keys[id])
+	}
+	for _, ingress := range slices.Sorted(maps.Keys(r.Routes)) {
+		reasons = append(reasons, r.Routes[ingress])
+	}
+	return reasons
+}
