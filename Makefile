@@ -156,7 +156,7 @@ generated: deps generate ## check that the committed kernel programs are those o
 	git diff --exit-code --stat -- bpf testnet/bench/bpf
 
 .PHONY: ci
-ci: ## what every change must pass: test and lint
+ci: ## what every change must pass: deps, generated, test and lint
 	.ci/run
 
 ## Upkeep

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 var benchCommand = &cli.Command{
 	Name:            "bench",
+	Category:        otherTools,
 	Usage:           "measure replication points on this machine, and simulated ones",
 	HideHelpCommand: true,
 	Subcommands:     []*cli.Command{fanoutCommand, peersCommand, meshCommand},
@@ -55,9 +57,16 @@ func fanout(c *cli.Context) error {
 		return bench.ErrNotRoot
 	}
 	result, err := bench.Fanout(c.Context, cfg)
-	if err != nil {
+	if result == nil {
 		return err
 	}
+	if err == nil && len(result.Failed) > 0 {
+		err = fmt.Errorf("%d of the measurements failed, the first by: %s", len(result.Failed), result.Failed[0].Error)
+	}
+	return errors.Join(err, printFanout(c, &cfg, result))
+}
+
+func printFanout(c *cli.Context, cfg *bench.Config, result *bench.Result) error {
 	if err := result.Write(cfg.Dir()); err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ const maxTXT = 255
 
 var discoveryCommand = &cli.Command{
 	Name:            "discovery",
+	Category:        otherTools,
 	Usage:           "help others to find replication points",
 	HideHelpCommand: true,
 	Action:          unknownCommand,

@@ -19,6 +19,9 @@ import (
 // version is set by the linker, see the Makefile.
 var version = "unknown"
 
+// otherTools are shown behind the commands that look at a running rpd.
+const otherTools = "not of a running rpd"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

@@ -42,11 +42,10 @@ var (
 // operatorCommand is a command that asks rpd and shows the answer.
 func operatorCommand(name, usage string, show func(*cli.Context, *admin.Client) error, flags ...cli.Flag) *cli.Command {
 	return &cli.Command{
-		Name:     name,
-		Usage:    usage,
-		Category: "replication point",
-		Flags:    append([]cli.Flag{socketFlag, outputFlag}, flags...),
-		Before:   checkOutput,
+		Name:   name,
+		Usage:  usage,
+		Flags:  append([]cli.Flag{socketFlag, outputFlag}, flags...),
+		Before: checkOutput,
 		Action: func(c *cli.Context) error {
 			if err := noArguments(c); err != nil {
 				return err

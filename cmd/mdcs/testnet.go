@@ -17,6 +17,7 @@ import (
 
 var testnetCommand = &cli.Command{
 	Name:            "testnet",
+	Category:        otherTools,
 	Usage:           "run experiments on a private network in network namespaces (needs root)",
 	HideHelpCommand: true,
 	Subcommands: []*cli.Command{

@@ -26,7 +26,7 @@ import (
 )
 
 // version is set by the linker: -X main.version=...
-var version = "dev"
+var version = "unknown"
 
 //go:embed rpd.toml
 var defaultConfig string

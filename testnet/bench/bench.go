@@ -129,7 +129,9 @@ type bench struct {
 }
 
 // Fanout measures and returns the result. What it made on the machine is gone when
-// it returns.
+// it returns. What cannot be measured is in the result, and keeps nothing else from
+// being measured. The figures that there are by then are written to the directory of the
+// result after each number of subscribers. With an error there may be a result, too.
 func Fanout(ctx context.Context, cfg Config) (result *Result, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -158,29 +160,46 @@ func Fanout(ctx context.Context, cfg Config) (result *Result, err error) {
 	}
 	start := time.Now()
 	if err := b.measure(ctx); err != nil {
-		return nil, err
+		return b.result, err
 	}
 	after, err := measure.CPUPressure()
 	if err != nil {
-		return nil, err
+		return b.result, err
 	}
 	b.result.Host.CPUPressure = Figure(float64(after-before) / float64(time.Since(start)))
 	return b.result, nil
 }
 
+// open starts the lanes. Without any there is nothing to measure.
 func (b *bench) open(run *netns.Run) error {
 	var err error
 	if b.traffic, err = newTraffic(run); err != nil {
 		return err
 	}
+	var errs []error
 	for _, name := range b.cfg.Engines {
 		l, err := newLane(run, name, b.traffic)
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			b.failed(name, 0, "start", err)
+			continue
 		}
 		b.lanes = append(b.lanes, l)
 	}
+	if len(b.lanes) == 0 {
+		return errors.Join(errs...)
+	}
 	return nil
+}
+
+// failed enters what could not be measured, unless it was interrupted. n is the number of
+// subscribers, 0 when that does not matter.
+func (b *bench) failed(engine string, n int, what string, err error) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return
+	}
+	b.cfg.Log.Warn("not measured", "what", what, "engine", engine, "subscribers", n, "err", err)
+	b.result.Failed = append(b.result.Failed, Failed{engine, n, what, err.Error()})
 }
 
 func (b *bench) close() error {
@@ -194,16 +213,14 @@ func (b *bench) close() error {
 	return errors.Join(errs...)
 }
 
+// measure ends with an error only when it is interrupted, or cannot write.
 func (b *bench) measure(ctx context.Context) error {
 	for _, n := range b.cfg.Subscribers {
 		b.cfg.Log.Info("copies", "subscribers", n)
-		if err := b.copies(ctx, n); err != nil {
-			return err
-		}
-		if err := b.compare(ctx, n); err != nil {
-			return err
-		}
-		if err := b.sustain(ctx, n); err != nil {
+		b.copies(ctx, n)
+		b.compare(ctx, n)
+		b.sustain(ctx, n)
+		if err := b.save(ctx); err != nil {
 			return err
 		}
 	}
@@ -222,11 +239,22 @@ func (b *bench) measure(ctx context.Context) error {
 			}
 			b.cfg.Log.Info(step.name, "engine", l.name)
 			if err := step.run(ctx, l, e); err != nil {
-				return fmt.Errorf("%s: %s: %w", l.name, step.name, err)
+				b.failed(l.name, 0, step.name, err)
+			}
+			if err := b.save(ctx); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// save writes the figures that there are.
+func (b *bench) save(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return b.result.writeFigures(b.cfg.Dir())
 }
 
 // most returns the largest measured number of subscribers that is at most limit, or

@@ -6,13 +6,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/testnet/netns"
 )
@@ -68,6 +71,7 @@ func TestBenchFanoutQuick(t *testing.T) {
 	cfg.Flood = 200 * time.Millisecond
 	r, err := Fanout(t.Context(), cfg)
 	require.NoError(t, err)
+	require.Empty(t, r.Failed)
 	requireNothingLeft(t)
 
 	perSize := len(cfg.Engines) + 1 // bare twice
@@ -125,11 +129,93 @@ func TestInterrupt(t *testing.T) {
 	}
 	cfg := Full()
 	cfg.Engines = []string{Bare, Sendmmsg}
+	cfg.Name, cfg.Results = "interrupted", t.TempDir()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err := Fanout(ctx, cfg)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	requireNothingLeft(t)
+}
+
+// broken is a subject that cannot have many subscribers.
+type broken struct {
+	subject
+	most int
+}
+
+func (s broken) resize(from, to int) error {
+	if to > s.most {
+		return errors.New("broken")
+	}
+	return s.subject.resize(from, to)
+}
+
+// TestFailedIsNotAll has one of two engines break on the way. What it did before stays,
+// and all that the other one does.
+func TestFailedIsNotAll(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces and loads kernel programs")
+	}
+	cfg := Quick()
+	cfg.Name, cfg.Results, cfg.Log = "broken", t.TempDir(), slog.New(slog.DiscardHandler)
+	cfg.Engines, cfg.Subscribers, cfg.Bursts, cfg.Rounds, cfg.Sustain = []string{Bare, TC}, []int{1, 2}, []int{1}, 1, 0
+	run, err := netns.NewRun(netns.StateDir)
+	require.NoError(t, err)
+	defer run.Close()
+	b := &bench{cfg: cfg, capacity: make(map[string]map[int]float64)}
+	b.result, err = newResult(&cfg)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, b.close()) }()
+	require.NoError(t, b.open(run))
+	tc := b.lane(TC)
+	tc.subject = broken{tc.subject, 1}
+	require.NoError(t, b.measure(t.Context()))
+
+	for _, n := range cfg.Subscribers {
+		require.NotNil(t, b.result.find(Bare, false, n, 1))
+		require.Equal(t, n == 1, b.result.find(TC, false, n, 1) != nil)
+	}
+	require.Equal(t, []Failed{{TC, 2, "copies", "tc: 2 subscribers: broken"}}, b.result.Failed)
+	text, err := os.ReadFile(filepath.Join(cfg.Dir(), TableFile))
+	require.NoError(t, err)
+	require.Contains(t, string(text), "not measured")
+	require.Contains(t, string(text), "broken")
+	require.FileExists(t, filepath.Join(cfg.Dir(), ResultFile))
+}
+
+// TestNothingMeasured writes a result in which everything failed.
+func TestNothingMeasured(t *testing.T) {
+	r, err := newResult(new(Full()))
+	require.NoError(t, err)
+	r.Failed = []Failed{{XDP, 0, "start", "refused"}}
+	require.NoError(t, r.Write(t.TempDir()))
+}
+
+func TestWhileFull(t *testing.T) {
+	var pauses time.Duration
+	sleep := func(d time.Duration) { pauses += d }
+	full := 3
+	require.NoError(t, whileFull(func() error {
+		if full--; full >= 0 {
+			return fmt.Errorf("run program: %w", unix.ENOSPC)
+		}
+		return nil
+	}, sleep))
+	require.Equal(t, 3*fullPause, pauses)
+	other := errors.New("other")
+	require.Equal(t, other, whileFull(func() error { return other }, sleep))
+	require.Equal(t, 3*fullPause, pauses)
+	require.ErrorIs(t, whileFull(func() error { return unix.ENOSPC }, sleep), unix.ENOSPC)
+	require.Greater(t, fullTries*fullPause, 5*time.Second, "the kernel frees ids once a second")
+}
+
+// TestRunSize keeps a stream below the number of runs that the kernel has ids for.
+func TestRunSize(t *testing.T) {
+	require.Equal(t, 1, runSize(1))
+	for _, rate := range []float64{1, maxRuns, maxRuns + 1, maxRate} {
+		require.LessOrEqual(t, rate/float64(runSize(rate)), float64(maxRuns))
+	}
+	require.Equal(t, maxBatch, runSize(1e9))
 }
 
 // requireNothingLeft looks for the state of a run of this process, which lists all that

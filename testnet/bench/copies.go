@@ -43,54 +43,64 @@ type blocks struct {
 	size  int
 	list  []block
 	spent time.Duration
+	err   error // ends the row
 }
 
 // copies measures all engines with n subscribers.
-func (b *bench) copies(ctx context.Context, n int) error {
+func (b *bench) copies(ctx context.Context, n int) {
+	var ready []*lane
 	for _, l := range b.lanes {
-		if err := l.resize(n); err != nil {
-			return err
+		err := l.resize(n)
+		if err == nil {
+			err = b.memory(l)
 		}
-		if err := b.memory(l); err != nil {
-			return err
+		if err == nil {
+			err = l.prove(ctx)
 		}
-		if err := l.prove(ctx); err != nil {
-			return err
+		if err != nil {
+			b.failed(l.name, n, "copies", err)
+			continue
 		}
+		ready = append(ready, l)
 	}
-	plan := b.plan()
+	plan := b.plan(ready)
 	for range b.cfg.Rounds {
 		for _, x := range plan {
-			if x.spent > rowTime {
+			if x.spent > rowTime || x.err != nil || ctx.Err() != nil {
 				continue
 			}
 			start := time.Now()
-			block, err := x.lane.block(ctx, x.size, repeats(n, x.size))
-			if err != nil {
-				return err
+			var block block
+			if block, x.err = x.lane.block(ctx, x.size, repeats(n, x.size)); x.err == nil {
+				x.list = append(x.list, block)
 			}
-			x.list = append(x.list, block)
 			x.spent += time.Since(start)
 		}
 	}
+	if ctx.Err() != nil {
+		return
+	}
 	for _, x := range plan {
+		if x.err != nil {
+			b.failed(x.lane.name, n, fmt.Sprintf("copies of bursts of %d", x.size), x.err)
+			continue
+		}
 		row := newRow(x, n)
 		b.result.Rows = append(b.result.Rows, row)
 		b.learn(&row)
 	}
 	b.result.compareBare(n)
-	return nil
 }
 
 // plan is what is measured in each round. What is compared stands close together;
 // the bare copying is measured a second time as far away from its first as anything
 // it is compared with.
-func (b *bench) plan() (plan []*blocks) {
+func (b *bench) plan(lanes []*lane) (plan []*blocks) {
 	for _, size := range b.cfg.Bursts {
-		for _, l := range b.lanes {
+		for _, l := range lanes {
 			plan = append(plan, &blocks{lane: l, size: size})
 		}
-		for _, l := range b.lanes {
+		for _, l := range lanes {
 			if l.name == Bare {
 				plan = append(plan, &blocks{lane: l, size: size, again: true})
 			}

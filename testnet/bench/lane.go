@@ -277,14 +277,38 @@ const (
 
 // transmit lets a generator program send n frames through an interface, back to
 // back. It must run in the namespace of the interface.
+//
+// Each run takes one of the kernel's 65,534 ids of memory models, and gives it back when
+// all of its frames are gone, often only a second later (net/core/page_pool.c,
+// page_pool_release_retry). When there is none left, ENOSPC, nothing was sent, and
+// transmit tries again after a while.
 func transmit(p *ebpf.Program, template frame, ifindex, n int) error {
-	_, err := p.Run(&ebpf.RunOptions{
-		Data:      template,
-		Context:   xdpContext{DataEnd: uint32(len(template)), IngressIfindex: uint32(ifindex)},
-		Repeat:    uint32(n),
-		Flags:     liveFrames,
-		BatchSize: uint32(min(n, maxBatch)),
-	})
+	return whileFull(func() error {
+		_, err := p.Run(&ebpf.RunOptions{
+			Data:      template,
+			Context:   xdpContext{DataEnd: uint32(len(template)), IngressIfindex: uint32(ifindex)},
+			Repeat:    uint32(n),
+			Flags:     liveFrames,
+			BatchSize: uint32(min(n, maxBatch)),
+		})
+		return err
+	}, time.Sleep)
+}
+
+// How long and how often whileFull waits for the kernel to free ids.
+const (
+	fullPause = 100 * time.Millisecond
+	fullTries = 100
+)
+
+// whileFull calls run again, with pauses, as long as the kernel has no id for it.
+func whileFull(run func() error, sleep func(time.Duration)) (err error) {
+	for range fullTries {
+		if err = run(); !errors.Is(err, unix.ENOSPC) {
+			return err
+		}
+		sleep(fullPause)
+	}
 	return err
 }
 

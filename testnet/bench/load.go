@@ -4,6 +4,7 @@ package bench
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -29,6 +30,13 @@ type stream struct {
 // rate is in datagrams per second.
 func (s *stream) rate() float64 { return float64(s.datagrams) / s.duration.Seconds() }
 
+// maxRuns is how often a second a stream lets the generator run at most: the kernel has
+// ids for 65,534 runs (see [transmit]), and takes a second to free some.
+const maxRuns = 5000
+
+// runSize is how many datagrams of a stream go in one run of the generator.
+func runSize(rate float64) int { return min(max(int(math.Ceil(rate/maxRuns)), 1), maxBatch) }
+
 // stream injects a number of datagrams per second until the context ends or the
 // time is over. It must run in the lane's lan.
 func (l *lane) stream(ctx context.Context, rate float64, d time.Duration) (s stream, err error) {
@@ -36,65 +44,72 @@ func (l *lane) stream(ctx context.Context, rate float64, d time.Duration) (s str
 	if err != nil {
 		return s, err
 	}
+	least := runSize(rate)
 	start, debt := time.Now(), 0.0 // datagrams that are due but were not sent
 	for last := start; ctx.Err() == nil && time.Since(start) < d; {
 		now := time.Now()
 		debt = min(debt+rate*now.Sub(last).Seconds(), maxDebt)
 		last = now
-		if n := min(int(debt), maxBatch); n > 0 {
+		if n := min(int(debt), maxBatch); n >= least {
 			if err := l.inject(n); err != nil {
 				return s, err
 			}
 			debt -= float64(n)
 			continue
 		}
-		time.Sleep(min(time.Duration((1-debt)/rate*1e9), time.Millisecond))
+		time.Sleep(min(time.Duration((float64(least)-debt)/rate*1e9), time.Millisecond))
 	}
 	injected, err := l.traffic.injected()
 	return stream{injected - first, time.Since(start)}, err
 }
 
 // sustain loads each engine for some time and counts what is lost.
-func (b *bench) sustain(ctx context.Context, n int) error {
+func (b *bench) sustain(ctx context.Context, n int) {
 	if b.cfg.Sustain == 0 {
-		return nil
+		return
 	}
 	for _, l := range b.lanes {
 		capacity, ok := b.capacity[l.name][n]
-		if !ok {
+		if !ok || ctx.Err() != nil {
 			continue
 		}
-		before, err := l.traffic.counters()
-		if err != nil {
-			return err
+		if err := b.sustainLane(ctx, n, l, capacity); err != nil {
+			b.failed(l.name, n, "sustained load", err)
 		}
-		var s stream
-		err = l.lan.Do(func() (err error) {
-			s, err = l.stream(ctx, b.rate(l.name, n, sustained, maxRate), b.cfg.Sustain)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		want := s.datagrams * uint64(n)
-		if err := l.settle(ctx, before.copies, want); err != nil {
-			return err
-		}
-		copies, err := l.traffic.copies()
-		if err != nil {
-			return err
-		}
-		got := copies - before.copies
-		b.result.Sustained = append(b.result.Sustained, Sustained{
-			Engine: l.name, Subscribers: n, Seconds: Figure(s.duration.Seconds()),
-			Rate: Figure(s.rate()), Share: Figure(s.rate() * float64(n) / capacity),
-			Datagrams: s.datagrams, Lost: int64(want) - int64(got),
-			Gbit: Figure(float64(got) * LineSize * 8 / s.duration.Seconds() / 1e9),
-		})
 	}
+}
+
+func (b *bench) sustainLane(ctx context.Context, n int, l *lane, capacity float64) error {
+	before, err := l.traffic.counters()
+	if err != nil {
+		return err
+	}
+	var s stream
+	err = l.lan.Do(func() (err error) {
+		s, err = l.stream(ctx, b.rate(l.name, n, sustained, maxRate), b.cfg.Sustain)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	want := s.datagrams * uint64(n)
+	if err := l.settle(ctx, before.copies, want); err != nil {
+		return err
+	}
+	copies, err := l.traffic.copies()
+	if err != nil {
+		return err
+	}
+	got := copies - before.copies
+	b.result.Sustained = append(b.result.Sustained, Sustained{
+		Engine: l.name, Subscribers: n, Seconds: Figure(s.duration.Seconds()),
+		Rate: Figure(s.rate()), Share: Figure(s.rate() * float64(n) / capacity),
+		Datagrams: s.datagrams, Lost: int64(want) - int64(got),
+		Gbit: Figure(float64(got) * LineSize * 8 / s.duration.Seconds() / 1e9),
+	})
 	return nil
 }
 

@@ -34,6 +34,15 @@ type Result struct {
 	Memory    []Memory    `json:"memory"`
 	Drop      []Drop      `json:"drop"`
 	Flood     []Flood     `json:"flood"`
+	Failed    []Failed    `json:"failed"`
+}
+
+// Failed is what could not be measured.
+type Failed struct {
+	Engine      string `json:"engine"`
+	Subscribers int    `json:"subscribers,omitempty"`
+	What        string `json:"what"`
+	Error       string `json:"error"`
 }
 
 // Host is the machine. CPUPressure is the share of the run in which some task of the
@@ -210,7 +219,7 @@ func newResult(cfg *Config) (*Result, error) {
 		Rounds:  cfg.Rounds,
 		Notes:   notes,
 		Rows:    []Row{}, Noise: []Noise{}, Compared: []Compared{}, Sustained: []Sustained{}, Joins: []Joins{},
-		Memory: []Memory{}, Drop: []Drop{}, Flood: []Flood{},
+		Memory: []Memory{}, Drop: []Drop{}, Flood: []Flood{}, Failed: []Failed{},
 	}, nil
 }
 
@@ -288,6 +297,14 @@ const (
 
 // Write writes all files of the result to a directory, which it makes.
 func (r *Result) Write(dir string) error {
+	if err := r.writeFigures(dir); err != nil {
+		return err
+	}
+	return r.pictures(dir)
+}
+
+// writeFigures writes the files without pictures.
+func (r *Result) writeFigures(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -302,8 +319,5 @@ func (r *Result) Write(dir string) error {
 	if err := r.Table(&table); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, TableFile), table.Bytes(), 0o644); err != nil {
-		return err
-	}
-	return r.pictures(dir)
+	return os.WriteFile(filepath.Join(dir, TableFile), table.Bytes(), 0o644)
 }

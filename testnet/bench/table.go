@@ -47,6 +47,13 @@ func (r *Result) Table(out io.Writer) error {
 			return []any{x.Engine, port, x.Subscribers, x.HostileRate, x.Hostile, x.Refused, x.Leaked, x.HonestRate, x.Honest,
 				x.Lost, percent(float64(x.LostShare))}
 		})},
+		{"not measured", "engine subscribers what why", cells(r.Failed, func(x Failed) []any {
+			n := any("-")
+			if x.Subscribers > 0 {
+				n = x.Subscribers
+			}
+			return []any{x.Engine, n, x.What, x.Error}
+		})},
 	} {
 		if len(t.rows) == 0 {
 			continue

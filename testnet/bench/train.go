@@ -71,15 +71,22 @@ func (l *lane) spin(ctx context.Context, from, want uint64) error {
 }
 
 // compare sets xdp in relation to bare, for lone datagrams and for a load that both bear.
-func (b *bench) compare(ctx context.Context, n int) error {
+func (b *bench) compare(ctx context.Context, n int) {
 	bare, xdp := b.lane(Bare), b.lane(XDP)
-	if bare == nil || xdp == nil || !slices.Contains(comparedSubscribers, n) {
-		return nil
+	if bare == nil || xdp == nil || bare.n != n || xdp.n != n || !slices.Contains(comparedSubscribers, n) {
+		return
 	}
 	b.result.compareLone(n)
 	if b.cfg.Sustain == 0 {
-		return nil
+		return
 	}
+	if err := b.compareTrains(ctx, n, bare, xdp); err != nil {
+		b.failed(XDP, n, "beside bare", err)
+	}
+}
+
+// compareTrains compares the two under a load.
+func (b *bench) compareTrains(ctx context.Context, n int, bare, xdp *lane) error {
 	window, err := bare.window(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: window: %w", bare.name, err)
