@@ -16,6 +16,14 @@ export CGO_ENABLED := 0
 # Our tools for tests: ./... does not reach into a dot directory.
 CITOOLS := ./.ci/testrun ./.ci/conformance
 
+# Tests that run in guests alone.
+GUESTTESTS := ./.ci/kernels
+
+# Debian's kernels for make test-kernels: 6.1 is that of Debian 12, 6.12 that of Debian 13. KERNELFLAGS=-short leaves out
+# what takes long.
+KERNELS     ?= 6.1 6.12
+KERNELFLAGS ?=
+
 # What `make test` runs; PKGS=./rp/... limits it (and then no test is required), TESTFLAGS goes to go test.
 PKGS      ?=
 TESTFLAGS ?= -count=1 -timeout=20m
@@ -45,6 +53,10 @@ deps: ## install the system's tools that are missing (as root, by apt-get; else 
 .PHONY: deps-net
 deps-net:
 	@.ci/deps git bird
+
+.PHONY: deps-kernels
+deps-kernels:
+	@.ci/deps debootstrap qemu-system-x86_64 mke2fs
 
 .PHONY: geth
 geth: build/geth ## build geth with our patches
@@ -127,6 +139,10 @@ else
 	build/testrun -- $(TESTFLAGS) $(PKGS)
 endif
 
+.PHONY: test-kernels
+test-kernels: deps-kernels ## run the tests of the XDP engine on Debian's kernels, in guests of qemu (root; half an hour)
+	.ci/kernels/run $(KERNELFLAGS) $(KERNELS)
+
 build/testrun: $(wildcard .ci/testrun/*.go)
 	$(GO) build -o $@ ./.ci/testrun
 
@@ -137,8 +153,8 @@ conformance: geth rpd devp2p build/testrun ## run geth's own protocol suites and
 
 .PHONY: lint
 lint: build/staticcheck-$(STATICCHECK) ## go vet, staticcheck, gofmt, go mod tidy: report only
-	$(GO) vet ./... $(CITOOLS)
-	build/staticcheck-$(STATICCHECK) ./... $(CITOOLS)
+	$(GO) vet ./... $(CITOOLS) $(GUESTTESTS)
+	build/staticcheck-$(STATICCHECK) ./... $(CITOOLS) $(GUESTTESTS)
 	@unformatted=$$(find . -path ./build -prune -o -name '*.go' -print | xargs gofmt -l); \
 		test -z "$$unformatted" || { echo "not formatted, run make fmt:"; echo "$$unformatted"; exit 1; }
 	$(GO) mod tidy -diff

@@ -4,9 +4,11 @@
 // each skip with its reason, and a last line "N passed, N failed, N skipped".
 //
 //	testrun [-required FILE] -- ARGS... [-- ARGS...]
+//	testrun [-required FILE] -recorded EVENTS
 //
-// Each ARGS is one run of go test -json ARGS, and all of them are reported together. FILE lists tests that must run:
-// one of them that did not run, or that skipped although root ran it, is a failure.
+// Each ARGS is one run of go test -json ARGS, and all of them are reported together. EVENTS is what go test -json or
+// go tool test2json said of a run elsewhere, as the same user. FILE lists tests that must run: one of them that did not
+// run, or that skipped although root ran it, is a failure.
 package main
 
 import (
@@ -33,6 +35,7 @@ func main() {
 func run(args []string, out io.Writer) (int, error) {
 	flags := flag.NewFlagSet("testrun", flag.ExitOnError)
 	requiredFile := flags.String("required", "", "`file` of tests that must run")
+	recorded := flags.String("recorded", "", "`file` of events of tests that ran before, in place of a run")
 	flags.Parse(args)
 
 	var required []testID
@@ -48,9 +51,15 @@ func run(args []string, out io.Writer) (int, error) {
 		}
 	}
 	r, started := newReport(out), time.Now()
-	for _, goTestArgs := range splitArgs(flags.Args()) {
-		if err := goTest(goTestArgs, r); err != nil {
+	if *recorded != "" {
+		if err := readRecorded(*recorded, r); err != nil {
 			return 0, err
+		}
+	} else {
+		for _, goTestArgs := range splitArgs(flags.Args()) {
+			if err := goTest(goTestArgs, r); err != nil {
+				return 0, err
+			}
 		}
 	}
 	r.checkRequired(required, os.Geteuid() == 0)
@@ -71,6 +80,23 @@ func splitArgs(args []string) [][]string {
 		groups = append(groups, args[:i])
 		args = args[i+1:]
 	}
+}
+
+// readRecorded feeds the events of a file to the report. A file without events is a failure: something should have run.
+func readRecorded(name string, r *report) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := r.read(f); err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	r.finishRun(nil)
+	if len(r.results) == 0 {
+		r.fail(name + ": nothing ran")
+	}
+	return nil
 }
 
 // goTest runs go test once and feeds its events to the report. An interrupt is passed on, so that tests can clean up.

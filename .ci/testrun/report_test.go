@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -55,6 +56,35 @@ func TestReports(t *testing.T) {
 				t.Errorf("report differs from %s (see -update):\n%s", golden, out.String())
 			}
 		})
+	}
+}
+
+// A recorded run is reported as one that testrun started, and one without any test fails.
+func TestRecorded(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty.json")
+	if err := os.WriteFile(empty, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		file, says string
+		code       int
+	}{
+		{filepath.Join("testdata", "green.json"), " passed, 0 failed,", 0},
+		{filepath.Join("testdata", "mixed.json"), " failed,", 1},
+		{filepath.Join("testdata", "timeout.json"), "did not finish", 1},
+		{empty, "nothing ran", 1},
+	} {
+		var out bytes.Buffer
+		code, err := run([]string{"-recorded", x.file}, &out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code != x.code || !strings.Contains(out.String(), x.says) {
+			t.Errorf("%s: code %d, not %d, or not %q in:\n%s", x.file, code, x.code, x.says, out.String())
+		}
+	}
+	if _, err := run([]string{"-recorded", filepath.Join(t.TempDir(), "none")}, io.Discard); err == nil {
+		t.Error("no error without a file")
 	}
 }
 

@@ -31,10 +31,10 @@ func TestParseVersion(t *testing.T) {
 		_, err := parseVersion(release)
 		require.Error(t, err)
 	}
-	require.True(t, Version{5, 14}.less(MinKernel))
-	require.True(t, Version{4, 19}.less(MinKernel))
-	require.False(t, Version{5, 15}.less(MinKernel))
+	require.True(t, Version{5, 15}.less(MinKernel))
+	require.True(t, Version{6, 0}.less(MinKernel))
 	require.False(t, Version{6, 1}.less(MinKernel))
+	require.False(t, Version{7, 0}.less(MinKernel))
 }
 
 func TestReport(t *testing.T) {

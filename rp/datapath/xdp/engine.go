@@ -2,7 +2,7 @@
 
 // Package xdp is the datapath engine in the kernel (SPEC section 6): XDP programs
 // verify, stamp and copy datagrams in the driver's receive path, before they would
-// become packets of the kernel's network stack. It needs Linux 5.15 with BTF, native XDP on
+// become packets of the kernel's network stack. It needs Linux 6.1 with BTF, native XDP on
 // all devices, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
 //
 // User space fills tables. Each stream has a chain of slices, which hold the branches of

@@ -48,8 +48,8 @@ func needKernel(t testing.TB) {
 	var major, minor int
 	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
 	require.NoError(t, err)
-	if major < 5 || major == 5 && minor < 15 {
-		t.Skipf("needs Linux 5.15, this is %d.%d", major, minor)
+	if major < 6 || major == 6 && minor < 1 {
+		t.Skipf("needs Linux 6.1, this is %d.%d", major, minor)
 	}
 }
 
