@@ -54,9 +54,9 @@ func TestXDPProgramsLoad(t *testing.T) {
 		t.Skipf("no XDP: %v", err)
 	}
 	limits := map[string]any{bpf.RpVarQuietNs: uint64(1e6)}
-	switches := []string{bpf.RpVarCacheOn, bpf.RpVarAuditOn, bpf.RpVarHelloOn}
+	switches := []string{bpf.RpVarCacheOn, bpf.RpVarHelloOn}
 	for name, on := range map[string][]string{
-		"none": nil, "cache": switches[:1], "audit": switches[1:2], "hello": switches[2:], "all": switches,
+		"none": nil, "cache": switches[:1], "hello": switches[1:], "all": switches,
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec, err := bpf.LoadRp()

@@ -33,8 +33,8 @@ static __always_inline int forward(struct xdp_md *ctx, struct packet *p, struct 
 		stamp(p->h, o);
 	else
 		p->h->hop_limit--;
-	if ((cache_on || audit_on) && p->payload)
-		copies_to_user(ctx, source, o->session->sample, p->payload);
+	if (cache_on && p->payload)
+		copy_to_cache(ctx, source, p->payload);
 	own_headers(p, s, o->sum);
 	s->source = source;
 	s->cpu = o->stream->cpu;

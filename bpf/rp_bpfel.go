@@ -54,7 +54,6 @@ type RpCounters struct {
 	NoTrim       uint64
 	Contended    uint64
 	CacheLost    uint64
-	AuditLost    uint64
 	HelloLost    uint64
 }
 
@@ -164,12 +163,12 @@ type RpSession struct {
 	Datagrams   RpPolicer
 	Copies      RpPolicer
 	State       uint32
-	Sample      uint32
 	Port        uint16
 	Role        uint8
 	GroupsLen   uint8
 	Groups      [16]uint32
 	SendSession uint32
+	Rate        uint32
 	SendKey     struct {
 		_  structs.HostLayout
 		K0 uint64
@@ -177,12 +176,11 @@ type RpSession struct {
 	}
 	Egress      uint64
 	EgressBurst uint64
-	Rate        uint32
 	Burst       uint32
 	Subscribed  uint8
 	Publish     uint8
 	Silent      uint8
-	Pad         [5]uint8
+	Pad         uint8
 	Zone        [16]uint8
 }
 
@@ -260,7 +258,6 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	RpMapAudit          = "audit"
 	RpMapBranches       = "branches"
 	RpMapCache          = "cache"
 	RpMapCursors        = "cursors"
@@ -290,7 +287,6 @@ const (
 	RpProgMdcsRpOut     = "mdcs_rp_out"
 	RpProgMdcsRpOwn     = "mdcs_rp_own"
 	RpProgMdcsRpRecirc  = "mdcs_rp_recirc"
-	RpVarAuditOn        = "audit_on"
 	RpVarCacheOn        = "cache_on"
 	RpVarFanCpusId      = "fan_cpus_id"
 	RpVarHandleKey      = "handle_key"
@@ -360,7 +356,6 @@ type RpProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type RpMapSpecs struct {
-	Audit        *ebpf.MapSpec `ebpf:"audit"`
 	Branches     *ebpf.MapSpec `ebpf:"branches"`
 	Cache        *ebpf.MapSpec `ebpf:"cache"`
 	Cursors      *ebpf.MapSpec `ebpf:"cursors"`
@@ -389,7 +384,6 @@ type RpMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type RpVariableSpecs struct {
-	AuditOn        *ebpf.VariableSpec `ebpf:"audit_on"`
 	CacheOn        *ebpf.VariableSpec `ebpf:"cache_on"`
 	FanCpusId      *ebpf.VariableSpec `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.VariableSpec `ebpf:"handle_key"`
@@ -424,7 +418,6 @@ func (o *RpObjects) Close() error {
 //
 // It can be passed to LoadRpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RpMaps struct {
-	Audit        *ebpf.Map `ebpf:"audit"`
 	Branches     *ebpf.Map `ebpf:"branches"`
 	Cache        *ebpf.Map `ebpf:"cache"`
 	Cursors      *ebpf.Map `ebpf:"cursors"`
@@ -451,7 +444,6 @@ type RpMaps struct {
 
 func (m *RpMaps) Close() error {
 	return _RpClose(
-		m.Audit,
 		m.Branches,
 		m.Cache,
 		m.Cursors,
@@ -481,7 +473,6 @@ func (m *RpMaps) Close() error {
 //
 // It can be passed to LoadRpObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RpVariables struct {
-	AuditOn        *ebpf.Variable `ebpf:"audit_on"`
 	CacheOn        *ebpf.Variable `ebpf:"cache_on"`
 	FanCpusId      *ebpf.Variable `ebpf:"fan_cpus_id"`
 	HandleKey      *ebpf.Variable `ebpf:"handle_key"`

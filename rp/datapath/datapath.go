@@ -434,6 +434,14 @@ type Adopter interface {
 	Adopted() *State
 }
 
+// Survivor is an Engine whose datapath may go on without its process.
+type Survivor interface {
+	Engine
+
+	// Outlives reports whether it does.
+	Outlives() bool
+}
+
 // Multicaster is an Engine that replicates to channels, too: Apply takes sessions
 // of that role and silent peers, and Probe the address of a channel.
 type Multicaster interface {

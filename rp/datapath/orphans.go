@@ -80,6 +80,20 @@ func (o *Orphans) Apply(c Change) error {
 	return err
 }
 
+// Claim gives an adopted session that matches to who asks for it: it goes on as it
+// is, and does not expire any more. It reports false when there is none.
+func (o *Orphans) Claim(match func(Session) bool) (Session, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for index, s := range o.sessions {
+		if match(s) {
+			delete(o.sessions, index)
+			return s, true
+		}
+	}
+	return Session{}, false
+}
+
 // Expire ends the sessions and streams that nothing came for.
 func (o *Orphans) Expire() error {
 	o.mu.Lock()

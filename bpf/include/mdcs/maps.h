@@ -20,7 +20,6 @@ const volatile __u64 quiet_ns;	/* without datagrams before one goes inline; ~0 f
 const volatile __u32 own_netns;	  /* inode of the network namespace */
 const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot refer to it */
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
-const volatile __u8 audit_on;	/* copy a sample to the ring buffer audit */
 const volatile __u8 hello_on;	/* hand what HELLOs say to the ring buffer hellos */
 
 
@@ -48,7 +47,6 @@ struct session {
 	struct policer datagrams;
 	struct policer copies; /* in bytes of UDP payload */
 	__u32 state;	       /* index in states */
-	__u32 sample;	       /* of 2^32, audited */
 	__be16 port;
 	__u8 role;
 	__u8 groups_len; /* that it may publish to; 0 when it may not publish */
@@ -56,15 +54,15 @@ struct session {
 
 	/* What the programs do not read: user space that takes over learns from it. */
 	__be32 send_session;
+	__u32 rate;
 	struct key send_key;
 	__u64 egress;
 	__u64 egress_burst;
-	__u32 rate;
 	__u32 burst;
 	__u8 subscribed; /* number of groups */
 	__u8 publish;
 	__u8 silent;
-	__u8 pad[5];
+	__u8 pad;
 	__u8 zone[16]; /* of the address, padded with 0 */
 };
 
@@ -336,11 +334,6 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4 << 20);
 } cache SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
-} audit SEC(".maps");
 
 /* What a HELLO said. */
 struct hello {

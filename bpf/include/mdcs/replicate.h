@@ -125,37 +125,21 @@ __inline_always int fill(struct record *r, struct xdp_md *ctx, __u32 session, __
 	return 1;
 }
 
-/* keep copies an accepted DATA to user space. spec: none; readers poll, so nobody is woken */
-__inline_always void keep(struct xdp_md *ctx, void *ring, __u32 session, __u32 payload, int *lost)
+/* copy_to_cache copies an accepted DATA to user space. Readers poll, so nobody is woken. It is kept out of line
+ * for the verifier, as payload_sum is.
+ */
+__attribute__((noinline)) int copy_to_cache(struct xdp_md *ctx, __u32 session, __u32 payload)
 {
-	struct record *r = bpf_ringbuf_reserve(ring, sizeof(*r), 0);
+	struct record *r = bpf_ringbuf_reserve(&cache, sizeof(*r), 0);
 
 	if (!r) {
-		*lost = 1;
-		return;
+		count(cache_lost);
+		return 0;
 	}
 	if (fill(r, ctx, session, payload))
 		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
 	else
 		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
-}
-
-/* copies_to_user is kept out of line for the verifier, as payload_sum is. */
-__attribute__((noinline)) int copies_to_user(struct xdp_md *ctx, __u32 session, __u32 sample, __u32 payload)
-{
-	int lost = 0;
-
-	if (cache_on) {
-		keep(ctx, &cache, session, payload, &lost);
-		if (lost)
-			count(cache_lost);
-	}
-	lost = 0;
-	if (audit_on && sample && bpf_get_prandom_u32() <= sample) {
-		keep(ctx, &audit, session, payload, &lost);
-		if (lost)
-			count(audit_lost);
-	}
 	return 0;
 }
 

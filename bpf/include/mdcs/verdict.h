@@ -68,7 +68,6 @@ struct counters {
 	__u64 no_trim;	   /* frames that could not be cut */
 	__u64 contended;   /* window words that were never won: counted as replayed */
 	__u64 cache_lost;  /* datagrams that the ring buffer had no room for */
-	__u64 audit_lost;
 	__u64 hello_lost;  /* hellos that the ring buffer had no room for */
 };
 

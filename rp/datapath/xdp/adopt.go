@@ -54,7 +54,7 @@ func (e *Engine) adopt() error {
 	if e.table.cpus, err = e.startFans(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
-	e.favour()
+	e.raiseFanoutPriority()
 	if err := e.recirc.link.Update(e.objects.MdcsRpRecirc); err != nil {
 		return fmt.Errorf("adopt: program of recirculation pair %s: %w", e.recirc.name, err)
 	}
@@ -363,7 +363,7 @@ func (t *table) adoptRoutes() error {
 		slices.Sort(r.From)
 		slices.SortFunc(r.To, func(a, b datapath.Branch) int { return cmp.Compare(a.Session, b.Session) })
 	}
-	return t.direct()
+	return t.syncBranches()
 }
 
 // state returns what the table holds.
@@ -387,7 +387,7 @@ func (t *table) state() *datapath.State {
 }
 
 // valueOf is a session as the programs' table has it.
-func valueOf(s *datapath.Session, element, sample uint32) bpf.RpSession {
+func valueOf(s *datapath.Session, element uint32) bpf.RpSession {
 	value := bpf.RpSession{
 		State:       element,
 		Port:        port(s.Addr.Port()),
@@ -410,7 +410,6 @@ func valueOf(s *datapath.Session, element, sample uint32) bpf.RpSession {
 	}
 	if s.Publish {
 		value.Publish = 1
-		value.Sample = sample
 		value.GroupsLen = value.Subscribed
 	}
 	return value

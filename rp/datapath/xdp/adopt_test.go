@@ -743,7 +743,7 @@ func TestSessionValue(t *testing.T) {
 		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []uint32{1}},
 	} {
 		require.NoError(t, s.Check())
-		value := valueOf(&s, 77, 88)
+		value := valueOf(&s, 77)
 		require.Equal(t, uint32(77), value.State)
 		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
 		require.Equal(t, s, sessionOf(s.Index, &value))

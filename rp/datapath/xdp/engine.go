@@ -16,7 +16,8 @@
 // or, when it joins or leaves just then, not at all.
 //
 // Everything but the counters belongs to one OS thread, which stays in the network
-// namespace that Attach was called in.
+// namespace that Attach was called in. A second one says that user space lives and has
+// heartbeats sent; it waits for nothing that the first one does.
 package xdp
 
 import (
@@ -90,12 +91,6 @@ type Options struct {
 	// a kernel thread. 0 is 1 ms, negative is never.
 	Quiet time.Duration
 
-	// Audit gets a copy of a random share between 0 and 1 of the DATA that peers
-	// publish. Nil: none. It is called by one goroutine; what it is too slow for is lost
-	// and counted.
-	Audit      func(datapath.Record)
-	AuditShare float64
-
 	validity time.Duration // for tests; 0 is validity
 }
 
@@ -117,7 +112,8 @@ type Engine struct {
 	closed atomic.Bool
 
 	conn    *net.UDPConn // what does not go by the programs; receives nothing
-	sending sync.Mutex   // of heart-beats
+	sending sync.Mutex   // of heartbeats
+	pulse   *pulse
 	batch   *ipv6.PacketConn
 
 	probes, heartbeats, copies, copyBytes, sendErrors atomic.Uint64 // by the socket
@@ -146,6 +142,7 @@ type Engine struct {
 var (
 	_ datapath.Multicaster = (*Engine)(nil)
 	_ datapath.Adopter     = (*Engine)(nil)
+	_ datapath.Survivor    = (*Engine)(nil)
 )
 
 // Attach starts the engine in the network namespace of the calling thread. When a
@@ -217,6 +214,9 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 	if e.netns, err = enter(ns); err == nil {
 		err = e.open()
 	}
+	if err == nil {
+		e.pulse, err = startPulse(e)
+	}
 	defer e.shut()
 	ready <- err
 	if err != nil {
@@ -224,8 +224,6 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 	}
 	expire := time.NewTicker(quarantine / 4)
 	defer expire.Stop()
-	alive := time.NewTicker(e.opt.validity / 30)
-	defer alive.Stop()
 	keep := time.NewTicker(inUse)
 	defer keep.Stop()
 	for {
@@ -254,8 +252,6 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 		case <-expire.C:
 			e.pool.expire(time.Now())
 			e.table.expire(time.Now())
-		case <-alive.C:
-			e.refresh()
 		case <-keep.C:
 			e.keepNeighbors()
 		case <-e.quit:
@@ -350,7 +346,7 @@ func (e *Engine) begin() error {
 	if e.table.cpus, err = e.startFans(); err != nil {
 		return err
 	}
-	e.favour()
+	e.raiseFanoutPriority()
 	if e.pins != nil {
 		if err := e.pins.takeDown(e.opt.Log); err != nil {
 			return err
@@ -401,6 +397,9 @@ func (e *Engine) watchRings() error {
 // shut releases what open acquired. What is left of another process stays while it is
 // not adopted wholly.
 func (e *Engine) shut() {
+	if e.pulse != nil {
+		e.pulse.stop()
+	}
 	if e.pins != nil && e.left == nil {
 		e.pins.remove()
 	}
@@ -480,6 +479,9 @@ func (e *Engine) Marks() (marks []proto.Mark) {
 
 // Adopted implements datapath.Adopter.
 func (e *Engine) Adopted() *datapath.State { return e.adopted }
+
+// Outlives implements datapath.Survivor: what is pinned goes on.
+func (e *Engine) Outlives() bool { return e.pins != nil }
 
 // Addr implements datapath.Engine.
 func (e *Engine) Addr() netip.AddrPort { return e.addr }

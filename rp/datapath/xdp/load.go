@@ -82,7 +82,6 @@ func (e *Engine) load(left *legacy) error {
 		bpf.RpVarOwnNetns:       e.netns,
 		bpf.RpVarFanCpusId:      uint32(fansID),
 		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.cfg.Cache != nil),
-		bpf.RpVarAuditOn:        on(bpf.RpMapAudit, e.opt.Audit != nil),
 		bpf.RpVarHelloOn:        on(bpf.RpMapHellos, e.cfg.Hello != nil),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {

@@ -19,11 +19,11 @@ const fanNice = -10
 // threadName is how much of a kernel thread's name every kernel shows, in bytes.
 const threadName = 15
 
-// favour raises the priority of the kernel threads behind the queues and returns how many
+// raiseFanoutPriority raises the priority of the kernel threads behind the queues and returns how many
 // it found. That needs CAP_SYS_NICE and a view of all processes; without, the fan-out
 // waits for its turn on a busy CPU. Before Linux 6.5 the softirqs that empty the rings
 // wait for ksoftirqd when that is awake, so there the threads must not come before it.
-func (e *Engine) favour() (threads int) {
+func (e *Engine) raiseFanoutPriority() (threads int) {
 	var major, minor int
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {

@@ -35,7 +35,7 @@ func TestXDPFavoursTheFanOut(t *testing.T) {
 	if self, err := os.Readlink("/proc/self/ns/pid"); err != nil || self != initialPIDs {
 		t.Skipf("PID namespace %s (%v): kernel threads cannot be seen", self, err)
 	}
-	require.Equal(t, len(e.table.cpus), e.favour())
+	require.Equal(t, len(e.table.cpus), e.raiseFanoutPriority())
 }
 
 // A process that was just started is among the newest, and among all.

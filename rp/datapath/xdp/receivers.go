@@ -72,6 +72,7 @@ func (e *Engine) tryReconcile() error {
 			return errors.Join(failed...)
 		}
 	}
+	var own []ownStream
 	for id, s := range e.table.streams {
 		var r receivers
 		if id.Ingress == e.cfg.Incarnation {
@@ -81,13 +82,13 @@ func (e *Engine) tryReconcile() error {
 				}
 			}
 		}
-		branches := 0
+		var branches []uint32
 		if route := e.table.routes[id.Ingress]; route != nil {
 			for i := range route.To {
 				if b := &route.To[i]; b.Has(id.Group) {
 					m, ok := neighbours[b.Session]
 					r.add(m, ok)
-					branches++
+					branches = append(branches, b.Session)
 				}
 			}
 		}
@@ -95,9 +96,13 @@ func (e *Engine) tryReconcile() error {
 			return errors.Join(failed...)
 		}
 		// What a datagram costs follows its receivers, known neighbour or not.
-		peers := all[id.Group]
-		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(len(peers.members)+peers.missing+branches))
+		peers := len(all[id.Group].members) + all[id.Group].missing
+		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(peers+len(branches)))
+		if id.Ingress == e.cfg.Incarnation {
+			own = append(own, ownStream{id, s.element, e.table.cpu(s), s.chain.anchor, e.table.groups[id.Group].peers.anchor, branches, peers})
+		}
 	}
+	e.table.own.Store(&own)
 	return errors.Join(failed...)
 }
 

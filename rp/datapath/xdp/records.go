@@ -5,7 +5,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"sync"
 	"syscall"
@@ -196,9 +195,6 @@ func (e *Engine) openReaders() (err error) {
 	if e.cfg.Cache != nil {
 		e.cache = keep(readPolled(e.objects.Cache, records(e.cfg.Cache)))
 	}
-	if e.opt.Audit != nil {
-		keep(readPolled(e.objects.Audit, records(e.opt.Audit)))
-	}
 	if e.cfg.Hello != nil {
 		keep(readWoken(e.objects.Hellos, helloRest, hellos(e.boot, e.cfg.Hello)))
 	}
@@ -226,12 +222,4 @@ func hellos(boot time.Time, f func(uint32, [wire.HelloSize]byte, time.Time)) fun
 			f(native.Uint32(b[session:]), [wire.HelloSize]byte(b[hello:]), now.Add(-age))
 		}
 	}
-}
-
-// sample is the share of the audit as the programs compare it with a random number.
-func (o *Options) sample() uint32 {
-	if o.Audit == nil {
-		return 0
-	}
-	return uint32(min(max(o.AuditShare, 0), 1) * math.MaxUint32)
 }

@@ -117,7 +117,6 @@ func (e *Engine) resubscribe() {
 		}
 		select {
 		case <-time.After(time.Second):
-			e.refresh()
 		case <-e.quit:
 			return
 		}

@@ -87,7 +87,7 @@ func (e *Engine) Hello(index uint32, hello [wire.HelloSize]byte) error {
 	}
 	var s *session
 	var sequence uint64
-	e.table.moving(index, func(found *session, state *bpf.RpSessionState) {
+	e.table.withState(index, func(found *session, state *bpf.RpSessionState) {
 		if found.Role == datapath.Mesh {
 			s, sequence = found, atomic.AddUint64(&state.Hellos, 1)
 		}
@@ -107,7 +107,7 @@ func (e *Engine) Hello(index uint32, hello [wire.HelloSize]byte) error {
 
 // Heard implements datapath.Engine.
 func (e *Engine) Heard(index uint32) (at time.Time) {
-	e.table.moving(index, func(_ *session, state *bpf.RpSessionState) {
+	e.table.withState(index, func(_ *session, state *bpf.RpSessionState) {
 		if load(&state.Received) > 0 {
 			at = e.boot.Add(time.Duration(load(&state.Heard)))
 		}
@@ -156,7 +156,7 @@ func (e *Engine) spare(index uint32, datagrams [][]byte) error {
 		bytes += len(b)
 	}
 	err := datapath.ErrClosed
-	e.table.moving(index, func(*session, *bpf.RpSessionState) {
+	e.table.withState(index, func(*session, *bpf.RpSessionState) {
 		all := e.memory.egresses.at(0)
 		p := datapath.Policer{Rate: load(&all.Copies.Rate), Tolerance: load(&all.Copies.Tolerance)}
 		for {
@@ -208,9 +208,16 @@ func (s *session) message(header, payload []byte) ipv6.Message {
 // beat is a HEARTBEAT of an own stream and who gets it.
 type beat struct {
 	header [wire.HeaderSize]byte
-	to     []*session
-	anchor uint32 // of the chain with all of them
-	cpu    uint32
+	stream ownStream
+	scope  datapath.HeartbeatScope
+}
+
+// anchor returns the chain with all receivers.
+func (b *beat) anchor() uint32 {
+	if b.scope == datapath.All {
+		return b.stream.all
+	}
+	return b.stream.local
 }
 
 // Heartbeat implements datapath.Engine. The programs make the copies, as those of DATA.
@@ -218,7 +225,7 @@ func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 	e.sending.Lock()
 	defer e.sending.Unlock()
 	var refused []beat
-	err := e.do(func() {
+	err := e.pulse.do(func() {
 		for _, b := range e.table.beats(scope) {
 			if e.fanOut(&b) != nil { // before Linux 5.18
 				refused = append(refused, b)
@@ -252,9 +259,9 @@ func (b *beat) frame(from netip.AddrPort) []byte {
 	f = be.AppendUint16(append(f, 6<<4, 0, 0, 0), udpLen)
 	f = append(f, unix.IPPROTO_UDP, unicastHopLimit)
 	f = append(f, source[:]...)
-	f = native.AppendUint16(append(f, 0, 0, 0, 0), uint16(b.anchor))
+	f = native.AppendUint16(append(f, 0, 0, 0, 0), uint16(b.anchor()))
 	f = append(f, 0, 0, 0, 0, 0, 0) // no generation, from no session
-	f = append(native.AppendUint16(f, sum16(common)), byte(b.cpu), 0)
+	f = append(native.AppendUint16(f, sum16(common)), byte(b.stream.cpu), 0)
 	f = be.AppendUint16(f, from.Port())
 	f = be.AppendUint16(append(f, 0, 0), udpLen)
 	return append(append(f, 0, 0), b.header[:]...)
@@ -275,7 +282,7 @@ func sum16(b []byte) uint16 {
 // sendBeats sends beats by the socket, a batch at a time.
 func (e *Engine) sendBeats(beats []beat) {
 	for _, b := range beats {
-		for part := range slices.Chunk(b.to, sendBatch) {
+		for part := range slices.Chunk(e.table.receivers(&b), sendBatch) {
 			var batch [sendBatch]ipv6.Message
 			for i, s := range part {
 				batch[i] = s.message(b.header[:], nil)
@@ -305,30 +312,16 @@ func (e *Engine) send(batch []ipv6.Message, sent func(from, n int)) {
 	}
 }
 
-// beats returns the next heart-beat of each own stream that somebody within the scope
-// gets.
+// beats returns the next heartbeat of each own stream that somebody within the scope
+// gets. It is for the thread of the pulse.
 func (t *table) beats(scope datapath.HeartbeatScope) []beat {
-	to := make(map[uint32][]*session)
-	if own := t.routes[t.e.cfg.Incarnation]; own != nil && scope == datapath.All {
-		for _, b := range own.To {
-			for _, group := range b.Groups {
-				to[group] = append(to[group], t.sessions[b.Session])
-			}
-		}
-	}
-	for _, role := range []datapath.Role{datapath.Peer, datapath.Channel} {
-		for _, s := range t.sessions {
-			if s.Role != role || s.Silent {
-				continue
-			}
-			for _, group := range s.Groups {
-				to[group] = append(to[group], s)
-			}
-		}
+	own := t.own.Load()
+	if own == nil {
+		return nil
 	}
 	var beats []beat
-	for id, s := range t.streams {
-		if id.Ingress != t.e.cfg.Incarnation || len(to[id.Group]) == 0 {
+	for _, s := range *own {
+		if s.peers == 0 && (scope != datapath.All || len(s.branches) == 0) {
 			continue
 		}
 		state := t.e.memory.streams.at(s.element)
@@ -337,16 +330,31 @@ func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 		h := wire.Header{
 			Type:     wire.Heartbeat,
 			HopLimit: wire.InitialHopLimit,
-			Group:    id.Group,
-			Ingress:  id.Ingress,
+			Group:    s.id.Group,
+			Ingress:  s.id.Ingress,
 			Sequence: load(&state.Newest),
 			ObjectID: next,
 		}
-		chain := t.groups[id.Group].peers
-		if scope == datapath.All {
-			chain = s.chain
-		}
-		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), to[id.Group], chain.anchor, t.cpu(s)})
+		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), s, scope})
 	}
 	return beats
+}
+
+// receivers returns the sessions that get a beat.
+func (t *table) receivers(b *beat) (to []*session) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if b.scope == datapath.All {
+		for _, index := range b.stream.branches {
+			if s := t.sessions[index]; s != nil {
+				to = append(to, s)
+			}
+		}
+	}
+	for _, s := range t.sessions {
+		if s.Role != datapath.Mesh && !s.Silent && slices.Contains(s.Groups, b.stream.id.Group) {
+			to = append(to, s)
+		}
+	}
+	return to
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
 )
 
-// Heart-beats are copied by the programs, each for its receiver, and are like those that
+// Heartbeats are copied by the programs, each for its receiver, and are like those that
 // the socket sends where the kernel cannot do that.
 func TestXDPHeartbeat(t *testing.T) {
 	const n = 100
@@ -47,7 +47,7 @@ func TestXDPHeartbeat(t *testing.T) {
 	require.Zero(t, e.heartbeats.Load(), "the socket's")
 
 	var beats []beat
-	require.NoError(t, e.do(func() { beats = e.table.beats(datapath.All) }))
+	require.NoError(t, e.pulse.do(func() { beats = e.table.beats(datapath.All) }))
 	sentBefore := sent(c.Stats())
 	e.sendBeats(beats)
 	check(3, c.collect(sentBefore))

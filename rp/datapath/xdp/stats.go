@@ -39,7 +39,6 @@ func (e *Engine) Stats() (st datapath.Stats) {
 				{Queue: "recirculation", Lost: c.RecircLost},
 				{Queue: "device", Lost: ringLost(&c)},
 				{Queue: "cache", Lost: c.CacheLost},
-				{Queue: "audit", Lost: c.AuditLost},
 				{Queue: "hello", Lost: c.HelloLost},
 			},
 		}
@@ -105,7 +104,6 @@ func (e *Engine) counters() (sum Counters) {
 			{&sum.NoTrim, &c.NoTrim},
 			{&sum.Contended, &c.Contended},
 			{&sum.CacheLost, &c.CacheLost},
-			{&sum.AuditLost, &c.AuditLost},
 			{&sum.HelloLost, &c.HelloLost},
 		} {
 			*f.to += *f.from

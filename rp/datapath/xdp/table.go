@@ -33,6 +33,8 @@ type table struct {
 	// mu is held while the thread changes sessions: others may look one up.
 	mu sync.RWMutex
 
+	own atomic.Pointer[[]ownStream] // for heartbeats; what it leads to never changes
+
 	sessionStates elements
 	streamStates  elements
 	anchors       elements
@@ -63,6 +65,18 @@ type stream struct {
 type epochKey struct {
 	epoch uint8
 	key   auth.Key
+}
+
+// ownStream is what a heartbeat of an own stream needs. An own stream and its group stay as
+// long as the engine.
+type ownStream struct {
+	id       datapath.Stream
+	element  uint32
+	cpu      uint32
+	all      uint32   // anchor of the chain of all receivers
+	local    uint32   // anchor of the chain of peers and channels
+	branches []uint32 // sessions of neighbouring RPs that get the group
+	peers    int      // peers and channels
 }
 
 // group is the peers and channels that get a group's datagrams.
@@ -143,9 +157,9 @@ func (t *table) lookup(index uint32) *session {
 	return t.sessions[index]
 }
 
-// moving calls f with what moves of a session, unless there is none. It may be called by
+// withState calls f with what moves of a session, unless there is none. It may be called by
 // anybody; f must not wait.
-func (t *table) moving(index uint32, f func(*session, *bpf.RpSessionState)) {
+func (t *table) withState(index uint32, f func(*session, *bpf.RpSessionState)) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if s := t.sessions[index]; s != nil {
@@ -276,13 +290,13 @@ func (e *Engine) apply(c datapath.Change) error {
 
 // follow makes the programs do what the table says.
 func (e *Engine) follow() error {
-	if err := e.table.direct(); err != nil {
+	if err := e.table.syncBranches(); err != nil {
 		return err
 	}
 	if err := e.reconcileAll(); err != nil {
 		return err
 	}
-	e.table.allow()
+	e.table.syncUpstreams()
 	return nil
 }
 
@@ -318,9 +332,9 @@ func (t *table) isMesh(index uint32) bool {
 	return s != nil && s.Role == datapath.Mesh
 }
 
-// direct takes out of the routes what is no session of a neighbouring RP, and writes
+// syncBranches takes out of the routes what is no session of a neighbouring RP, and writes
 // down their branches.
-func (t *table) direct() error {
+func (t *table) syncBranches() error {
 	for ingress, r := range t.routes {
 		r.Keep(t.isMesh)
 		if r.Ends() {
@@ -356,9 +370,9 @@ func (t *table) direct() error {
 	return nil
 }
 
-// allow makes the programs accept each stream from the upstreams of its route. One that
+// syncUpstreams makes the programs accept each stream from the upstreams of its route. One that
 // stays is accepted all the time.
-func (t *table) allow() {
+func (t *table) syncUpstreams() {
 	for id, s := range t.streams {
 		var from []uint32
 		if r := t.routes[id.Ingress]; r != nil {
@@ -403,7 +417,7 @@ func (t *table) add(s *session) error {
 	} else {
 		s.state = old.state
 	}
-	value := valueOf(&s.Session, s.state.element, t.e.opt.sample())
+	value := valueOf(&s.Session, s.state.element)
 	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
 		if fresh {
 			t.sessionStates.free = append(t.sessionStates.free, s.state.element)

@@ -301,34 +301,6 @@ func TestXDPLongChainIsQueued(t *testing.T) {
 	}
 }
 
-// The audit gets what peers publish, and how much of it was lost on the way.
-func TestXDPAudit(t *testing.T) {
-	needKernel(t)
-	const datagrams = 50
-	audited := make(chan datapath.Record, 1000)
-	keep := func(r datapath.Record) {
-		r.Datagram = slices.Clone(r.Datagram)
-		audited <- r
-	}
-	c := newCrowdWith(t, newLab(t, 1), Options{Audit: keep, AuditShare: 1}, 3, func(int) int { return 0 })
-	y := c.tally()
-	for size := range datagrams { // all lengths of a rest
-		c.publish(size + 1)
-	}
-	y.complete(c.sessions, 1, datagrams)
-	for seq := uint64(1); seq <= datagrams; seq++ {
-		r := <-audited
-		require.Equal(t, [...]uint32{1, testOwn, testGroup}, [...]uint32{r.Session, r.Ingress, r.Group})
-		require.Equal(t, seq, r.Sequence)
-		h, payload, v := wire.Parse(r.Datagram)
-		require.Equal(t, wire.Pass, v)
-		require.Equal(t, seq, h.Sequence)
-		require.Len(t, payload, int(seq))
-		require.True(t, new(auth.Key).CheckPayloadTag(r.Datagram, h.PayloadTag))
-	}
-	require.Zero(t, c.Engine.(*Engine).Counters().AuditLost)
-}
-
 // What the queue of the fan-out has no room for is counted.
 func TestXDPQueueOverflow(t *testing.T) {
 	const frames, room = 64, 8
