@@ -11,7 +11,7 @@
  *	                     |      +-------------------------------------------------------------------+
  *	                     +--> at once, when nothing else is in flight
  *
- * mdcs_rp_own puts what user space sends to many before the queue.
+ * mdcs_rp_own puts what user space sends before the queue: heart-beats, and PROBEs, which so prove the way that copies take.
  *
  * A broadcast to a device map makes at most 8 copies, and the frame then goes around
  * for the next 8. The kernel takes 8 frames at once out of the queue: that makes 64
@@ -48,6 +48,7 @@ static __always_inline int forward(struct xdp_md *ctx, struct packet *p, struct 
 	end = (void *)(long)ctx->data_end;
 	if (data + PAYLOAD_OFF > end)
 		return XDP_DROP;
+	*(__u64 *)data = recirc_cookie; /* until a copy has its addresses */
 	s = data + DADDR_OFF;
 	return pass_on(s, next_slice(s, anchor));
 }
@@ -85,30 +86,39 @@ int mdcs_rp_fan(struct xdp_md *ctx)
 	return fan(data + DADDR_OFF);
 }
 
-/* onward sends a frame to what its scratch says follows: the next slice, or the end. */
-static __always_inline int onward(struct xdp_md *ctx)
+/*
+ * mdcs_rp_own is run by user space, on a frame whose scratch has for a slice an anchor,
+ * or the one slice that it goes through.
+ */
+SEC("xdp")
+int mdcs_rp_own(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct scratch *s = data + DADDR_OFF;
 
 	if (data + PAYLOAD_OFF > end)
 		return XDP_DROP;
+	if (s->slice < FIRST_ANCHOR)
+		return pass_on(s, (__u32)s->generation << 16 | s->slice);
 	return pass_on(s, next_slice(s, s->slice));
 }
 
-/* mdcs_rp_own is run by user space, on a frame whose scratch has an anchor for a slice. */
-SEC("xdp")
-int mdcs_rp_own(struct xdp_md *ctx)
-{
-	return onward(ctx);
-}
-
-/* mdcs_rp_recirc stands behind the recirculation pair. */
+/*
+ * mdcs_rp_recirc stands behind the recirculation pair, and sends a frame to the slice that
+ * follows. What other programs of the host send on the pair ends here.
+ */
 SEC("xdp")
 int mdcs_rp_recirc(struct xdp_md *ctx)
 {
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct scratch *s = data + DADDR_OFF;
+
+	if (data + PAYLOAD_OFF > end || *(__u64 *)data != recirc_cookie) {
+		count(foreign);
+		return XDP_DROP;
+	}
 	count(recirculated);
-	return onward(ctx);
+	return pass_on(s, next_slice(s, s->slice));
 }
 
 /* mdcs_rp_out makes one copy that of its receiver. */
@@ -139,6 +149,11 @@ int mdcs_rp_out(struct xdp_md *ctx)
 	if (!r)
 		return XDP_DROP;
 
+	if (r->whole) {
+		make_whole(data);
+		c->probes++;
+		return XDP_PASS;
+	}
 	if (r->session) {
 		if (r->session == s.source) {
 			c->skipped++;

@@ -36,6 +36,7 @@ type RpCounters struct {
 	CopyBytes    uint64
 	Echoes       uint64
 	Heartbeats   uint64
+	Probes       uint64
 	Inlined      uint64
 	Queued       uint64
 	Dequeued     uint64
@@ -55,6 +56,7 @@ type RpCounters struct {
 	Contended    uint64
 	CacheLost    uint64
 	HelloLost    uint64
+	Foreign      uint64
 }
 
 type RpCursor struct {
@@ -111,7 +113,13 @@ type RpLife struct {
 		K1 uint64
 	}
 	Incarnation uint32
-	Pad         uint32
+	Port        uint16
+	Pad         [2]uint8
+	Addr        struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Owner [16]uint8
 }
 
 type RpPolicer struct {
@@ -145,7 +153,8 @@ type RpReplica struct {
 	DstMac      [6]uint8
 	SrcMac      [6]uint8
 	HopLimit    uint8
-	Pad         [3]uint8
+	Whole       uint8
+	Pad         [2]uint8
 	_           [4]byte
 }
 
@@ -297,6 +306,7 @@ const (
 	RpVarOwnNetns       = "own_netns"
 	RpVarOwnPort        = "own_port"
 	RpVarQuietNs        = "quiet_ns"
+	RpVarRecircCookie   = "recirc_cookie"
 	RpVarRecordType     = "record_type"
 	RpVarVerdictType    = "verdict_type"
 )
@@ -394,6 +404,7 @@ type RpVariableSpecs struct {
 	OwnNetns       *ebpf.VariableSpec `ebpf:"own_netns"`
 	OwnPort        *ebpf.VariableSpec `ebpf:"own_port"`
 	QuietNs        *ebpf.VariableSpec `ebpf:"quiet_ns"`
+	RecircCookie   *ebpf.VariableSpec `ebpf:"recirc_cookie"`
 	RecordType     *ebpf.VariableSpec `ebpf:"record_type"`
 	VerdictType    *ebpf.VariableSpec `ebpf:"verdict_type"`
 }
@@ -483,6 +494,7 @@ type RpVariables struct {
 	OwnNetns       *ebpf.Variable `ebpf:"own_netns"`
 	OwnPort        *ebpf.Variable `ebpf:"own_port"`
 	QuietNs        *ebpf.Variable `ebpf:"quiet_ns"`
+	RecircCookie   *ebpf.Variable `ebpf:"recirc_cookie"`
 	RecordType     *ebpf.Variable `ebpf:"record_type"`
 	VerdictType    *ebpf.Variable `ebpf:"verdict_type"`
 }

@@ -37,12 +37,13 @@ type rpConn struct {
 	role   role          // that the joiner was told
 
 	// Of the membership.
-	sender  *sender            // nil without one
-	path    *outbox.Path       // on which to publish
-	keyed   bool               // path has a group key
-	marks   []proto.Mark       // of its own stream in the Welcome, if it has one
-	mode    proto.DeliveryMode // of the copies
-	channel *net.UDPConn       // its multicast channel, nil for none
+	sender   *sender            // nil without one
+	path     *outbox.Path       // on which to publish
+	keyed    bool               // path has a group key
+	uncopied bool               // its copies did not arrive, which was logged
+	marks    []proto.Mark       // of its own stream in the Welcome, if it has one
+	mode     proto.DeliveryMode // of the copies
+	channel  *net.UDPConn       // its multicast channel, nil for none
 
 	counters *proto.Counters // that the RP told last, nil for none
 }
@@ -282,6 +283,7 @@ func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
 	if rp.mode = j.Mode; j.Mode == proto.ModeUnicast {
 		s.unsubscribe(rp)
 	}
+	rp.uncopied = false
 	rp.sender = s.receiver.join(rp.dataAddr(), hop{j.ReceiveSession, j.ReceiveKey}, hop{j.Channel.Session, j.Channel.Key})
 	rp.keyed = false
 	rp.path = &outbox.Path{
@@ -406,7 +408,12 @@ func (s *Service) useKey(now time.Time, rp *rpConn, keys []proto.GroupKey) {
 func (s *Service) left(now time.Time, rp *rpConn, err error) {
 	s.unsubscribe(rp)
 	if rp.sender == nil {
-		s.log.Debug("Replication point not joined", "rp", rp.id, "err", err)
+		if errors.Is(err, proto.ErrUncopied) && !rp.uncopied {
+			rp.uncopied = true // told once, until it changes
+			s.log.Warn("Replication point not joined", "rp", rp.id, "err", err)
+		} else {
+			s.log.Debug("Replication point not joined", "rp", rp.id, "err", err)
+		}
 		return
 	}
 	s.receiver.leave(rp.sender)

@@ -4,6 +4,7 @@ package proto
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -135,6 +136,10 @@ type JoinerConfig struct {
 	Mode         DeliveryMode
 	Rand         io.Reader
 }
+
+// ErrUncopied is why a peer is not joined when the RP got no Echo of its PROBEs.
+var ErrUncopied = errors.New("the copies of the rp do not reach this node: let its datagrams in to the mdcs port (firewall); " +
+	"on a veth, as containers have it, switch on the gro of the node's end: ethtool -K DEV gro on; the path must take 1280 bytes")
 
 // Joiner is the peer's side of mdcs/1 with one RP, on one connection after the
 // other. It joins while it is wanted, keeps the lease, notices when the RP falls
@@ -338,7 +343,11 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 			j.leave(fmt.Errorf("not resumed by the rp: %v", m.Reason))
 			j.steer(now)
 		case JoinerJoining, JoinerActive, JoinerStandby, JoinerActivating:
-			j.lose(now, fmt.Errorf("ended by the rp: %v", m.Reason))
+			err := fmt.Errorf("ended by the rp: %v", m.Reason)
+			if j.state == JoinerJoining && m.Reason == ReasonUnreachable {
+				err = fmt.Errorf("%w: %w", err, ErrUncopied)
+			}
+			j.lose(now, err)
 		}
 	default:
 		return unexpected("message 0x%02x from an rp", m.Code())

@@ -194,6 +194,9 @@ func (o *Operator) status() Status {
 	} else {
 		s.Ready = true
 	}
+	for _, l := range st.Datapath.Lacks {
+		s.Lacks = append(s.Lacks, Lack{l.What, l.Why})
+	}
 	for _, n := range o.Point.Mesh().Neighbours {
 		s.RPs++
 		if n.Up() {

@@ -35,6 +35,10 @@ const MaxUpstreams = 6
 // ErrClosed is returned by every method of an Engine after Close.
 var ErrClosed = errors.New("datapath: engine closed")
 
+// ErrNoWay is returned by Probe when copies to an endpoint cannot leave by the engine:
+// there is no route, or one by a device that is none of the engine's.
+var ErrNoWay = errors.New("no way for copies")
+
 // ErrOverRate is returned by Resend when new datagrams need what all copies may take.
 var ErrOverRate = errors.New("datapath: the limit of all copies has no room for what is sent again")
 
@@ -296,6 +300,7 @@ type Stats struct {
 	ReceiveErrors uint64        // reads that failed
 	ReceiveDrops  uint64        // datagrams that came faster than the engine took them
 	Overflows     []Overflow    // of each further queue of the engine
+	Lacks         []Lack        // what the engine runs without
 	Sessions      []SessionStats
 }
 
@@ -306,11 +311,18 @@ type Overflow struct {
 	Lost  uint64
 }
 
+// Lack is something that an engine was to have and runs without.
+type Lack struct{ What, Why string }
+
 // Config is what every engine is made from.
 type Config struct {
 	Addr        netip.AddrPort // own IPv6 address and UDP port, port 0 for any
 	Incarnation uint32         // stamped as ingress RP, not 0
 	HandleKey   auth.Key       // secret of the publisher handles
+
+	// Owner tells RPs apart: node key and chain. An Adopter goes on only with the datapath
+	// of the same Owner.
+	Owner [16]byte
 
 	// HopLimit is that of the IPv6 packets to channels, 0 for 1: they stay on the link.
 	HopLimit uint8
@@ -380,8 +392,9 @@ type Engine interface {
 	Marks() []proto.Mark
 
 	// Probe sends one PROBE of size bytes of UDP payload, which holds at least
-	// the header and the nonce, to an endpoint without a session. The caller
-	// limits how many an unproven endpoint gets.
+	// the header and the nonce, to an endpoint without a session. It leaves the way that
+	// copies to the endpoint would, so that an Echo proves this way; with an error that
+	// wraps ErrNoWay there is none. The caller limits how many an unproven endpoint gets.
 	Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error
 
 	// Heartbeat sends the newest own sequence of each own group to those within the

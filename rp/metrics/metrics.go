@@ -27,6 +27,7 @@ var (
 	sendErrors    = desc("send_errors_total", "Datagrams that the host refused to send.")
 	receiveErrors = desc("receive_errors_total", "Reads from the data port that failed.")
 	receiveDrops  = desc("receive_drops_total", "Datagrams that came faster than the engine took them.")
+	lacks         = desc("engine_lacks", "1 for each thing that the engine was to have and runs without.", "what")
 	overflows     = desc("overflows_total", "Copies, frames or records that a queue of the engine had no room for.", "queue")
 
 	connections = desc("peer_connections", "Control connections of peers.")
@@ -36,6 +37,7 @@ var (
 	standby     = desc("standby_sessions", "Sessions of peers that are in no group, and take over from another RP when it is lost.")
 	resumed     = desc("resumptions_total", "Sessions that went on after the control plane had died.")
 	refused     = desc("refusals_total", "Joins and resumptions refused.")
+	unreached   = desc("unreached_total", "Joins that ended because copies do not reach the peer.")
 	violations  = desc("violations_total", "Connections ended because the other side broke the protocol.", "role")
 	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
 
@@ -125,6 +127,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, o := range st.Datapath.Overflows {
 		counter(overflows, o.Lost, o.Queue)
 	}
+	for _, l := range st.Datapath.Lacks {
+		gauge(lacks, 1, l.What)
+	}
 
 	gauge(connections, float64(st.Peers.Connections))
 	gauge(sessions, float64(st.Sessions))
@@ -135,6 +140,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(standby, float64(st.Peers.Standby))
 	counter(resumed, st.Peers.Resumed)
 	counter(refused, st.Peers.Refused)
+	counter(unreached, st.Peers.Unreached)
 	counter(violations, st.Peers.Violations, datapath.Peer.String())
 	counter(violations, st.Mesh.Violations, datapath.Mesh.String())
 	counter(missingAcks, st.Peers.MissingAcks)

@@ -49,6 +49,7 @@ func TestCollector(t *testing.T) {
 			Engine: "socket",
 			Copies: 1, CopyBytes: 2, Echoes: 3, Heartbeats: 4, Probes: 5, SendErrors: 6, ReceiveErrors: 7, ReceiveDrops: 19,
 			Overflows: []datapath.Overflow{{Queue: "device", Lost: 26}, {Queue: "fan-out"}},
+			Lacks:     []datapath.Lack{{What: "engine xdp", Why: "not here"}},
 			Sessions: []datapath.SessionStats{
 				{Index: 1, Role: datapath.Mesh, Received: 21, Copies: 22, Heard: time.UnixMilli(1500)},
 				{Index: 2, Role: datapath.Mesh},
@@ -57,7 +58,7 @@ func TestCollector(t *testing.T) {
 		},
 		Peers: peerside.Stats{
 			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
-			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29, Confirmed: 50, Limited: 51,
+			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29, Unreached: 55, Confirmed: 50, Limited: 51,
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
@@ -114,6 +115,8 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_replays_left_out_total 54",
 		"mdcs_rp_resumptions_total 28",
 		"mdcs_rp_refusals_total 29",
+		"mdcs_rp_unreached_total 55",
+		`mdcs_rp_engine_lacks{what="engine xdp"} 1`,
 		"mdcs_rp_channels 24",
 		"mdcs_rp_channel_members 25",
 		"mdcs_rp_reported_received_total 12",

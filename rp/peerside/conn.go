@@ -309,7 +309,10 @@ func (c *conn) probe(now time.Time, a proto.SendProbe) {
 		c.adm.Fail(err)
 		return
 	}
-	if err := c.srv.cfg.Engine.Probe(netip.AddrPortFrom(c.addr, a.Port), a.Nonce, a.Size); err != nil {
+	err := c.srv.cfg.Engine.Probe(netip.AddrPortFrom(c.addr, a.Port), a.Nonce, a.Size)
+	if errors.Is(err, datapath.ErrNoWay) {
+		c.adm.Fail(&proto.Error{Reason: proto.ReasonUnreachable, Detail: err.Error()})
+	} else if err != nil {
 		c.log.Debug("probe not sent", "port", a.Port, "err", err) // the next one may be, or the time runs out
 	}
 }
@@ -572,7 +575,7 @@ func (c *conn) remove(reason error) {
 		c.log.Info("peer left", "session", fmt.Sprintf("%08x", c.index), "reason", reason)
 	} else {
 		c.emit(events.Refused, reason.Error())
-		c.log.Debug("peer not admitted", "reason", reason)
+		c.notAdmitted(reason)
 	}
 	if c.live && len(c.session.Groups) == 0 {
 		c.srv.standby.Add(-1)
@@ -591,6 +594,18 @@ func (c *conn) remove(reason error) {
 	}
 	c.ready, c.ended = nil, nil
 	c.index, c.live, c.groups, c.reports = 0, false, nil, proto.Counter{}
+}
+
+// notAdmitted logs why there is no session. What the operator of one of both ends can mend
+// is a warning.
+func (c *conn) notAdmitted(reason error) {
+	if proto.ReasonOf(reason) != proto.ReasonUnreachable {
+		c.log.Debug("peer not admitted", "reason", reason)
+		return
+	}
+	c.srv.unreached.Add(1)
+	c.log.Warn("copies do not reach a peer", "reason", reason,
+		"cure", "let datagrams out to the peer, and in at its firewall; on a veth switch on GRO of the peer's end: ethtool -K DEV gro on; the path must take 1280 bytes")
 }
 
 func (c *conn) leaveChannel() {

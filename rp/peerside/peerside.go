@@ -93,6 +93,7 @@ type Stats struct {
 	Admitted    uint64
 	Resumed     uint64
 	Refused     uint64 // joins
+	Unreached   uint64 // attempts that ended without an Echo, or for want of a way for copies
 	Violations  uint64
 	MissingAcks uint64 // members that did not acknowledge keys in time
 	Confirmed   uint64 // objects that peers said they have
@@ -125,7 +126,7 @@ type Server struct {
 	rekeys atomic.Uint32 // last ID of a Rekey
 
 	admitted, violations, missingAcks atomic.Uint64
-	resumed, refused                  atomic.Uint64
+	resumed, refused, unreached       atomic.Uint64
 	confirmed, limited                atomic.Uint64
 	standby                           atomic.Int64
 	received, lost, duplicates        atomic.Uint64
@@ -254,6 +255,7 @@ func (s *Server) Stats() Stats {
 		Admitted:       s.admitted.Load(),
 		Resumed:        s.resumed.Load(),
 		Refused:        s.refused.Load(),
+		Unreached:      s.unreached.Load(),
 		Violations:     s.violations.Load(),
 		MissingAcks:    s.missingAcks.Load(),
 		Confirmed:      s.confirmed.Load(),

@@ -5,6 +5,7 @@ package peerside
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -45,6 +46,7 @@ type rig struct {
 type engine struct {
 	datapathtest.Recorder
 	probes chan probe
+	noWay  error // to everybody
 }
 
 type probe struct {
@@ -55,7 +57,7 @@ type probe struct {
 
 func (e *engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error {
 	e.probes <- probe{dst, nonce, size}
-	return nil
+	return e.noWay
 }
 
 func (e *engine) Marks() []proto.Mark {
@@ -294,6 +296,15 @@ func TestRefusals(t *testing.T) {
 				p.send(&join)
 			},
 		},
+		"no way for copies": { // which is known at once
+			addr: home, want: proto.ReasonUnreachable, stays: true,
+			play: func(r *rig, p *peer) {
+				r.engine.noWay = fmt.Errorf("wrong device: %w", datapath.ErrNoWay)
+				p.greet()
+				join := theJoin
+				p.send(&join)
+			},
+		},
 		"lease over": {
 			addr: home, want: proto.ReasonExpired, stays: true, after: proto.Lease,
 			play: func(r *rig, p *peer) { r.join(p) },
@@ -325,6 +336,8 @@ func TestRefusals(t *testing.T) {
 				require.Equal(t, c.after, time.Since(start))
 				if c.stays {
 					synctest.Wait()
+					unreached := r.Stats().Unreached
+					require.Equal(t, c.want == proto.ReasonUnreachable, unreached == 1, "%d", unreached)
 					require.Equal(t, 1, r.Stats().Connections)
 					require.Zero(t, r.Stats().Violations)
 					p.close()

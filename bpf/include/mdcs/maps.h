@@ -21,7 +21,7 @@ const volatile __u32 own_netns;	  /* inode of the network namespace */
 const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot refer to it */
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
 const volatile __u8 hello_on;	/* hand what HELLOs say to the ring buffer hellos */
-
+const volatile __u64 recirc_cookie; /* first 8 bytes of the frames that we put into the recirculation pair */
 
 #define MAX_GROUPS    16 /* of a session */
 #define MAX_UPSTREAMS 6	 /* of a stream */
@@ -169,7 +169,8 @@ struct replica {
 	__u8 dst_mac[6];
 	__u8 src_mac[6];
 	__u8 hop_limit; /* of the IPv6 packet */
-	__u8 pad[3];
+	__u8 whole;	/* the frame is complete, but for its destination address */
+	__u8 pad[2];
 };
 
 _Static_assert(sizeof(struct replica) == 64, "a replica is one cache line");
@@ -370,7 +371,10 @@ struct life {
 	__u64 valid_until; /* ns, CLOCK_MONOTONIC */
 	struct key handle_key;
 	__u32 incarnation;
-	__u32 pad;
+	__be16 port;	     /* of data */
+	__u8 pad[2];
+	struct address addr;
+	__u8 owner[16];	     /* which RP it is */
 };
 
 struct {

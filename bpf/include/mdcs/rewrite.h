@@ -22,6 +22,12 @@ struct scratch {
 
 _Static_assert(sizeof(struct scratch) == sizeof(struct in6_addr), "the scratch is an address");
 
+/*
+ * Where a whole frame of user space keeps its destination address until it leaves, in
+ * place of the scratch: in bytes 24-39 of the header, which are zero in a PROBE.
+ */
+#define WHOLE_OFF (HEADER_OFF + 24)
+
 /* fold reduces a sum of 32-bit words to the 16 bits of a checksum. */
 __inline_always __u16 fold(__u64 sum)
 {
@@ -102,6 +108,15 @@ __inline_always void address_to(const struct replica *r, void *data, struct head
 	udp->dest = r->port;
 	h->session = r->send_session;
 	h->hop_tag = hop_tag(&r->key, h);
+}
+
+/* make_whole puts the destination address of a whole frame into its place. */
+__inline_always void make_whole(void *data)
+{
+	struct address *kept = data + WHOLE_OFF;
+
+	*(struct address *)(data + DADDR_OFF) = *kept;
+	*kept = (struct address){};
 }
 
 __inline_always __u64 tag_sum(__u64 tag)

@@ -46,6 +46,7 @@ struct counters {
 	__u64 copy_bytes;  /* bytes of UDP payload in them */
 	__u64 echoes;	   /* ECHO */
 	__u64 heartbeats;  /* HEARTBEAT */
+	__u64 probes;	   /* PROBE, and what else came whole from user space */
 	__u64 inlined;	   /* datagrams that began without the cpumap queue */
 
 	/* Both sides of each queue. */
@@ -69,6 +70,7 @@ struct counters {
 	__u64 contended;   /* window words that were never won: counted as replayed */
 	__u64 cache_lost;  /* datagrams that the ring buffer had no room for */
 	__u64 hello_lost;  /* hellos that the ring buffer had no room for */
+	__u64 foreign;	   /* frames on the recirculation pair that are none of ours */
 };
 
 #endif

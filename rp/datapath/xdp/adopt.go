@@ -120,9 +120,7 @@ func (e *Engine) takeOver() error {
 			l.Close()
 		}
 	}
-	if err := e.watchRings(); err != nil {
-		return err
-	}
+	e.watchRings()
 	for name, watch := range e.watches {
 		if err := watch.Pin(filepath.Join(e.pins.dir, name)); err != nil {
 			return fmt.Errorf("pin %s: %w", name, err)

@@ -342,7 +342,7 @@ func TestXDPChannelInterface(t *testing.T) {
 	}
 	_, err := e.Link(netip.MustParseAddr("2001:dead::1"))
 	require.ErrorContains(t, err, "route to 2001:dead::1")
-	unserved := fmt.Sprintf("interface %d is none of the devices rp0, rp1", l.index(2))
+	const unserved = "rp2 is none of the devices rp0, rp1"
 	_, err = e.Link(l.hostAddr(2))
 	require.EqualError(t, err, unserved)
 	err = e.Apply(datapath.Change{Add: []datapath.Session{{

@@ -8,10 +8,12 @@ import (
 	"hash/crc32"
 	"math"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,6 +26,50 @@ type device struct {
 }
 
 type mac [6]byte
+
+// What is used of the kernel's netdev family (Documentation/netlink/specs/netdev.yaml).
+const (
+	netdevGet         = 1 // command
+	netdevIfindex     = 1 // attributes
+	netdevXDPFeatures = 3
+	netdevXmit        = 1 << 2 // of the features: takes what programs redirect to it
+)
+
+// genlHeader is struct genlmsghdr. That of the netlink package leaves the reserved bytes to
+// chance, which kernels refuse.
+type genlHeader [nl.SizeofGenlmsg]byte
+
+func (h genlHeader) Len() int          { return len(h) }
+func (h genlHeader) Serialize() []byte { return h[:] }
+
+// takesFrames returns an error when the kernel says that a device refuses what programs
+// redirect to it, which the programs do not see. It says so from Linux 6.3 on.
+func (d *device) takesFrames() error {
+	family, err := netlink.GenlFamilyGet("netdev")
+	if err != nil {
+		return nil // the kernel does not say
+	}
+	req := nl.NewNetlinkRequest(int(family.ID), 0)
+	req.AddData(genlHeader{netdevGet, uint8(family.Version)})
+	req.AddData(nl.NewRtAttr(netdevIfindex, nl.Uint32Attr(uint32(d.index))))
+	messages, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	if err != nil {
+		return nil
+	}
+
+	for _, m := range messages {
+		attrs, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
+		if err != nil {
+			return nil
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == netdevXDPFeatures && len(a.Value) == 8 && native.Uint64(a.Value)&netdevXmit == 0 {
+				return fmt.Errorf("%s takes no frames from programs; if it is a veth, switch on GRO of its other end, where the peers are: ethtool -K DEV gro on", d.name)
+			}
+		}
+	}
+	return nil
+}
 
 // attach puts the entry program on an interface and makes it device number i.
 func (e *Engine) attach(i int, name string) error {
@@ -58,6 +104,10 @@ func (e *Engine) attach(i int, name string) error {
 func (e *Engine) detach(i int) {
 	d := e.devices[i]
 	e.devices[i] = nil
+	if way := e.ways[i]; way != nil {
+		e.ways[i] = nil
+		e.pool.retire(way, time.Now())
+	}
 	e.pins.drop(d.index)
 	d.link.Close()
 	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail

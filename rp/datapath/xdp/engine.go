@@ -91,7 +91,8 @@ type Options struct {
 	// a kernel thread. 0 is 1 ms, negative is never.
 	Quiet time.Duration
 
-	validity time.Duration // for tests; 0 is validity
+	validity      time.Duration // for tests; 0 is validity
+	refuseWatches error         // for tests: what loading the counters of losses ends with
 }
 
 // Engine implements datapath.Multicaster.
@@ -119,12 +120,19 @@ type Engine struct {
 	probes, heartbeats, copies, copyBytes, sendErrors atomic.Uint64 // by the socket
 
 	// The rest belongs to the thread.
-	netns     uint32  // inode of the namespace
-	pins      *pins   // nil: nothing is pinned
-	left      *legacy // while another process's datapath is being adopted
-	adopted   *datapath.State
-	objects   bpf.RpObjects
+	netns   uint32  // inode of the namespace
+	pins    *pins   // nil: nothing is pinned
+	left    *legacy // while another process's datapath is being adopted
+	adopted *datapath.State
+	objects bpf.RpObjects
+
+	watchErrors map[string]error // by pin: why a program could not be loaded
+
 	watches   map[string]link.Link // by pin: count what rings and queues drop
+	lacks     []datapath.Lack
+	ways      [MaxDevices]*slice // of whole frames of user space, by device
+	wholes    int                // of them until now
+	oldKernel bool               // which takes none
 	nl        *netlink.Handle
 	events    *events
 	devices   [MaxDevices]*device // by number; nil: none, or gone
@@ -358,9 +366,7 @@ func (e *Engine) begin() error {
 	if err := e.objects.Devices.Put(uint32(e.recirc.in), uint32(MaxDevices+1)); err != nil {
 		return fmt.Errorf("recirculation pair: interface index %d: %w", e.recirc.in, err)
 	}
-	if err := e.watchRings(); err != nil {
-		return err
-	}
+	e.watchRings()
 	for i, name := range e.opt.Devices {
 		if err := e.attach(i, name); err != nil {
 			return err
@@ -372,26 +378,44 @@ func (e *Engine) begin() error {
 	return e.pins.commit(e.tables(), e.links())
 }
 
-// watchedBy are the programs that count what rings and queues drop, by pin.
+// Pins of the programs that count what rings and queues drop.
+const (
+	watchLost = linkPrefix + "lost"
+	watchFull = linkPrefix + "full"
+)
+
+// watchedBy are those programs, by pin.
 var watchedBy = map[string]struct {
 	tracepoint string
+	counts     string
 	program    func(*bpf.RpObjects) *ebpf.Program
 }{
-	linkPrefix + "lost": {"xdp_devmap_xmit", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpLost }},
-	linkPrefix + "full": {"xdp_cpumap_enqueue", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpFull }},
+	watchLost: {"xdp_devmap_xmit", "copies that devices had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpLost }},
+	watchFull: {"xdp_cpumap_enqueue", "frames that the queue of a CPU had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpFull }},
 }
 
-// watchRings attaches them.
-func (e *Engine) watchRings() error {
+// watchRings attaches them, as far as the kernel lets it.
+func (e *Engine) watchRings() {
 	e.watches = make(map[string]link.Link)
 	for name, w := range watchedBy {
-		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: w.tracepoint, Program: w.program(&e.objects)})
-		if err != nil {
-			return fmt.Errorf("watch %s: %w", w.tracepoint, err)
+		err := e.watchErrors[name]
+		if err == nil {
+			var l link.Link
+			l, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: w.tracepoint, Program: w.program(&e.objects)})
+			if err == nil {
+				e.watches[name] = l
+				continue
+			}
 		}
-		e.watches[name] = l
+		e.lack("counter of "+w.counts, err)
 	}
-	return nil
+}
+
+// lack notes what the engine runs without.
+func (e *Engine) lack(what string, why error) {
+	l := datapath.Lack{What: what, Why: why.Error()}
+	e.lacks = append(e.lacks, l)
+	e.opt.Log.Warn("the engine runs without something", "what", l.What, "reason", l.Why)
 }
 
 // shut releases what open acquired. What is left of another process stays while it is

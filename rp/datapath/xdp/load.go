@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/dchest/siphash"
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
@@ -83,17 +85,29 @@ func (e *Engine) load(left *legacy) error {
 		bpf.RpVarFanCpusId:      uint32(fansID),
 		bpf.RpVarCacheOn:        on(bpf.RpMapCache, e.cfg.Cache != nil),
 		bpf.RpVarHelloOn:        on(bpf.RpMapHellos, e.cfg.Hello != nil),
+		bpf.RpVarRecircCookie:   e.cookie(),
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("load programs: option %s: %w", name, err)
 		}
 	}
-	if err := spec.LoadAndAssign(&e.objects, &options); err != nil {
-		if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
-			return fmt.Errorf("load programs: refused by the verifier: %w", v)
-		}
-		return fmt.Errorf("load programs: %w", err)
+	var needed struct {
+		In     *ebpf.Program `ebpf:"mdcs_rp_in"`
+		Fan    *ebpf.Program `ebpf:"mdcs_rp_fan"`
+		Own    *ebpf.Program `ebpf:"mdcs_rp_own"`
+		Recirc *ebpf.Program `ebpf:"mdcs_rp_recirc"`
+		Out    *ebpf.Program `ebpf:"mdcs_rp_out"`
+		bpf.RpMaps
+		bpf.RpVariables
 	}
+	if err := spec.LoadAndAssign(&needed, &options); err != nil {
+		return fmt.Errorf("load programs: %w", explainLoad(err))
+	}
+	e.objects.RpPrograms = bpf.RpPrograms{
+		MdcsRpIn: needed.In, MdcsRpFan: needed.Fan, MdcsRpOwn: needed.Own, MdcsRpRecirc: needed.Recirc, MdcsRpOut: needed.Out,
+	}
+	e.objects.RpMaps, e.objects.RpVariables = needed.RpMaps, needed.RpVariables
+	e.loadWatches(spec)
 	if err := e.memory.open(&e.objects); err != nil {
 		return fmt.Errorf("load programs: %w", err)
 	}
@@ -101,9 +115,58 @@ func (e *Engine) load(left *legacy) error {
 	if left == nil {
 		life := e.memory.lives.at(0)
 		life.Incarnation, life.HandleKey = e.cfg.Incarnation, bpf.RpKey{K0: k0, K1: k1}
+		life.Owner, life.Port = e.cfg.Owner, port(e.addr.Port())
+		life.Addr.Word = words(e.addr.Addr().As16())
 		e.refresh()
 	}
 	return nil
+}
+
+// cookie begins the frames on the recirculation pair. It is the same for all who go on
+// with a datapath, and nobody else knows it.
+func (e *Engine) cookie() uint64 {
+	k0, k1 := halves(e.cfg.HandleKey)
+	return siphash.Hash(k0, k1, []byte("recirculation"))
+}
+
+// loadWatches loads the programs that count what rings and queues drop. Without one the
+// engine copies as well, but for the count.
+func (e *Engine) loadWatches(spec *ebpf.CollectionSpec) {
+	if err := e.opt.refuseWatches; err != nil {
+		e.watchErrors = map[string]error{watchLost: err, watchFull: err}
+		return
+	}
+	e.watchErrors = make(map[string]error)
+	shared := ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{
+		bpf.RpMapTotals: e.objects.Totals, bpf.RpMapDevices: e.objects.Devices,
+	}}
+	var lost struct {
+		Program *ebpf.Program `ebpf:"mdcs_rp_lost"`
+	}
+	e.watchErrors[watchLost] = explainLoad(spec.LoadAndAssign(&lost, &shared))
+	var full struct {
+		Program *ebpf.Program `ebpf:"mdcs_rp_full"`
+	}
+	e.watchErrors[watchFull] = explainLoad(spec.LoadAndAssign(&full, &shared))
+	e.objects.MdcsRpLost, e.objects.MdcsRpFull = lost.Program, full.Program
+}
+
+// explainLoad says what a refusal of the kernel to load a program means, and what helps.
+func explainLoad(err error) error {
+	if v, ok := errors.AsType[*ebpf.VerifierError](err); ok {
+		err = fmt.Errorf("refused by the verifier: %w", v)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, btf.ErrNotFound) || errors.Is(err, btf.ErrNotSupported):
+		return fmt.Errorf("%w (the kernel does not describe its types: boot one with CONFIG_DEBUG_INFO_BTF, and let rpd read /sys/kernel/btf/vmlinux)", err)
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w (run rpd as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; see also: cat /sys/kernel/security/lockdown)", err)
+	case errors.Is(err, unix.EMFILE):
+		return fmt.Errorf("%w (let rpd have more: LimitNOFILE= of its unit, ulimit -n)", err)
+	}
+	return err
 }
 
 // refresh says that user space lives.

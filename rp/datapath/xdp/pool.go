@@ -32,7 +32,8 @@ type slice struct {
 
 // member is one copy of a slice.
 type member struct {
-	session *session // nil: the ECHO to whoever published
+	session *session // nil: the ECHO to whoever published, unless it is whole
+	whole   bool     // frames of user space that are complete
 	hop     nextHop
 }
 
@@ -270,6 +271,9 @@ func (p *pool) account(s *slice, add func(*session, uint64)) {
 // replica is the member as the egress program needs it.
 func (m *member) replica() (r bpf.RpReplica) {
 	r.DstMac, r.SrcMac, r.HopLimit = m.hop.dst, m.hop.src, m.hop.hopLimit
+	if m.whole {
+		r.Whole = 1
+	}
 	if m.session == nil {
 		return r
 	}

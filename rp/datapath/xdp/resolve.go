@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -266,7 +267,12 @@ func (e *Engine) Link(peer netip.Addr) (zone string, err error) {
 // serves returns an error when an interface is none of the engine's devices.
 func (e *Engine) serves(ifindex int) error {
 	if e.number(ifindex) < 0 {
-		return fmt.Errorf("interface %d is none of the devices %s", ifindex, strings.Join(e.opt.Devices, ", "))
+		name := fmt.Sprintf("interface %d", ifindex)
+		if l, err := e.nl.LinkByIndex(ifindex); err == nil {
+			name = l.Attrs().Name
+		}
+		return fmt.Errorf("%s is none of the devices %s", name, strings.Join(slices.DeleteFunc(slices.Clone(e.opt.Devices),
+			func(s string) bool { return s == "" }), ", "))
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ const sendBatch = 64
 // sendBuffer is the size of the socket's buffer in bytes.
 const sendBuffer = 4 << 20
 
-// listen opens the socket that PROBEs, HELLOs and what is sent again leave by. It holds
+// listen opens the socket that HELLOs and what is sent again leave by. It holds
 // the port; what arrives there by the kernel's own path is no datagram of a session, and
 // is dropped before it takes memory.
 func listen(addr netip.AddrPort) (*net.UDPConn, error) {
@@ -58,25 +58,6 @@ func setOptions(fd int) error {
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &filter); err != nil {
 		return fmt.Errorf("set SO_ATTACH_FILTER: %w", err)
 	}
-	return nil
-}
-
-// Probe implements datapath.Engine.
-func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error {
-	if e.closed.Load() {
-		return datapath.ErrClosed
-	}
-	if size < wire.HeaderSize+wire.NonceSize || size > wire.MaxDatagram {
-		return fmt.Errorf("probe of %d bytes", size)
-	}
-	h := wire.Header{Type: wire.Probe}
-	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)
-	dst, control := datapath.Destination(dst)
-	if _, _, err := e.conn.WriteMsgUDPAddrPort(b[:size], control, dst); err != nil {
-		e.sendErrors.Add(1)
-		return fmt.Errorf("probe: %w", err)
-	}
-	e.probes.Add(1)
 	return nil
 }
 
@@ -239,14 +220,15 @@ func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 // fanOut has the programs send a beat to all of its chain.
 func (e *Engine) fanOut(b *beat) error {
 	_, err := e.objects.MdcsRpOwn.Run(&ebpf.RunOptions{
-		Data: b.frame(e.addr), Repeat: 1, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 1,
+		Data: b.frame(e.addr, e.cookie()), Repeat: 1, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 1,
 	})
 	return err
 }
 
 // frame returns the beat as mdcs_rp_in leaves a datagram: what each copy has of its own is
-// missing, and the destination address is struct scratch of the programs.
-func (b *beat) frame(from netip.AddrPort) []byte {
+// missing, the destination address is struct scratch of the programs, and the frame begins
+// with the cookie of those that are on their way.
+func (b *beat) frame(from netip.AddrPort, cookie uint64) []byte {
 	const udpLen = 8 + wire.HeaderSize
 	source := from.Addr().As16()
 	common := be.AppendUint16(slices.Clone(source[:]), from.Port())
@@ -255,7 +237,8 @@ func (b *beat) frame(from netip.AddrPort) []byte {
 	common = append(common, b.header[:4]...) // without session and hop tag
 	common = append(common, b.header[8:56]...)
 
-	f := be.AppendUint16(make([]byte, 12), unix.ETH_P_IPV6)
+	f := append(native.AppendUint64(nil, cookie), 0, 0, 0, 0)
+	f = be.AppendUint16(f, unix.ETH_P_IPV6)
 	f = be.AppendUint16(append(f, 6<<4, 0, 0, 0), udpLen)
 	f = append(f, unix.IPPROTO_UDP, unicastHopLimit)
 	f = append(f, source[:]...)

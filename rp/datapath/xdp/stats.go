@@ -31,7 +31,8 @@ func (e *Engine) Stats() (st datapath.Stats) {
 			CopyBytes:  c.CopyBytes + e.copyBytes.Load(),
 			Echoes:     c.Echoes,
 			Heartbeats: c.Heartbeats + e.heartbeats.Load(),
-			Probes:     e.probes.Load(),
+			Probes:     c.Probes + e.probes.Load(),
+			Lacks:      e.lacking(),
 			SendErrors: ringLost(&c) + c.QueueLost + c.RecircLost + c.Unresolved + c.NoEcho + c.Stale + c.NoReplica + c.NoTrim + e.sendErrors.Load(),
 			Sessions:   e.table.stats(),
 			Overflows: []datapath.Overflow{
@@ -46,10 +47,24 @@ func (e *Engine) Stats() (st datapath.Stats) {
 	return st
 }
 
+// lacking returns what the engine runs without now.
+func (e *Engine) lacking() []datapath.Lack {
+	lacks := slices.Clone(e.lacks)
+	for _, d := range e.devices {
+		if d == nil {
+			continue
+		}
+		if err := d.takesFrames(); err != nil {
+			lacks = append(lacks, datapath.Lack{What: "copies by " + d.name, Why: err.Error()})
+		}
+	}
+	return lacks
+}
+
 // ringLost returns the copies that devices had no room for: those refused, without
 // those that the egress program dropped itself.
 func ringLost(c *Counters) uint64 {
-	dropped := c.Made - c.Copies - c.Echoes - c.Heartbeats
+	dropped := c.Made - c.Copies - c.Echoes - c.Heartbeats - c.Probes
 	return c.Refused - min(c.Refused, dropped) // less for a moment, while a batch is under way
 }
 
@@ -105,6 +120,8 @@ func (e *Engine) counters() (sum Counters) {
 			{&sum.Contended, &c.Contended},
 			{&sum.CacheLost, &c.CacheLost},
 			{&sum.HelloLost, &c.HelloLost},
+			{&sum.Probes, &c.Probes},
+			{&sum.Foreign, &c.Foreign},
 		} {
 			*f.to += *f.from
 		}

@@ -317,6 +317,7 @@ func TestXDPQueueOverflow(t *testing.T) {
 		scratch = append(scratch, byte(cpu), 0)
 		f := frame(c.sessions[0].Addr, c.Addr(), make([]byte, wire.HeaderSize))
 		copy(f[ipOff+24:], scratch)
+		native.PutUint64(f, e.cookie())
 		// One turn, so that on this CPU nothing leaves the queue meanwhile.
 		_, err := e.objects.MdcsRpRecirc.Run(&ebpf.RunOptions{
 			Data: f, Repeat: frames, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: frames,
