@@ -9,7 +9,6 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -158,13 +157,12 @@ func New(cfg Config) (*RP, error) {
 	for _, topic := range topics {
 		r.groups = append(r.groups, proto.GroupID(cfg.NetworkID, cfg.Genesis, topic))
 	}
-	var random [4 + auth.KeySize]byte
-	for r.incarnation == 0 {
-		if _, err := io.ReadFull(cfg.Rand, random[:]); err != nil {
-			return nil, fmt.Errorf("rp: no random incarnation: %w", err)
-		}
-		r.incarnation = binary.BigEndian.Uint32(random[:])
-		r.handleKey = auth.Key(random[4:])
+	var err error
+	if r.incarnation, err = linkstate.DrawIncarnation(linkstate.IDOf(r.self), cfg.Rand); err != nil {
+		return nil, fmt.Errorf("rp: %w", err)
+	}
+	if _, err := io.ReadFull(cfg.Rand, r.handleKey[:]); err != nil {
+		return nil, fmt.Errorf("rp: no random handle key: %w", err)
 	}
 	return r, nil
 }

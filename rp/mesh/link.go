@@ -9,6 +9,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/receipts"
 )
 
@@ -45,6 +46,11 @@ type Acked struct{ ID uint32 }
 
 // Reported brings receipts of the neighbour.
 type Reported struct{ Reports []receipts.Report }
+
+// ByeError is the error of a link that the neighbour ended.
+type ByeError struct{ Reason proto.Reason }
+
+func (e ByeError) Error() string { return fmt.Sprintf("ended by the neighbour: %v", e.Reason) }
 
 // Down says that the link ended. It is the last action; when Up came before it,
 // the session must leave the datapath.
@@ -134,7 +140,7 @@ func (l *Link) handle(m Message) error {
 	case *Hello:
 		return l.opened(m)
 	case *Bye:
-		l.end(fmt.Errorf("ended by the neighbour: %v", m.Reason))
+		l.end(ByeError{m.Reason})
 		return nil
 	}
 	if l.state == Connected {
@@ -163,6 +169,8 @@ func (l *Link) opened(m *Hello) error {
 		}
 	case m.Incarnation == l.cfg.Hello.Incarnation:
 		return unexpected("incarnation %08x is our own", m.Incarnation)
+	case !linkstate.Belongs(linkstate.IDOf(l.cfg.Remote), m.Incarnation):
+		return unexpected("incarnation %08x is not one of it", m.Incarnation)
 	}
 	l.state = Open
 	send, receive := auth.HopKeys(l.cfg.Self, l.cfg.Remote, l.cfg.Hello.Share, m.Share)

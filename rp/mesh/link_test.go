@@ -14,6 +14,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/receipts"
 )
 
@@ -24,8 +25,17 @@ const (
 	wait  = 3 * time.Second
 )
 
+// incarnationOf is the first one that belongs to RP n.
+func incarnationOf(n byte) uint32 {
+	for i := uint32(1); ; i++ {
+		if linkstate.Belongs(linkstate.IDOf([32]byte{n}), i) {
+			return i
+		}
+	}
+}
+
 func hello(n byte) Hello {
-	return Hello{NetworkID: 1, Genesis: [32]byte{1}, Incarnation: 100 + uint32(n), DataPort: 30501, Session: uint32(n), Share: auth.Share{n}}
+	return Hello{NetworkID: 1, Genesis: [32]byte{1}, Incarnation: incarnationOf(n), DataPort: 30501, Session: uint32(n), Share: auth.Share{n}}
 }
 
 func config(self, remote byte) Config {
@@ -110,10 +120,11 @@ func offers(n uint32) (all []Message) {
 
 func TestLinkViolations(t *testing.T) {
 	theirs := hello(2)
-	otherChain, otherNetwork, ourselves := theirs, theirs, theirs
+	otherChain, otherNetwork, ourselves, stolen := theirs, theirs, theirs, theirs
 	otherChain.Genesis[0]++
 	otherNetwork.NetworkID++
-	ourselves.Incarnation = 101
+	ourselves.Incarnation = incarnationOf(1)
+	stolen.Incarnation = incarnationOf(3)
 	for name, c := range map[string]struct {
 		in     State
 		before []Message
@@ -122,6 +133,7 @@ func TestLinkViolations(t *testing.T) {
 	}{
 		"other genesis":                 {in: Connected, m: &otherChain, want: proto.ReasonChain},
 		"other network":                 {in: Connected, m: &otherNetwork, want: proto.ReasonChain},
+		"incarnation of another":        {in: Connected, m: &stolen, want: proto.ReasonUnexpected},
 		"our incarnation":               {in: Connected, m: &ourselves, want: proto.ReasonUnexpected},
 		"keys before hello":             {in: Connected, m: &Keys{}, want: proto.ReasonUnexpected},
 		"acknowledgement before hello":  {in: Connected, m: &KeysAck{}, want: proto.ReasonUnexpected},

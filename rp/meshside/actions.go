@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -15,12 +16,19 @@ import (
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
-// hellosWaiting is how many hellos may wait for the goroutine of serve: those of some
-// seconds.
-const hellosWaiting = 1024
+// hellosWaiting is how many hellos may wait for the goroutine of serve: as many as all
+// neighbours may have waiting together.
+const hellosWaiting = 2 * linkstate.MaxPeers * helloShare
 
-// Hellos brings the hellos of neighbours from the engine, whose Config.Hello is Hello.
-type Hellos struct{ queue chan hello }
+// Hellos brings the hellos of neighbours from the engine, whose Config.Hello is Hello. Each
+// session has a share of the room for those that wait.
+type Hellos struct {
+	queue chan hello
+
+	mu      sync.Mutex
+	waiting map[uint32]int // by session
+	lost    map[uint32]int // likewise, that found no room
+}
 
 type hello struct {
 	session uint32
@@ -29,15 +37,45 @@ type hello struct {
 }
 
 // NewHellos returns Hellos without any.
-func NewHellos() *Hellos { return &Hellos{make(chan hello, hellosWaiting)} }
+func NewHellos() *Hellos {
+	return &Hellos{queue: make(chan hello, hellosWaiting), waiting: make(map[uint32]int), lost: make(map[uint32]int)}
+}
 
 // Hello takes a hello that came at some time. It never blocks: one that finds no room is
 // lost, as on the way.
 func (h *Hellos) Hello(session uint32, b [wire.HelloSize]byte, at time.Time) {
-	select {
-	case h.queue <- hello{session, b, at}:
-	default:
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.waiting[session] < helloShare {
+		select {
+		case h.queue <- hello{session, b, at}:
+			h.waiting[session]++
+			return
+		default:
+		}
 	}
+	h.lost[session]++
+}
+
+// took notes that a hello of a session does not wait any more.
+func (h *Hellos) took(session uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.waiting[session]--; h.waiting[session] == 0 {
+		delete(h.waiting, session)
+	}
+}
+
+// takeLost returns how many hellos of each session were lost since the last call.
+func (h *Hellos) takeLost() map[uint32]int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.lost) == 0 {
+		return nil
+	}
+	lost := h.lost
+	h.lost = make(map[uint32]int)
+	return lost
 }
 
 // heardHellos passes on what waits.
@@ -49,9 +87,10 @@ func (s *Server) heardHellos() {
 
 // heardHello passes a hello on.
 func (s *Server) heardHello(h hello) {
+	s.cfg.Hellos.took(h.session)
 	l := s.sessions[h.session]
-	if l == nil {
-		return // of a link that ended
+	if l == nil || !s.mayHello(l, 1) {
+		return // of a link that ended, or ends now
 	}
 	m, err := linkstate.ParseHello(h.hello[:])
 	if err != nil {
@@ -62,6 +101,26 @@ func (s *Server) heardHello(h hello) {
 		s.prove(l)
 	}
 	s.core.HeardHello(h.at, l.id, m) // round-trip times do not grow with what waits here
+}
+
+// tickHellos counts the hellos that found no room.
+func (s *Server) tickHellos() {
+	for session, lost := range s.cfg.Hellos.takeLost() {
+		s.counters.HellosLost += uint64(lost)
+		if l := s.sessions[session]; l != nil {
+			s.mayHello(l, lost)
+		}
+	}
+}
+
+// mayHello counts hellos of a neighbour, and ends the link to one that floods.
+func (s *Server) mayHello(l *link, hellos int) bool {
+	if l.hellos.take(s.now, hellos, helloBurst, time.Second/helloRate) == 0 {
+		return true
+	}
+	s.blame(l, flood("hellos"))
+	s.drive(l)
+	return false
 }
 
 // settle does what the link state wants, which may make it want more.
@@ -98,10 +157,9 @@ func (s *Server) perform(actions []linkstate.Action) {
 	for _, a := range actions {
 		switch a := a.(type) {
 		case linkstate.Send:
-			if l := s.links[a.To]; l != nil {
-				payload, err := linkstate.Encode(a.Message)
-				s.send(l, a.Message.Code(), payload, err)
-			}
+			s.sendState(a.To, a.Message)
+		case linkstate.AckGraft:
+			s.ackGraft(a)
 		case linkstate.SendHello:
 			if l := s.links[a.To]; l != nil {
 				b := [wire.HelloSize]byte(a.Hello.Append(nil))
@@ -119,7 +177,7 @@ func (s *Server) perform(actions []linkstate.Action) {
 		case linkstate.NeighbourDown:
 			if l := s.links[a.ID]; l != nil {
 				s.emit(l, events.LinkDown, "not heard")
-				l.log.Warn("neighbour is not heard")
+				l.log.Warn("neighbour is not heard, or does not replicate")
 				s.endOutlived(l.neighbour, func(outlived) bool { return true })
 			}
 		case linkstate.MayPublish:
@@ -128,10 +186,37 @@ func (s *Server) perform(actions []linkstate.Action) {
 	}
 }
 
+func (s *Server) sendState(to linkstate.ID, m linkstate.Message) {
+	if l := s.links[to]; l != nil {
+		payload, err := linkstate.Encode(m)
+		s.send(l, m.Code(), payload, err)
+	}
+}
+
+// ackGraft answers a Graft. A route that the datapath has no room for is refused.
+func (s *Server) ackGraft(a linkstate.AckGraft) {
+	a.Granted = slices.DeleteFunc(a.Granted, func(ingress uint32) bool {
+		if _, refused := s.refused[ingress]; !refused {
+			return false
+		}
+		s.core.Refuse(s.now, a.To, ingress)
+		a.Refused = append(a.Refused, ingress)
+		return true
+	})
+	slices.Sort(a.Refused)
+	s.sendState(a.To, a.Message())
+}
+
+// want has the datapath get the route of an ingress RP as it is now.
+func (s *Server) want(incarnation uint32) {
+	s.routes[incarnation] = s.way(incarnation)
+	delete(s.refused, incarnation)
+}
+
 // route notes a route of the link state for the datapath.
 func (s *Server) route(a linkstate.Route) {
 	s.follow(a)
-	s.routes[a.Ingress] = s.way(a.Ingress)
+	s.want(a.Ingress)
 	s.cfg.Events.Emit(events.Event{
 		Kind:   events.Route,
 		Node:   fmt.Sprintf("%016x", a.Parent),
@@ -157,33 +242,26 @@ func (s *Server) applyRoutes() {
 	if refused, some := errors.AsType[*datapath.Refused](err); some {
 		s.counters.RoutesRefused += uint64(len(refused.Routes))
 		for ingress, why := range refused.Routes {
-			if errors.Is(why, datapath.ErrNoRoom) {
-				s.roomless[ingress] = true
-			}
+			s.refused[ingress] = errors.Is(why, datapath.ErrNoRoom)
 		}
-		s.roomlessAt = s.now
+		s.retryAt = s.now.Add(retryPause)
 	}
-	if s.now.Sub(s.refusedAt) >= refusalPause {
-		s.refusedAt = s.now
-		s.cfg.Log.Error("routes refused by the datapath", "routes", len(change.Routes), "refused", s.counters.RoutesRefused, "err", err)
-	}
+	s.log.Error("routes refused by the datapath", "routes", len(change.Routes), "refused", s.counters.RoutesRefused, "err", err)
 }
 
 // retryRoutes tries the routes again that found no room in the datapath.
 func (s *Server) retryRoutes() {
-	if len(s.roomless) == 0 || s.now.Sub(s.roomlessAt) < retryPause {
+	if len(s.refused) == 0 || s.now.Before(s.retryAt) {
 		return
 	}
-	for ingress := range s.roomless {
-		s.routes[ingress] = s.way(ingress)
+	for ingress, roomless := range s.refused {
+		if roomless {
+			s.routes[ingress] = s.way(ingress)
+		}
 	}
-	clear(s.roomless)
+	clear(s.refused)
 	s.applyRoutes()
 }
-
-// refusalPause is the least time between two log lines about routes that the datapath
-// refused: the total stands in each line.
-const refusalPause = time.Minute
 
 // greet tells those who have the own keys now the newest sequences of the own streams.
 func (s *Server) greet() {

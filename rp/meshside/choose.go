@@ -33,9 +33,9 @@ func (s *Server) choose() {
 	})
 	var chosen, tried []*enode.Node
 	for {
-		nodes, changed := s.allowed()
+		nodes, all, changed := s.dialable()
 		var look <-chan time.Time
-		if len(nodes) < linkstate.FullMesh {
+		if all < linkstate.FullMesh {
 			chosen, tried = nil, nil
 			s.cfg.Connect(nodes, true)
 		} else {

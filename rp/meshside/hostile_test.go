@@ -108,13 +108,21 @@ func (c *remote) hello(h linkstate.Hello) {
 	synctest.Wait()
 }
 
+// greet sends a hello as an RP that hears sends it.
+func (c *remote) greet() {
+	now := c.at.stamp()
+	c.hello(linkstate.Hello{Stamp: now, Echo: now - 1000, Interval: 1000, Up: true, Echoes: true})
+}
+
+// stamp is the clock of the hellos of an RP.
+func (p *point) stamp() uint32 { return uint32(time.Since(p.startAt).Microseconds()) }
+
 // up lets the link come up.
 func (c *remote) up() {
 	c.t.Helper()
 	for range 4 {
 		time.Sleep(linkstate.TreeInterval)
-		now := uint32(time.Now().UnixMicro())
-		c.hello(linkstate.Hello{Stamp: now, Echo: now - 1000, Interval: 1000, Up: true, Echoes: true})
+		c.greet()
 	}
 	require.Equal(c.t, Up, c.at.neighbour(c.name).State)
 }
@@ -131,13 +139,13 @@ func (p *point) neighbour(name byte) Neighbour {
 // A link begins with Hellos, accepts datagrams then, and leaves nothing when it ends.
 func TestLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		c := p.connect(2)
 		synctest.Wait()
 		require.True(t, p.Connected(nodeOf(t, 2).ID()))
 		require.Equal(t, Connected, p.neighbour(2).State)
-		own := c.open(0x200)
-		require.Equal(t, uint32(0x100), own.Incarnation)
+		own := c.open(incarnationOf(2, 0))
+		require.Equal(t, uint32(incarnationOf(1, 0)), own.Incarnation)
 		require.Equal(t, uint16(30501), own.DataPort)
 
 		send, receive := auth.HopKeys(nodeOf(t, 1).ID(), nodeOf(t, 2).ID(), own.Share, auth.Share{9})
@@ -147,7 +155,7 @@ func TestLink(t *testing.T) {
 			SendSession: 0x77, SendKey: send, ReceiveKey: receive, Egress: 7, EgressBurst: 8,
 		}}, p.engine.sessions)
 		require.Equal(t, Linked, p.neighbour(2).State)
-		require.Equal(t, uint32(0x200), p.neighbour(2).Incarnation)
+		require.Equal(t, uint32(incarnationOf(2, 0)), p.neighbour(2).Incarnation)
 		c.drain()
 		c.up()
 		for _, h := range p.engine.Hellos() {
@@ -225,12 +233,12 @@ func TestLinkFails(t *testing.T) {
 			want: proto.ReasonUnexpected,
 		},
 		"acknowledgement of nothing": {
-			play: func(_ *point, c *remote) { c.open(0x200); c.send(&mesh.KeysAck{ID: 7}) },
+			play: func(_ *point, c *remote) { c.open(incarnationOf(2, 0)); c.send(&mesh.KeysAck{ID: 7}) },
 			want: proto.ReasonUnexpected,
 		},
 		"advert with the signature of another": {
 			play: func(_ *point, c *remote) {
-				c.open(0x200)
+				c.open(incarnationOf(2, 0))
 				c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{forged(c.t, 2, linkstate.Advert{Origin: idOf(c.t, 3), Incarnation: 9})}})
 			},
 			want: proto.ReasonUnexpected,
@@ -238,7 +246,7 @@ func TestLinkFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newNetwork(t).start(1, 0x100)
+				p := newNetwork(t).start(1, incarnationOf(1, 0))
 				remote := p.connect(2)
 				start := time.Now()
 				c.play(p, remote)
@@ -261,21 +269,21 @@ func TestLinkFails(t *testing.T) {
 // What a neighbour cannot say is refused and counted, and changes nothing.
 func TestHostileNeighbour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		c := p.connect(2)
-		c.open(0x200)
+		c.open(incarnationOf(2, 0))
 		c.drain()
 		c.up()
 
 		// An RP that nobody allowed.
-		strange, err := linkstate.Sign(linkstate.Advert{Origin: idOf(t, 99), Incarnation: 9}, keyOf(t, 99))
+		strange, err := linkstate.Sign(linkstate.Advert{Origin: idOf(t, 99), Incarnation: incarnationOf(99, 0)}, keyOf(t, 99))
 		require.NoError(t, err)
 		c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{{Signed: strange}}})
 		require.Equal(t, uint64(1), p.Stats().Core.NotAllowed)
 
 		// An older advert of itself, and then many.
 		advert := func(sequence uint64) linkstate.Aged {
-			s, err := linkstate.Sign(linkstate.Advert{Origin: idOf(t, 2), Incarnation: 0x200, Epoch: 1, Sequence: sequence}, keyOf(t, 2))
+			s, err := linkstate.Sign(linkstate.Advert{Origin: idOf(t, 2), Incarnation: incarnationOf(2, 0), Epoch: 1, Sequence: sequence}, keyOf(t, 2))
 			require.NoError(t, err)
 			return linkstate.Aged{Signed: s}
 		}
@@ -288,7 +296,7 @@ func TestHostileNeighbour(t *testing.T) {
 
 		// Round-trip times that cannot be, and hellos that are none.
 		before := p.neighbour(2).RTT
-		now := uint32(time.Now().UnixMicro())
+		now := p.stamp()
 		c.hello(linkstate.Hello{Stamp: now, Echo: now - 1000, Hold: 5000, Interval: 1000, Up: true, Echoes: true})
 		require.Equal(t, uint64(1), p.Stats().Core.BadEchoes)
 		require.Equal(t, before, p.neighbour(2).RTT)
@@ -298,7 +306,7 @@ func TestHostileNeighbour(t *testing.T) {
 		require.Equal(t, uint64(1), p.Stats().BadHellos)
 
 		// Keys of RPs whose datagrams do not come from it, and of the receiver.
-		foreign := []proto.GroupKey{{Ingress: 0x300, Group: group}, {Ingress: 0x100, Group: group, Epoch: 1}}
+		foreign := []proto.GroupKey{{Ingress: incarnationOf(3, 0), Group: group}, {Ingress: incarnationOf(1, 0), Group: group, Epoch: 1}}
 		c.send(&mesh.Keys{ID: 1, Wait: 1000, Keys: foreign})
 		require.Equal(t, uint64(2), p.Stats().KeysRefused)
 		require.Empty(t, p.engine.keys)
@@ -310,10 +318,10 @@ func TestHostileNeighbour(t *testing.T) {
 func TestKeysOfUpstreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const ingress = 0x500
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		parent, other, child := p.connect(2), p.connect(3), p.connect(4)
 		for i, c := range []*remote{parent, other, child} {
-			c.open(0x200 + uint32(i))
+			c.open(incarnationOf(byte(2+i), 0))
 		}
 		route := func(r linkstate.Route) {
 			r.Ingress = ingress
@@ -393,9 +401,9 @@ func TestKeysOfUpstreams(t *testing.T) {
 // However many ingress RPs have new keys at once, each member is told in few messages.
 func TestKeysOfManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		c := p.connect(2)
-		c.open(0x200)
+		c.open(incarnationOf(2, 0))
 		var keys []proto.GroupKey
 		for i := range uint32(mesh.MaxKeys) {
 			keys = append(keys, proto.GroupKey{Ingress: 0x1000 + i, Group: group, Key: auth.Key{1}})
@@ -433,9 +441,9 @@ func TestKeysOfManyAtOnce(t *testing.T) {
 // Keys that the datapath refuses for one ingress RP do not keep those of others out.
 func TestKeysRefusedByTheDatapath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		c := p.connect(2)
-		c.open(0x200)
+		c.open(incarnationOf(2, 0))
 		p.engine.OnApply = func(change datapath.Change) error {
 			refused := new(datapath.Refused)
 			change.Keys = slices.DeleteFunc(slices.Clone(change.Keys), func(k proto.GroupKey) bool {
@@ -468,9 +476,9 @@ func TestKeysRefusedByTheDatapath(t *testing.T) {
 // again, one that contradicts its contract is not.
 func TestRoutesRefusedByTheDatapath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		c := p.connect(2)
-		c.open(0x200)
+		c.open(incarnationOf(2, 0))
 		const roomless, wrong, good = 0x1000, 0x1001, 0x1002
 		full, wanted := true, make(map[uint32]int)
 		p.engine.OnApply = func(change datapath.Change) error {
@@ -503,50 +511,46 @@ func TestRoutesRefusedByTheDatapath(t *testing.T) {
 	})
 }
 
-// 2 claims the incarnation of 4, in its Hello and in an advert, and gives it up again: the
-// stream and the link of 4 go on.
+// 2 and 3 claim the incarnation of 4, one in its Hello and one in an advert: both are let go,
+// and the stream of 4 stays where it is.
 func TestClaimedIncarnation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const claimed = 0x400
-		p := newNetwork(t).start(1, 0x100)
-		c := p.connect(2)
-		c.open(claimed)
-		c.drain()
+		claimed := incarnationOf(4, 0)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		four := p.connect(4)
 		four.open(claimed)
 		four.drain()
-		require.Len(t, p.engine.state(0).Sessions, 2)
-		require.Zero(t, p.Stats().Violations)
-
-		advert := func(name byte, incarnation uint32, sequence uint64) {
+		advert := func(c *remote, name byte, incarnation uint32, sequence uint64) {
 			s, err := linkstate.Sign(linkstate.Advert{
 				Origin: idOf(t, name), Incarnation: incarnation, Epoch: 1, Sequence: sequence, Publishes: true,
 			}, keyOf(t, name))
 			require.NoError(t, err)
 			c.send(&linkstate.Adverts{Adverts: []linkstate.Aged{{Signed: s}}})
-			time.Sleep(2 * sweepInterval)
-			synctest.Wait()
 		}
-		advert(4, claimed, 1)
+		advert(four, 4, claimed, 1)
 		require.True(t, p.call(func() { p.route(linkstate.Route{Ingress: claimed, Parent: idOf(t, 4)}) }))
 		key := proto.GroupKey{Ingress: claimed, Group: group, Key: auth.Key{4}}
 		four.send(&mesh.Keys{ID: 1, Wait: 1000, Keys: []proto.GroupKey{key}})
-		advert(2, claimed, 1)
-		require.True(t, p.call(func() { require.Equal(t, min(idOf(t, 2), idOf(t, 4)), p.origins[claimed]) }))
-		advert(2, 0x200, 2)
+
+		two := p.connect(2)
+		two.open(claimed)
+		require.Equal(t, proto.ReasonUnexpected, expect[*mesh.Bye](two).Reason)
+		three := p.connect(3)
+		three.open(incarnationOf(3, 0))
+		advert(three, 3, claimed, 1)
+		require.Equal(t, proto.ReasonUnexpected, expect[*mesh.Bye](three).Reason)
+		time.Sleep(2 * sweepInterval)
+		synctest.Wait()
+		require.Equal(t, uint64(2), p.Stats().Violations)
 		require.True(t, p.has(key))
 		require.Equal(t, []uint32{four.session}, p.engine.routes[claimed].From)
-
-		// 4 itself gives it up, and its route is still there.
-		advert(4, 0x401, 2)
-		require.False(t, p.has(key))
-		require.Equal(t, []uint32{four.session}, p.engine.routes[claimed].From)
+		require.True(t, p.call(func() { require.Equal(t, idOf(t, 4), p.origins[claimed]) }))
 	})
 }
 
 func TestStranger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newNetwork(t).start(1, 0x100).connect(99)
+		c := newNetwork(t).start(1, incarnationOf(1, 0)).connect(99)
 		<-c.done
 		require.Equal(t, p2p.DiscUselessPeer, c.err)
 	})
@@ -554,9 +558,9 @@ func TestStranger(t *testing.T) {
 
 func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		c := p.connect(2)
-		c.open(0x200)
+		c.open(incarnationOf(2, 0))
 		go p.Stop()
 		require.Equal(t, proto.ReasonQuit, expect[*mesh.Bye](c).Reason)
 		<-c.done

@@ -193,7 +193,7 @@ func (s *Server) take(in *ingress, keys []proto.GroupKey) {
 	for _, k := range s.keys.Of(in.incarnation) {
 		if i := slices.IndexFunc(keys, func(o proto.GroupKey) bool { return o.Group == k.Group && o.Epoch == k.Epoch }); i >= 0 && keys[i].Key != k.Key {
 			s.counters.KeyConflicts++
-			s.cfg.Log.Warn("parent has another group key", "ingress", fmt.Sprintf("%08x", in.incarnation),
+			s.log.Warn("parent has another group key", "ingress", fmt.Sprintf("%08x", in.incarnation),
 				"parent", fmt.Sprintf("%016x", in.route.Parent), "group", fmt.Sprintf("%08x", k.Group), "epoch", k.Epoch)
 		}
 	}
@@ -278,7 +278,7 @@ func (s *Server) installKeys() {
 
 func (s *Server) keysInstalled(batch []installed, missing int, err error) {
 	if missing > 0 {
-		s.cfg.Log.Warn("group keys not at all members", "ingresses", len(batch), "missing", missing)
+		s.log.Warn("group keys not at all members", "ingresses", len(batch), "missing", missing)
 	}
 	refused, some := errors.AsType[*datapath.Refused](err)
 	for _, done := range batch {
@@ -293,13 +293,13 @@ func (s *Server) keysInstalled(batch []installed, missing int, err error) {
 		case errors.Is(err, datapath.ErrClosed):
 			continue
 		case err != nil:
-			s.cfg.Log.Error("group keys not installed", "ingress", name, "err", err)
+			s.log.Error("group keys not installed", "ingress", name, "err", err)
 			in.installAt = s.now.Add(retryPause)
 			in.retired = in.retired || done.version == 0
 		case done.version == 0:
 			s.cfg.Log.Info("ingress rp retired", "ingress", name)
 			if in.routed() { // the datapath forgot the route, too
-				s.routes[in.incarnation] = s.way(in.incarnation)
+				s.want(in.incarnation)
 				s.applyRoutes()
 			}
 			s.forget(in)
@@ -447,7 +447,7 @@ func (s *Server) Offer(keys []proto.GroupKey, timeout time.Duration) (missing in
 	case <-s.done:
 	}
 	if missing > 0 {
-		s.cfg.Log.Warn("own keys not acknowledged", "neighbours", missing, "timeout", timeout)
+		s.log.Warn("own keys not acknowledged", "neighbours", missing, "timeout", timeout)
 	}
 	return missing
 }

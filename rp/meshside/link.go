@@ -50,6 +50,7 @@ type link struct {
 	proven   bool           // the neighbour accepts what is sent by the session
 	over     bool           // nothing more is sent
 	heard    time.Time      // as the core knows
+	hellos   bucket
 
 	// Group keys.
 	due   map[uint32]bool       // ingress RPs whose keys are to be offered
@@ -61,9 +62,11 @@ type link struct {
 type message struct {
 	link  mesh.Message
 	state linkstate.Message
+	size  int // bytes
 }
 
 func decode(code uint64, payload []byte) (m message, err error) {
+	m.size = len(payload)
 	if code < linkstate.DigestMsg || code > linkstate.ServingMsg {
 		m.link, err = mesh.Decode(code, payload)
 	} else {
@@ -76,7 +79,7 @@ func decode(code uint64, payload []byte) (m message, err error) {
 func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
 	n := s.neighbour(p.ID())
 	if n == nil {
-		s.cfg.Log.Warn("mesh link refused: not on the allow-list", "rp", p.ID().TerminalString(), "addr", p.RemoteAddr())
+		s.log.Warn("mesh link refused: not on the allow-list", "rp", p.ID().TerminalString(), "addr", p.RemoteAddr())
 		return p2p.DiscUselessPeer
 	}
 	s.mu.Lock()
@@ -89,7 +92,7 @@ func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
 	defer s.wg.Done()
 	l := &link{
 		neighbour: n,
-		log:       s.cfg.Log.With("rp", n.node.ID().TerminalString(), "addr", n.addr()),
+		log:       n.log,
 		ended:     make(chan struct{}),
 		due:       make(map[uint32]bool),
 		sent:      make(map[uint32][]sentKeys),
@@ -101,12 +104,16 @@ func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
 		return p2p.DiscQuitting
 	}
 	in := msgio.Receive(rw, mesh.MaxMessage, decode, l.ended)
+	var pace pace
 	for {
 		select {
 		case r, ok := <-in:
 			if !ok || !s.do(func() { s.received(l, r) }) || r.Err != nil {
 				<-l.ended
 				return l.err
+			}
+			if !s.pace(l, &pace, r.Message.size) {
+				s.do(func() { s.received(l, msgio.Received[message]{Err: flood("messages")}) })
 			}
 		case <-l.ended:
 			return l.err
@@ -123,6 +130,15 @@ func (s *Server) connected(l *link) {
 		return
 	case n.link != nil:
 		l.end(p2p.DiscAlreadyConnected)
+		return
+	case s.now.Before(n.ban.until):
+		s.counters.Banned++
+		l.end(p2p.DiscUselessPeer)
+		return
+	case n.ban.links.take(s.now, 1, linkBurst, linkEach) > 0:
+		s.counters.Violations++
+		s.strike(n)
+		l.end(p2p.DiscUselessPeer)
 		return
 	}
 	n.link = l
@@ -195,10 +211,14 @@ func (s *Server) received(l *link, r msgio.Received[message]) {
 
 // blame has a link end because of what the neighbour did.
 func (s *Server) blame(l *link, err error) {
+	if l.over {
+		return
+	}
 	s.counters.Violations++
 	s.emit(l, events.Violation, err.Error())
 	l.err = p2p.DiscSubprotocolError
 	l.state.Fail(err)
+	s.strike(l.neighbour)
 }
 
 // fail ends a link.
@@ -317,6 +337,9 @@ func (s *Server) down(l *link, reason error) {
 		}
 	} else {
 		s.cfg.Members.Release(l.index)
+	}
+	if bye, ok := errors.AsType[mesh.ByeError](reason); ok {
+		s.byed(l.neighbour, bye)
 	}
 	l.neighbour.link = nil
 	l.connected.Store(false)

@@ -30,6 +30,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/keyring"
+	"github.com/ethmcast/mdcs/rp/limitlog"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
@@ -62,7 +63,7 @@ type Config struct {
 	Incarnation uint32
 	DataPort    uint16
 	Groups      []uint32      // served
-	Neighbours  []*enode.Node // the allow-list at the start: all other RPs, with IPv6 addresses
+	Neighbours  []*enode.Node // the allow-list at the start: all RPs, with IPv6 addresses; itself is ignored
 	Finds       bool          // others are looked for: see SetNeighbours
 
 	Operator string    // who runs this RP, at most linkstate.MaxOperator bytes
@@ -117,6 +118,7 @@ type Config struct {
 // Stop ends it for good.
 type Server struct {
 	cfg        Config
+	log        *slog.Logger // of what neighbours and members cause: limited
 	id         enode.ID
 	self       linkstate.ID
 	neighbours map[enode.ID]*neighbour     // changed by the goroutine of serve, with mu
@@ -129,8 +131,9 @@ type Server struct {
 
 	mu               sync.Mutex
 	started, stopped bool
-	list             []*enode.Node // the neighbours as they were given
-	listed           chan struct{} // closed when that changes
+	list             []*enode.Node     // the neighbours as they were given
+	shunned          map[enode.ID]bool // of them, to which no connection is to be made
+	listed           chan struct{}     // closed when one of both changes
 
 	// What follows belongs to the goroutine of serve.
 
@@ -141,6 +144,8 @@ type Server struct {
 	sessions map[uint32]*link // the same by own index
 
 	routes  map[uint32]datapath.Route // that the datapath does not have yet
+	refused map[uint32]bool           // whose newest it refused, and whether for want of room
+	retryAt time.Time                 // when it is asked for these again
 	adopted adopted
 	beat    bool                    // somebody got the own keys
 	newest  []proto.Mark            // of the engine, nil when to be asked for
@@ -160,13 +165,9 @@ type Server struct {
 	resender *resender
 
 	counters  Counters
-	refusedAt time.Time // last log line about routes that the datapath refused
-
-	// Ingress RPs whose route found no room in the datapath, and when that was.
-	roomless   map[uint32]bool
-	roomlessAt time.Time
-
-	countedAt time.Time // when members were counted last
+	countedAt time.Time     // when members were counted last
+	twins     uint64        // as the link state counted them last
+	slowed    atomic.Uint64 // messages that were read later, of the goroutines of connections
 }
 
 // neighbour is a node of the allow-list.
@@ -175,8 +176,12 @@ type neighbour struct {
 	id        linkstate.ID
 	connected atomic.Bool
 
-	link        *link  // nil without a connection; of the goroutine of serve
-	incarnation uint32 // the latest, 0 when it was never known; likewise
+	log *slog.Logger // of what the neighbour causes: limited
+
+	// Of the goroutine of serve.
+	link        *link  // nil without a connection
+	incarnation uint32 // the latest, 0 when it was never known
+	ban         ban
 
 	// Sessions by which datagrams still go, although their connections ended. What goes
 	// to the neighbour goes by the first one, until its new session is proven.
@@ -195,8 +200,8 @@ func New(cfg Config) (*Server, error) {
 		done:       make(chan struct{}),
 		links:      make(map[linkstate.ID]*link),
 		sessions:   make(map[uint32]*link),
-		roomless:   make(map[uint32]bool),
 		routes:     make(map[uint32]datapath.Route),
+		refused:    make(map[uint32]bool),
 		known:      make(map[linkstate.ID]known),
 		origins:    make(map[uint32]linkstate.ID),
 		keys:       keyring.New(),
@@ -207,12 +212,16 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.resender = newResender(&s.cfg, s.quit)
 	s.self = linkstate.IDOf(s.id)
+	s.log = limitlog.New(cfg.Log.Handler())
 	ids := map[linkstate.ID]bool{s.self: true}
 	for _, node := range cfg.Neighbours {
+		if node.ID() == s.id {
+			continue // so that all RPs of a mesh may have one list
+		}
 		if err := s.check(node, ids); err != nil {
 			return nil, err
 		}
-		n := newNeighbour(node)
+		n := s.newNeighbour(node)
 		ids[n.id] = true
 		s.neighbours[node.ID()], s.rps[n.id] = n, n
 		s.list = append(s.list, node)
@@ -220,8 +229,9 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-func newNeighbour(node *enode.Node) *neighbour {
-	return &neighbour{node: node, id: linkstate.IDOf(node.ID())}
+func (s *Server) newNeighbour(node *enode.Node) *neighbour {
+	log := limitlog.New(s.cfg.Log.Handler()).With("rp", node.ID().TerminalString(), "addr", node.IPAddr())
+	return &neighbour{node: node, id: linkstate.IDOf(node.ID()), log: log}
 }
 
 // check says why a node cannot be a neighbour beside others with some ids.
@@ -230,8 +240,6 @@ func (s *Server) check(n *enode.Node, others map[linkstate.ID]bool) error {
 	switch {
 	case !addr.Is6() || addr.Is4In6():
 		return fmt.Errorf("neighbour %v: address %v is not ipv6", n.ID().TerminalString(), addr)
-	case n.ID() == s.id:
-		return fmt.Errorf("neighbour %v is this node itself", n.ID().TerminalString())
 	case others[linkstate.IDOf(n.ID())]:
 		return fmt.Errorf("neighbour %v: it stands twice, or the id of another node begins with the same 8 bytes", n.ID().TerminalString())
 	}
@@ -358,6 +366,9 @@ func (s *Server) tick() bool {
 	s.core.Tick(now)
 	s.countMembers()
 	s.tickLinks()
+	s.tickHellos()
+	s.tickBans()
+	s.tickTwins()
 	s.tickOutlived()
 	s.tickKeys()
 	s.tickAdmission()
@@ -366,6 +377,15 @@ func (s *Server) tick() bool {
 		s.sweep()
 	}
 	return true
+}
+
+// tickTwins warns of another RP with the same node key, a clone of this machine. The mesh
+// can have only one of both.
+func (s *Server) tickTwins() {
+	if twins := s.core.Stats().Twins; twins != s.twins {
+		s.twins = twins
+		s.log.Warn("another RP has the node key of this one: give it a key of its own", "adverts", twins)
+	}
 }
 
 // countMembers tells the mesh for which groups there are members. It takes up to a

@@ -28,17 +28,20 @@ func (s *Server) setNeighbours(nodes []*enode.Node) {
 	rps := make(map[linkstate.ID]*neighbour)
 	ids := map[linkstate.ID]bool{s.self: true}
 	for _, node := range nodes {
+		if node.ID() == s.id {
+			continue
+		}
 		if err := s.check(node, ids); err != nil {
 			s.cfg.Log.Debug("neighbour left out", "err", err)
 			continue
 		}
 		old := s.neighbours[node.ID()]
-		n := newNeighbour(node)
+		n := s.newNeighbour(node)
 		switch {
 		case old != nil && sameEndpoint(old.node, node):
 			n = old
 		case old != nil:
-			n.incarnation = old.incarnation
+			n.incarnation, n.ban = old.incarnation, old.ban
 			s.claimFound(n)
 		default:
 			s.claimFound(n)
@@ -80,15 +83,22 @@ func sameEndpoint(a, b *enode.Node) bool { return a.IPAddr() == b.IPAddr() && a.
 
 // Neighbours returns the allow-list.
 func (s *Server) Neighbours() []*enode.Node {
-	nodes, _ := s.allowed()
-	return nodes
-}
-
-// allowed returns the allow-list, and a channel that is closed when it changes.
-func (s *Server) allowed() (nodes []*enode.Node, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.list), s.listed
+	return slices.Clone(s.list)
+}
+
+// dialable returns the nodes of the allow-list to which connections may be made, how many there
+// are on the list, and a channel that is closed when one of both changes.
+func (s *Server) dialable() (nodes []*enode.Node, all int, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.list {
+		if !s.shunned[n.ID()] {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes, len(s.list), s.listed
 }
 
 // neighbour returns a node of the allow-list, nil when it is not on it. It is for other

@@ -97,9 +97,9 @@ func TestAddedRPIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		only := func(nodes ...*enode.Node) func(*Config) { return func(c *Config) { c.Neighbours = nodes } }
-		one := n.start(1, 0x100, only(nodeOf(t, 2)))
-		two := n.start(2, 0x200, only(nodeOf(t, 1), nodeOf(t, 3)))
-		three := n.start(3, 0x300, only(nodeOf(t, 2)))
+		one := n.start(1, incarnationOf(1, 0), only(nodeOf(t, 2)))
+		two := n.start(2, incarnationOf(2, 0), only(nodeOf(t, 1), nodeOf(t, 3)))
+		three := n.start(3, incarnationOf(3, 0), only(nodeOf(t, 2)))
 		n.link(one, two)
 		n.link(two, three)
 		n.settle()
@@ -117,13 +117,13 @@ func TestAddedRPIsKnown(t *testing.T) {
 func TestAdmitWhileSearching(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		alone := n.start(1, 0x100, func(c *Config) { c.Neighbours = nil })
+		alone := n.start(1, incarnationOf(1, 0), func(c *Config) { c.Neighbours = nil })
 		ready, _ := alone.Admit(true)
 		synctest.Wait()
 		require.True(t, closed(ready))
 
-		searching := n.start(2, 0x200, func(c *Config) { c.Neighbours, c.Finds = nil, true })
-		other := n.start(3, 0x300, func(c *Config) { c.Neighbours = []*enode.Node{nodeOf(t, 2)} })
+		searching := n.start(2, incarnationOf(2, 0), func(c *Config) { c.Neighbours, c.Finds = nil, true })
+		other := n.start(3, incarnationOf(3, 0), func(c *Config) { c.Neighbours = []*enode.Node{nodeOf(t, 2)} })
 		ready, _ = searching.Admit(true)
 		synctest.Wait()
 		require.False(t, closed(ready))
@@ -140,7 +140,7 @@ func TestChooseFollowsAllowList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		connects := make(chan []*enode.Node, 10)
-		p := n.start(1, 0x100, func(c *Config) {
+		p := n.start(1, incarnationOf(1, 0), func(c *Config) {
 			c.Neighbours = nil
 			c.Connect = func(nodes []*enode.Node, _ bool) { connects <- nodes }
 		})

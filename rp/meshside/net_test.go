@@ -44,14 +44,14 @@ type install struct {
 // installer is an Installer whose members take their time.
 type installer struct {
 	engine datapath.Engine
-	takes  time.Duration
+	takes  atomic.Int64 // nanoseconds
 
 	mu   sync.Mutex
 	done []install
 }
 
 func (i *installer) Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (int, error) {
-	time.Sleep(min(i.takes, timeout))
+	time.Sleep(min(time.Duration(i.takes.Load()), timeout))
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.done = append(i.done, install{keys, retired})
@@ -194,6 +194,23 @@ func nodeOf(t *testing.T, name byte) *enode.Node {
 
 func idOf(t *testing.T, name byte) linkstate.ID { return linkstate.IDOf(nodeOf(t, name).ID()) }
 
+// incarnationOf is one of those that belong to the RP with a name.
+func incarnationOf(name byte, life int) uint32 {
+	key, err := crypto.ToECDSA(bytes.Repeat([]byte{name}, 32))
+	if err != nil {
+		panic(err)
+	}
+	id := linkstate.IDOf(enode.PubkeyToIDV4(&key.PublicKey))
+	for i := uint32(name) << 24; ; i++ {
+		if linkstate.Belongs(id, i) {
+			if life == 0 {
+				return i
+			}
+			life--
+		}
+	}
+}
+
 func firstKey(incarnation uint32) proto.GroupKey {
 	return proto.GroupKey{Ingress: incarnation, Group: group, Active: true, Key: auth.Key{byte(incarnation)}}
 }
@@ -258,7 +275,7 @@ func (n *network) at(name byte) *point {
 func (n *network) chain(length byte) []*point {
 	var points []*point
 	for i := range length {
-		points = append(points, n.start(i+1, uint32(i+1)<<8))
+		points = append(points, n.start(i+1, incarnationOf(byte(i+1), 0)))
 		if i > 0 {
 			n.link(points[i-1], points[i])
 		}
@@ -346,7 +363,7 @@ func (n *network) replicate(ingress, at *point, copies map[byte]int) {
 	for _, branch := range route.To {
 		s := sessions[branch.Session]
 		to := n.at(s.Addr.Addr().As16()[15])
-		if to.dead.Load() || !branch.Has(group) {
+		if to == nil || to.dead.Load() || !branch.Has(group) {
 			continue
 		}
 		to.engine.mu.Lock()

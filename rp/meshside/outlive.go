@@ -189,7 +189,7 @@ func (s *Server) endOutlived(n *neighbour, over func(outlived) bool) {
 		return
 	}
 	if err := s.cfg.Engine.Apply(datapath.Change{Remove: remove}); err != nil && !errors.Is(err, datapath.ErrClosed) {
-		s.cfg.Log.Error("sessions of neighbour not removed", "rp", n.node.ID().TerminalString(), "err", err)
+		n.log.Error("sessions of neighbour not removed", "err", err)
 	}
 }
 
@@ -201,7 +201,7 @@ func (s *Server) tickOutlived() {
 		}
 		s.endOutlived(n, func(o outlived) bool { return !s.now.Before(o.until) })
 		if len(n.outlived) == 0 && s.links[n.id] == nil {
-			s.cfg.Log.Warn("neighbour did not come back", "rp", n.node.ID().TerminalString())
+			n.log.Warn("neighbour did not come back")
 			s.core.LinkDown(s.now, n.id)
 		}
 	}
@@ -209,7 +209,7 @@ func (s *Server) tickOutlived() {
 		left := s.adopted.routes
 		s.adopted.routes = nil
 		for incarnation := range left {
-			s.routes[incarnation] = s.way(incarnation)
+			s.want(incarnation)
 		}
 		s.applyRoutes()
 	}
@@ -298,12 +298,12 @@ func (s *Server) reroute(n *neighbour) {
 	}
 	for incarnation, in := range s.ingresses {
 		if by(in.route) {
-			s.routes[incarnation] = s.way(incarnation)
+			s.want(incarnation)
 		}
 	}
 	for incarnation, r := range s.adopted.routes {
 		if by(r) {
-			s.routes[incarnation] = s.way(incarnation)
+			s.want(incarnation)
 		}
 	}
 	s.applyRoutes()

@@ -47,7 +47,7 @@ func (n *network) again(p *point, edit ...func(*Config)) *point {
 //	1 --- 2 --- 3
 func chainOfThree(n *network) (p []*point, cuts []func()) {
 	for i := range byte(3) {
-		p = append(p, n.start(i+1, uint32(i+1)<<8, outlives))
+		p = append(p, n.start(i+1, incarnationOf(byte(i+1), 0), outlives))
 		p[i].join()
 		if i > 0 {
 			cuts = append(cuts, n.link(p[i-1], p[i]))
@@ -203,7 +203,7 @@ func TestProcessAway(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		p := []*point{n.start(1, 0x100), n.start(2, 0x200)}
+		p := []*point{n.start(1, incarnationOf(1, 0)), n.start(2, incarnationOf(2, 0))}
 		cut := n.link(p[0], p[1])
 		n.settle()
 		cut()
@@ -217,11 +217,11 @@ func TestProcessAway(t *testing.T) {
 // time, and lost after it; no sessions pile up.
 func TestAwayAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100, outlives)
+		p := newNetwork(t).start(1, incarnationOf(1, 0), outlives)
 		connect := func() *remote {
 			c := p.connect(2)
 			c.session = expect[*mesh.Hello](c).Session
-			c.send(&mesh.Hello{NetworkID: 1, Incarnation: 0x200, DataPort: 40501, Session: 0x77, Outlives: true})
+			c.send(&mesh.Hello{NetworkID: 1, Incarnation: incarnationOf(2, 0), DataPort: 40501, Session: 0x77, Outlives: true})
 			c.drain()
 			return c
 		}
@@ -238,7 +238,7 @@ func TestAwayAgainAndAgain(t *testing.T) {
 			require.LessOrEqual(t, len(p.engine.state(0).Sessions), outlivedKept)
 			require.LessOrEqual(t, time.Since(began), awayTimeout+time.Second)
 			c = connect()
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(time.Second)
 		}
 		require.GreaterOrEqual(t, time.Since(began), awayTimeout)
 		require.Empty(t, p.engine.state(0).Sessions)
@@ -253,7 +253,7 @@ func TestProcessDiesForGood(t *testing.T) {
 		p, cuts := chainOfThree(n)
 		p[1].kill(cuts...)
 		flows(t, n, p, time.Second)
-		p[1] = n.start(2, 0x201, outlives)
+		p[1] = n.start(2, incarnationOf(2, 1), outlives)
 		n.link(p[0], p[1])
 		synctest.Wait()
 		require.Empty(t, n.reach(p[0]))

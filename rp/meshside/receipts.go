@@ -141,10 +141,10 @@ func (r *Receipts) stats() (requests, refused uint64) {
 	return r.requests, r.table.Refused()
 }
 
-// reported takes the counts of a neighbour, as far as this RP replicates to it.
+// reported takes the counts of a neighbour, as far as the trees name it as child of this RP.
 func (s *Server) reported(l *link, reports []receipts.Report) {
 	for _, report := range reports {
-		if in := s.ingresses[report.Ingress]; in != nil && in.child(l.id) {
+		if s.core.Counts(report.Ingress, l.id) {
 			s.cfg.Asked.child(s.now, l.id, report)
 		}
 	}

@@ -52,7 +52,7 @@ func TestReceipts(t *testing.T) {
 		var out [3]told
 		var p []*point
 		for i := range 3 {
-			p = append(p, n.start(byte(i+1), uint32(i+1)<<8, out[i].edit))
+			p = append(p, n.start(byte(i+1), incarnationOf(byte(i+1), 0), out[i].edit))
 			if i > 0 {
 				n.link(p[i-1], p[i])
 			}
@@ -116,11 +116,11 @@ func TestReceiptsNotAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		var out told
-		p := n.start(1, 0x100, out.edit)
+		p := n.start(1, incarnationOf(1, 0), out.edit)
 		p.join()
 		p.Admit(true)
 		c := p.connect(3)
-		c.open(0x300)
+		c.open(incarnationOf(3, 0))
 		c.drain()
 		n.settle()
 		rec := asking(p.incarnation, 7)
@@ -143,12 +143,12 @@ func TestReceiptsNotAsked(t *testing.T) {
 func TestTooManyReceipts(t *testing.T) {
 	r := NewReceipts()
 	now := time.Now()
-	r.Replicated(now, asking(0x100, 1)) // before the start
+	r.Replicated(now, asking(incarnationOf(1, 0), 1)) // before the start
 	require.Zero(t, r.requests)
 	synctest.Test(t, func(t *testing.T) {
-		p := newNetwork(t).start(1, 0x100)
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
 		for i := range uint64(receipts.MaxOpen + 10) {
-			p.cfg.Asked.Replicated(time.Now(), asking(0x100, i))
+			p.cfg.Asked.Replicated(time.Now(), asking(incarnationOf(1, 0), i))
 		}
 		st := p.Stats()
 		require.Equal(t, uint64(receipts.MaxOpen), st.Receipts)

@@ -25,10 +25,11 @@ const (
 	Linked             // known, but its hellos do not come
 	Up                 // hears and is heard
 	Away               // its process died, its datapath goes on
+	Banned             // it broke the protocol
 )
 
 func (s State) String() string {
-	return [...]string{"disconnected", "connected", "linked", "up", "away"}[s]
+	return [...]string{"disconnected", "connected", "linked", "up", "away", "banned"}[s]
 }
 
 // Neighbour is one RP of the allow-list, as seen from here.
@@ -75,6 +76,9 @@ type Counters struct {
 	Violations     uint64 // links ended because the neighbour broke the protocol
 	LinksLost      uint64 // links that were open and ended
 	BadHellos      uint64 // hellos that could not be parsed
+	HellosLost     uint64 // hellos that found no room, because a neighbour sent too many
+	Slowed         uint64 // messages that were read later, because a neighbour sent too many
+	Banned         uint64 // connections that were refused because of a ban
 	KeysRefused    uint64 // group keys from who is no upstream
 	KeyConflicts   uint64 // group keys of a new parent that were others than those of the one before
 	RoutesRefused  uint64 // routes that the datapath did not take
@@ -113,6 +117,7 @@ func (s *Server) Stats() Stats {
 func (s *Server) stats() Stats {
 	st := Stats{Counters: s.counters, Core: s.core.Stats(), Settled: s.settled, Publishes: s.publishes, Planted: s.planted}
 	st.Served, st.PeersNotServed = s.resender.served.Load(), s.resender.leftOut.Load()
+	st.Slowed = s.slowed.Load()
 	st.Receipts, st.ReceiptsRefused = s.cfg.Asked.stats()
 	members := make(map[linkstate.ID]uint64)
 	for _, g := range s.members() {
@@ -126,7 +131,10 @@ func (s *Server) stats() Stats {
 	}
 	for _, n := range s.neighbours {
 		o := Neighbour{ID: n.node.ID(), RP: n.id, Addr: n.addr(), Incarnation: n.incarnation, Members: members[n.id]}
-		if len(n.outlived) > 0 {
+		switch {
+		case s.now.Before(n.ban.until):
+			o.State = Banned
+		case len(n.outlived) > 0:
 			o.State = Away
 		}
 		if l := n.link; l != nil {

@@ -63,11 +63,12 @@ func TestCollector(t *testing.T) {
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
 				Violations: 15, LinksLost: 16, RoutesRefused: 33, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31, PeersNotServed: 54,
-				Receipts: 52, ReceiptsRefused: 53,
+				Receipts: 52, ReceiptsRefused: 53, HellosLost: 60, Slowed: 61, Banned: 62,
 			},
 			Core: linkstate.Stats{
 				Stale: 32, Forged: 33, NotAllowed: 34, Limited: 35, Published: 36, Downs: 37, Grafts: 38, Failovers: 39,
-				Timeouts: 40, Repairs: 41, NotServed: 42, BadEchoes: 43, Computed: 44, Changed: time.UnixMilli(2500),
+				Timeouts: 40, Repairs: 41, NotServed: 42, BadEchoes: 43, Computed: 44, Refused: 64, Refusals: 65, Dismissed: 66,
+				GivenUp: 67, Outbids: 68, Twins: 69, Changed: time.UnixMilli(2500),
 			},
 			Neighbours: []meshside.Neighbour{
 				{ID: enode.ID{1}, State: meshside.Up, Session: 1, Tree: true, RTT: 1500 * time.Millisecond},
@@ -152,6 +153,15 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_mesh_adverts_total 36",
 		"mdcs_rp_mesh_neighbours_lost_total 37",
 		"mdcs_rp_mesh_grafts_total 38",
+		"mdcs_rp_mesh_hellos_lost_total 60",
+		"mdcs_rp_mesh_slowed_total 61",
+		"mdcs_rp_mesh_banned_total 62",
+		"mdcs_rp_mesh_grafts_refused_total 64",
+		"mdcs_rp_mesh_refusals_total 65",
+		"mdcs_rp_mesh_dismissed_total 66",
+		"mdcs_rp_mesh_given_up_total 67",
+		"mdcs_rp_mesh_outbids_total 68",
+		"mdcs_rp_mesh_twins_total 69",
 		"mdcs_rp_mesh_failovers_total 39",
 		"mdcs_rp_mesh_graft_timeouts_total 40",
 		"mdcs_rp_mesh_route_repairs_total 41",

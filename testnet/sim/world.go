@@ -231,15 +231,10 @@ func (w *world) perform(r *rp) {
 				e := w.queue.push(w.now+w.jittered(r, to), hello)
 				e.to, e.from, e.life, e.hello = to.index, r.index, key(r, to), a.Hello
 			}
+		case linkstate.AckGraft:
+			w.message(r, linkstate.Send{To: a.To, Message: a.Message()})
 		case linkstate.Send:
-			to := w.rps[w.byID[a.To]]
-			w.bytes(r, to, w.size(a.Message))
-			at := max(w.now+w.jittered(r, to), to.arrivals[r.index])
-			if to.alive {
-				to.arrivals[r.index] = at
-			}
-			e := w.queue.push(at, message)
-			e.to, e.from, e.life, e.message = to.index, r.index, key(r, to), a.Message
+			w.message(r, a)
 		case linkstate.Route:
 			r.routes[a.Ingress] = &a
 		case linkstate.RouteGone:
@@ -260,6 +255,18 @@ func (w *world) perform(r *rp) {
 		e := w.queue.push(at, wake)
 		e.to, e.life = r.index, r.life
 	}
+}
+
+// message sends a message, behind those before.
+func (w *world) message(r *rp, a linkstate.Send) {
+	to := w.rps[w.byID[a.To]]
+	w.bytes(r, to, w.size(a.Message))
+	at := max(w.now+w.jittered(r, to), to.arrivals[r.index])
+	if to.alive {
+		to.arrivals[r.index] = at
+	}
+	e := w.queue.push(at, message)
+	e.to, e.from, e.life, e.message = to.index, r.index, key(r, to), a.Message
 }
 
 // jittered is the time that a datagram takes.
@@ -314,7 +321,9 @@ func (w *world) verify(s *linkstate.Signed) ([32]byte, error) {
 func (w *world) start(r *rp) {
 	r.life++
 	r.alive, r.upSince, r.wakeAt, r.mayAt = true, w.now, 0, 0
-	r.ingress = w.rng.Uint32() | 1
+	for r.ingress = w.rng.Uint32(); !linkstate.Belongs(r.id, r.ingress); {
+		r.ingress = w.rng.Uint32()
+	}
 	r.routes = make(map[uint32]*linkstate.Route)
 	r.windows = make([]window, len(w.streams))
 	r.arrivals = make(map[int32]time.Duration)

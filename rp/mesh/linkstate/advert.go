@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"encoding/binary"
 	"fmt"
+	"io"
 
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/rlp"
@@ -67,7 +68,7 @@ func Sign(a Advert, key *ecdsa.PrivateKey) (*Signed, error) {
 }
 
 // Verify returns the devp2p node id that signed an advert. It fails when that is not
-// the origin. The cost is that of recovering a public key.
+// the origin, or when the incarnation does not belong to the origin. The cost is that of recovering a public key.
 func Verify(s *Signed) (node [32]byte, err error) {
 	digest, err := s.Advert.digest()
 	if err != nil {
@@ -81,7 +82,38 @@ func Verify(s *Signed) (node [32]byte, err error) {
 	if IDOf(node) != s.Advert.Origin {
 		return node, fmt.Errorf("advert of %016x signed by %016x", s.Advert.Origin, IDOf(node))
 	}
+	if !Belongs(s.Advert.Origin, s.Advert.Incarnation) {
+		return node, fmt.Errorf("advert of %016x: incarnation %08x is not one of it", s.Advert.Origin, s.Advert.Incarnation)
+	}
 	return node, nil
+}
+
+// incarnationDomain keeps the digest of an incarnation from being one of anything else.
+const incarnationDomain = "mdcsmesh incarnation\x00"
+
+// Belongs reports whether an incarnation is one of those that an RP may choose: of 4,096
+// numbers about one is. Each RP has other ones, so that the incarnation that one RP chose is
+// most likely none that another RP can claim.
+func Belongs(id ID, incarnation uint32) bool {
+	b := binary.BigEndian.AppendUint64([]byte(incarnationDomain), uint64(id))
+	digest := crypto.Keccak256(binary.BigEndian.AppendUint32(b, incarnation))
+	return incarnation != 0 && binary.BigEndian.Uint16(digest)>>4 == 0
+}
+
+// DrawIncarnation returns a random incarnation that belongs to an RP. It reads some 16 KiB of
+// random bytes, and fails when that fails.
+func DrawIncarnation(id ID, random io.Reader) (uint32, error) {
+	var block [1024]byte
+	for {
+		if _, err := io.ReadFull(random, block[:]); err != nil {
+			return 0, fmt.Errorf("draw incarnation: %w", err)
+		}
+		for b := block[:]; len(b) > 0; b = b[4:] {
+			if incarnation := binary.BigEndian.Uint32(b); Belongs(id, incarnation) {
+				return incarnation, nil
+			}
+		}
+	}
 }
 
 // IDOf returns the ID of a devp2p node id.

@@ -113,6 +113,7 @@ func (c *Core) compute() {
 		}
 	}
 	clear(c.dirty)
+	c.grantWaiting()
 	for _, n := range c.neighbours {
 		slot := c.graph.Slot(n.id)
 		n.spans = n.up && slot != tree.None && c.graph.Spans(c.self, slot)
@@ -166,7 +167,7 @@ func (c *Core) root() {
 	for origin, r := range c.roots {
 		if claimed[r.incarnation] != origin {
 			delete(c.roots, origin)
-			c.unfollow(r.incarnation)
+			c.unfollow(origin, r.incarnation)
 		}
 	}
 	for incarnation, origin := range claimed {

@@ -103,12 +103,24 @@ type Child struct {
 // RouteGone says that there are no datagrams of an ingress RP any more.
 type RouteGone struct{ Ingress uint32 }
 
-// Serve asks to send a child from the cache what is newer than its marks.
+// Serve asks to give a child the group keys, and to send it from the cache what is newer than
+// its marks.
 type Serve struct {
 	To      ID
 	Ingress uint32
 	Marks   []Mark
 }
+
+// AckGraft asks for the GraftAck to a neighbour, when the datapath has the routes. Those of
+// Granted that it has no room for are to be told to Refuse, and to be among Refused.
+type AckGraft struct {
+	To               ID
+	ID               uint32 // of the Graft
+	Granted, Refused []uint32
+}
+
+// Message returns the GraftAck.
+func (a *AckGraft) Message() *GraftAck { return &GraftAck{a.ID, a.Granted, a.Refused} }
 
 // NeighbourUp and NeighbourDown tell what the hellos say. One that was away is up anew.
 type (
@@ -125,6 +137,7 @@ func (SendHello) action()     {}
 func (Route) action()         {}
 func (RouteGone) action()     {}
 func (Serve) action()         {}
+func (AckGraft) action()      {}
 func (NeighbourUp) action()   {}
 func (NeighbourDown) action() {}
 func (MayPublish) action()    {}
@@ -162,6 +175,11 @@ type Stats struct {
 	Published                          uint64
 	Downs                              uint64 // neighbours
 	Grafts, Failovers, Timeouts        uint64 // of routes
+	Refusals                           uint64 // routes that other RPs refused
+	GivenUp                            uint64 // links to parents that did not do their part
+	Refused                            uint64 // routes that were refused to other RPs
+	Dismissed                          uint64 // children that no tree named for too long
+	Outbids, Twins                     uint64 // adverts of others that have the own key, see outbid; Twins of one that lives
 	Repairs                            uint64 // answers of neighbours that served something else than they were asked for
 	NotServed                          uint64 // routes that were asked for too often
 	BadEchoes                          uint64 // hellos with impossible times
@@ -172,12 +190,35 @@ type Stats struct {
 	Changed time.Time
 }
 
-// Core is the link state of one RP. After each input, Actions is to be done.
+// Core is the link state of one RP. Its inputs are calls with a time that never goes back,
+// its outputs the actions that Actions returns after each input, and Deadline says when
+// Tick is due.
 //
-// Handle returns an error when the neighbour broke the protocol: the connection is
-// to be closed, LinkDown follows.
+// Stages. A neighbour is linked (LinkUp), up when hellos say that both ends hear each
+// other, away while its process is dead and its datapath goes on (LinkAway), and down. The
+// links that are up make the own advert; adverts make the database; the database makes, some
+// time later, the graph, the tree of each ingress RP and the minimum spanning tree
+// (compute); a tree names the parent and the children of this RP in a route (follow). A route
+// asks for its parent: asked, acknowledged, pruned (type route); a neighbour becomes a child
+// when it asks: named by the tree, a guest without that, gone (permit).
+//
+// Invariants, whatever neighbours send:
+//   - Parents, former parents and children of a route are neighbours that are up.
+//   - A route is of an incarnation that an advert of an RP which publishes has or had, two of
+//     an RP at most; its number is never 0.
+//   - A neighbour that no tree names is a child for Grace at most, and never beyond the
+//     budget. What one neighbour does changes no child and no parent that is another one.
+//   - Each list that a neighbour can make longer has a bound, each work that it can cause a rate.
+//   - Equal databases give equal trees, in whatever order adverts came.
+//   - An AckGraft comes behind the routes that it grants.
+//
+// Errors. Handle returns a *proto.Error when the neighbour broke the protocol, and has
+// done nothing, or the first part of a list, then: the connection is to be closed, LinkDown
+// follows. What honest RPs can send late, or by another view of the mesh, is no error: it is
+// ignored and counted in Stats. No input panics.
 type Core struct {
 	cfg   Config
+	begun time.Time // zero of the stamps in hellos
 	now   time.Time
 	stats Stats
 
@@ -202,7 +243,7 @@ type Core struct {
 
 // New returns the Core of an RP that starts now.
 func New(now time.Time, cfg Config) *Core {
-	c := &Core{cfg: cfg, now: now, routes: make(map[uint32]*route)}
+	c := &Core{cfg: cfg, begun: now, now: now, routes: make(map[uint32]*route)}
 	c.cfg.Alpha = cmp.Or(cfg.Alpha, tree.DefaultAlpha)
 	c.tickAt = now.Add(time.Duration(cfg.Rand.Int64N(int64(TreeInterval))))
 	c.database.init(now)
@@ -265,7 +306,7 @@ func (c *Core) LinkAway(now time.Time, id ID, until time.Time) time.Time {
 	case !now.Before(n.awayBy):
 		return time.Time{}
 	}
-	n.away, n.exchanged = n.awayBy, false
+	n.away, n.awaySince, n.doubted, n.exchanged = n.awayBy, now, false, false
 	n.sum, n.summed = false, false
 	clear(n.untold)
 	clear(n.offers)
@@ -389,20 +430,21 @@ type limiter struct {
 	left  float64
 }
 
-// fill adds the tokens of the time that went by: rate each second, up to burst.
-func (l *limiter) fill(now time.Time, rate, burst float64) {
+// fill adds the tokens of the time that went by: rate each second, up to burst. It returns
+// how many there are.
+func (l *limiter) fill(now time.Time, rate, burst float64) float64 {
 	if l.since.IsZero() {
 		l.left = burst
 	} else {
 		l.left = min(burst, l.left+rate*now.Sub(l.since).Seconds())
 	}
 	l.since = now
+	return l.left
 }
 
 // allow takes a token if there is one.
 func (l *limiter) allow(now time.Time, rate, burst float64) bool {
-	l.fill(now, rate, burst)
-	if l.left < 1 {
+	if l.fill(now, rate, burst) < 1 {
 		return false
 	}
 	l.left--
@@ -411,8 +453,7 @@ func (l *limiter) allow(now time.Time, rate, burst float64) bool {
 
 // wait is how long it takes until there is a token.
 func (l *limiter) wait(now time.Time, rate, burst float64) time.Duration {
-	l.fill(now, rate, burst)
-	return time.Duration(max(0, 1-l.left) / rate * float64(time.Second))
+	return time.Duration(max(0, 1-l.fill(now, rate, burst)) / rate * float64(time.Second))
 }
 
 // Neighbour is the state of a connection to another RP.

@@ -16,6 +16,7 @@ import (
 type database struct {
 	entries   map[ID]*entry
 	sums      [Buckets]uint32
+	ingress   map[uint32]int   // incarnations of RPs that publish, and how many adverts have each
 	requested map[ID]time.Time // asked for, until when nobody else is
 	seen      map[ID]time.Time // there was a path to the RP
 	sweepAt   time.Time
@@ -35,6 +36,7 @@ func (e *entry) version() Version { return e.Advert.Version() }
 func (d *database) init(now time.Time) {
 	d.settledAt = now.Add(settleDelay)
 	d.entries = make(map[ID]*entry)
+	d.ingress = make(map[uint32]int)
 	d.requested = make(map[ID]time.Time)
 	d.seen = make(map[ID]time.Time)
 }
@@ -86,8 +88,15 @@ func (c *Core) store(s *Signed, signed time.Time) {
 		c.stats.Changed = c.now
 	} else {
 		c.toggle(e.version())
+		c.unlist(&e.Advert)
+		if e.Advert.Incarnation != s.Advert.Incarnation {
+			c.endFormer(origin)
+		}
 	}
 	e.Signed, e.signed, e.mask = s, signed, 0
+	if s.Advert.Publishes {
+		c.ingress[s.Advert.Incarnation]++
+	}
 	for _, m := range s.Advert.Groups {
 		if i := slices.Index(c.cfg.Groups, m.Group); i >= 0 && m.Count > 0 {
 			e.mask |= 1 << i
@@ -95,6 +104,16 @@ func (c *Core) store(s *Signed, signed time.Time) {
 	}
 	c.toggle(e.version())
 	c.changed(origin)
+}
+
+// unlist notes that an advert does not count any more.
+func (d *database) unlist(a *Advert) {
+	if !a.Publishes {
+		return
+	}
+	if d.ingress[a.Incarnation]--; d.ingress[a.Incarnation] == 0 {
+		delete(d.ingress, a.Incarnation)
+	}
 }
 
 // learn takes adverts from a neighbour.
@@ -136,11 +155,7 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 		return nil
 	}
 	if v.Origin == c.cfg.Self {
-		// An advert of an earlier life, maybe with a clock that went backwards since.
-		if v.Epoch >= c.epoch {
-			c.epoch, c.sequence = v.Epoch+1, 0
-		}
-		c.publishWithin(0)
+		c.outbid(v)
 		return nil
 	}
 	var before []Link
@@ -179,14 +194,15 @@ func (c *Core) suspectLost(origin ID, before, after []Link) {
 func compareLink(l Link, id ID) int { return cmp.Compare(l.Neighbour, id) }
 
 // forward passes a new advert on: at once on the spanning tree, or to everybody when
-// that may be torn; some of the others are told of it soon, the rest later with more.
+// that may be torn, and to those that the trees do not reach yet; some of the others are told
+// of it soon, the rest later with more.
 func (c *Core) forward(v Version, from *neighbour) {
 	torn := c.torn()
 	var others []*neighbour
 	for _, n := range c.neighbours {
 		switch {
 		case n == from || !n.up:
-		case n.spans || torn || v.Origin == c.cfg.Self && c.awaited[n.id]:
+		case n.spans || torn || !c.reached(n.id) || v.Origin == c.cfg.Self && c.awaited[n.id]:
 			c.owe(n, v.Origin)
 		default:
 			others = append(others, n)
@@ -356,6 +372,7 @@ func (c *Core) forgetAdverts() {
 		case c.dirty[origin]: // it is not in the trees yet
 		case !c.now.Before(c.settledAt) && c.now.Sub(c.seen[origin]) > MaxAge && c.now.Sub(e.signed) > MaxAge:
 			c.toggle(e.version())
+			c.unlist(&e.Advert)
 			delete(c.entries, origin)
 			delete(c.seen, origin)
 			c.stats.Changed = c.now

@@ -3,8 +3,10 @@
 package linkstate
 
 import (
+	"bytes"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -15,7 +17,7 @@ import (
 
 // advertOf signs an advert of RP n.
 func advertOf(t require.TestingT, n int, epoch, sequence uint64, edit func(*Advert)) *Signed {
-	a := Advert{Origin: rp(n), Incarnation: uint32(1000 + n), Epoch: epoch, Sequence: sequence}
+	a := Advert{Origin: rp(n), Incarnation: incarnation(n, 500), Epoch: epoch, Sequence: sequence}
 	if edit != nil {
 		edit(&a)
 	}
@@ -49,7 +51,7 @@ func TestHostileAdverts(t *testing.T) {
 		"not allowed":                 {adverts(advertOf(t, 9, 1, 1, nil)), false, func(s Stats) uint64 { return s.NotAllowed }},
 		"stale":                       {adverts(advertOf(t, 3, 1, 99, nil)), false, func(s Stats) uint64 { return s.Stale }},
 		"unknown message":             {strange{}, true, nil},
-		"acknowledgement of nothing":  {&GraftAck{77}, false, nil},
+		"acknowledgement of nothing":  {&GraftAck{ID: 77, Granted: []uint32{ingress1}, Refused: []uint32{5}}, false, nil},
 		"acknowledged advert of none": {&Acked{9999, 1}, false, nil},
 		"prune of nothing":            {&Prune{[]uint32{5}}, false, nil},
 		"offer of what is known":      {&Offer{[]Version{{rp(3), 1, 1}}}, false, nil},
@@ -228,15 +230,55 @@ func TestLieAboutTimes(t *testing.T) {
 	core := w.cores[1]
 	n := core.neighbour(rp(2))
 	rtt := n.rtt
-	core.HeardHello(w.now, rp(2), Hello{Stamp: 1, Echo: micros(w.now) + 5, Interval: 100, Echoes: true, Up: true})
-	core.HeardHello(w.now, rp(2), Hello{Stamp: 1, Echo: micros(w.now) - 20_000, Hold: 1 << 30, Interval: 100, Echoes: true, Up: true})
+	core.HeardHello(w.now, rp(2), Hello{Stamp: 1, Echo: core.micros(w.now) + 5, Interval: 100, Echoes: true, Up: true})
+	core.HeardHello(w.now, rp(2), Hello{Stamp: 1, Echo: core.micros(w.now) - 20_000, Hold: 1 << 30, Interval: 100, Echoes: true, Up: true})
 	require.Equal(t, uint64(2), core.Stats().BadEchoes)
 	require.Equal(t, rtt, n.rtt)
 }
 
-// Two RPs that claim one incarnation: the lower id has it, wherever one looks.
+// The incarnation of 1 does not fit the key of 2: who brings an advert in which 2 claims it
+// breaks the protocol, and no tree changes.
 func TestStolenIncarnation(t *testing.T) {
 	w := square(t)
+	for _, signer := range []int{2, 3} {
+		stolen := advertOf(t, signer, 2000, 1, func(a *Advert) { a.Incarnation, a.Publishes = ingress1, true })
+		require.ErrorContains(t, w.cores[4].Handle(w.now, rp(2), adverts(stolen)), "not one of it")
+		require.NotEqual(t, ingress1, w.cores[4].entries[rp(signer)].Advert.Incarnation)
+	}
+	require.Equal(t, uint64(2), w.cores[4].Stats().Forged)
+	w.forget()
+	w.run(3 * time.Second)
+	require.Empty(t, took[Route](w, 4))
+}
+
+// Of 4,096 incarnations one belongs to an RP.
+func TestIncarnationsBelong(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{1})
+	const draws = 50
+	for range draws {
+		i, err := DrawIncarnation(rp(1), random)
+		require.NoError(t, err)
+		require.True(t, Belongs(rp(1), i))
+		require.False(t, Belongs(rp(2), i))
+	}
+	var fit int
+	for i := range uint32(1 << 18) {
+		if Belongs(rp(1), i<<8) {
+			fit++
+		}
+	}
+	require.InDelta(t, 64, fit, 40)
+	require.False(t, Belongs(rp(1), 0))
+	_, err := DrawIncarnation(rp(1), bytes.NewReader(make([]byte, 100)))
+	require.Error(t, err)
+}
+
+// Should two RPs have one incarnation nevertheless, the lower id has it, wherever one looks.
+func TestIncarnationOfTwo(t *testing.T) {
+	w := square(t)
+	for _, c := range w.cores {
+		c.cfg.Verify = func(s *Signed) ([32]byte, error) { return [32]byte(nodeOf(keys[number(s.Advert.Origin)-1])), nil }
+	}
 	w.cores[4].cfg.Incarnation = ingress1
 	w.cores[4].SetPublishes(w.now, true)
 	w.run(3 * time.Second)
@@ -247,29 +289,40 @@ func TestStolenIncarnation(t *testing.T) {
 	}
 }
 
-// A neighbour that asks for more than there can be is neither served nor answered.
+// A child that asks again and again is served from the cache twice at once, and then every 5 s.
 func TestFloodOfGrafts(t *testing.T) {
 	w := square(t)
 	core := w.cores[1]
-	served := func() (n int) {
+	graft := func() (served int) {
+		require.NoError(t, core.Handle(w.now, rp(2), &Graft{1, []GraftRoute{{ingress1, []Mark{{groupA, 1}}}}}))
 		for _, a := range core.Actions() {
-			if _, ok := a.(Serve); ok {
-				n++
+			switch a := a.(type) {
+			case Serve:
+				served += len(a.Marks)
+			case AckGraft:
+				require.Equal(t, []uint32{ingress1}, a.Granted, "it is a child")
 			}
 		}
-		return n
+		return served
 	}
-	for range 2 * serveBurst {
-		require.NoError(t, core.Handle(w.now, rp(2), &Graft{1, []GraftRoute{{ingress1, nil}}}))
+	served := 0
+	for range 1000 {
+		served += graft()
 	}
-	require.LessOrEqual(t, served(), serveBurst)
-	for i := range uint32(2 * maxRoutes) {
-		require.NoError(t, core.Handle(w.now, rp(2), &Graft{1, []GraftRoute{{5000 + i, nil}}}))
+	require.Equal(t, reserve, served)
+	require.Equal(t, uint64(1000-reserve), core.Stats().NotServed)
+	for range 100 {
+		w.run(100 * time.Millisecond)
+		served += graft()
 	}
-	require.Len(t, core.routes, MaxServing)
-	core.Actions()
-	require.NoError(t, core.Handle(w.now, rp(2), &Graft{1, []GraftRoute{{1 << 30, nil}}}))
-	require.Empty(t, core.Actions())
+	require.InDelta(t, reserve+2, served, 1)
+
+	// Nor does it help to leave between.
+	for range 1000 {
+		require.NoError(t, core.Handle(w.now, rp(2), &Prune{[]uint32{ingress1}}))
+		served += graft()
+	}
+	require.InDelta(t, reserve+2, served, 1)
 }
 
 // A parent that says again and again that it serves nothing is asked anew once for
@@ -281,7 +334,7 @@ func TestFloodOfServings(t *testing.T) {
 	for range 100 {
 		require.NoError(t, core.Handle(w.now, rp(2), &Serving{}))
 		core.Actions()
-		require.NoError(t, core.Handle(w.now, rp(2), &GraftAck{core.lastID}))
+		require.NoError(t, core.Handle(w.now, rp(2), &GraftAck{ID: core.lastID, Granted: []uint32{ingress1}}))
 		core.Actions()
 	}
 	require.Equal(t, before+1, core.Stats().Grafts)

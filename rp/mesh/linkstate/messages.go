@@ -17,18 +17,18 @@
 //
 //	code  message  fields                                           limits
 //	0x04  Digest   [sum of 4 bytes, ...]                            32 sums; when a link comes up, then now and then
-//	0x05  Summary  [[Origin, Epoch, Sequence], ...]                 512
-//	0x06  Request  [Origin, ...]                                    512
+//	0x05  Summary  [[Origin, Epoch, Sequence], ...]                 512, ascending
+//	0x06  Request  [Origin, ...]                                    512, ascending
 //	0x07  Adverts  Ack, [[Age, [Advert, Signature]], ...]           64
-//	0x08  Offer    [[Origin, Epoch, Sequence], ...]                 512
+//	0x08  Offer    [[Origin, Epoch, Sequence], ...]                 512, ascending
 //	0x09  Acked    Epoch, Sequence                                  of the receiver's own advert
-//	0x0a  Graft    ID, [[Ingress, [[Group, Sequence], ...]], ...]   256 routes, 16 marks each
-//	0x0b  Prune    [Ingress, ...]                                   512
-//	0x0c  GraftAck ID                                               of a Graft that was sent
+//	0x0a  Graft    ID, [[Ingress, [[Group, Sequence], ...]], ...]   256 routes, ascending, 16 marks each
+//	0x0b  Prune    [Ingress, ...]                                   512, ascending
+//	0x0c  GraftAck ID, [Granted, ...], [Refused, ...]               of a Graft that was sent; 256 each, ascending
 //	0x0d  RouteSum  sum of 4 bytes                                   every 2 s on links of a tree
-//	0x0e  Serving  [Ingress, ...]                                   2048; after a RouteSum that differs
+//	0x0e  Serving  [Ingress, ...]                                   2048, ascending; after a RouteSum that differs
 //
-// A message has at most 16 KiB; the sender keeps far below by count.
+// An Ingress is never 0. A message has at most 16 KiB; the sender keeps far below by count.
 package linkstate
 
 import (
@@ -147,8 +147,13 @@ type Mark struct {
 // Prune ends what Graft asked for.
 type Prune struct{ Ingress []uint32 }
 
-// GraftAck says that the Graft with this ID is done.
-type GraftAck struct{ ID uint32 }
+// GraftAck answers the Graft with this ID: of these ingress RPs the sender replicates the
+// datagrams now, and of those it does not. An ingress RP that the sender does not know yet
+// has an answer later.
+type GraftAck struct {
+	ID               uint32
+	Granted, Refused []uint32
+}
 
 // RouteSum sums up the ingress RPs that the sender asks the receiver for, with what
 // was sent before. The receiver answers with Serving when it does something else.
@@ -178,15 +183,23 @@ func (m *Digest) check() error {
 	return nil
 }
 
-func (m *Summary) check() error { return checkCount("summary", len(m.Versions), MaxVersions) }
-func (m *Request) check() error { return checkCount("request", len(m.Origins), MaxVersions) }
-func (m *Offer) check() error   { return checkCount("offer", len(m.Versions), MaxVersions) }
-func (m *Acked) check() error   { return nil }
-func (m *Prune) check() error   { return checkCount("prune", len(m.Ingress), MaxVersions) }
+func (m *Summary) check() error { return checkVersions("summary", m.Versions) }
+func (m *Offer) check() error   { return checkVersions("offer", m.Versions) }
+func (m *Request) check() error {
+	return checkList("request", m.Origins, MaxVersions, func(id ID) ID { return id })
+}
 
-func (m *GraftAck) check() error { return nil }
+func (m *Acked) check() error    { return nil }
 func (m *RouteSum) check() error { return nil }
-func (m *Serving) check() error  { return checkCount("serving", len(m.Ingress), MaxServing) }
+func (m *Prune) check() error    { return checkIngress("prune", m.Ingress, MaxVersions) }
+func (m *Serving) check() error  { return checkIngress("serving", m.Ingress, MaxServing) }
+
+func (m *GraftAck) check() error {
+	if err := checkIngress("graft ack", m.Granted, MaxRoutes); err != nil {
+		return err
+	}
+	return checkIngress("graft ack", m.Refused, MaxRoutes)
+}
 
 func (m *Adverts) check() error {
 	for _, a := range m.Adverts {
@@ -203,7 +216,34 @@ func (m *Graft) check() error {
 			return err
 		}
 	}
-	return checkCount("graft", len(m.Routes), MaxRoutes)
+	if len(m.Routes) > 0 && m.Routes[0].Ingress == 0 {
+		return malformed("graft: ingress 0")
+	}
+	return checkList("graft", m.Routes, MaxRoutes, func(r GraftRoute) uint32 { return r.Ingress })
+}
+
+func checkVersions(what string, versions []Version) error {
+	return checkList(what, versions, MaxVersions, func(v Version) ID { return v.Origin })
+}
+
+func checkIngress(what string, ingress []uint32, limit int) error {
+	if len(ingress) > 0 && ingress[0] == 0 {
+		return malformed("%s: ingress 0", what)
+	}
+	return checkList(what, ingress, limit, func(i uint32) uint32 { return i })
+}
+
+// checkList checks the length of a list, and that its keys ascend: none is there twice.
+func checkList[T any, K cmp.Ordered](what string, list []T, limit int, key func(T) K) error {
+	if err := checkCount(what, len(list), limit); err != nil {
+		return err
+	}
+	for i := range list {
+		if i > 0 && key(list[i]) <= key(list[i-1]) {
+			return malformed("%s: entries out of order", what)
+		}
+	}
+	return nil
 }
 
 func checkCount(what string, n, limit int) error {

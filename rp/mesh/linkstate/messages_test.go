@@ -30,7 +30,7 @@ func messages(t require.TestingT) []Message {
 		&Acked{1, 2},
 		&Graft{1, []GraftRoute{{2, []Mark{{3, 4}}}}},
 		&Prune{[]uint32{2, 3}},
-		&GraftAck{1},
+		&GraftAck{1, []uint32{2}, []uint32{3}},
 		&RouteSum{1},
 		&Serving{[]uint32{2, 3}},
 	}
@@ -57,13 +57,21 @@ func TestLargestMessagesFit(t *testing.T) {
 			a.Groups = append(a.Groups, Members{1<<31 + uint32(i), 1 << 20})
 		}
 	})
-	route := GraftRoute{1 << 31, slices.Repeat([]Mark{{1 << 31, 1 << 40}}, MaxGroups)}
+	var routes []GraftRoute
+	var versions []Version
+	var ingress []uint32
+	for i := range MaxServing {
+		ingress = append(ingress, 1<<31+uint32(i))
+		routes = append(routes, GraftRoute{ingress[i], slices.Repeat([]Mark{{1 << 31, 1 << 40}}, MaxGroups)})
+		versions = append(versions, Version{1<<63 + ID(i), 1 << 40, 1 << 40})
+	}
 	for _, m := range []Message{
 		adverts(slices.Repeat([]*Signed{full}, sendAdverts)...),
-		&Graft{1 << 31, slices.Repeat([]GraftRoute{route}, sendRoutes)},
-		&Summary{slices.Repeat([]Version{{1 << 63, 1 << 40, 1 << 40}}, MaxVersions)},
-		&Prune{slices.Repeat([]uint32{1 << 31}, MaxVersions)},
-		&Serving{slices.Repeat([]uint32{1 << 31}, MaxServing)},
+		&Graft{1 << 31, routes[:sendRoutes]},
+		&GraftAck{1 << 31, ingress[:MaxRoutes], ingress[:MaxRoutes]},
+		&Summary{versions[:MaxVersions]},
+		&Prune{ingress[:MaxVersions]},
+		&Serving{ingress},
 	} {
 		b, err := Encode(m)
 		require.NoError(t, err)
@@ -85,6 +93,19 @@ func TestDecodeRefuses(t *testing.T) {
 		"long graft":          &Graft{1, make([]GraftRoute, MaxRoutes+1)},
 		"many marks":          &Graft{1, []GraftRoute{{1, make([]Mark, MaxGroups+1)}}},
 		"many adverts":        adverts(slices.Repeat([]*Signed{advertOf(t, 1, 1, 1, nil)}, MaxAdverts+1)...),
+		"summary twice":       &Summary{[]Version{{5, 1, 1}, {5, 1, 2}}},
+		"offer out of order":  &Offer{[]Version{{5, 1, 1}, {4, 1, 2}}},
+		"request twice":       &Request{[]ID{5, 5}},
+		"graft of 0":          &Graft{1, []GraftRoute{{0, nil}}},
+		"graft twice":         &Graft{1, []GraftRoute{{7, nil}, {7, nil}}},
+		"graft out of order":  &Graft{1, []GraftRoute{{7, nil}, {6, nil}}},
+		"prune of 0":          &Prune{[]uint32{0, 1}},
+		"prune twice":         &Prune{[]uint32{1, 1}},
+		"serving of 0":        &Serving{[]uint32{0}},
+		"serving unordered":   &Serving{[]uint32{2, 1}},
+		"granted 0":           &GraftAck{1, []uint32{0}, nil},
+		"refused twice":       &GraftAck{1, nil, []uint32{3, 3}},
+		"many granted":        &GraftAck{1, make([]uint32, MaxRoutes+1), nil},
 		"no incarnation":      bad(func(a *Advert) { a.Incarnation = 0 }),
 		"many links":          bad(links(make([]Link, MaxLinks+1)...)),
 		"many groups":         bad(func(a *Advert) { a.Groups = make([]Members, MaxGroups+1) }),

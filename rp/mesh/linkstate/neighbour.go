@@ -14,22 +14,25 @@ type neighbour struct {
 	since time.Time // of the connection, or of the last change of up
 
 	// Hellos.
-	up       bool
-	hellos   int           // heard since the link came or went down
-	heard    time.Time     // of anything
-	interval time.Duration // that it announced
-	slack    time.Duration // likewise: a process without enough of a CPU sends late
-	stamp    uint32        // its newest, which came at stampAt
-	stampAt  time.Time
-	sendAt   time.Time // of the next hello
-	tree     bool      // the link is on a tree in use here
-	theirs   bool      // there
-	slowing  int       // hellos that still go often, although a longer interval is announced
-	doubted  bool      // missed since it was heard, so that backups were asked
-	polled   time.Time // asked whether it lives, since another RP lost it; zero for not
-	away     time.Time // until when it is up without a process that hears and is heard; zero for not
-	awayBy   time.Time // until when it had to be back
-	lost     int       // times that it was found dead while it was up for less than holdMemory
+	up        bool
+	hellos    int           // heard since the link came or went down
+	heard     time.Time     // of anything
+	interval  time.Duration // that it announced
+	slack     time.Duration // likewise: a process without enough of a CPU sends late
+	stamp     uint32        // its newest, which came at stampAt
+	stampAt   time.Time
+	sendAt    time.Time // of the next hello
+	tree      bool      // the link is on a tree in use here
+	treeSince time.Time
+	theirs    bool      // there
+	slowing   int       // hellos that still go often, although a longer interval is announced
+	doubted   bool      // missed since it was heard, so that backups were asked
+	polled    time.Time // asked whether it lives, since another RP lost it; zero for not
+	polls     limiter
+	away      time.Time // until when it is up without a process that hears and is heard; zero for not
+	awayBy    time.Time // until when it had to be back
+	awaySince time.Time
+	lost      int // times that it was found dead while it was up for less than holdMemory
 
 	// Cost.
 	rtt      time.Duration           // the lower quartile of rtts, 0 before the first
@@ -38,33 +41,37 @@ type neighbour struct {
 	cost     uint32                  // advertised
 
 	// Adverts.
-	spans     bool           // adverts go to it at once
-	untold    map[ID]bool    // to be told
-	tellAt    time.Time      // when
-	adverts   []Aged         // to be sent after this input
-	ack       bool           // with an acknowledgement
-	offers    map[ID]Version // of it, newer than what is here, for which it was not asked
-	offer     limiter
-	requests  []ID // after this input
-	exchanged bool // a digest went to it since both ends are up
-	digestAt  time.Time
-	verify    limiter
-	answers   limiter
-	exchange  limiter
+	spans      bool           // adverts go to it at once
+	untold     map[ID]bool    // to be told
+	tellAt     time.Time      // when
+	adverts    []Aged         // to be sent after this input
+	ack        bool           // with an acknowledgement
+	offers     map[ID]Version // of it, newer than what is here, for which it was not asked
+	offer      limiter
+	requests   []ID // after this input
+	exchanged  bool // a digest went to it since both ends are up
+	digestAt   time.Time
+	comparedAt time.Time // when the last digest went to it
+	verify     limiter
+	answers    limiter
+	exchange   limiter
 
 	// Routes.
-	served limiter
-	graft  []uint32 // ingress RPs to ask for after this input
-	prune  []uint32
-	sum    bool // after this input, what it is asked for
-	sumAt  time.Time
-	summed bool // it may answer that it does something else
+	served    limiter
+	graft     []uint32 // ingress RPs to ask for after this input
+	prune     []uint32
+	sum       bool // after this input, what it is asked for
+	sumAt     time.Time
+	summed    bool                 // it may answer that it does something else
+	standings map[uint32]*standing // by ingress RP
+	waiting   map[uint32]waiting   // likewise
 }
 
 func newNeighbour(now time.Time, id ID) *neighbour {
 	return &neighbour{
 		id: id, since: now, interval: Interval,
 		untold: make(map[ID]bool), offers: make(map[ID]Version),
+		standings: make(map[uint32]*standing), waiting: make(map[uint32]waiting),
 	}
 }
 
@@ -77,6 +84,25 @@ const answerTime = 300 * time.Millisecond
 
 // lostMax bounds what is counted of the times that a neighbour was lost.
 const lostMax = 16
+
+// awayDoubt is how long nothing may come from a neighbour that is away, until backups are asked
+// as well: that its datapath goes on is only what it said itself.
+const awayDoubt = time.Second
+
+// A neighbour that says that it sends seldom, or late, is found dead late. The first is not
+// believed when it knows since some time that the link is on a tree, the second only so far
+// that backups are asked in time.
+const (
+	treeKnown    = 2 * Interval
+	slackTrusted = time.Second
+)
+
+// pollRate and pollBurst bound how often a neighbour is asked for a sign of life because of what
+// other RPs say.
+const (
+	pollRate  = 0.2
+	pollBurst = 3
+)
 
 // lateness is how late a hello may come, as share of the interval.
 const lateness = 5
@@ -97,10 +123,13 @@ func (n *neighbour) downAt() time.Time {
 }
 
 func (n *neighbour) doubtAt() time.Time {
-	if n.isAway() {
-		return n.away
+	if n.isAway() { // its datapath goes on, or nothing at all comes
+		if n.heard.After(n.awaySince) {
+			return n.heard.Add(awayDoubt)
+		}
+		return n.awaySince.Add(awayDoubt)
 	}
-	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness + n.slack)
+	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness + min(n.slack, slackTrusted))
 }
 
 // alive notes a sign of life. One from before the neighbour was asked for one is no answer.
@@ -129,10 +158,13 @@ func (c *Core) HeardHello(now time.Time, from ID, h Hello) {
 	}
 	n.alive(now)
 	n.interval, n.slack = h.interval(), h.slack()
+	if n.tree && now.Sub(n.treeSince) > treeKnown {
+		n.interval = TreeInterval
+	}
 	n.stamp, n.stampAt = h.Stamp, now
 	n.theirs = h.Tree
 	if h.Echoes {
-		c.measure(n, time.Duration(micros(now)-h.Echo-h.Hold)*time.Microsecond)
+		c.measure(n, time.Duration(c.micros(now)-h.Echo-h.Hold)*time.Microsecond)
 	}
 	if h.Poll {
 		c.hello(n)
@@ -177,6 +209,9 @@ func (c *Core) renew(n *neighbour) {
 		if r.asks(n.id) != nil {
 			c.ask(r, n.id)
 		}
+		if r.parent == n.id {
+			c.overlap(r) // the backups that were asked meanwhile
+		}
 	}
 	c.act(NeighbourUp{n.id})
 }
@@ -195,8 +230,8 @@ func (c *Core) exchangeDatabase(n *neighbour) {
 	}
 }
 
-// micros is the clock of stamps.
-func micros(now time.Time) uint32 { return uint32(now.UnixMicro()) }
+// micros is the clock of stamps. It does not follow the date.
+func (c *Core) micros(now time.Time) uint32 { return uint32(now.Sub(c.begun).Microseconds()) }
 
 // measure takes a round-trip time. A neighbour can make its own link look shorter by
 // its Hold, never below 1, and never those of others: cost is the worse of two ends.
@@ -265,6 +300,7 @@ func (c *Core) down(n *neighbour) {
 	n.sum, n.summed = false, false
 	clear(n.untold)
 	clear(n.offers)
+	clear(n.waiting)
 	delete(c.awaited, n.id)
 	c.act(NeighbourDown{n.id})
 	c.lost(n)
@@ -274,11 +310,20 @@ func (c *Core) down(n *neighbour) {
 // suspect asks a neighbour that another RP lost for a sign of life.
 func (c *Core) suspect(id ID) {
 	n := c.neighbour(id)
-	if n == nil || !n.up || !n.polled.IsZero() || c.now.Sub(n.heard) < TreeInterval {
+	if n == nil || !n.up || !n.polled.IsZero() || c.now.Sub(n.heard) < TreeInterval ||
+		!n.polls.allow(c.now, pollRate, pollBurst) {
 		return
 	}
 	n.polled = c.now
 	c.hello(n)
+}
+
+// compareSoon has a neighbour and this RP compare their adverts, since they seem to have
+// different trees.
+func (c *Core) compareSoon(n *neighbour) {
+	if n.exchanged && c.now.Sub(n.comparedAt) >= Interval {
+		n.digestAt = c.now
+	}
 }
 
 func (c *Core) tickNeighbour(n *neighbour) {
@@ -293,6 +338,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 	}
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
 		c.send(n, &Digest{c.sums[:]})
+		n.comparedAt = c.now
 		if c.toldAt.IsZero() {
 			c.toldAt = c.now.Add(answerTime + 2*n.rtt)
 		}
@@ -302,6 +348,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 		n.sum = true
 		n.sumAt = c.now.Add(RouteSumDelay + time.Duration(c.cfg.Rand.Int64N(int64(RouteSumDelay/4))))
 	}
+	c.tickStandings(n)
 	if len(n.untold) > 0 && !c.now.Before(n.tellAt) {
 		c.tell(n)
 	}
@@ -334,7 +381,7 @@ func (c *Core) hello(n *neighbour) {
 	if n.wantsOften(c.now) {
 		interval = TreeInterval
 	}
-	h := Hello{Stamp: micros(c.now), Interval: uint16(interval.Milliseconds()), Tree: n.tree, Up: n.up, Poll: !n.polled.IsZero()}
+	h := Hello{Stamp: c.micros(c.now), Interval: uint16(interval.Milliseconds()), Tree: n.tree, Up: n.up, Poll: !n.polled.IsZero()}
 	h.Slack = uint8(min(c.late/slackUnit, math.MaxUint8))
 	if !n.stampAt.IsZero() && c.now.Sub(n.stampAt) < trial {
 		h.Echoes, h.Echo, h.Hold = true, n.stamp, uint32(c.now.Sub(n.stampAt).Microseconds())

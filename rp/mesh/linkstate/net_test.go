@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,10 +55,25 @@ func number(id ID) int {
 	return 0
 }
 
+// incarnation is the one of RP n in its life-th life.
+func incarnation(n, life int) uint32 {
+	if i, ok := incarnations.Load([2]int{n, life}); ok {
+		return i.(uint32)
+	}
+	for i := uint32(100*n+life) << 16; ; i++ {
+		if Belongs(rp(n), i) {
+			incarnations.Store([2]int{n, life}, i)
+			return i
+		}
+	}
+}
+
+var incarnations sync.Map // that were found
+
 // config is that of RP n in its life-th life.
 func config(n, life int) Config {
 	return Config{
-		Self: rp(n), Incarnation: uint32(100*n + life), Epoch: uint64(1000 + life), Groups: []uint32{groupA, groupB}, Budget: 8, Mode: tree.Light,
+		Self: rp(n), Incarnation: incarnation(n, life), Epoch: uint64(1000 + life), Groups: []uint32{groupA, groupB}, Budget: 8, Mode: tree.Light,
 		Sign:    func(a Advert) (*Signed, error) { return Sign(a, keys[n-1]) },
 		Verify:  Verify,
 		Allowed: func([32]byte) bool { return true },
@@ -76,7 +92,8 @@ type network struct {
 	cut   map[[2]int]bool          // black hole: the connection does not notice
 	left  map[int]Config           // of RPs whose process died, and whose datapath goes on
 	way   []parcel
-	log   map[int][]Action // of each RP, without hellos
+	edit  func(from, to int, m Message) Message // of what is sent, nil to lose it; nil for nothing
+	log   map[int][]Action                      // of each RP, without hellos
 }
 
 type parcel struct {
@@ -189,10 +206,19 @@ func (w *network) perform(n int) {
 	w.check(w.cores[n])
 	for _, a := range w.cores[n].Actions() {
 		p := parcel{from: n}
+		if ack, ok := a.(AckGraft); ok {
+			w.log[n] = append(w.log[n], a)
+			a = Send{ack.To, ack.Message()}
+		}
 		switch a := a.(type) {
 		case SendHello:
 			p.to, p.hello = number(a.To), &a.Hello
 		case Send:
+			if w.edit != nil {
+				if a.Message = w.edit(n, number(a.To), a.Message); a.Message == nil {
+					continue
+				}
+			}
 			b, err := Encode(a.Message)
 			require.NoError(w.t, err)
 			p.to, p.code, p.payload = number(a.To), a.Message.Code(), b
@@ -321,4 +347,4 @@ func square(t *testing.T) *network {
 	return w
 }
 
-const ingress1 = 101 // incarnation of RP 1
+var ingress1 = incarnation(1, 1)

@@ -4,6 +4,7 @@ package linkstate
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 )
@@ -24,6 +25,12 @@ type advertising struct {
 
 	expected map[ID]bool // Config.Expect, without those that are up
 	expectBy time.Time   // until when nothing is said without them
+
+	beat   Version       // of another process with the own key, which the next advert follows; zero for none
+	beatAt time.Time     // not before
+	beaten time.Time     // the last time
+	pause  time.Duration // until it may be once more
+	bids   int           // within outbidMemory
 
 	mayPublish bool
 	awaited    map[ID]bool // neighbours that have not acknowledged yet; nil before the first advert
@@ -107,6 +114,52 @@ func (c *Core) publishWithin(delay time.Duration) {
 	}
 }
 
+// Times between adverts that outbid another process with the own key.
+const (
+	outbidFirst  = time.Second
+	outbidLast   = 5 * time.Minute
+	outbidMemory = 10 * time.Minute // without one, after which it is at once again
+	twinsFrom    = 3                // adverts, within that, from which on it is a process that lives
+)
+
+// outbid takes the place of an advert that this process did not sign, but somebody with the own
+// key. Most often that is an earlier life, whose clock was ahead: it is outbid once. When it
+// bids again, it is another RP that lives. The mesh can have one of both, and hears less often
+// from time to time that it is the other one.
+func (c *Core) outbid(v Version) {
+	if !v.newer(c.beat) {
+		return
+	}
+	c.beat = v
+	if c.now.Sub(c.beaten) > outbidMemory {
+		c.pause, c.bids = 0, 0
+	}
+	c.beatAt = c.beaten.Add(c.pause)
+	c.tickOutbid()
+}
+
+func (c *Core) tickOutbid() {
+	if c.beat == (Version{}) || c.now.Before(c.beatAt) {
+		return
+	}
+	switch v := c.beat; {
+	case v.Epoch < c.epoch:
+	case v.Epoch < math.MaxUint64:
+		c.epoch, c.sequence = v.Epoch+1, 0
+	case c.epoch < v.Epoch:
+		c.epoch, c.sequence = v.Epoch, v.Sequence
+	default:
+		c.sequence = max(c.sequence, v.Sequence)
+	}
+	c.beat, c.beaten = Version{}, c.now
+	c.pause = min(max(2*c.pause, outbidFirst), outbidLast)
+	c.stats.Outbids++
+	if c.bids++; c.bids >= twinsFrom {
+		c.stats.Twins++
+	}
+	c.publishWithin(0)
+}
+
 func (c *Core) publish() {
 	c.publishAt, c.published = time.Time{}, c.now
 	c.own.fill(c.now, ownRate, ownBurst)
@@ -147,6 +200,7 @@ func (c *Core) acked(n *neighbour, m *Acked) {
 }
 
 func (c *Core) tickAdvertising() {
+	c.tickOutbid()
 	if !c.now.Before(c.refreshAt) && !c.refreshAt.IsZero() {
 		c.publishWithin(0)
 	}

@@ -9,7 +9,7 @@ import (
 )
 
 // route is this RP's place in the delivery of one ingress RP's datagrams. Trees say
-// who should be parent; children are those who asked.
+// who should be parent; children are those who asked and may have them, see permit.
 //
 // A change of parent: Graft to the new one, both are accepted from, GraftAck,
 // Overlap, Prune to the old one, which is accepted for 2 x the longest round-trip
@@ -23,6 +23,7 @@ import (
 // order, so that neither takes what is under way for a difference.
 type route struct {
 	ingress uint32
+	origin  ID // that has the incarnation
 	parent  ID // 0 for none
 	asking
 	since   time.Time
@@ -35,7 +36,10 @@ type route struct {
 
 	failedUntil time.Time // zero for nobody
 
-	children map[ID]bool // those that are up, and asked
+	children map[ID]*child // those that are up, and asked
+	expireAt time.Time     // when a child has to go; zero for never
+
+	failing time.Time // since when the parent of the tree does not do its part; zero for not
 
 	told  *Route // as the datapath has it
 	dirty bool
@@ -57,13 +61,14 @@ type asking struct {
 
 const (
 	graftTimeout = 300 * time.Millisecond // and two round trips
+	giveUpDelay  = 5 * time.Second        // for which a parent may refuse or not answer
 	goneDelay    = 30 * time.Second
 )
 
 func (c *Core) route(ingress uint32) *route {
 	r := c.routes[ingress]
 	if r == nil {
-		r = &route{ingress: ingress, children: make(map[ID]bool), gone: c.now.Add(goneDelay)}
+		r = &route{ingress: ingress, children: make(map[ID]*child), gone: c.now.Add(goneDelay)}
 		c.routes[ingress] = r
 		i, _ := slices.BinarySearchFunc(c.order, r, compareRoute)
 		c.order = slices.Insert(c.order, i, r)
@@ -83,7 +88,11 @@ func (c *Core) touch(r *route) {
 // follow has the route of an ingress RP follow its tree.
 func (c *Core) follow(t *root) {
 	r := c.route(t.incarnation)
-	r.root, r.wanted, r.gone = t, t.parent, time.Time{}
+	if r.root == nil || r.wanted != t.parent && t.parent != r.failed {
+		r.failing = time.Time{}
+	}
+	r.root, r.origin, r.wanted, r.gone = t, c.graph.ID(t.slot), t.parent, time.Time{}
+	c.nameChildren(r)
 	if r.wanted == r.failed && c.now.Before(r.failedUntil) {
 		r.wanted = 0
 	}
@@ -96,7 +105,7 @@ func (c *Core) follow(t *root) {
 func (c *Core) steer(r *route) {
 	switch {
 	case r.root == nil || r.root.slot == c.self:
-	case c.answers(r.wanted) && (!r.children[r.wanted] || c.alive(r.parent)):
+	case c.answers(r.wanted) && (r.children[r.wanted] == nil || c.alive(r.parent)):
 		// A child turns to another parent before the old one here ends.
 		c.setParent(r, r.wanted)
 	case r.parent == 0:
@@ -104,10 +113,22 @@ func (c *Core) steer(r *route) {
 	}
 }
 
-// unfollow has the route of an ingress RP without a tree end, some time later.
-func (c *Core) unfollow(ingress uint32) {
+// unfollow has the route of an incarnation without a tree end, some time later. If the RP had
+// another one before, the route of that ends now: however often an RP takes a new incarnation,
+// it has two routes at most.
+func (c *Core) unfollow(origin ID, ingress uint32) {
+	c.endFormer(origin)
 	if r := c.routes[ingress]; r != nil {
-		r.root, r.wanted, r.gone = nil, 0, c.now.Add(goneDelay)
+		r.root, r.wanted, r.gone, r.failing = nil, 0, c.now.Add(goneDelay), time.Time{}
+	}
+}
+
+// endFormer ends the routes of incarnations of an RP that have no tree.
+func (c *Core) endFormer(origin ID) {
+	for _, r := range c.order {
+		if r.origin == origin && r.root == nil {
+			r.gone = c.now
+		}
 	}
 }
 
@@ -181,23 +202,43 @@ func (c *Core) keepFew(r *route) {
 // doubt asks the backups of a parent that may be down.
 func (c *Core) doubt(n *neighbour) {
 	for _, r := range c.order {
-		if r.parent != n.id || slices.ContainsFunc(r.old, func(p previous) bool { return p.pruned.IsZero() && c.answers(p.id) }) {
-			continue
-		}
-		if b := c.backup(r); b != 0 {
-			r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == b })
-			r.old = append(r.old, previous{id: b, pruneAt: c.now.Add(Overlap)})
-			c.ask(r, b)
-			c.keepFew(r)
-			c.touch(r)
+		if r.parent == n.id {
+			c.askBackup(r, n)
 		}
 	}
+}
+
+// askBackup asks the next backup of a route whose parent may be down, if there is no other
+// upstream. The backup of a parent that is away goes on until that one is back.
+func (c *Core) askBackup(r *route, parent *neighbour) {
+	asked := false
+	for i := range r.old {
+		if p := &r.old[i]; p.pruned.IsZero() && c.answers(p.id) {
+			asked = true
+			if parent.isAway() {
+				p.pruneAt = time.Time{}
+			}
+		}
+	}
+	b := c.backup(r)
+	if asked || b == 0 {
+		return
+	}
+	r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == b })
+	p := previous{id: b}
+	if !parent.isAway() {
+		p.pruneAt = c.now.Add(Overlap)
+	}
+	r.old = append(r.old, p)
+	c.ask(r, b)
+	c.keepFew(r)
+	c.touch(r)
 }
 
 // backup returns who replaces the parent of a route, 0 for nobody.
 func (c *Core) backup(r *route) ID {
 	for _, id := range append([]ID{r.wanted}, r.backups...) {
-		if id != r.parent && c.answers(id) && !c.neighbour(id).doubted && !r.children[id] {
+		if id != r.parent && c.answers(id) && !c.neighbour(id).doubted && r.children[id] == nil {
 			return id
 		}
 	}
@@ -253,10 +294,7 @@ func (c *Core) recover(r *route) {
 // lost takes a neighbour that is down out of all routes.
 func (c *Core) lost(n *neighbour) {
 	for _, r := range c.order {
-		if r.children[n.id] {
-			delete(r.children, n.id)
-			c.touch(r)
-		}
+		c.dismiss(n, r)
 		r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == n.id })
 		if r.parent == n.id {
 			c.stats.Failovers++
@@ -272,83 +310,50 @@ func (c *Core) lost(n *neighbour) {
 
 func compareRoute(a, b *route) int { return cmp.Compare(a.ingress, b.ingress) }
 
-// grafted makes a neighbour a child. One that asks too often is not served from the
-// cache. There is no answer to one that is not heard, or that asks for too much: it
-// turns to others.
-func (c *Core) grafted(n *neighbour, m *Graft) {
-	if !n.up {
-		return
-	}
-	served := len(c.serving(n))
-	for _, a := range m.Routes {
-		r := c.routes[a.Ingress]
-		switch {
-		case r != nil && r.children[n.id]:
-		case r == nil && len(c.routes) >= maxRoutes || served >= MaxServing:
-			c.stats.NotServed++
-			return
-		default:
-			served++
-		}
-		r = c.route(a.Ingress)
-		if !r.children[n.id] {
-			r.children[n.id] = true
-			c.touch(r)
-		}
-		if !n.served.allow(c.now, serveRate, serveBurst) {
-			c.stats.NotServed++
-			continue
-		}
-		c.serves = append(c.serves, Serve{n.id, a.Ingress, a.Marks})
-	}
-	c.send(n, &GraftAck{m.ID})
-}
-
-func (c *Core) pruned(n *neighbour, m *Prune) {
-	for _, ingress := range m.Ingress {
-		if r := c.routes[ingress]; r != nil && r.children[n.id] {
-			delete(r.children, n.id)
-			c.touch(r)
-		}
-	}
-}
-
+// graftAcked takes a neighbour's answer. What it refused is asked of somebody else at once.
 func (c *Core) graftAcked(n *neighbour, m *GraftAck) {
-	for _, r := range c.order {
-		a := r.asks(n.id)
-		if a == nil || a.acked || a.graft != m.ID {
+	answered := func(ingress uint32) (*route, *asking) {
+		if r := c.routes[ingress]; r != nil {
+			if a := r.asks(n.id); a != nil && !a.acked && a.graft == m.ID {
+				return r, a
+			}
+		}
+		return nil, nil
+	}
+	for _, ingress := range m.Granted {
+		r, a := answered(ingress)
+		if r == nil {
 			continue
 		}
 		a.acked = true
 		if r.parent == n.id {
 			c.overlap(r)
 		}
-	}
-}
-
-// serving lists the routes in which a neighbour is a child.
-func (c *Core) serving(n *neighbour) (ingress []uint32) {
-	for _, r := range c.order {
-		if r.children[n.id] {
-			ingress = append(ingress, r.ingress)
+		if r.root != nil && r.root.parent == n.id {
+			r.failing = time.Time{}
 		}
 	}
-	return ingress
-}
-
-// sumOf is of 4 bytes, 0 for nothing. As that of adverts it finds differences between
-// honest RPs.
-func sumOf(ingress []uint32) (sum uint32) {
-	for _, i := range ingress {
-		sum ^= uint32(mix(uint64(i)))
+	for _, ingress := range m.Refused {
+		if r, _ := answered(ingress); r != nil {
+			c.stats.Refusals++
+			c.refused(r, n)
+		}
 	}
-	return sum
 }
 
-// compareRoutes answers when a neighbour is served with something else than it asks for.
-func (c *Core) compareRoutes(n *neighbour, m *RouteSum) {
-	if serving := c.serving(n); sumOf(serving) != m.Sum && n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
-		c.send(n, &Serving{serving})
+// refused leaves an upstream that does not do what it was asked for. If that is because both
+// have other adverts, a digest finds it.
+func (c *Core) refused(r *route, n *neighbour) {
+	c.compareSoon(n)
+	if r.parent == n.id {
+		c.turnAway(r)
+		return
+	}
+	r.old = slices.DeleteFunc(r.old, func(p previous) bool { return p.id == n.id })
+	r.backups = slices.DeleteFunc(r.backups, func(id ID) bool { return id == n.id })
+	c.touch(r)
+	if p := c.neighbour(r.parent); p != nil && p.doubted {
+		c.askBackup(r, p)
 	}
 }
 
@@ -401,6 +406,25 @@ func (c *Core) tickRoutes() {
 		} else if r.parent != r.wanted {
 			c.steer(r)
 		}
+		if due(r.expireAt, c.now) {
+			c.expireChildren(r)
+		}
+	}
+	c.giveUp()
+}
+
+// giveUp has the links end whose far ends are parents in a tree and do not replicate, so that
+// all RPs compute trees without them.
+func (c *Core) giveUp() {
+	for _, r := range c.order {
+		if r.failing.IsZero() || r.root == nil || c.now.Sub(r.failing) < giveUpDelay {
+			continue
+		}
+		r.failing = time.Time{}
+		if n := c.neighbour(r.root.parent); n != nil && n.up {
+			c.stats.GivenUp++
+			c.down(n)
+		}
 	}
 }
 
@@ -426,6 +450,9 @@ func (c *Core) turnAway(r *route) {
 	c.touch(r)
 	if r.wanted == failed {
 		r.wanted = 0
+	}
+	if r.root != nil && r.root.parent == failed && r.failing.IsZero() {
+		r.failing = c.now
 	}
 	r.backups = slices.DeleteFunc(r.backups, func(id ID) bool { return id == failed })
 	c.prune(r, failed)
@@ -464,7 +491,7 @@ func (c *Core) flushAsks(n *neighbour) {
 		r := c.routes[ingress]
 		return r != nil && r.asks(n.id) != nil
 	}
-	graft := slices.DeleteFunc(n.graft, func(ingress uint32) bool { return !asked(ingress) })
+	graft := ascending(slices.DeleteFunc(n.graft, func(ingress uint32) bool { return !asked(ingress) }))
 	for chunk := range slices.Chunk(graft, sendRoutes) {
 		c.lastID++
 		m := &Graft{ID: c.lastID}
@@ -475,7 +502,7 @@ func (c *Core) flushAsks(n *neighbour) {
 		c.stats.Grafts += uint64(len(chunk))
 		c.send(n, m)
 	}
-	prune := slices.DeleteFunc(n.prune, asked)
+	prune := ascending(slices.DeleteFunc(n.prune, asked))
 	for chunk := range slices.Chunk(prune, MaxVersions) {
 		c.send(n, &Prune{chunk})
 	}
@@ -492,11 +519,17 @@ func (c *Core) flushAsks(n *neighbour) {
 	}
 }
 
+// ascending sorts numbers and leaves out those that are there already.
+func ascending(numbers []uint32) []uint32 {
+	slices.Sort(numbers)
+	return slices.Compact(numbers)
+}
+
 // export is the route for the datapath.
 func (c *Core) export(r *route) Route {
 	out := Route{Ingress: r.ingress, Parent: r.parent}
 	for _, b := range r.backups {
-		if b != r.parent && !r.children[b] {
+		if b != r.parent && r.children[b] == nil {
 			out.Backup = b
 			break
 		}
@@ -538,18 +571,18 @@ func (c *Core) markTreeEdges() {
 		return
 	}
 	c.treeEdges = false
-	for _, n := range c.neighbours {
-		n.tree = false
-	}
-	mark := func(id ID) {
-		if n := c.neighbour(id); n != nil {
-			n.tree = true
-		}
-	}
+	marked := make(map[ID]bool)
+	mark := func(id ID) { marked[id] = true }
 	for _, r := range c.order {
 		mark(r.parent)
 		for id := range r.children {
 			mark(id)
 		}
+	}
+	for _, n := range c.neighbours {
+		if marked[n.id] && !n.tree {
+			n.treeSince = c.now
+		}
+		n.tree = marked[n.id]
 	}
 }

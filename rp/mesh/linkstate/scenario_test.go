@@ -117,11 +117,11 @@ func TestFailover(t *testing.T) {
 	w.run(70 * time.Millisecond)
 	graft := sent[*Graft](w, 4, 3)
 	require.Len(t, graft, 1)
-	require.Equal(t, []GraftRoute{{ingress1, []Mark{{groupA, ingress1}}}}, graft[0].Routes)
+	require.Equal(t, []GraftRoute{{ingress1, []Mark{{groupA, uint64(ingress1)}}}}, graft[0].Routes)
 	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3), Previous: []ID{rp(3)}}, w.route(4, ingress1),
 		"both are accepted from")
 	require.Equal(t, []ID{rp(4)}, []ID{w.route(3, ingress1).Children[0].ID})
-	require.Equal(t, []Serve{{rp(4), ingress1, []Mark{{groupA, ingress1}}}}, took[Serve](w, 3))
+	require.Equal(t, []Serve{{rp(4), ingress1, []Mark{{groupA, uint64(ingress1)}}}}, took[Serve](w, 3))
 
 	require.Empty(t, took[NeighbourDown](w, 4))
 	w.run(40 * time.Millisecond)
@@ -189,9 +189,9 @@ func TestRepair(t *testing.T) {
 	w.run(2 * time.Second)
 	w.forget()
 	two, three := w.cores[2], w.cores[3]
-	delete(two.routes[ingress1].children, rp(4))
+	two.dismiss(two.neighbour(rp(4)), two.routes[ingress1])
 	two.touch(two.routes[ingress1])
-	three.routes[ingress1].children[rp(4)] = true
+	three.routes[ingress1].children[rp(4)] = new(child)
 	three.touch(three.routes[ingress1])
 	w.perform(2)
 	w.perform(3)
@@ -408,7 +408,7 @@ func TestDigestWhenBothAreUp(t *testing.T) {
 	c := New(t0, config(1, 1))
 	c.LinkUp(t0, rp(2))
 	digests := func(at time.Time, up bool) (n int) {
-		c.HeardHello(at, rp(2), Hello{Stamp: 1, Echo: micros(at) - 10_000, Echoes: true, Interval: 100, Up: up})
+		c.HeardHello(at, rp(2), Hello{Stamp: 1, Echo: c.micros(at) - 10_000, Echoes: true, Interval: 100, Up: up})
 		c.Tick(at)
 		for _, a := range c.Actions() {
 			if send, ok := a.(Send); ok && send.Message.Code() == DigestMsg {
@@ -445,7 +445,7 @@ func TestRouteEndsOnce(t *testing.T) {
 	w.forget()
 	r := c.routes[ingress1]
 	c.now = w.now
-	c.unfollow(ingress1)
+	c.unfollow(rp(1), ingress1)
 	r.gone = c.tickAt
 	c.down(c.neighbour(rp(2)))
 	c.Tick(c.tickAt)
@@ -469,7 +469,10 @@ func TestAway(t *testing.T) {
 	}
 	w.forget()
 	w.detach(2)
-	w.run(10 * time.Second)
+	for range 20 { // its datapath brings datagrams
+		w.run(awayDoubt / 2)
+		w.cores[4].Heard(w.now, rp(2))
+	}
 	require.False(t, slices.ContainsFunc(w.cores[4].Neighbours(), func(n Neighbour) bool { return n.ID == rp(2) && n.Up }))
 	w.resume(2)
 	w.run(2 * time.Second)
@@ -488,6 +491,37 @@ func TestAway(t *testing.T) {
 		}
 		require.Equal(t, w.cores[1].Sums(), w.cores[n].Sums())
 	}
+}
+
+// The process of 2 dies, and its datapath with it, whatever it said: nothing comes from there.
+// A second later 4 has the datagrams from its backup, until 2 is back or given up.
+func TestAwayAndSilent(t *testing.T) {
+	w := square(t)
+	w.detach(2)
+	w.run(awayDoubt - step)
+	require.Empty(t, sent[*Graft](w, 4, 3))
+	w.run(awayDoubt / 2)
+	require.Len(t, sent[*Graft](w, 4, 3), 1)
+	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3), Previous: []ID{rp(3)}}, w.route(4, ingress1))
+	require.Len(t, w.route(3, ingress1).Children, 1)
+	w.run(10 * time.Second)
+	require.Len(t, w.route(3, ingress1).Children, 1, "as long as 2 is away")
+	w.resume(2)
+	w.run(Overlap + time.Second)
+	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2), Backup: rp(3)}, w.route(4, ingress1))
+	require.Empty(t, w.route(3, ingress1).Children)
+	require.Len(t, sent[*Prune](w, 4, 3), 1)
+
+	w.run(time.Minute)
+	w.detach(2)
+	for range int(awayTime/step) + 400 {
+		w.run(step)
+		require.True(t, w.cores[4].alive(rp(2)) || w.route(4, ingress1).Parent == rp(3))
+		if w.now.Sub(w.cores[4].neighbour(rp(2)).awaySince) > awayDoubt+10*step {
+			require.NotEmpty(t, w.route(3, ingress1).Children)
+		}
+	}
+	require.Equal(t, rp(3), w.route(4, ingress1).Parent)
 }
 
 // One that does not come back is lost after the time, or when there is no use in waiting,
