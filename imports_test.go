@@ -60,6 +60,7 @@ var shells = []string{
 	mdcs + "/rp/events",
 	mdcs + "/rp/limitlog",
 	mdcs + "/rp/host",
+	mdcs + "/rp/hostnet",
 	mdcs + "/rp/meshside",
 	mdcs + "/rp/metrics",
 	mdcs + "/rp/msgio",

@@ -33,8 +33,14 @@ func NewBatcher(e Engine) *Batcher {
 	return b
 }
 
-// Apply implements Engine.
+// Apply implements Engine. A change that waits for its receivers holds up no other.
 func (b *Batcher) Apply(c Change) error {
+	err := b.stage(c)
+	await(b.Engine, c)
+	return err
+}
+
+func (b *Batcher) stage(c Change) error {
 	b.mu.Lock()
 	mine := b.next
 	first := mine == nil
@@ -67,7 +73,7 @@ func (b *Batcher) apply(changes []Change) (errs []error) {
 	for _, c := range changes {
 		all.Merge(c)
 	}
-	err := b.Engine.Apply(all)
+	err := stage(b.Engine, all)
 	refused, ok := errors.AsType[*Refused](err)
 	for _, c := range changes {
 		if ok {

@@ -428,6 +428,33 @@ type Engine interface {
 	Close() error
 }
 
+// Stager is an Engine whose receivers may be reachable only some time after a change.
+// Apply is Stage, then Await.
+type Stager interface {
+	Engine
+
+	// Stage makes a change as Apply does, but waits for nothing outside of the engine.
+	Stage(Change) error
+
+	// Await waits, for a bounded time, until the receivers that a change added can be
+	// reached. It holds up no other call.
+	Await(Change)
+}
+
+// stage makes a change, and leaves to await what may be waited for afterwards.
+func stage(e Engine, c Change) error {
+	if s, ok := e.(Stager); ok {
+		return s.Stage(c)
+	}
+	return e.Apply(c)
+}
+
+func await(e Engine, c Change) {
+	if s, ok := e.(Stager); ok {
+		s.Await(c)
+	}
+}
+
 // State is what an engine holds after all its changes, and who stamps.
 type State struct {
 	Incarnation uint32

@@ -22,7 +22,7 @@ import (
 type Orphans struct {
 	Engine
 
-	mu       sync.Mutex // held by Apply
+	mu       sync.Mutex // held by Stage
 	sessions map[uint32]Session
 	ingress  map[uint32]bool
 }
@@ -49,6 +49,16 @@ func NewOrphans(e Engine, st *State) *Orphans {
 
 // Apply implements Engine.
 func (o *Orphans) Apply(c Change) error {
+	err := o.Stage(c)
+	o.Await(c)
+	return err
+}
+
+// Await implements Stager.
+func (o *Orphans) Await(c Change) { await(o.Engine, c) }
+
+// Stage implements Stager.
+func (o *Orphans) Stage(c Change) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var replaced []uint32
@@ -61,7 +71,7 @@ func (o *Orphans) Apply(c Change) error {
 	slices.Sort(replaced)
 	next := c
 	next.Remove = slices.Concat(replaced, c.Remove)
-	err := o.Engine.Apply(next)
+	err := stage(o.Engine, next)
 	refused, some := errors.AsType[*Refused](err)
 	if err != nil && !some {
 		return err

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // MinKernel is the oldest kernel on which the XDP engine is tested (make test-kernels). What it uses is older, broadcast
@@ -154,23 +156,22 @@ func Device(addr netip.Addr) (string, error) {
 
 // device returns the link that has an address.
 func device(addr netip.Addr) (netlink.Link, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	for _, l := range links {
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+	addrs, err := hostnet.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
+	for _, a := range addrs { // of an interrupted list, too
+		if ip, ok := netip.AddrFromSlice(a.IP); !ok || ip != addr {
+			continue
+		}
+		l, err := netlink.LinkByIndex(a.LinkIndex)
 		if err != nil {
-			return nil, fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
+			return nil, fmt.Errorf("device of %v: %w", addr, err)
 		}
-		for _, a := range addrs {
-			if ip, ok := netip.AddrFromSlice(a.IP); ok && ip == addr {
-				if l.Attrs().Flags&net.FlagUp == 0 {
-					return nil, fmt.Errorf("%s is down", l.Attrs().Name)
-				}
-				return l, nil
-			}
+		if l.Attrs().Flags&net.FlagUp == 0 {
+			return nil, fmt.Errorf("%s is down", l.Attrs().Name)
 		}
+		return l, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	return nil, fmt.Errorf("none has %v", addr)
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 const (
@@ -194,7 +196,9 @@ func onesSum(b []byte) uint16 {
 func neighbour(dev netlink.Link, peer netip.Addr) (net.HardwareAddr, netip.Addr, error) {
 	index := dev.Attrs().Index
 	if !peer.IsValid() {
-		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
+		routes, err := hostnet.Dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
+		})
 		if err != nil {
 			return nil, peer, fmt.Errorf("list routes: %w", err)
 		}
@@ -208,7 +212,7 @@ func neighbour(dev netlink.Link, peer netip.Addr) (net.HardwareAddr, netip.Addr,
 		}
 	}
 	for end := time.Now().Add(15 * resolve); ; {
-		neighs, err := netlink.NeighList(index, netlink.FAMILY_V6)
+		neighs, err := hostnet.Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(index, netlink.FAMILY_V6) })
 		if err != nil {
 			return nil, peer, fmt.Errorf("list neighbours: %w", err)
 		}

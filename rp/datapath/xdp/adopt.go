@@ -48,7 +48,12 @@ func (e *Engine) adopt() error {
 	if err := e.adoptDevices(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
-	e.resolveAll()
+	for _, s := range e.table.sessions {
+		e.paths.add(s)
+	}
+	for _, s := range e.table.sessions {
+		e.resolveNow(s)
+	}
 	e.recall(old, anchors)
 
 	if e.table.cpus, err = e.startFans(); err != nil {
@@ -66,11 +71,7 @@ func (e *Engine) adopt() error {
 		}
 	}
 
-	var paths []path
-	for _, s := range e.table.sessions {
-		paths = append(paths, s.path)
-	}
-	e.await(paths)
+	e.awaitAll()
 	if err := e.reconcileAll(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
@@ -200,8 +201,8 @@ func (e *Engine) recallOne(r *bpf.RpReplica) {
 	if s == nil || !e.want(s.path) {
 		return
 	}
-	if d := e.devices[e.number(s.path.ifindex)]; d.mac == r.SrcMac {
-		e.neighbors[neighborKey{s.path.ifindex, s.path.via}] = r.DstMac
+	if d := e.devices[e.number(s.path.Link)]; d.mac == r.SrcMac {
+		e.paths.neighbours[s.path] = r.DstMac
 	}
 }
 

@@ -25,8 +25,6 @@ type device struct {
 	link  link.Link
 }
 
-type mac [6]byte
-
 // What is used of the kernel's netdev family (Documentation/netlink/specs/netdev.yaml).
 const (
 	netdevGet         = 1 // command
@@ -113,25 +111,38 @@ func (e *Engine) detach(i int) {
 	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
 }
 
-// linkChanged follows devices that go, come back, or get another address.
-func (e *Engine) linkChanged(u netlink.LinkUpdate) {
-	attrs := u.Attrs()
+// checkDevices follows devices that go, come back as another interface, or get another
+// address, and tries those again that could not be attached to. Events of the kernel only
+// make it come sooner.
+func (e *Engine) checkDevices() {
 	changed := false
 	for i, name := range e.opt.Devices {
 		d := e.devices[i]
-		switch {
-		case d != nil && d.index == attrs.Index && (u.Header.Type == unix.RTM_DELLINK || attrs.Name != name):
+		l, err := e.nl.LinkByName(name)
+		if err != nil {
+			if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone && d != nil {
+				e.detach(i)
+				changed = true
+			}
+			continue
+		}
+		attrs := l.Attrs()
+		if d != nil && d.index != attrs.Index {
 			e.detach(i)
+			d = nil
 			changed = true
-		case d != nil && d.index == attrs.Index && len(attrs.HardwareAddr) == len(mac{}) && d.mac != mac(attrs.HardwareAddr):
+		}
+		switch {
+		case d == nil:
+			changed = e.attach(i, name) == nil || changed // else the next time
+		case len(attrs.HardwareAddr) == len(mac{}) && d.mac != mac(attrs.HardwareAddr):
 			d.mac = mac(attrs.HardwareAddr)
 			changed = true
-		case d == nil && attrs.Name == name && u.Header.Type == unix.RTM_NEWLINK:
-			changed = e.attach(i, name) == nil || changed // else with the next event
 		}
 	}
 	if changed {
-		e.resolveSoon()
+		e.paths.stale = true
+		e.paths.all()
 	}
 }
 

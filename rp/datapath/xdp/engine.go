@@ -42,6 +42,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // Limits of an engine.
@@ -66,10 +67,6 @@ const quarantine = 2 * time.Second
 // validity is how long the programs accept datagrams without a sign of life of user
 // space (SPEC section 11).
 const validity = 30 * time.Second
-
-// settle is the pause between a change of routes and the new resolution, so that
-// one is enough for changes that come together.
-const settle = 20 * time.Millisecond
 
 // Options are those of this engine alone.
 type Options struct {
@@ -134,23 +131,22 @@ type Engine struct {
 	wholes    int                // of them until now
 	oldKernel bool               // which takes none
 	nl        *netlink.Handle
-	events    *events
+	watch     *hostnet.Watcher
 	devices   [MaxDevices]*device // by number; nil: none, or gone
 	recirc    *recirculation
 	memory    memory
-	neighbors map[neighborKey]mac
+	paths     *pathIndex
 	table     *table
 	pool      *pool
 	readers   []*reader
-	cache     *reader     // one of them, nil for none; set before the thread serves
-	late      *time.Timer // resolution after a change of routes
-	unsettled bool        // it is running
+	cache     *reader // one of them, nil for none; set before the thread serves
 }
 
 var (
 	_ datapath.Multicaster = (*Engine)(nil)
 	_ datapath.Adopter     = (*Engine)(nil)
 	_ datapath.Survivor    = (*Engine)(nil)
+	_ datapath.Stager      = (*Engine)(nil)
 )
 
 // Attach starts the engine in the network namespace of the calling thread. When a
@@ -230,47 +226,61 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 	if err != nil {
 		return
 	}
+	e.serve()
+}
+
+// serve is the thread's work: calls of others first, and what the kernel's events ask for
+// in small parts, within its share of the time.
+func (e *Engine) serve() {
 	expire := time.NewTicker(quarantine / 4)
 	defer expire.Stop()
 	keep := time.NewTicker(inUse)
 	defer keep.Stop()
+	list := time.NewTicker(relist)
+	defer list.Stop()
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	told, later := stopped(), stopped() // events wait; work goes on
+	defer told.Stop()
+	defer later.Stop()
+	telling := false
 	for {
-		streams := true
+		if pause, some := e.paths.waits(time.Now()); some {
+			later.Reset(pause)
+		}
 		select {
 		case f := <-e.calls:
 			f()
-		case u, ok := <-e.events.neighbors:
-			if ok && e.learn(u) {
-				e.reconcile()
+		case <-e.watch.Wake():
+			if !telling {
+				telling = true
+				told.Reset(settle)
 			}
-			streams = ok
-		case u, ok := <-e.events.links:
-			if ok {
-				e.linkChanged(u)
-			}
-			streams = ok
-		case _, streams = <-e.events.routes:
-			e.resolveSoon()
-		case _, streams = <-e.events.addresses:
-			e.resolveSoon()
-		case <-e.late.C:
-			e.unsettled = false
-			e.resolveAll()
-			e.reconcile()
+		case <-told.C:
+			telling = false
+			e.takeEvents()
+		case <-later.C:
+			e.work()
+		case <-look.C:
+			e.checkDevices()
+		case <-list.C:
+			e.relist()
 		case <-expire.C:
 			e.pool.expire(time.Now())
 			e.table.expire(time.Now())
 		case <-keep.C:
-			e.keepNeighbors()
+			e.keepNeighbours()
 		case <-e.quit:
 			return
 		}
-		if !streams {
-			if e.resubscribe(); e.events == nil {
-				return
-			}
-		}
 	}
+}
+
+// stopped returns a timer that does not run.
+func stopped() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
 }
 
 // enter moves the calling thread to a network namespace and returns its inode.
@@ -297,9 +307,7 @@ func enter(ns netns.NsHandle) (uint32, error) {
 // open acquires all that the engine has, in an order that shut can undo from
 // anywhere.
 func (e *Engine) open() error {
-	e.late = time.NewTimer(time.Hour)
-	e.late.Stop()
-	e.neighbors = make(map[neighborKey]mac)
+	e.paths = newPathIndex()
 	var err error
 	if e.conn, err = listen(e.cfg.Addr); err != nil {
 		return err
@@ -330,12 +338,10 @@ func (e *Engine) open() error {
 	e.pool = newPool(e)
 	e.table = newTable(e)
 	// Events first, state then: nothing that happens in between is missed.
-	if e.events, err = subscribe(); err != nil {
+	if e.watch, err = hostnet.Watch(e.opt.Devices, e.addr.Addr()); err != nil {
 		return err
 	}
-	if err := e.learnAll(); err != nil {
-		return err
-	}
+	e.relist()
 	if err := e.openReaders(); err != nil {
 		return err
 	}
@@ -450,8 +456,8 @@ func (e *Engine) shut() {
 	for _, r := range e.readers {
 		r.close()
 	}
-	if e.events != nil {
-		e.events.close()
+	if e.watch != nil {
+		e.watch.Close()
 	}
 	if e.pool != nil {
 		e.pool.close()
@@ -481,18 +487,78 @@ func (e *Engine) do(f func()) error {
 	}
 }
 
-// Apply implements datapath.Engine. A receiver whose neighbour is not known is asked
-// for, and Apply waits for the answer for a short time; when none comes the receiver
-// is served as soon as it answers, and its copies count as send errors until then.
+// Apply implements datapath.Engine. A receiver whose ND entry is not known is asked
+// for, and Apply waits for the answer for a short time; see Await.
 func (e *Engine) Apply(c datapath.Change) error {
-	var err error
-	if closed := e.do(func() { err = e.apply(c) }); closed != nil {
-		return closed
+	err := e.Stage(c)
+	e.Await(c)
+	return err
+}
+
+// quarantineTries is how often a change is tried again for which all slices are in
+// quarantine.
+const quarantineTries = 3
+
+// Stage implements datapath.Stager. A change for which all slices are in quarantine waits,
+// outside of the thread, until one is free.
+func (e *Engine) Stage(c datapath.Change) error {
+	final, routes := new(datapath.Refused), len(c.Routes) > 0
+	for try := 0; ; try++ {
+		var err error
+		var free time.Time
+		if closed := e.do(func() { err, free = e.apply(c), e.pool.released() }); closed != nil {
+			return closed
+		}
+		refused, some := errors.AsType[*datapath.Refused](err)
+		if !some {
+			break
+		}
+		c = again(c, refused, final, try < quarantineTries)
+		if len(c.Add)+len(c.Routes) == 0 {
+			break
+		}
+		select {
+		case <-time.After(time.Until(free)):
+		case <-e.done:
+			return datapath.ErrClosed
+		}
 	}
-	if err == nil && len(c.Routes) > 0 && e.cache != nil {
+	if routes && e.cache != nil {
 		e.cache.drain()
 	}
-	return err
+	return final.Err()
+}
+
+// again returns the elements that are worth another try, if there is one, and notes the
+// other refusals.
+func again(c datapath.Change, refused, final *datapath.Refused, try bool) (next datapath.Change) {
+	for i := range c.Add {
+		switch why := refused.Sessions[c.Add[i].Index]; {
+		case why == nil:
+		case try && errors.Is(why, errQuarantine):
+			next.Add = append(next.Add, c.Add[i])
+		default:
+			final.Session(c.Add[i].Index, why)
+		}
+	}
+	for i := range c.Routes {
+		switch why := refused.Routes[c.Routes[i].Ingress]; {
+		case why == nil:
+		case try && errors.Is(why, errQuarantine):
+			next.Routes = append(next.Routes, c.Routes[i])
+		default:
+			final.Route(c.Routes[i].Ingress, why)
+		}
+	}
+	for _, ingress := range c.Retire {
+		if why := refused.Routes[ingress]; why != nil {
+			final.Route(ingress, why)
+		}
+	}
+	for id, why := range refused.Keys {
+		final.Key(id, why)
+	}
+	return next
 }
 
 // Marks implements datapath.Engine.

@@ -147,16 +147,29 @@ func closeAll(maps []*ebpf.Map) {
 
 func (p *pool) close() { closeAll(p.maps) }
 
-// take returns an unused index. When all are in quarantine it waits for the oldest.
+// errQuarantine says that a slice will be free when a quarantine ends.
+var errQuarantine = errors.New("all slices are in quarantine")
+
+// released returns when the next quarantine ends.
+func (p *pool) released() time.Time {
+	if len(p.retired) == 0 {
+		return time.Time{}
+	}
+	return p.retired[0].at.Add(quarantine)
+}
+
+// take returns an unused index. When all are in use or in quarantine there is none: the
+// thread does not wait for them.
 func (p *pool) take() (uint32, error) {
-	for len(p.free) == 0 {
-		if err := p.grow(); err == nil {
-			break
-		} else if len(p.retired) == 0 {
+	if len(p.free) == 0 {
+		p.expire(time.Now())
+	}
+	if len(p.free) == 0 {
+		if err := p.grow(); err != nil && len(p.retired) > 0 {
+			return 0, errQuarantine
+		} else if err != nil {
 			return 0, err
 		}
-		time.Sleep(time.Until(p.retired[0].at.Add(quarantine)))
-		p.expire(time.Now())
 	}
 	index := p.free[0]
 	p.free = p.free[1:]

@@ -70,7 +70,7 @@ func (e *Engine) probeBySocket(dst netip.AddrPort, b []byte) error {
 // zeroes in place of the checksum, which stands at an offset in it, and in bytes 32 to 47.
 // A neighbour that is not known gets some time to answer.
 func (e *Engine) sendWhole(dst netip.Addr, protocol uint8, checksum int, packet []byte) error {
-	for end := time.Now().Add(resolveWait); ; time.Sleep(askAgain) {
+	for end := time.Now().Add(awaitNeighbours); ; time.Sleep(askAgain) {
 		var err error
 		closed := e.do(func() { err = e.sendOwn(dst, protocol, checksum, packet) })
 		if closed != nil {
@@ -86,7 +86,7 @@ func (e *Engine) sendWhole(dst netip.Addr, protocol uint8, checksum int, packet 
 func (e *Engine) sendOwn(dst netip.Addr, protocol uint8, checksum int, packet []byte) error {
 	p, err := e.route(dst)
 	if err == nil {
-		err = e.serves(p.ifindex)
+		err = e.serves(p.Link)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", datapath.ErrNoWay, err)
@@ -94,7 +94,7 @@ func (e *Engine) sendOwn(dst netip.Addr, protocol uint8, checksum int, packet []
 	hop, ok := e.hop(p)
 	if !ok {
 		e.want(p)
-		return fmt.Errorf("%v by %s: %w", p.via, e.devices[e.number(p.ifindex)].name, errUnknown)
+		return fmt.Errorf("%v by %s: %w", p.Addr, e.devices[e.number(p.Link)].name, errUnknown)
 	}
 	if err := e.devices[hop.device].takesFrames(); err != nil {
 		return fmt.Errorf("%w: %w", datapath.ErrNoWay, err)

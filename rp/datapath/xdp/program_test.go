@@ -49,7 +49,7 @@ func newBare(t testing.TB, cfg datapath.Config) *Engine {
 	needKernel(t)
 	boot, err := bootTime()
 	require.NoError(t, err)
-	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr, neighbors: make(map[neighborKey]mac)}
+	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr, paths: newPathIndex()}
 	t.Cleanup(e.shut)
 	e.nl, err = netlink.NewHandle()
 	require.NoError(t, err)

@@ -14,10 +14,6 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
-// reconcile makes what leaves follow the paths after an event of the kernel. An error
-// is left to the next event: the old copies go on.
-func (e *Engine) reconcile() { _ = e.reconcileAll() }
-
 // reconcileAll makes the chains and the ECHOs what the table and the paths say. A
 // device that turns out to be gone is one less: its receivers wait for it.
 func (e *Engine) reconcileAll() error {
@@ -78,7 +74,7 @@ func (e *Engine) tryReconcile() error {
 		if id.Ingress == e.cfg.Incarnation {
 			for number, d := range e.devices {
 				if d != nil {
-					r.members = append(r.members, member{hop: nextHop{device: number}})
+					r.members = append(r.members, member{hop: nextHop{device: number, ifindex: d.index}})
 				}
 			}
 		}

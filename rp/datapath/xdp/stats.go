@@ -10,6 +10,7 @@ import (
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // Counters are the programs' own, summed over all CPUs. What is on its way between two of
@@ -41,6 +42,7 @@ func (e *Engine) Stats() (st datapath.Stats) {
 				{Queue: "device", Lost: ringLost(&c)},
 				{Queue: "cache", Lost: c.CacheLost},
 				{Queue: "hello", Lost: c.HelloLost},
+				{Queue: "netlink", Lost: hostnet.Overruns()},
 			},
 		}
 	})

@@ -174,16 +174,6 @@ func (t *table) clear() {
 	clear(t.sessions)
 }
 
-// uses reports whether a session goes by a neighbour.
-func (t *table) uses(key neighborKey) bool {
-	for _, s := range t.sessions {
-		if s.path.ifindex == key.ifindex && s.path.via == key.addr {
-			return true
-		}
-	}
-	return false
-}
-
 // check returns the elements of a change that contradict their contract.
 func (t *table) check(c datapath.Change) *datapath.Refused {
 	refused := c.Refusals(t.e.cfg.Incarnation)
@@ -227,7 +217,6 @@ func (e *Engine) apply(c datapath.Change) error {
 			paths[i], _ = e.route(c.Add[i].Addr.Addr()) // without one it waits for a change of routes
 		}
 	}
-	e.await(paths)
 
 	for _, index := range c.Remove {
 		t.remove(index)
@@ -427,6 +416,10 @@ func (t *table) add(s *session) error {
 	if fresh && old != nil {
 		t.sessionStates.retire(old.state.element)
 	}
+	if old != nil {
+		t.e.paths.remove(old)
+	}
+	t.e.paths.add(s)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sessions[s.Index] = s
@@ -444,6 +437,7 @@ func (t *table) remove(index uint32) {
 		return
 	}
 	_ = t.e.objects.Sessions.Delete(index) // it is there, and a hash map lets go of what it has
+	t.e.paths.remove(s)
 	t.mu.Lock()
 	delete(t.sessions, index)
 	t.mu.Unlock()
