@@ -58,6 +58,7 @@ var shells = []string{
 	mdcs + "/rp/config",
 	mdcs + "/rp/datapath/...",
 	mdcs + "/rp/events",
+	mdcs + "/rp/front/...",
 	mdcs + "/rp/limitlog",
 	mdcs + "/rp/host",
 	mdcs + "/rp/hostnet",

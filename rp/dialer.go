@@ -219,8 +219,9 @@ func (d *dialer) connect(ctx context.Context, n *neighbour) error {
 		conn.Close()
 		return nil
 	}
-	keepAlive(conn)
-	err = setup(ctx, conn, func(conn net.Conn) error { return d.cfg.Setup(conn, n.node) })
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err = d.cfg.Setup(conn, n.node)
+	stop()
 	if err != nil {
 		return err
 	}

@@ -10,14 +10,16 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/rp/front"
 )
 
 // office is a dialer that cannot reach anybody, unless the test answers.
@@ -132,35 +134,17 @@ func TestCourtesy(t *testing.T) {
 	})
 }
 
-// end is a server of which the test knows the connections.
+// end is a server of which the test counts the connections.
 type end struct {
 	*server
-	mu    sync.Mutex
-	conns map[string]bool // by the address of who dialled
+	standing atomic.Int64
 }
 
-func (e *end) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
-	name := p.RemoteAddr().String()
-	if !p.Inbound() {
-		name = p.LocalAddr().String()
-	}
-	e.mu.Lock()
-	e.conns[name] = true
-	e.mu.Unlock()
-	_, err := rw.ReadMsg()
-	e.mu.Lock()
-	delete(e.conns, name)
-	e.mu.Unlock()
+func (e *end) run(conn front.Conn) error {
+	e.standing.Add(1)
+	defer e.standing.Add(-1)
+	_, _, err := conn.ReadMsg()
 	return err
-}
-
-func (e *end) standing() (names []string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for name := range e.conns {
-		names = append(names, name)
-	}
-	return names
 }
 
 // Two dials that cross leave one connection, and it stays.
@@ -170,11 +154,11 @@ func TestCrossingDials(t *testing.T) {
 	for i := range ends {
 		key, err := crypto.GenerateKey()
 		require.NoError(t, err)
-		e := &end{conns: make(map[string]bool)}
+		e := new(end)
 		e.server, err = startServer(serverConfig{
 			Key:       key,
 			Address:   netip.IPv6Loopback(),
-			Protocols: []p2p.Protocol{{Name: "test", Version: 1, Length: 1, Run: e.run}},
+			Protocols: []front.Protocol{{Name: "test", Version: 1, Length: 1, MaxMessage: 100, Run: e.run}},
 			Log:       slog.New(slog.DiscardHandler),
 		})
 		require.NoError(t, err)
@@ -191,13 +175,12 @@ func TestCrossingDials(t *testing.T) {
 			first.Do(func() { crossed.Done(); crossed.Wait() })
 			return conn, err
 		}
-		e.dialer.setNeighbours([]*enode.Node{ends[1-i].Self()}, true)
+		e.dialer.setNeighbours([]*enode.Node{ends[1-i].self()}, true)
 	}
 	crossed.Wait()
 	var since time.Time
 	require.Eventually(t, func() bool {
-		a, b := ends[0].standing(), ends[1].standing()
-		if len(a) != 1 || len(b) != 1 || a[0] != b[0] {
+		if ends[0].standing.Load() != 1 || ends[1].standing.Load() != 1 {
 			since = time.Time{}
 			return false
 		}
@@ -206,30 +189,4 @@ func TestCrossingDials(t *testing.T) {
 		}
 		return time.Since(since) > 2*dialCourtesy // nobody dials again
 	}, time.Minute, 10*time.Millisecond)
-}
-
-// The nodes without limits change while the server runs.
-func TestAllowedChanges(t *testing.T) {
-	key, err := crypto.GenerateKey()
-	require.NoError(t, err)
-	s, err := startServer(serverConfig{
-		Key:       key,
-		Address:   netip.IPv6Loopback(),
-		Protocols: []p2p.Protocol{{Name: "test", Version: 1, Length: 1}},
-		Log:       slog.New(slog.DiscardHandler),
-	})
-	require.NoError(t, err)
-	defer s.stop()
-	defer s.close()
-	addr := netip.MustParseAddr("2001:db8::1")
-	node := enode.NewV4(&key.PublicKey, addr.AsSlice(), 30500, 0)
-	require.False(t, s.isAllowed(addr))
-	s.setAllowed([]*enode.Node{node})
-	require.True(t, s.isAllowed(addr))
-	moved := enode.NewV4(node.Pubkey(), netip.MustParseAddr("2001:db8::2").AsSlice(), 30500, 0)
-	s.setAllowed([]*enode.Node{moved})
-	require.False(t, s.isAllowed(addr))
-	require.True(t, s.isAllowed(moved.IPAddr()))
-	s.setAllowed(nil)
-	require.False(t, s.isAllowed(moved.IPAddr()))
 }

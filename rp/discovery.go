@@ -3,7 +3,9 @@
 package rp
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"time"
@@ -73,7 +75,7 @@ func (r *RP) listenDiscovery() error {
 	if err != nil {
 		return err
 	}
-	local := r.server.LocalNode()
+	local := r.server.local
 	local.SetFallbackUDP(conn.LocalAddr().(*net.UDPAddr).Port)
 	local.Set(cfg.entry(r.engine.Addr().Port()))
 	disc := discover.Config{PrivateKey: cfg.PrivateKey, Log: r.discoveryLog()}
@@ -88,7 +90,25 @@ func (r *RP) listenDiscovery() error {
 	return nil
 }
 
-func (r *RP) discoveryLog() log.Logger { return log.NewLogger(p2pHandler{r.cfg.Log.Handler()}) }
+func (r *RP) discoveryLog() log.Logger { return log.NewLogger(quietHandler{r.cfg.Log.Handler()}) }
+
+// quietHandler lets the warnings of discv5 pass, and the rest when debugging.
+type quietHandler struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (h quietHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return h.Handler.Enabled(ctx, level) && (level >= slog.LevelWarn || h.Handler.Enabled(ctx, slog.LevelDebug))
+}
+
+// WithAttrs implements slog.Handler.
+func (h quietHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return quietHandler{h.Handler.WithAttrs(attrs)}
+}
+
+// WithGroup implements slog.Handler.
+func (h quietHandler) WithGroup(name string) slog.Handler {
+	return quietHandler{h.Handler.WithGroup(name)}
+}
 
 // find looks for neighbours if it is to.
 func (r *RP) find() error {
@@ -131,15 +151,21 @@ func (r *RP) room() byte {
 	return discovery.Room(r.members.Sessions(), r.cfg.Limits.Sessions)
 }
 
-// found allows the configured neighbours and those that were found, and no others.
+// found allows the configured neighbours and those that were found, and no others. Those
+// that nobody trusts may link, but count for the limits of the front.
 func (r *RP) found(candidates []discovery.Candidate, _ func(enode.ID) bool) {
 	nodes := slices.Clone(r.cfg.Neighbours)
+	trusted := slices.Clone(r.cfg.Neighbours)
 	for _, c := range candidates {
-		if !slices.ContainsFunc(nodes, func(n *enode.Node) bool { return n.ID() == c.Node.ID() }) {
-			nodes = append(nodes, c.Node)
+		if slices.ContainsFunc(nodes, func(n *enode.Node) bool { return n.ID() == c.Node.ID() }) {
+			continue
+		}
+		nodes = append(nodes, c.Node)
+		if c.Trusted {
+			trusted = append(trusted, c.Node)
 		}
 	}
-	r.server.setAllowed(nodes)
+	r.server.SetTrusted(trusted)
 	r.mesh.SetNeighbours(nodes)
 }
 

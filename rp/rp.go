@@ -20,7 +20,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/discover"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
@@ -30,6 +29,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/front"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
@@ -229,7 +229,7 @@ func (r *RP) start() error {
 	if err != nil {
 		return fmt.Errorf("data port: %w", err)
 	}
-	front := engine
+	shown := engine
 	var adopted *datapath.State
 	var orphans *datapath.Orphans
 	var routes []datapath.Route
@@ -239,9 +239,9 @@ func (r *RP) start() error {
 	if adopted != nil {
 		r.incarnation, r.handleKey, r.adopted = adopted.Incarnation, adopted.HandleKey, true
 		orphans, routes = datapath.NewOrphans(engine, adopted), adopted.Routes
-		front = orphans
+		shown = orphans
 	}
-	r.engine = datapath.NewBatcher(front)
+	r.engine = datapath.NewBatcher(shown)
 	var link func(netip.Addr) (string, error)
 	if cfg.GroupPort != 0 {
 		m, ok := engine.(datapath.Multicaster)
@@ -338,10 +338,9 @@ func (r *RP) start() error {
 		Key:       cfg.PrivateKey,
 		Address:   cfg.Address,
 		Port:      cfg.ControlPort,
-		Sessions:  cfg.Limits.Sessions,
-		Per64:     cfg.Limits.Per64,
-		Allowed:   cfg.Neighbours,
-		Protocols: []p2p.Protocol{r.peers.Protocol(), r.mesh.Protocol()},
+		Limits:    front.LimitsFor(cfg.Limits.Sessions, cfg.Limits.Per64, cfg.Limits.Per48),
+		Trusted:   cfg.Neighbours,
+		Protocols: []front.Protocol{r.mesh.Protocol(), r.peers.Protocol()}, // between RPs the mesh has the word
 		Log:       cfg.Log,
 	})
 	if err != nil {
@@ -424,7 +423,7 @@ func (r *RP) stop() {
 }
 
 // Self returns the node record: address and control port. The RP must be started.
-func (r *RP) Self() *enode.Node { return r.server.Self() }
+func (r *RP) Self() *enode.Node { return r.server.self() }
 
 // SetNeighbours says which RPs of the allow-list, configured or found, to keep a
 // connection with until that changes, at first all of them. A connection that stands with another one is left alone, and one that
@@ -488,6 +487,7 @@ type Status struct {
 	Sessions    int            // of peers, admitted or not
 	Members     map[uint32]int // by group
 	Ready       bool
+	Front       front.Stats
 
 	Discovery discovery.Status // zero when neighbours are not looked for
 }
@@ -502,6 +502,7 @@ func (r *RP) Status() Status {
 		Sessions:    r.members.Sessions(),
 		Members:     r.members.Members(),
 		Ready:       r.Ready() == nil,
+		Front:       r.server.Stats(),
 	}
 	if r.finder != nil {
 		st.Discovery = r.finder.Status()

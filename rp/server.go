@@ -5,54 +5,35 @@ package rp
 import (
 	"context"
 	"crypto/ecdsa"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
-	"sync"
 
-	"github.com/ethereum/go-ethereum/event"
-	"github.com/ethereum/go-ethereum/log"
-	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/ethereum/go-ethereum/p2p/enr"
-	"github.com/ethereum/go-ethereum/p2p/nat"
-)
 
-// unlimitedPeers stands for no limit of sessions.
-const unlimitedPeers = 1 << 20
-
-// Kinds of connections as p2p.Server.SetupConn takes them.
-const (
-	staticDialed = 1 << 1
-	inbound      = 1 << 2
+	"github.com/ethmcast/mdcs/rp/front"
 )
 
 // serverConfig is what a server works with.
 type serverConfig struct {
 	Key       *ecdsa.PrivateKey
 	Address   netip.Addr
-	Port      uint16        // 0 for any
-	Sessions  int           // of peers, 0 for no limit
-	Per64     int           // sessions of a /64, 0 for no limit
-	Allowed   []*enode.Node // the other RPs, at first
-	Protocols []p2p.Protocol
+	Port      uint16 // 0 for any
+	Limits    front.Limits
+	Trusted   []*enode.Node // the other RPs, at first
+	Protocols []front.Protocol
 	Log       *slog.Logger
 }
 
-// server is devp2p with the capabilities of an RP and nothing else. It listens and
-// dials by itself: devp2p would take a connection from one address every 30 seconds,
-// and dial a node that is lost after 35.
+// server is the control port: the front, the connections that this RP makes itself, and
+// the node record.
 type server struct {
-	*p2p.Server
-	listener *listener
-	dialer   *dialer
-
-	mu      sync.Mutex
-	allowed []*enode.Node // the other RPs
-
-	events event.Subscription
-	wg     sync.WaitGroup // the goroutine that follows them
+	*front.Server
+	dialer *dialer
+	db     *enode.DB
+	local  *enode.LocalNode
 }
 
 // startServer listens. Its dialer is told which connections to keep.
@@ -62,126 +43,50 @@ func startServer(cfg serverConfig) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Refused peers learn the reason by a Leave, so there is room for more
-	// connections than sessions.
-	peers := cfg.Sessions
-	if peers == 0 {
-		peers = unlimitedPeers
-	}
-	peers += peers/8 + 64
-	s := &server{Server: &p2p.Server{Config: p2p.Config{
-		PrivateKey:   cfg.Key,
-		Name:         "mdcs-rpd",
-		MaxPeers:     peers,
-		DialRatio:    peers, // one slot is for dials, of which devp2p makes none: it knows no node
-		NoDiscovery:  true,
-		TrustedNodes: cfg.Allowed,
-		Protocols:    cfg.Protocols,
-		NAT:          nat.ExtIP(cfg.Address.AsSlice()),
-		Logger:       log.NewLogger(p2pHandler{cfg.Log.Handler()}),
-	}}, allowed: cfg.Allowed}
-	if err := s.Start(); err != nil {
+	db, err := enode.OpenDB("") // in memory
+	if err != nil {
 		tcp.Close()
-		return nil, err
+		return nil, fmt.Errorf("node record: %w", err)
 	}
-	// devp2p puts the IPv4 loopback address into the node record, and prefers it
-	// to an IPv6 loopback address.
-	s.LocalNode().SetFallbackIP(net.IPv4zero)
-	s.LocalNode().Set(enr.TCP(tcp.Addr().(*net.TCPAddr).Port))
+	s := &server{db: db, local: enode.NewLocalNode(db, cfg.Key)}
+	s.local.SetStaticIP(cfg.Address.AsSlice())
+	s.local.Set(enr.TCP(tcp.Addr().(*net.TCPAddr).Port))
 
-	own := &net.Dialer{LocalAddr: &net.TCPAddr{IP: cfg.Address.AsSlice()}}
+	own := &net.Dialer{LocalAddr: &net.TCPAddr{IP: cfg.Address.AsSlice()}, KeepAlive: -1}
 	s.dialer = newDialer(dialerConfig{
-		Self: s.LocalNode().ID(),
+		Self: s.local.ID(),
 		Dial: func(ctx context.Context, n *enode.Node) (net.Conn, error) {
 			return own.DialContext(ctx, "tcp6", netip.AddrPortFrom(n.IPAddr(), uint16(n.TCP())).String())
 		},
-		Setup: func(conn net.Conn, n *enode.Node) error { return s.SetupConn(conn, staticDialed, n) },
+		Setup: func(conn net.Conn, n *enode.Node) error { return s.Dial(conn, n) },
 		Log:   cfg.Log,
 	})
-	events := make(chan *p2p.PeerEvent, 64)
-	s.events = s.SubscribeEvents(events)
-	s.wg.Go(func() { s.follow(events) })
-	s.listener = startListener(tcp, listenerConfig{
-		Allowed: s.isAllowed,
-		Setup:   func(conn net.Conn) error { return s.SetupConn(conn, inbound, nil) },
-		Per64:   cfg.Per64,
-		Log:     cfg.Log,
+	s.Server = front.New(front.Config{
+		Key:       cfg.Key,
+		Name:      "mdcs-rpd",
+		Listener:  tcp,
+		Protocols: cfg.Protocols,
+		Trusted:   cfg.Trusted,
+		Limits:    cfg.Limits,
+		Opened:    s.dialer.opened,
+		Closed:    s.dialer.closed,
+		Log:       cfg.Log,
 	})
+	s.Start()
 	return s, nil
 }
 
-// setAllowed says which nodes no limit of connections holds for. Connections that stand
-// are left alone.
-func (s *server) setAllowed(nodes []*enode.Node) {
-	s.mu.Lock()
-	before := s.allowed
-	s.allowed = nodes
-	s.mu.Unlock()
-	for _, n := range without(before, nodes) {
-		s.RemoveTrustedPeer(n)
-	}
-	for _, n := range without(nodes, before) {
-		s.AddTrustedPeer(n)
-	}
-}
-
-// without returns the nodes whose id is not among those of others.
-func without(nodes, others []*enode.Node) []*enode.Node {
-	return slices.DeleteFunc(slices.Clone(nodes), func(n *enode.Node) bool {
-		return slices.ContainsFunc(others, func(o *enode.Node) bool { return o.ID() == n.ID() })
-	})
-}
-
-// isAllowed reports whether an address is that of another RP.
-func (s *server) isAllowed(addr netip.Addr) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.ContainsFunc(s.allowed, func(n *enode.Node) bool { return n.IPAddr() == addr })
-}
-
-// follow tells the dialer which connections stand.
-func (s *server) follow(events <-chan *p2p.PeerEvent) {
-	for {
-		select {
-		case e := <-events:
-			switch e.Type {
-			case p2p.PeerEventTypeAdd:
-				s.dialer.opened(e.Peer)
-			case p2p.PeerEventTypeDrop:
-				s.dialer.closed(e.Peer)
-			}
-		case <-s.events.Err():
-			return
-		}
-	}
-}
+// self returns the node record.
+func (s *server) self() *enode.Node { return s.local.Node() }
 
 // close makes no more connections, and leaves those alone that stand.
 func (s *server) close() {
-	s.listener.stop()
+	s.Close()
 	s.dialer.stop()
 }
 
 // stop ends all connections, and returns when nothing runs any more. It follows close.
 func (s *server) stop() {
-	s.Server.Stop()
-	s.events.Unsubscribe()
-	s.wg.Wait()
+	s.Stop()
+	s.db.Close()
 }
-
-// p2pHandler lets the warnings of devp2p pass, and the rest when debugging: at the
-// level of information it speaks of dials that an RP does not make.
-type p2pHandler struct{ slog.Handler }
-
-// Enabled implements slog.Handler.
-func (h p2pHandler) Enabled(ctx context.Context, level slog.Level) bool {
-	return h.Handler.Enabled(ctx, level) && (level >= slog.LevelWarn || h.Handler.Enabled(ctx, slog.LevelDebug))
-}
-
-// WithAttrs implements slog.Handler.
-func (h p2pHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return p2pHandler{h.Handler.WithAttrs(attrs)}
-}
-
-// WithGroup implements slog.Handler.
-func (h p2pHandler) WithGroup(name string) slog.Handler { return p2pHandler{h.Handler.WithGroup(name)} }

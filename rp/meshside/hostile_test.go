@@ -20,6 +20,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/front/fronttest"
 	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
@@ -41,7 +42,7 @@ func (p *point) connect(name byte) *remote {
 	p.net.t.Cleanup(func() { far.Close() })
 	go func() {
 		defer close(c.done)
-		c.err = p.Protocol().Run(p2p.NewPeer(nodeOf(p.net.t, name).ID(), "neighbour", nil), near)
+		c.err = p.Protocol().Run(&fronttest.Conn{Node: nodeOf(p.net.t, name).ID(), RW: near})
 		near.Close()
 	}()
 	return c

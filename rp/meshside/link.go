@@ -17,6 +17,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/front"
 	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/msgio"
@@ -37,6 +38,7 @@ var (
 // what does not change, and err when ended is closed.
 type link struct {
 	*neighbour
+	rw    front.Conn
 	log   *slog.Logger
 	out   *msgio.Outbox
 	ended chan struct{}
@@ -76,10 +78,9 @@ func decode(code uint64, payload []byte) (m message, err error) {
 }
 
 // run keeps one connection until its link ends, and returns why.
-func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
-	n := s.neighbour(p.ID())
-	if n == nil {
-		s.log.Warn("mesh link refused: not on the allow-list", "rp", p.ID().TerminalString(), "addr", p.RemoteAddr())
+func (s *Server) run(rw front.Conn) error {
+	n := s.neighbour(rw.ID())
+	if n == nil { // removed since the front asked
 		return p2p.DiscUselessPeer
 	}
 	s.mu.Lock()
@@ -92,18 +93,19 @@ func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
 	defer s.wg.Done()
 	l := &link{
 		neighbour: n,
+		rw:        rw,
 		log:       n.log,
 		ended:     make(chan struct{}),
 		due:       make(map[uint32]bool),
 		sent:      make(map[uint32][]sentKeys),
 		acked:     make(map[uint32]uint64),
 	}
-	l.out = msgio.NewOutbox(rw, outboxSize)
+	l.out = msgio.NewOutbox(rw, outboxSize, outboxSize*mesh.MaxMessage)
 	defer l.out.Close(flushTimeout)
 	if !s.do(func() { s.connected(l) }) {
 		return p2p.DiscQuitting
 	}
-	in := msgio.Receive(rw, mesh.MaxMessage, decode, l.ended)
+	in := msgio.Receive(rw, decode, l.ended)
 	var pace pace
 	for {
 		select {
@@ -301,6 +303,7 @@ func (s *Server) up(l *link, a mesh.Up) {
 	}
 	n.keep(s.now.Add(awayTimeout))
 	l.open, n.incarnation = true, a.Hello.Incarnation
+	l.rw.SetSession(true)
 	s.links[l.id], s.sessions[l.index] = l, l
 	s.reroute(n)
 	s.core.LinkUp(s.now, l.id)

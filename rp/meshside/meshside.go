@@ -22,13 +22,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/front"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/limitlog"
 	"github.com/ethmcast/mdcs/rp/membership"
@@ -407,8 +407,11 @@ func (s *Server) countMembers() {
 }
 
 // Protocol returns the devp2p capability.
-func (s *Server) Protocol() p2p.Protocol {
-	return p2p.Protocol{Name: mesh.Name, Version: mesh.Version, Length: mesh.Length, Run: s.run}
+func (s *Server) Protocol() front.Protocol {
+	return front.Protocol{
+		Name: mesh.Name, Version: mesh.Version, Length: mesh.Length, MaxMessage: mesh.MaxMessage,
+		Allowed: func(id enode.ID) bool { return s.neighbour(id) != nil }, Run: s.run,
+	}
 }
 
 // Connected reports whether there is a connection to a neighbour.

@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/rp/front/fronttest"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
@@ -19,7 +20,7 @@ func refused(p *point, node *enode.Node) error {
 	x, y := p2p.MsgPipe()
 	defer x.Close()
 	defer y.Close()
-	return p.Protocol().Run(p2p.NewPeer(node.ID(), "rp", nil), x)
+	return p.Protocol().Run(&fronttest.Conn{Node: node.ID(), RW: x})
 }
 
 //	1 --- 2 --- 3

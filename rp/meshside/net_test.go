@@ -27,6 +27,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/front/fronttest"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
@@ -324,7 +325,7 @@ func (n *network) link(a, b *point) (cut func()) {
 		rw     *p2p.MsgPipeRW
 	}{{a, b, x}, {b, a, y}} {
 		go func() {
-			_ = end.at.Protocol().Run(p2p.NewPeer(end.to.node.ID(), "rp", nil), wireEnd{end.rw, end.at})
+			_ = end.at.Protocol().Run(&fronttest.Conn{Node: end.to.node.ID(), RW: wireEnd{end.rw, end.at}})
 			end.rw.Close()
 		}()
 	}

@@ -1,40 +1,18 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package msgio reads and writes the messages of one devp2p capability on one
-// connection: bounded before they are read, queued so that a slow reader at the
-// other end stops nobody but itself.
+// Package msgio takes the messages of one connection apart and queues those to it, so
+// that a slow reader at the other end stops nobody but itself.
 package msgio
 
 import (
-	"bytes"
-	"fmt"
-	"io"
+	"errors"
+	"sync/atomic"
 	"time"
 
-	"github.com/ethereum/go-ethereum/p2p"
-
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/front"
+	"github.com/ethmcast/mdcs/rp/front/rlpx"
 )
-
-// Read returns the next message. A message of more than limit bytes is dropped
-// unread and returned as *proto.Error; every other error ends the connection.
-func Read(r p2p.MsgReader, limit uint32) (code uint64, payload []byte, err error) {
-	msg, err := r.ReadMsg()
-	if err != nil {
-		return 0, nil, err
-	}
-	if msg.Size > limit {
-		if err := msg.Discard(); err != nil {
-			return 0, nil, err
-		}
-		return 0, nil, &proto.Error{
-			Reason: proto.ReasonMalformed,
-			Detail: fmt.Sprintf("message 0x%02x of %d bytes", msg.Code, msg.Size),
-		}
-	}
-	payload, err = io.ReadAll(msg.Payload)
-	return msg.Code, payload, err
-}
 
 // Received is what a connection brought: a message, a violation (*proto.Error) or
 // the error that ended it.
@@ -43,16 +21,19 @@ type Received[M any] struct {
 	Err     error
 }
 
-// Receive returns a channel of the messages of at most limit bytes, which decode
-// makes. It is closed after the first error, or when done is closed.
-func Receive[M any](r p2p.MsgReader, limit uint32, decode func(code uint64, payload []byte) (M, error), done <-chan struct{}) <-chan Received[M] {
+// Receive returns a channel of the messages, which decode makes. A message beyond the
+// limit of the connection is a violation. The channel is closed after the first error, or
+// when done is closed.
+func Receive[M any](r front.Conn, decode func(code uint64, payload []byte) (M, error), done <-chan struct{}) <-chan Received[M] {
 	in := make(chan Received[M])
 	go func() {
 		defer close(in)
 		for {
 			var got Received[M]
-			code, payload, err := Read(r, limit)
-			if err != nil {
+			code, payload, err := r.ReadMsg()
+			if size, too := errors.AsType[*rlpx.SizeError](err); too {
+				got.Err = &proto.Error{Reason: proto.ReasonMalformed, Detail: size.Error()}
+			} else if err != nil {
 				got.Err = err
 			} else {
 				got.Message, got.Err = decode(code, payload)
@@ -70,24 +51,13 @@ func Receive[M any](r p2p.MsgReader, limit uint32, decode func(code uint64, payl
 	return in
 }
 
-// Drain reads and drops messages until the connection ends.
-func Drain(r p2p.MsgReader) error {
-	for {
-		msg, err := r.ReadMsg()
-		if err != nil {
-			return err
-		}
-		if err := msg.Discard(); err != nil {
-			return err
-		}
-	}
-}
-
 // Outbox is the queue of messages to one connection and the goroutine that writes
 // them.
 type Outbox struct {
-	queue chan message
-	done  chan struct{} // closed when the writer has returned
+	queue  chan message
+	queued atomic.Int64  // bytes
+	most   int64         // of them
+	done   chan struct{} // closed when the writer has returned
 }
 
 type message struct {
@@ -95,31 +65,38 @@ type message struct {
 	payload []byte
 }
 
-// NewOutbox returns an Outbox for size messages. Close must be called.
-func NewOutbox(w p2p.MsgWriter, size int) *Outbox {
-	o := &Outbox{queue: make(chan message, size), done: make(chan struct{})}
+// NewOutbox returns an Outbox for size messages that have together no more than some
+// bytes, beside a single larger one. Close must be called.
+func NewOutbox(w front.Conn, size, bytes int) *Outbox {
+	o := &Outbox{queue: make(chan message, size), most: int64(bytes), done: make(chan struct{})}
 	go o.write(w)
 	return o
 }
 
 // write ends with the first error: the connection is lost then, and its reader
 // notices.
-func (o *Outbox) write(w p2p.MsgWriter) {
+func (o *Outbox) write(w front.Conn) {
 	defer close(o.done)
 	for m := range o.queue {
-		msg := p2p.Msg{Code: m.code, Size: uint32(len(m.payload)), Payload: bytes.NewReader(m.payload)}
-		if w.WriteMsg(msg) != nil {
+		if w.WriteMsg(m.code, m.payload) != nil {
 			return
 		}
+		o.queued.Add(-int64(len(m.payload)))
 	}
 }
 
 // Send queues a message. It returns false, and drops it, when the queue is full.
 func (o *Outbox) Send(code uint64, payload []byte) bool {
+	size := int64(len(payload))
+	if queued := o.queued.Add(size); queued > o.most && queued > size {
+		o.queued.Add(-size)
+		return false
+	}
 	select {
 	case o.queue <- message{code, payload}:
 		return true
 	default:
+		o.queued.Add(-size)
 		return false
 	}
 }

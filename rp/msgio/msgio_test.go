@@ -12,58 +12,50 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/front/fronttest"
+	"github.com/ethmcast/mdcs/rp/front/rlpx"
 )
 
-func write(t *testing.T, w p2p.MsgWriter, code uint64, size int) {
-	err := w.WriteMsg(p2p.Msg{Code: code, Size: uint32(size), Payload: bytes.NewReader(make([]byte, size))})
-	if err != nil {
-		t.Errorf("write: %v", err)
+// A message beyond the limit is a violation, and the last one.
+func TestReceiveIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := p2p.MsgPipe()
+		defer a.Close()
+		c := &limited{Conn: fronttest.Conn{RW: b}, limit: 100}
+		in := Receive(c, func(code uint64, payload []byte) (int, error) { return len(payload), nil }, nil)
+		go func() {
+			for _, size := range []int{100, 101} {
+				_ = a.WriteMsg(p2p.Msg{Size: uint32(size), Payload: bytes.NewReader(make([]byte, size))})
+			}
+		}()
+		require.Equal(t, Received[int]{Message: 100}, <-in)
+		got := <-in
+		require.Equal(t, proto.ReasonMalformed, proto.ReasonOf(got.Err))
+		require.EqualError(t, got.Err, "malformed message: message of 101 bytes, where 100 are the most")
+		_, more := <-in
+		require.False(t, more)
+	})
+}
+
+// limited is a connection with a limit of messages.
+type limited struct {
+	fronttest.Conn
+	limit int
+}
+
+func (c *limited) ReadMsg() (uint64, []byte, error) {
+	code, payload, err := c.Conn.ReadMsg()
+	if len(payload) > c.limit {
+		return 0, nil, &rlpx.SizeError{Size: len(payload), Limit: c.limit}
 	}
-}
-
-func TestReadIsBounded(t *testing.T) {
-	a, b := p2p.MsgPipe()
-	defer a.Close()
-	go func() {
-		write(t, a, 1, 100)
-		write(t, a, 2, 101)
-		write(t, a, 3, 0)
-		a.Close()
-	}()
-	code, payload, err := Read(b, 100)
-	require.NoError(t, err)
-	require.Equal(t, uint64(1), code)
-	require.Len(t, payload, 100)
-
-	_, _, err = Read(b, 100)
-	require.EqualError(t, err, "malformed message: message 0x02 of 101 bytes")
-	require.Equal(t, proto.ReasonMalformed, proto.ReasonOf(err))
-
-	code, payload, err = Read(b, 100) // the one before was drained
-	require.NoError(t, err)
-	require.Equal(t, uint64(3), code)
-	require.Empty(t, payload)
-
-	_, _, err = Read(b, 100)
-	require.ErrorIs(t, err, p2p.ErrPipeClosed)
-}
-
-func TestDrain(t *testing.T) {
-	a, b := p2p.MsgPipe()
-	go func() {
-		for range 3 {
-			write(t, a, 1, 1000)
-		}
-		a.Close()
-	}()
-	require.ErrorIs(t, Drain(b), p2p.ErrPipeClosed)
+	return code, payload, err
 }
 
 // A reader that stops reading fills the queue, and blocks nobody.
 func TestOutboxIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := p2p.MsgPipe()
-		o := NewOutbox(a, 4)
+		o := NewOutbox(&fronttest.Conn{RW: a}, 4, 100)
 		require.True(t, o.Send(0, []byte{0}))
 		synctest.Wait() // the writer has it in hand
 		for i := uint64(1); i <= 4; i++ {
@@ -75,7 +67,7 @@ func TestOutboxIsBounded(t *testing.T) {
 		o.Close(time.Second)
 		require.Equal(t, time.Second, time.Since(start))
 		for i := range uint64(5) { // late, but all there
-			code, payload, err := Read(b, 100)
+			code, payload, err := (&fronttest.Conn{RW: b}).ReadMsg()
 			require.NoError(t, err)
 			require.Equal(t, i, code)
 			require.Equal(t, []byte{byte(i)}, payload)
@@ -84,10 +76,31 @@ func TestOutboxIsBounded(t *testing.T) {
 	})
 }
 
+// Large messages fill the queue before many do; one that is larger than the queue finds
+// room when the queue is empty.
+func TestOutboxIsBoundedInBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := p2p.MsgPipe()
+		defer a.Close()
+		o := NewOutbox(&fronttest.Conn{RW: a}, 4, 100)
+		require.True(t, o.Send(0, make([]byte, 1000)))
+		require.False(t, o.Send(1, []byte{1}))
+		_, payload, err := (&fronttest.Conn{RW: b}).ReadMsg()
+		require.NoError(t, err)
+		require.Len(t, payload, 1000)
+		synctest.Wait()
+		require.True(t, o.Send(2, make([]byte, 60)))
+		require.True(t, o.Send(3, make([]byte, 40)))
+		require.False(t, o.Send(4, []byte{1}))
+		a.Close()
+		o.Close(time.Second)
+	})
+}
+
 func TestOutboxEndsWithTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, _ := p2p.MsgPipe()
-		o := NewOutbox(a, 4)
+		o := NewOutbox(&fronttest.Conn{RW: a}, 4, 100)
 		require.True(t, o.Send(0, []byte{0}))
 		a.Close()
 		start := time.Now()

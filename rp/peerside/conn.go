@@ -18,6 +18,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/front"
 	"github.com/ethmcast/mdcs/rp/msgio"
 	"github.com/ethmcast/mdcs/rp/round"
 )
@@ -29,6 +30,9 @@ const (
 	// outboxSize is the number of messages that may wait for a peer. One that
 	// reads more slowly is disconnected.
 	outboxSize = 32
+
+	// outboxBytes is what these may have together, bytes.
+	outboxBytes = proto.MaxMessage
 
 	// flushTimeout is how long the last messages of a connection may take.
 	flushTimeout = time.Second
@@ -43,6 +47,7 @@ var (
 // conn is one peer's connection. All its state belongs to the goroutine of run.
 type conn struct {
 	srv    *Server
+	rw     front.Conn
 	id     enode.ID
 	addr   netip.Addr // of the connection, and of the endpoint
 	log    *slog.Logger
@@ -79,9 +84,11 @@ type rekey struct {
 	until time.Time // when nobody waits for answers any more
 }
 
-func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
+func newConn(s *Server, rw front.Conn) *conn {
+	id, addr := rw.ID(), rw.Addr()
 	return &conn{
 		srv:     s,
+		rw:      rw,
 		id:      id,
 		addr:    addr,
 		log:     s.cfg.Log.With("peer", id.TerminalString(), "addr", addr),
@@ -105,10 +112,10 @@ func newConn(s *Server, id enode.ID, addr netip.Addr) *conn {
 }
 
 // run serves the connection until it ends, and returns why.
-func (c *conn) run(rw p2p.MsgReadWriter) error {
+func (c *conn) run() error {
 	defer close(c.done)
-	in := msgio.Receive(rw, proto.MaxMessage, proto.Decode, c.done)
-	c.out = msgio.NewOutbox(rw, outboxSize)
+	in := msgio.Receive(c.rw, proto.Decode, c.done)
+	c.out = msgio.NewOutbox(c.rw, outboxSize, outboxBytes)
 	defer c.out.Close(flushTimeout)
 
 	if !c.addr.Is6() || c.addr.Is4In6() {
@@ -473,6 +480,7 @@ func atMost(a, b uint64) uint64 {
 // begin notes that the datapath has the session.
 func (c *conn) begin(session datapath.Session, groups []uint32) {
 	c.live, c.session, c.groups = true, session, groups
+	c.rw.SetSession(true)
 	c.srv.enter(c)
 	if len(session.Groups) == 0 {
 		c.srv.standby.Add(1)
@@ -593,6 +601,7 @@ func (c *conn) remove(reason error) {
 		c.ended()
 	}
 	c.ready, c.ended = nil, nil
+	c.rw.SetSession(false)
 	c.index, c.live, c.groups, c.reports = 0, false, nil, proto.Counter{}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/front/fronttest"
 	"github.com/ethmcast/mdcs/rp/limitlog"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
@@ -39,7 +40,7 @@ func TestLimitsWhenTheDateIsSet(t *testing.T) {
 	for _, step := range []time.Duration{-time.Hour, time.Hour, -24 * time.Hour} {
 		now := time.Now()
 		later := func(d time.Duration) time.Time { return stepped(t, now.Add(d), step) }
-		c := newConn(r.Server, enode.ID{byte(step / time.Hour)}, home)
+		c := newConn(r.Server, &fronttest.Conn{Node: enode.ID{byte(step / time.Hour)}, Remote: home})
 		c.session.Groups = []uint32{group}
 		until := func(limit func(time.Time) bool) {
 			t.Helper()

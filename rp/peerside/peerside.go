@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -23,11 +22,10 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/front"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/limitlog"
 	"github.com/ethmcast/mdcs/rp/membership"
-	"github.com/ethmcast/mdcs/rp/mesh"
-	"github.com/ethmcast/mdcs/rp/msgio"
 	"github.com/ethmcast/mdcs/rp/round"
 )
 
@@ -149,21 +147,19 @@ func New(cfg Config) *Server {
 }
 
 // Protocol returns the devp2p capability.
-func (s *Server) Protocol() p2p.Protocol {
-	return p2p.Protocol{Name: proto.Name, Version: proto.Version, Length: proto.Length, Run: s.run}
-}
-
-// run serves one connection until it ends.
-func (s *Server) run(p *p2p.Peer, rw p2p.MsgReadWriter) error {
-	if p.RunningCap(mesh.Name, []uint{mesh.Version}) {
-		return msgio.Drain(rw) // another RP: the mesh capability has the word
+func (s *Server) Protocol() front.Protocol {
+	return front.Protocol{
+		Name: proto.Name, Version: proto.Version, Length: proto.Length, MaxMessage: proto.MaxMessage,
+		Allowed: s.listed, Run: s.serve,
 	}
-	return s.serve(p.ID(), remoteAddr(p.RemoteAddr()), rw)
 }
 
-// serve serves a peer whose connection comes from addr.
-func (s *Server) serve(id enode.ID, addr netip.Addr, rw p2p.MsgReadWriter) error {
-	c := newConn(s, id, addr)
+// listed reports whether a node is among those who may join.
+func (s *Server) listed(id enode.ID) bool { return s.cfg.Joiners == nil || s.cfg.Joiners[id] }
+
+// serve serves a peer's connection until it ends.
+func (s *Server) serve(rw front.Conn) error {
+	c := newConn(s, rw)
 	s.mu.Lock()
 	if s.stopped {
 		s.mu.Unlock()
@@ -173,22 +169,13 @@ func (s *Server) serve(id enode.ID, addr netip.Addr, rw p2p.MsgReadWriter) error
 	s.wg.Add(1)
 	s.mu.Unlock()
 
-	err := c.run(rw)
+	err := c.run()
 
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
 	s.wg.Done()
 	return err
-}
-
-// remoteAddr returns the address of a connection, zero when it has none.
-func remoteAddr(a net.Addr) netip.Addr {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	return tcp.AddrPort().Addr()
 }
 
 // Install puts keys into the datapath, gives them to all members, and forgets

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -23,6 +22,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/front/fronttest"
 	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
@@ -94,7 +94,7 @@ func (r *rig) connectAs(id enode.ID, addr netip.Addr) *peer {
 	p := &peer{t: r.t, rw: far, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		p.err = r.serve(id, addr, near)
+		p.err = r.serve(&fronttest.Conn{Node: id, Remote: addr, RW: near})
 		near.Close()
 	}()
 	return p
@@ -534,9 +534,4 @@ func TestStop(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, n)
 	})
-}
-
-func TestRemoteAddr(t *testing.T) {
-	require.Equal(t, home, remoteAddr(&net.TCPAddr{IP: home.AsSlice(), Port: 1}))
-	require.False(t, remoteAddr(&net.UnixAddr{}).IsValid())
 }

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package front
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/rp/front/rlpx"
+)
+
+const (
+	// firstBytes is how long a node may take to say anything. A lost packet is repeated
+	// after a second.
+	firstBytes = 3 * time.Second
+
+	// frameTimeout is how long the rest of a message may take.
+	frameTimeout = 10 * time.Second
+
+	// closeTimeout bounds the last write, and how long what the other side still sends
+	// is read: a host that closes before resets the connection, and the other one loses
+	// what it did not read.
+	closeTimeout = time.Second
+
+	// closeBytes is how much of that is read.
+	closeBytes = 256 << 10
+
+	// firstMessages is the size of a message that a node can send before it has a
+	// session, bytes.
+	firstMessages = 16 << 10
+
+	// A node may ask for pingBurst Pongs at once, and then for one in pingPause. geth asks
+	// every 15 seconds.
+	pingBurst = 8
+	pingPause = 2 * time.Second
+)
+
+// conn is a connection.
+type conn struct {
+	srv    *Server
+	fd     net.Conn
+	addr   netip.Addr
+	byAddr bool   // it has no place because of its address; of Server.mu
+	place  *Place // nil of trusted nodes; of Server.mu until the handshake is done
+
+	// Set by the handshake.
+	rlpx           *rlpx.Conn
+	id             enode.ID
+	proto          *Protocol
+	offset, length uint64 // of the protocol's codes, and of all codes
+
+	limit  atomic.Int64 // of a message
+	breach atomic.Bool  // of devp2p
+	ended  bool         // by the other side: it sent Disconnect; of the reader
+	stop   atomic.Int32 // 1 + the reason for which the front ends the connection
+
+	read    time.Time    // of the last message; of the reader, as what follows
+	pings   time.Time    // when the bucket of Pongs is full again
+	written atomic.Int64 // when something was, as the time since the Server began
+
+	wmu sync.Mutex
+}
+
+var _ Conn = (*conn)(nil)
+
+// ID implements Conn.
+func (c *conn) ID() enode.ID { return c.id }
+
+// Addr implements Conn.
+func (c *conn) Addr() netip.Addr { return c.addr }
+
+// SetSession implements Conn.
+func (c *conn) SetSession(on bool) {
+	if on {
+		c.limit.Store(int64(c.proto.MaxMessage))
+	}
+	c.srv.mu.Lock()
+	defer c.srv.mu.Unlock()
+	if c.place != nil {
+		c.srv.table.SetSession(time.Now(), c.place, on)
+	}
+}
+
+// established ends the deadlines of the handshake.
+func (c *conn) established() error {
+	c.read = time.Now()
+	c.wrote()
+	c.deadline(time.Time{})
+	return c.interrupted()
+}
+
+// deadline bounds all reads and writes.
+func (c *conn) deadline(at time.Time) {
+	_ = c.fd.SetDeadline(at) // an error is that of the next read
+	if c.isInterrupted() {
+		_ = c.fd.SetDeadline(time.Unix(1, 0))
+	}
+}
+
+// readDeadline bounds the next reads.
+func (c *conn) readDeadline(at time.Time) {
+	_ = c.fd.SetReadDeadline(at)
+	if c.isInterrupted() {
+		_ = c.fd.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// interrupt has the reader return a reason. It does not wait.
+func (c *conn) interrupt(reason p2p.DiscReason) {
+	c.stop.CompareAndSwap(0, 1+int32(reason))
+	_ = c.fd.SetReadDeadline(time.Unix(1, 0))
+}
+
+func (c *conn) isInterrupted() bool { return c.stop.Load() != 0 }
+
+// interrupted returns the reason for which the front ends the connection, nil when it
+// does not.
+func (c *conn) interrupted() error {
+	if stop := c.stop.Load(); stop != 0 {
+		return p2p.DiscReason(stop - 1)
+	}
+	return nil
+}
+
+// firstByte waits for a message. While nothing is sent it pings.
+type firstByte struct{ *conn }
+
+func (r firstByte) Read(b []byte) (int, error) {
+	c := r.conn
+	for {
+		now := time.Now()
+		silent, ping := c.read.Add(rlpx.ReadTimeout), c.lastWritten().Add(rlpx.PingInterval)
+		if !now.Before(ping) {
+			if err := c.write(rlpx.PingMsg, emptyList); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		at := silent
+		if ping.Before(at) {
+			at = ping
+		}
+		c.readDeadline(at)
+		n, err := c.fd.Read(b)
+		timeout, ok := errors.AsType[net.Error](err)
+		if n > 0 || !ok || !timeout.Timeout() || c.isInterrupted() || !time.Now().Before(silent) {
+			if n > 0 {
+				c.readDeadline(time.Now().Add(frameTimeout))
+			}
+			return n, err
+		}
+	}
+}
+
+// wrote notes that something was written now.
+func (c *conn) wrote() { c.written.Store(int64(time.Since(c.srv.began))) }
+
+// lastWritten is when something was written last.
+func (c *conn) lastWritten() time.Time { return c.srv.began.Add(time.Duration(c.written.Load())) }
+
+var emptyList = []byte{0xc0}
+
+// ReadMsg implements Conn.
+func (c *conn) ReadMsg() (code uint64, payload []byte, err error) {
+	for {
+		code, payload, err = c.next()
+		if reason := c.interrupted(); reason != nil {
+			return 0, nil, reason
+		}
+		if err != nil {
+			return 0, nil, c.lost(err)
+		}
+		c.read = time.Now()
+		if code >= c.offset && code < c.offset+c.proto.Length {
+			return code - c.offset, payload, nil
+		}
+		if err := c.base(code, payload); err != nil {
+			return 0, nil, err
+		}
+	}
+}
+
+// next returns the next message of any kind.
+func (c *conn) next() (code uint64, payload []byte, err error) {
+	first := true
+	from := readerFunc(func(b []byte) (int, error) {
+		if first {
+			first = false
+			return firstByte{c}.Read(b)
+		}
+		return c.fd.Read(b)
+	})
+	return c.rlpx.Read(from, int(c.limit.Load()), nil)
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// lost tells what the other side did wrong from the end of the connection.
+func (c *conn) lost(err error) error {
+	if _, size := errors.AsType[*rlpx.SizeError](err); size {
+		return err // for the protocol to blame
+	}
+	if _, network := errors.AsType[net.Error](err); network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	return c.broken(err.Error())
+}
+
+// broken is the end of a connection whose other side does not speak devp2p.
+func (c *conn) broken(what string) error {
+	c.breach.Store(true)
+	return fmt.Errorf("%w: %s", p2p.DiscProtocolError, what)
+}
+
+// base handles a message that is not of the capability.
+func (c *conn) base(code uint64, payload []byte) error {
+	switch {
+	case code >= c.length:
+		return c.broken(fmt.Sprintf("message code 0x%02x", code))
+	case code >= rlpx.BaseLength:
+		return nil // of another capability, on which nothing is said here
+	case len(payload) > rlpx.MaxBase:
+		return c.broken(fmt.Sprintf("message 0x%02x of %d bytes", code, len(payload)))
+	}
+	switch code {
+	case rlpx.DisconnectMsg:
+		c.ended = true
+		return fmt.Errorf("disconnected: %w", rlpx.ParseDisconnect(payload))
+	case rlpx.PingMsg:
+		if !c.mayPing(time.Now()) {
+			return c.broken("pings")
+		}
+		return c.write(rlpx.PongMsg, emptyList)
+	case rlpx.PongMsg:
+		return nil
+	}
+	return c.broken(fmt.Sprintf("message 0x%02x after hello", code))
+}
+
+// mayPing accounts for one Ping.
+func (c *conn) mayPing(now time.Time) bool {
+	if c.pings.Before(now) {
+		c.pings = now
+	}
+	full := c.pings.Add(pingPause)
+	if full.Sub(now) > pingBurst*pingPause {
+		return false
+	}
+	c.pings = full
+	return true
+}
+
+// WriteMsg implements Conn.
+func (c *conn) WriteMsg(code uint64, payload []byte) error {
+	if code >= c.proto.Length {
+		return fmt.Errorf("message code 0x%02x of %s", code, c.proto.Name)
+	}
+	return c.write(c.offset+code, payload)
+}
+
+func (c *conn) write(code uint64, payload []byte) error {
+	return c.writeWithin(rlpx.WriteTimeout, code, payload)
+}
+
+func (c *conn) writeWithin(timeout time.Duration, code uint64, payload []byte) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	_ = c.fd.SetWriteDeadline(time.Now().Add(timeout))
+	err := c.rlpx.Write(c.fd, code, payload)
+	if err != nil {
+		c.fd.Close() // the reader notices
+		return err
+	}
+	c.wrote()
+	return nil
+}
+
+// close tells the other side the reason in err, if there is one, and closes the
+// connection. Gently is to let it read all that it was sent.
+func (c *conn) close(err error, gently bool) {
+	defer c.fd.Close()
+	reason, ok := errors.AsType[p2p.DiscReason](err)
+	if !ok || c.rlpx == nil || c.ended {
+		return
+	}
+	if c.writeWithin(closeTimeout, rlpx.DisconnectMsg, rlpx.Disconnect(reason)) != nil || !gently {
+		return
+	}
+	if tcp, ok := c.fd.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
+		_ = c.fd.SetReadDeadline(time.Now().Add(closeTimeout))
+		_, _ = io.CopyN(io.Discard, c.fd, closeBytes) // until the other side has closed
+	}
+}

@@ -1,0 +1,636 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package front
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/rp/front/rlpx"
+)
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	key, err := crypto.GenerateKey()
+	require.NoError(t, err)
+	return key
+}
+
+// port is a net.Listener whose connections the test makes, in memory.
+type port struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newPort() *port { return &port{conns: make(chan net.Conn), done: make(chan struct{})} }
+
+func (p *port) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *port) Close() error {
+	p.once.Do(func() { close(p.done) })
+	return nil
+}
+
+func (p *port) Addr() net.Addr { return &net.TCPAddr{} }
+
+// line is an end of a connection, whose other end has an address.
+type line struct {
+	net.Conn
+	remote netip.Addr
+}
+
+func (l *line) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(netip.AddrPortFrom(l.remote, 1)) }
+
+// house is a Server with a capability that echoes what it gets.
+type house struct {
+	*Server
+	t      *testing.T
+	port   *port
+	key    *ecdsa.PrivateKey
+	opened atomic.Int64 // and not closed
+	served atomic.Int64
+}
+
+const testLimit = 100 << 10
+
+// newHouse starts a Server. Its capability "echo" has 4 messages: 0 is answered, 1 begins
+// a session, 2 ends it, and 3 ends the connection.
+func newHouse(t *testing.T, edit func(*Config)) *house {
+	h := &house{t: t, port: newPort(), key: newKey(t)}
+	cfg := Config{
+		Key:      h.key,
+		Name:     "house",
+		Listener: h.port,
+		Protocols: []Protocol{{
+			Name: "echo", Version: 1, Length: 4, MaxMessage: testLimit,
+			Run: func(c Conn) error {
+				h.served.Add(1)
+				defer h.served.Add(-1)
+				for {
+					code, payload, err := c.ReadMsg()
+					if err != nil {
+						return err
+					}
+					switch code {
+					case 0:
+						if err := c.WriteMsg(0, payload); err != nil {
+							return err
+						}
+					case 1, 2:
+						c.SetSession(code == 1)
+					case 3:
+						return p2p.DiscRequested
+					}
+				}
+			},
+		}},
+		Limits: Limits{Connections: 10, Handshakes: 5, Idle: time.Minute, IdleFull: 10 * time.Second},
+		Opened: func(enode.ID) { h.opened.Add(1) },
+		Closed: func(enode.ID) { h.opened.Add(-1) },
+		Log:    slog.New(slog.DiscardHandler),
+	}
+	if edit != nil {
+		edit(&cfg)
+	}
+	h.Server = New(cfg)
+	h.Start()
+	t.Cleanup(func() {
+		h.Stop()
+		require.Zero(t, h.opened.Load())
+		require.Zero(t, h.served.Load())
+		require.Empty(t, h.open)
+		require.Zero(t, h.table.n)
+		require.Empty(t, h.shaking)
+	})
+	return h
+}
+
+// knock connects from an address and says nothing.
+func (h *house) knock(addr netip.Addr) net.Conn {
+	near, far := net.Pipe()
+	h.t.Cleanup(func() { far.Close() })
+	h.port.conns <- &line{near, addr}
+	return far
+}
+
+// guest is the other side of a connection.
+type guest struct {
+	t  *testing.T
+	fd net.Conn
+	*rlpx.Conn
+	hello *rlpx.Hello
+}
+
+// visit connects and shakes hands.
+func (h *house) visit(addr netip.Addr, key *ecdsa.PrivateKey, caps ...p2p.Cap) (*guest, error) {
+	g := &guest{t: h.t, fd: h.knock(addr)}
+	if len(caps) == 0 {
+		caps = []p2p.Cap{{Name: "echo", Version: 1}}
+	}
+	var err error
+	if g.Conn, err = rlpx.Dial(g.fd, key, &h.key.PublicKey); err != nil {
+		return nil, err
+	}
+	var hello bytes.Buffer // nothing is compressed yet
+	require.NoError(h.t, g.WriteHello(&hello, rlpx.NewHello(key, "guest", caps)))
+	sent := make(chan error, 1)
+	go func() { _, err := hello.WriteTo(g.fd); sent <- err }()
+	if g.hello, err = g.ReadHello(g.fd); err != nil {
+		return nil, err
+	}
+	return g, <-sent
+}
+
+// welcome is visit, and must succeed.
+func (h *house) welcome(addr netip.Addr) *guest {
+	h.t.Helper()
+	g, err := h.visit(addr, newKey(h.t))
+	require.NoError(h.t, err)
+	synctest.Wait()
+	return g
+}
+
+func (g *guest) send(code uint64, payload []byte) {
+	g.t.Helper()
+	require.NoError(g.t, g.Write(g.fd, code, payload))
+	synctest.Wait()
+}
+
+// next returns the next message.
+func (g *guest) next() (uint64, []byte) {
+	g.t.Helper()
+	code, payload, err := g.Read(g.fd, 1<<20, nil)
+	require.NoError(g.t, err)
+	return code, payload
+}
+
+// disconnected waits for the end, which must have a reason.
+func (g *guest) disconnected(want p2p.DiscReason) {
+	g.t.Helper()
+	for {
+		code, payload := g.next()
+		if code == rlpx.PingMsg {
+			continue
+		}
+		require.Equal(g.t, uint64(rlpx.DisconnectMsg), code)
+		require.Equal(g.t, want, rlpx.ParseDisconnect(payload))
+		break
+	}
+	g.closed()
+}
+
+// closed waits for the end without one.
+func (g *guest) closed() {
+	g.t.Helper()
+	for {
+		code, _, err := g.Read(g.fd, 1<<20, nil)
+		if err != nil {
+			return
+		}
+		require.Equal(g.t, uint64(rlpx.PingMsg), code)
+	}
+}
+
+func closed(t *testing.T, fd net.Conn) {
+	t.Helper()
+	_, err := fd.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF)
+}
+
+var home, other = netip.MustParseAddr("2001:db8:1:1::1"), netip.MustParseAddr("2001:db9:1:1::1")
+
+func TestMessagesPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil)
+		g := h.welcome(home)
+		require.Equal(t, "house", g.hello.Name)
+		require.Equal(t, []p2p.Cap{{Name: "echo", Version: 1}}, g.hello.Caps)
+		g.send(rlpx.PingMsg, emptyList)
+		code, payload := g.next()
+		require.Equal(t, uint64(rlpx.PongMsg), code)
+		require.Equal(t, emptyList, payload)
+		g.send(0x10, []byte("hello"))
+		code, payload = g.next()
+		require.Equal(t, uint64(0x10), code)
+		require.Equal(t, "hello", string(payload))
+		st := h.Stats()
+		require.Equal(t, []int{1, 0, 1, 0}, []int{st.Strangers, st.Handshakes, st.Idle, st.Neighbours})
+		require.Equal(t, int64(1), h.opened.Load())
+		g.send(0x13, nil)
+		g.disconnected(p2p.DiscRequested)
+		synctest.Wait()
+		require.Zero(t, h.Stats().Strangers)
+	})
+}
+
+// Each state ends at its deadline, and costs its place no longer.
+func TestDeadlines(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		reach  func(h *house) interface{ Close() error }
+		after  time.Duration
+		reason Reason // 0 for the end of a connection that was served
+	}{
+		{"no byte", func(h *house) interface{ Close() error } { return h.knock(home) }, 3 * time.Second, Silent},
+		{"a part of the handshake", func(h *house) interface{ Close() error } {
+			fd := h.knock(home)
+			_, err := fd.Write([]byte{1, 100, 4})
+			require.NoError(h.t, err)
+			return fd
+		}, 5 * time.Second, Silent},
+		{"no hello", func(h *house) interface{ Close() error } {
+			fd := h.knock(home)
+			c, err := rlpx.Dial(fd, newKey(h.t), &h.key.PublicKey)
+			require.NoError(h.t, err)
+			go func() { _, _, _ = c.Read(fd, 1<<20, nil) }()
+			return fd
+		}, 5 * time.Second, Silent},
+		{"no session", func(h *house) interface{ Close() error } {
+			g := h.welcome(home)
+			go g.talk()
+			return g.fd
+		}, time.Minute, Idle},
+		{"silent with a session", func(h *house) interface{ Close() error } {
+			g := h.welcome(home)
+			g.send(0x11, nil)
+			go g.listen()
+			return g.fd
+		}, 30 * time.Second, Taken},
+		{"a part of a message", func(h *house) interface{ Close() error } {
+			g := h.welcome(home)
+			g.send(0x11, nil)
+			_, err := g.fd.Write([]byte{1})
+			require.NoError(h.t, err)
+			go g.listen()
+			return g.fd
+		}, 10 * time.Second, Taken},
+		{"reads nothing", func(h *house) interface{ Close() error } {
+			g := h.welcome(home)
+			g.send(0x11, nil)
+			g.send(0x10, []byte("what"))
+			return g.fd
+		}, 5 * time.Second, Taken},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, nil)
+				fd := c.reach(h)
+				synctest.Wait()
+				time.Sleep(c.after - time.Millisecond)
+				synctest.Wait()
+				require.Equal(t, 1, h.Stats().Strangers)
+				time.Sleep(3 * time.Second) // the look at idle connections, and a last message
+				synctest.Wait()
+				require.Zero(t, h.Stats().Strangers)
+				for r, n := range h.Stats().Refused {
+					require.Equal(t, r == c.reason, n == 1, "%v", r)
+				}
+				fd.Close()
+			})
+		})
+	}
+}
+
+// talk keeps a connection from being silent, to its end.
+func (g *guest) talk() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		g.listen()
+	}()
+	ticker := time.NewTicker(10 * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			if g.Write(g.fd, rlpx.PongMsg, emptyList) != nil {
+				return
+			}
+		case <-done:
+			return
+		}
+	}
+}
+
+// listen reads to the end.
+func (g *guest) listen() {
+	for {
+		if _, _, err := g.Read(g.fd, 1<<20, nil); err != nil {
+			return
+		}
+	}
+}
+
+// A node is pinged, and one that answers is not lost.
+func TestPing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil)
+		g := h.welcome(home)
+		g.send(0x11, nil)
+		start := time.Now()
+		for i := range 10 {
+			code, _ := g.next()
+			require.Equal(t, uint64(rlpx.PingMsg), code)
+			require.Equal(t, time.Duration(i+1)*rlpx.PingInterval, time.Since(start))
+			g.send(rlpx.PongMsg, emptyList)
+		}
+		require.Equal(t, 1, h.Stats().Strangers)
+	})
+}
+
+// What no node of devp2p does ends the connection.
+func TestBreaches(t *testing.T) {
+	for name, do := range map[string]func(*guest){
+		"ping of 3 KB":    func(g *guest) { _ = g.Write(g.fd, rlpx.PingMsg, make([]byte, 3000)) },
+		"second hello":    func(g *guest) { _ = g.Write(g.fd, rlpx.HelloMsg, emptyList) },
+		"base code":       func(g *guest) { _ = g.Write(g.fd, 0x0f, emptyList) },
+		"code of nobody":  func(g *guest) { _ = g.Write(g.fd, 0x14, emptyList) },
+		"large code":      func(g *guest) { _ = g.Write(g.fd, 1<<63, emptyList) },
+		"pings":           func(g *guest) { g.pings(pingBurst + 1) },
+		"pings at a rate": func(g *guest) { g.pings(pingBurst); time.Sleep(pingPause - 1); g.pings(1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, nil)
+				g := h.welcome(home)
+				go do(g)
+				for {
+					code, payload := g.next()
+					if code == rlpx.PongMsg {
+						continue
+					}
+					require.Equal(t, uint64(rlpx.DisconnectMsg), code)
+					require.Equal(t, p2p.DiscProtocolError, rlpx.ParseDisconnect(payload))
+					break
+				}
+				g.closed()
+				synctest.Wait()
+				require.Equal(t, uint64(1), h.Stats().Refused[Breach])
+			})
+		})
+	}
+}
+
+func (g *guest) pings(n int) {
+	for range n {
+		if g.Write(g.fd, rlpx.PingMsg, emptyList) != nil {
+			return
+		}
+	}
+}
+
+// Before its first session a node can send but small messages.
+func TestMessagesBeforeASession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil)
+		g := h.welcome(home)
+		g.send(0x10, make([]byte, firstMessages))
+		_, payload := g.next()
+		require.Len(t, payload, firstMessages)
+		g.send(0x11, nil)
+		g.send(0x12, nil) // messages may be under way when it ends
+		g.send(0x10, make([]byte, testLimit))
+		_, payload = g.next()
+		require.Len(t, payload, testLimit)
+		go func() { _ = g.Write(g.fd, 0x10, make([]byte, testLimit+1)) }()
+		g.closed()
+
+		g = h.welcome(home)
+		go func() { _ = g.Write(g.fd, 0x10, make([]byte, firstMessages+1)) }()
+		g.closed()
+	})
+}
+
+func TestWhoIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		listed := newKey(t)
+		h := newHouse(t, func(c *Config) {
+			c.Protocols[0].Allowed = func(id enode.ID) bool { return id == enode.PubkeyToIDV4(&listed.PublicKey) }
+		})
+		_, err := h.visit(home, newKey(t))
+		require.ErrorIs(t, err, p2p.DiscUselessPeer, "before hello")
+		require.Equal(t, uint64(1), h.Stats().Refused[Unlisted])
+
+		g, err := h.visit(home, listed, p2p.Cap{Name: "eth", Version: 69})
+		require.NoError(t, err)
+		g.disconnected(p2p.DiscUselessPeer)
+		require.Equal(t, uint64(1), h.Stats().Refused[Useless])
+
+		// A node has one connection.
+		first, err := h.visit(home, listed)
+		require.NoError(t, err)
+		second, err := h.visit(home, listed)
+		require.NoError(t, err)
+		second.disconnected(p2p.DiscAlreadyConnected)
+		self, err := h.visit(home, h.key)
+		require.ErrorIs(t, err, p2p.DiscUselessPeer)
+		require.Nil(t, self)
+		first.send(0x13, nil)
+		first.disconnected(p2p.DiscRequested)
+		synctest.Wait()
+		require.Equal(t, uint64(1), h.Stats().Refused[Duplicate])
+	})
+}
+
+// A site that takes all places with connections, silent or idle, keeps nobody else out.
+func TestFloods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil)
+		// Silent handshakes.
+		for range 100 {
+			h.knock(home)
+			synctest.Wait()
+		}
+		require.Equal(t, 5, h.Stats().Handshakes)
+		require.Equal(t, uint64(95), h.Stats().Refused[FullHandshakes])
+		honest := h.welcome(other)
+		honest.send(0x10, []byte("there"))
+		_, payload := honest.next()
+		require.Equal(t, "there", string(payload))
+		require.Equal(t, uint64(1), h.Stats().Refused[Displaced])
+		time.Sleep(4 * time.Second)
+		synctest.Wait()
+		require.Zero(t, h.Stats().Handshakes)
+
+		// Idle connections.
+		for range 9 {
+			go h.welcomeOnly(home).talk()
+		}
+		synctest.Wait()
+		require.Equal(t, 10, h.Stats().Strangers)
+		closed(t, h.knock(home))
+		second := h.welcome(other)
+		second.send(0x11, nil)
+		require.Equal(t, 10, h.Stats().Strangers)
+		require.Equal(t, uint64(2), h.Stats().Refused[Displaced])
+		honest.send(0x11, nil)
+
+		// More than half of the places are taken: who is idle leaves soon.
+		go honest.talk()
+		go second.talk()
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 2, h.Stats().Strangers)
+	})
+}
+
+// welcomeOnly is visit for a guest whose connection the test does not wait for.
+func (h *house) welcomeOnly(addr netip.Addr) *guest {
+	g, err := h.visit(addr, newKey(h.t))
+	require.NoError(h.t, err)
+	return g
+}
+
+// Trusted nodes find a place when all are taken: by their address for some handshakes,
+// and by their key from anywhere.
+func TestTrusted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rp := newKey(t)
+		node := enode.NewV4(&rp.PublicKey, other.AsSlice(), 30500, 0)
+		h := newHouse(t, func(c *Config) { c.Trusted = []*enode.Node{node} })
+		for range 5 {
+			h.knock(home)
+		}
+		for range trustedShaking {
+			h.knock(other)
+		}
+		synctest.Wait()
+		require.Equal(t, 5, h.Stats().Handshakes)
+		h.knock(other) // as a stranger, whose prefix has less
+		synctest.Wait()
+		require.Equal(t, 5, h.Stats().Handshakes)
+		require.Equal(t, uint64(1), h.Stats().Refused[Displaced])
+		time.Sleep(4 * time.Second)
+		synctest.Wait()
+
+		g, err := h.visit(home, rp)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, 1, h.Stats().Neighbours)
+		require.Zero(t, h.Stats().Strangers)
+		g.send(0x10, make([]byte, testLimit))
+		_, payload := g.next()
+		require.Len(t, payload, testLimit)
+		go g.talk()
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, 1, h.Stats().Neighbours, "it needs no session")
+
+		// A stranger at the address of a trusted node is a stranger.
+		h.welcome(other)
+		require.Equal(t, 1, h.Stats().Strangers)
+		h.SetTrusted(nil)
+		h.knock(other)
+		synctest.Wait()
+		require.Equal(t, 2, h.Stats().Strangers)
+	})
+}
+
+// The front dials, too; both ends are this package.
+func TestDial(t *testing.T) {
+	tcp, err := net.Listen("tcp6", "[::1]:0")
+	require.NoError(t, err)
+	a, b := newHouse(t, nil), newHouse(t, func(c *Config) { c.Listener = tcp })
+	dial := func(key *ecdsa.PrivateKey) error {
+		fd, err := net.Dial("tcp6", tcp.Addr().String())
+		require.NoError(t, err)
+		return a.Dial(fd, enode.NewV4(&key.PublicKey, net.IPv6loopback, 1, 0))
+	}
+	require.NoError(t, dial(b.key))
+	require.Equal(t, 1, a.Stats().Neighbours, "who is dialled counts for no limit")
+	require.Equal(t, int64(1), a.opened.Load())
+	require.Eventually(t, func() bool { return b.Stats().Strangers == 1 && b.opened.Load() == 1 }, 10*time.Second, time.Millisecond)
+
+	require.Error(t, dial(newKey(t)), "not who was expected")
+	require.ErrorIs(t, dial(b.key), p2p.DiscAlreadyConnected)
+	require.Equal(t, uint64(1), a.Stats().Refused[Duplicate])
+	a.Close()
+	require.Error(t, dial(b.key))
+}
+
+// Stop tells who is connected, Close ends handshakes alone.
+func TestEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil)
+		silent := h.knock(home)
+		g := h.welcome(home)
+		h.Close()
+		closed(t, silent)
+		synctest.Wait()
+		require.Equal(t, 1, h.Stats().Strangers)
+		go h.Stop()
+		g.disconnected(p2p.DiscQuitting)
+	})
+}
+
+// go-ethereum's devp2p connects and stays, whoever dials, and is told why it has to leave.
+func TestSpeaksWithGeth(t *testing.T) {
+	tcp, err := net.Listen("tcp6", "[::1]:0")
+	require.NoError(t, err)
+	h := newHouse(t, func(c *Config) { c.Listener = tcp })
+	runs := make(chan p2p.MsgReadWriter, 1)
+	ends := make(chan error, 1)
+	start := func(caps string) *p2p.Server {
+		s := &p2p.Server{Config: p2p.Config{
+			PrivateKey: newKey(t), MaxPeers: 10, NoDiscovery: true, ListenAddr: "[::1]:0", Name: "geth",
+			Protocols: []p2p.Protocol{{Name: caps, Version: 1, Length: 4, Run: func(_ *p2p.Peer, rw p2p.MsgReadWriter) error {
+				runs <- rw
+				msg, err := rw.ReadMsg()
+				if err == nil {
+					err = errors.New("message where the end was expected")
+					_ = msg.Discard()
+				}
+				ends <- err
+				return err
+			}}},
+		}}
+		require.NoError(t, s.Start())
+		t.Cleanup(s.Stop)
+		return s
+	}
+	geth := start("echo")
+	self := enode.NewV4(&h.key.PublicKey, net.IPv6loopback, tcp.Addr().(*net.TCPAddr).Port, 0)
+	for _, dial := range []func() error{
+		func() error {
+			fd, err := net.Dial("tcp6", tcp.Addr().String())
+			require.NoError(t, err)
+			return geth.SetupConn(fd, 1<<1, self) // statically dialled
+		},
+		func() error {
+			fd, err := net.Dial("tcp6", geth.ListenAddr)
+			require.NoError(t, err)
+			return h.Dial(fd, geth.Self())
+		},
+	} {
+		require.NoError(t, dial())
+		rw := <-runs
+		require.NoError(t, p2p.SendItems(rw, 3)) // please end it
+		require.ErrorIs(t, <-ends, io.EOF)
+		require.Eventually(t, func() bool { return geth.PeerCount() == 0 && h.opened.Load() == 0 }, 10*time.Second, time.Millisecond)
+	}
+	fd, err := net.Dial("tcp6", tcp.Addr().String())
+	require.NoError(t, err)
+	require.ErrorIs(t, start("other").SetupConn(fd, 1<<1, self), p2p.DiscUselessPeer)
+}
