@@ -19,6 +19,7 @@ import (
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/front"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
@@ -171,6 +172,8 @@ func (o *Operator) status() Status {
 		Uptime:      Seconds(now.Sub(about.Started)),
 		Peers: Peers{
 			Connections:    st.Peers.Connections,
+			Handshakes:     st.Front.Handshakes,
+			Idle:           st.Front.Idle,
 			Sessions:       st.Sessions,
 			Members:        membersOf(o.Point.Sessions()),
 			Channels:       st.Peers.Channels,
@@ -363,24 +366,28 @@ func (o *Operator) stats() Stats {
 		Incarnation: hex32(o.Point.About().Incarnation),
 		Verdicts:    make(map[string]uint64),
 		Counters: map[string]uint64{
-			"copies":              st.Datapath.Copies,
-			"copy_bytes":          st.Datapath.CopyBytes,
-			"echoes":              st.Datapath.Echoes,
-			"heartbeats":          st.Datapath.Heartbeats,
-			"probes":              st.Datapath.Probes,
-			"send_errors":         st.Datapath.SendErrors,
-			"receive_errors":      st.Datapath.ReceiveErrors,
-			"receive_drops":       st.Datapath.ReceiveDrops,
-			"admissions":          st.Peers.Admitted,
-			"violations_peer":     st.Peers.Violations,
-			"violations_mesh":     st.Mesh.Violations,
-			"rekey_missing":       st.Peers.MissingAcks,
-			"mesh_links_lost":     st.Mesh.LinksLost,
-			"mesh_routes_refused": st.Mesh.RoutesRefused,
-			"reported_received":   st.Peers.Received,
-			"reported_lost":       st.Peers.Lost,
-			"reported_duplicates": st.Peers.Duplicates,
+			"copies":               st.Datapath.Copies,
+			"copy_bytes":           st.Datapath.CopyBytes,
+			"echoes":               st.Datapath.Echoes,
+			"heartbeats":           st.Datapath.Heartbeats,
+			"probes":               st.Datapath.Probes,
+			"send_errors":          st.Datapath.SendErrors,
+			"receive_errors":       st.Datapath.ReceiveErrors,
+			"receive_drops":        st.Datapath.ReceiveDrops,
+			"connections_accepted": st.Front.Accepted,
+			"admissions":           st.Peers.Admitted,
+			"violations_peer":      st.Peers.Violations,
+			"violations_mesh":      st.Mesh.Violations,
+			"rekey_missing":        st.Peers.MissingAcks,
+			"mesh_links_lost":      st.Mesh.LinksLost,
+			"mesh_routes_refused":  st.Mesh.RoutesRefused,
+			"reported_received":    st.Peers.Received,
+			"reported_lost":        st.Peers.Lost,
+			"reported_duplicates":  st.Peers.Duplicates,
 		},
+	}
+	for _, r := range front.Reasons() {
+		s.Counters["connections_refused_"+r.String()] = st.Front.Refused[r]
 	}
 	for _, v := range wire.Verdicts() {
 		s.Verdicts[v.String()] = st.Datapath.Verdicts[v]

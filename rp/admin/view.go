@@ -63,7 +63,9 @@ type Lack struct {
 // Peers counts those who are there.
 type Peers struct {
 	Connections    int `json:"connections"`
-	Sessions       int `json:"sessions"` // of members, in standby, and of those whose endpoint is being proven
+	Handshakes     int `json:"handshakes"` // under way
+	Idle           int `json:"idle"`       // connections without a session
+	Sessions       int `json:"sessions"`   // of members, in standby, and of those whose endpoint is being proven
 	Members        int `json:"members"`
 	Channels       int `json:"channels"` // multicast channels
 	ChannelMembers int `json:"channel_members"`

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/rp/front/rlpx"
+	"github.com/ethmcast/mdcs/rp/membership"
 )
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
@@ -633,4 +636,71 @@ func TestSpeaksWithGeth(t *testing.T) {
 	fd, err := net.Dial("tcp6", tcp.Addr().String())
 	require.NoError(t, err)
 	require.ErrorIs(t, start("other").SetupConn(fd, 1<<1, self), p2p.DiscUselessPeer)
+}
+
+// A site takes no more than what its connections and its members may: some 60 MiB by the
+// default limits, whatever it sends. An honest peer of another site is let in meanwhile.
+func TestMemoryOfASite(t *testing.T) {
+	const sessions, per64, per48 = 10_000, 16, 256
+	limits := LimitsFor(sessions, per64, per48)
+	limits.Rates = membership.Rates{} // the site has all the time that it needs
+	h := newHouse(t, func(c *Config) {
+		c.Limits = limits
+		c.Protocols[0].MaxMessage = 128 << 10
+	})
+	site := func(i int) netip.Addr { return at(1, 1, i/per64) }
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	before := heap()
+	bomb := append([]byte{0xff, 0xff, 0xff, 0x07}, make([]byte, 700_000)...) // claims 16 MB
+	part := make([]byte, 149<<10)
+	rand.NewChaCha8([32]byte{}).Read(part)
+	guests := make([]*guest, limits.Per48)
+	for i := range guests {
+		g, err := h.visit(site(i), newKey(t))
+		require.NoError(t, err)
+		guests[i] = g
+		if i < per48 {
+			require.NoError(t, g.Write(g.fd, 0x11, nil)) // a session
+		}
+	}
+	require.Eventually(t, func() bool { return h.Stats().Strangers == limits.Per48 }, 10*time.Second, time.Millisecond)
+	for i := range 2 * per48 { // more connections, which are refused, and half a handshake
+		fd := h.knock(site(i))
+		_, _ = fd.Write([]byte{0x08})
+	}
+	// Of the members each holds the largest message back from its last byte on, and of the
+	// others each claims 16 MB.
+	var all sync.WaitGroup
+	for i, g := range guests {
+		all.Go(func() {
+			if i >= per48 {
+				g.SetSnappy(false)
+				_ = g.fd.SetWriteDeadline(time.Now().Add(time.Second))
+				_ = g.Write(g.fd, rlpx.PingMsg, bomb)
+				return
+			}
+			var frame bytes.Buffer
+			if g.Write(&frame, 0x10, part[:128<<10]) == nil {
+				_, _ = g.fd.Write(frame.Bytes()[:frame.Len()-1])
+			}
+		})
+	}
+	all.Wait()
+	grown := int64(heap()) - int64(before)
+	// Both ends and their copies of the frames are in this process: the test's own part is
+	// that of the frames that it wrote, which are garbage by now.
+	t.Logf("%d connections of a /48: %.1f MiB", h.Stats().Strangers, float64(grown)/(1<<20))
+	require.Less(t, grown, int64(64<<20))
+
+	began := time.Now()
+	_, err := h.visit(at(2, 1, 1), newKey(t))
+	require.NoError(t, err)
+	t.Logf("an honest peer after %v", time.Since(began))
+	require.Less(t, time.Since(began), 5*time.Second)
+	runtime.KeepAlive(guests)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/front"
 )
 
 const namespace = "mdcs_rp"
@@ -31,6 +32,11 @@ var (
 	overflows     = desc("overflows_total", "Copies, frames or records that a queue of the engine had no room for.", "queue")
 
 	connections = desc("peer_connections", "Control connections of peers.")
+	strangers   = desc("strangers", "Connections to the control port that are not trusted RPs'.")
+	shaking     = desc("handshakes", "Handshakes of strangers that are under way.")
+	idle        = desc("idle_connections", "Connections of strangers without a session.")
+	accepted    = desc("connections_accepted_total", "Connections that the control port accepted, refused ones among them.")
+	turnedAway  = desc("connections_refused_total", "Connections that were refused or ended by the control port, by reason.", "reason")
 	sessions    = desc("sessions", "Sessions of peers, admitted or being proven.")
 	members     = desc("members", "Admitted peers, by group.", "group")
 	admitted    = desc("admissions_total", "Peers admitted.")
@@ -141,6 +147,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 
 	gauge(connections, float64(st.Peers.Connections))
+	gauge(strangers, float64(st.Front.Strangers))
+	gauge(shaking, float64(st.Front.Handshakes))
+	gauge(idle, float64(st.Front.Idle))
+	counter(accepted, st.Front.Accepted)
+	for _, r := range front.Reasons() {
+		counter(turnedAway, st.Front.Refused[r], r.String())
+	}
 	gauge(sessions, float64(st.Sessions))
 	for group, n := range st.Members {
 		gauge(members, float64(n), fmt.Sprintf("%08x", group))

@@ -3,6 +3,7 @@
 package metrics
 
 import (
+	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/front"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
@@ -59,6 +61,10 @@ func TestCollector(t *testing.T) {
 		Peers: peerside.Stats{
 			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
 			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29, Unreached: 55, Confirmed: 50, Limited: 51,
+		},
+		Front: front.Stats{
+			Strangers: 70, Handshakes: 71, Idle: 72, Neighbours: 1, Accepted: 73,
+			Refused: map[front.Reason]uint64{front.Full48: 74, front.Idle: 75},
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
@@ -109,6 +115,10 @@ func TestCollector(t *testing.T) {
 		`mdcs_rp_overflows_total{queue="device"} 26`,
 		`mdcs_rp_overflows_total{queue="fan-out"} 0`,
 		"mdcs_rp_peer_connections 8",
+		"mdcs_rp_strangers 70",
+		"mdcs_rp_handshakes 71",
+		"mdcs_rp_idle_connections 72",
+		"mdcs_rp_connections_accepted_total 73",
 		"mdcs_rp_admissions_total 9",
 		`mdcs_rp_violations_total{role="peer"} 10`,
 		"mdcs_rp_rekey_missing_total 11",
@@ -180,6 +190,9 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_confirmations_total 50",
 		"mdcs_rp_confirmations_limited_total 51",
 		"mdcs_rp_ready 1",
+	}
+	for _, r := range front.Reasons() {
+		want = append(want, fmt.Sprintf("mdcs_rp_connections_refused_total{reason=%q} %d", r, s.Front.Refused[r]))
 	}
 	for _, v := range wire.Verdicts() {
 		want = append(want, `mdcs_rp_datagrams_total{verdict="`+v.String()+`"} 1`+twoDigits(int(v)))

@@ -14,49 +14,23 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
-	"github.com/ethereum/go-ethereum/p2p/rlpx"
-	"github.com/ethereum/go-ethereum/rlp"
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/front/rlpx"
 )
 
-// Times of devp2p, as geth has them.
-const (
-	dialTimeout      = 5 * time.Second
-	handshakeTimeout = 5 * time.Second
-	readTimeout      = 30 * time.Second
-	writeTimeout     = 5 * time.Second // shorter: a peer that waits holds up others
-	pingInterval     = 15 * time.Second
-)
+// dialTimeout is that of geth for the TCP handshake.
+const dialTimeout = 5 * time.Second
 
-// Messages of devp2p itself. Those of the first capability follow.
-const (
-	helloMsg      = 0x00
-	disconnectMsg = 0x01
-	pingMsg       = 0x02
-	pongMsg       = 0x03
-	capabilityMsg = 0x10
-)
-
-// devp2pVersion is the first one that compresses messages.
-const devp2pVersion = 5
-
-// hello is devp2p's first message.
-type hello struct {
-	Version    uint64
-	Name       string
-	Caps       []p2p.Cap
-	ListenPort uint64
-	ID         []byte         // public key without its first byte
-	Rest       []rlp.RawValue `rlp:"tail"`
-}
+// capabilityMsg is the code of the first message of the capability.
+const capabilityMsg = rlpx.BaseLength
 
 // conn is a devp2p connection with mdcs/1 and nothing else.
 type conn struct {
+	fd   net.Conn
 	rlpx *rlpx.Conn
 }
 
@@ -77,10 +51,10 @@ func connect(ctx context.Context, in func(func() error) error, key *ecdsa.Privat
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{rlpx: rlpx.NewConn(&meter{fd, sent, received}, to.Pubkey())}
+	c := &conn{fd: &meter{fd, sent, received}}
 	stop := context.AfterFunc(ctx, func() { fd.Close() })
 	defer stop()
-	if err := c.handshake(fd, key); err != nil {
+	if err := c.handshake(key, to.Pubkey()); err != nil {
 		fd.Close()
 		return nil, err
 	}
@@ -96,73 +70,44 @@ func foreignAddress(_, _ string, raw syscall.RawConn) error {
 	return errors.Join(control, err)
 }
 
-func (c *conn) handshake(fd net.Conn, key *ecdsa.PrivateKey) error {
-	if err := fd.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+func (c *conn) handshake(key *ecdsa.PrivateKey, to *ecdsa.PublicKey) (err error) {
+	if err := c.fd.SetDeadline(time.Now().Add(rlpx.HandshakeTimeout)); err != nil {
 		return err
 	}
-	if _, err := c.rlpx.Handshake(key); err != nil {
+	if c.rlpx, err = rlpx.Dial(c.fd, key, to); err != nil {
 		return fmt.Errorf("rlpx: %w", err)
 	}
-	own, err := rlp.EncodeToBytes(&hello{
-		Version: devp2pVersion,
-		Name:    "light-peer",
-		Caps:    []p2p.Cap{{Name: proto.Name, Version: proto.Version}},
-		ID:      crypto.FromECDSAPub(&key.PublicKey)[1:],
-	})
+	own := p2p.Cap{Name: proto.Name, Version: proto.Version}
+	if err := c.rlpx.WriteHello(c.fd, rlpx.NewHello(key, "light-peer", []p2p.Cap{own})); err != nil {
+		return err
+	}
+	theirs, err := c.rlpx.ReadHello(c.fd)
 	if err != nil {
 		return err
 	}
-	if _, err := c.rlpx.Write(helloMsg, own); err != nil {
-		return err
+	if !slices.Contains(theirs.Caps, own) {
+		return fmt.Errorf("%s does not speak %v", theirs.Name, own)
 	}
-	code, payload, _, err := c.rlpx.Read()
-	switch {
-	case err != nil:
-		return fmt.Errorf("hello: %w", err)
-	case code == disconnectMsg:
-		return disconnected(payload)
-	case code != helloMsg:
-		return fmt.Errorf("message 0x%02x where hello was expected", code)
-	}
-	var theirs hello
-	if err := rlp.DecodeBytes(payload, &theirs); err != nil {
-		return fmt.Errorf("hello: %w", err)
-	}
-	if !slices.Contains(theirs.Caps, p2p.Cap{Name: proto.Name, Version: proto.Version}) {
-		return fmt.Errorf("%s does not speak %s/%d", theirs.Name, proto.Name, proto.Version)
-	}
-	c.rlpx.SetSnappy(theirs.Version >= devp2pVersion)
-	return fd.SetDeadline(time.Time{})
+	return c.fd.SetDeadline(time.Time{})
 }
 
-// disconnected is the error that stands for a Disconnect.
-func disconnected(payload []byte) error {
-	var reason []p2p.DiscReason
-	if rlp.DecodeBytes(payload, &reason) != nil || len(reason) == 0 {
-		return errors.New("disconnected")
-	}
-	return fmt.Errorf("disconnected: %w", reason[0])
-}
-
-// read returns the next message. Its payload is valid until the next call.
+// read returns the next message.
 func (c *conn) read() (code uint64, payload []byte, err error) {
-	if err := c.rlpx.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
+	if err := c.fd.SetReadDeadline(time.Now().Add(rlpx.ReadTimeout)); err != nil {
 		return 0, nil, err
 	}
-	code, payload, _, err = c.rlpx.Read()
-	return code, payload, err
+	return c.rlpx.Read(c.fd, proto.MaxMessage, nil)
 }
 
 // write sends a message.
 func (c *conn) write(code uint64, payload []byte) error {
-	if err := c.rlpx.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := c.fd.SetWriteDeadline(time.Now().Add(rlpx.WriteTimeout)); err != nil {
 		return err
 	}
-	_, err := c.rlpx.Write(code, payload)
-	return err
+	return c.rlpx.Write(c.fd, code, payload)
 }
 
-func (c *conn) close() { c.rlpx.Close() }
+func (c *conn) close() { c.fd.Close() }
 
 // meter counts the bytes of a connection.
 type meter struct {

@@ -20,6 +20,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/front/rlpx"
 )
 
 // The peers of a swarm first dial within spreadEach for each of them, and spread at most.
@@ -123,15 +124,15 @@ func (p *peer) serve(ctx context.Context, c *conn) (joined bool) {
 		p.mu.Lock()
 		now := time.Now()
 		switch {
-		case err != nil || code == disconnectMsg:
+		case err != nil || code == rlpx.DisconnectMsg:
 			p.joiner.Fail(now, errLost)
 			p.perform()
 			p.conn, p.joiner = nil, nil
 			joined = p.welcome
 			p.mu.Unlock()
 			return joined
-		case code == pingMsg:
-			p.write(pongMsg, emptyList)
+		case code == rlpx.PingMsg:
+			p.write(rlpx.PongMsg, emptyList)
 		case code >= capabilityMsg:
 			p.message(now, code-capabilityMsg, payload)
 		}
@@ -165,9 +166,9 @@ func (p *peer) tick(now time.Time) {
 	if p.joiner == nil {
 		return
 	}
-	if now.Sub(p.pinged) >= pingInterval {
+	if now.Sub(p.pinged) >= rlpx.PingInterval {
 		p.pinged = now
-		p.write(pingMsg, emptyList)
+		p.write(rlpx.PingMsg, emptyList)
 	}
 	p.joiner.Tick(now)
 	p.perform()
