@@ -74,6 +74,7 @@ func (r *RP) Drain(ctx context.Context) {
 	if r.state.Load() != serving {
 		return
 	}
+	r.vitals.drained.Store(true)
 	r.cfg.Log.Info("replication point drains")
 	if left := r.peers.Drain(ctx); left > 0 {
 		r.cfg.Log.Warn("members stayed", "members", left)

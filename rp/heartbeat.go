@@ -77,13 +77,19 @@ func (r *RP) heartbeat(ctx context.Context) {
 		select {
 		case now := <-ticker.C:
 			own := slices.DeleteFunc(r.engine.Marks(), func(m proto.Mark) bool { return m.Ingress != r.incarnation })
+			r.vitals.engine.beat()
 			scope := b.look(now, own)
 			if scope == 0 {
 				continue
 			}
-			if err := r.engine.Heartbeat(scope); err != nil && !errors.Is(err, datapath.ErrClosed) {
-				r.cfg.Log.Error("heart-beat not sent", "err", err)
+			err := r.engine.Heartbeat(scope)
+			if errors.Is(err, datapath.ErrClosed) {
+				return
 			}
+			if err != nil {
+				r.cfg.Log.Error("heartbeat not sent", "err", err)
+			}
+			r.vitals.sent(err)
 		case <-ctx.Done():
 			return
 		}

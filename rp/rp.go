@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,6 +78,9 @@ type Config struct {
 	// Engine opens the datapath.
 	Engine func(datapath.Config) (datapath.Engine, error)
 
+	// Choice tells, after Engine returned, why that engine is in use. Optional.
+	Choice func() Choice
+
 	Log *slog.Logger
 
 	// Rand is the source of keys and indexes, safe for concurrent use; crypto/rand
@@ -127,6 +129,7 @@ type RP struct {
 	wg     sync.WaitGroup // heart-beat and rekeying
 
 	redirects redirects
+	vitals    *vitals
 
 	lifecycle sync.Mutex // held by Start and Stop
 	state     atomic.Uint32
@@ -153,6 +156,7 @@ func New(cfg Config) (*RP, error) {
 		keys:    keyring.New(),
 		members: membership.New(cfg.Limits, cfg.Rand),
 		events:  events.NewHub(),
+		vitals:  newVitals(),
 	}
 	for _, topic := range topics {
 		r.groups = append(r.groups, proto.GroupID(cfg.NetworkID, cfg.Genesis, topic))
@@ -359,7 +363,10 @@ func (r *RP) start() error {
 	r.started = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
+	r.vitals.engine.beat()
+	r.vitals.mesh.beat()
 	r.wg.Go(func() { r.heartbeat(ctx) })
+	r.wg.Go(func() { r.feelMesh(ctx) })
 	r.wg.Go(func() { r.rekey(ctx) })
 	if orphans != nil {
 		r.wg.Go(func() { r.expire(ctx, orphans) })
@@ -451,29 +458,6 @@ func (r *RP) Incarnation() uint32 { return r.incarnation }
 // Addr returns the data endpoint. The RP must be started.
 func (r *RP) Addr() netip.AddrPort { return r.engine.Addr() }
 
-// Ready returns nil when the RP serves and is in the mesh, else what is missing: links
-// to all other RPs of a small mesh, and some of a large one.
-func (r *RP) Ready() error {
-	if r.state.Load() != serving {
-		return errors.New("not serving")
-	}
-	var down []string
-	st := r.mesh.Stats()
-	for _, n := range st.Neighbours {
-		if !n.Up() {
-			down = append(down, n.ID.TerminalString())
-		}
-	}
-	some := len(st.Neighbours) >= linkstate.FullMesh && len(down) < len(st.Neighbours)
-	switch {
-	case len(down) > 0 && !some:
-		return fmt.Errorf("mesh links down: %s", strings.Join(down, ", "))
-	case !st.Settled:
-		return errors.New("not yet on the trees of all ingress RPs")
-	}
-	return nil
-}
-
 // Tree returns the tree of an ingress RP, named by the first 8 bytes of its node id, as
 // it was computed here; false when there is none. The RP must be started.
 func (r *RP) Tree(ingress linkstate.ID) ([]meshside.Edge, bool) { return r.mesh.Tree(ingress) }
@@ -486,7 +470,8 @@ type Status struct {
 	Mesh        meshside.Stats
 	Sessions    int            // of peers, admitted or not
 	Members     map[uint32]int // by group
-	Ready       bool
+	Health      Health
+	Choice      Choice
 	Front       front.Stats
 
 	Discovery discovery.Status // zero when neighbours are not looked for
@@ -501,7 +486,8 @@ func (r *RP) Status() Status {
 		Mesh:        r.mesh.Stats(),
 		Sessions:    r.members.Sessions(),
 		Members:     r.members.Members(),
-		Ready:       r.Ready() == nil,
+		Health:      r.Health(),
+		Choice:      r.Choice(),
 		Front:       r.server.Stats(),
 	}
 	if r.finder != nil {

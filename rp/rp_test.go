@@ -153,9 +153,24 @@ func meshOf(t *testing.T, n int, edit ...func(*rp.Config)) ([]*rp.RP, []*site) {
 	return points, sites
 }
 
+// awaitReady waits until an RP serves, and has all the links that it should have.
 func awaitReady(t *testing.T, p *rp.RP) {
 	t.Helper()
-	require.Eventually(t, func() bool { return p.Ready() == nil }, patience, 5*time.Millisecond, "not ready: %v", p.Ready())
+	require.Eventually(t, func() bool { return complete(p) }, patience, 5*time.Millisecond, "%+v", p.Health())
+}
+
+func complete(p *rp.RP) bool {
+	h := p.Health()
+	return h.Ready && len(h.LinksDown) == 0
+}
+
+// awaitLinkDown waits until an RP misses a link. It serves its peers all the same.
+func awaitLinkDown(t *testing.T, p *rp.RP) {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(p.Health().LinksDown) > 0 }, patience, 5*time.Millisecond)
+	require.NoError(t, p.Ready())
+	require.True(t, p.Health().Live)
+	require.NotEmpty(t, p.Health().Warnings)
 }
 
 // members waits until peers are admitted.
@@ -325,8 +340,8 @@ func TestRestart(t *testing.T) {
 	gone.leave()
 
 	points[1].Stop()
-	require.Eventually(t, func() bool { return points[0].Ready() != nil }, patience, 5*time.Millisecond)
-	require.ErrorContains(t, points[0].Ready(), "mesh links down")
+	awaitLinkDown(t, points[0])
+	require.Contains(t, points[0].Health().Warnings[0], "no other RP is reached")
 	again := start(t, sites[1].config(t, sites[0]))
 	require.NotEqual(t, old, again.Incarnation())
 	awaitReady(t, again)
@@ -488,9 +503,13 @@ func TestStartFails(t *testing.T) {
 		require.ErrorContains(t, point.Start(), x.want)
 		point.Stop()
 	}
+}
+
+// TestItselfIsNoNeighbour has one list for all RPs of a mesh, thus with the RP itself.
+func TestItselfIsNoNeighbour(t *testing.T) {
+	t.Parallel()
 	own := newSite(t)
-	selfish := own.config(t, own)
-	point, err := rp.New(selfish)
-	require.NoError(t, err)
-	require.ErrorContains(t, point.Start(), "this node itself")
+	point := start(t, own.config(t, own))
+	awaitReady(t, point)
+	require.Empty(t, point.Status().Mesh.Neighbours)
 }

@@ -84,7 +84,11 @@ func operatorStatusTable(w io.Writer, st admin.Status) {
 	}
 	row(w, "chain", fmt.Sprintf("network %d, genesis %s", st.NetworkID, st.Genesis))
 	row(w, "up", age(time.Duration(st.Uptime)))
+	row(w, "live", map[bool]string{true: "yes", false: "no: it has to be started anew"}[st.Live])
 	row(w, "ready", ready)
+	for _, warning := range st.Warnings {
+		row(w, "warning", warning)
+	}
 	row(w, "rps", fmt.Sprintf("%d of %d links up", st.RPsUp, st.RPs))
 	row(w, "peers", fmt.Sprintf("%d members, %d sessions, %d connections", st.Peers.Members, st.Peers.Sessions, st.Peers.Connections))
 	row(w, "channels", fmt.Sprintf("%d, with %d members", st.Peers.Channels, st.Peers.ChannelMembers))

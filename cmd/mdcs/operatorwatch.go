@@ -125,6 +125,7 @@ func statsTable(w io.Writer, st admin.Stats, rates map[string]float64) {
 	} else {
 		row(w, "COUNTER", "TOTAL", "PER SECOND")
 	}
+	row(w, "(counted at)", st.At.Format("15:04:05.000"))
 	for _, v := range wire.Verdicts() {
 		line(verdictPrefix+v.String(), st.Verdicts[v.String()])
 	}

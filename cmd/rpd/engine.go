@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/config"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/socket"
@@ -14,9 +15,13 @@ import (
 )
 
 // openEngine opens the engine of the configuration, and says in one line which one
-// and why.
-func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (datapath.Engine, error) {
+// and why. The choice says it again, for the metrics and the health.
+func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (datapath.Engine, rp.Choice, error) {
 	name, why := cfg.Engine, "configured"
+	choice := rp.Choice{Reason: "configured"}
+	if name == "auto" {
+		choice.Reason = "auto"
+	}
 	pin, unpinned := cfg.Pin, error(nil)
 	if pin != "" {
 		if unpinned = xdp.CheckPin(pin); unpinned != nil {
@@ -30,25 +35,26 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 				log.Warn("datapath not pinned: it ends with rpd", "reason", unpinned)
 			}
 			log.Info("datapath engine", "engine", "xdp", "why", map[string]string{"auto": "it runs here", "xdp": why}[name])
-			return e, nil
+			return e, choice, nil
 		}
 		if name == "xdp" {
-			return nil, err
+			return nil, choice, err
 		}
 		why = err.Error()
+		choice = rp.Choice{Reason: "fallback", Fallback: why}
 	}
 	if pin != "" {
 		// Programs of an rpd that was killed would take what the socket is to get.
 		if err := xdp.TakeDown(pin, c.Addr, log); err != nil {
-			return nil, err
+			return nil, choice, err
 		}
 	}
 	e, err := socket.Listen(c)
 	if err != nil {
-		return nil, err
+		return nil, choice, err
 	}
 	log.Info("datapath engine", "engine", "socket", "why", why)
-	return e, nil
+	return e, choice, nil
 }
 
 // openXDP attaches the XDP engine, after the checks that know in words what is missing.

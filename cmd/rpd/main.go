@@ -22,6 +22,7 @@ import (
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/admin"
 	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/limitlog"
 	"github.com/ethmcast/mdcs/rp/metrics"
 )
 
@@ -141,7 +142,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.Log.Level}))
+	log := limitlog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.Log.Level}))
 	point, err := newRP(cfg, log)
 	if err != nil {
 		return err
@@ -164,13 +165,17 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(metrics.NewCollector(point), collectors.NewGoCollector(),
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-		server, err := admin.Start(cfg.Admin.Listen, admin.Handler(registry, point.Ready), log)
+		server, err := admin.Start(cfg.Admin.Listen, admin.Handler(registry, point.Health), log)
 		if err != nil {
 			return err
 		}
 		defer server.Stop()
 	}
+	systemd := newSupervisor(os.Getenv, log)
+	systemd.ready()
+	systemd.watch(ctx, point.Health)
 	<-ctx.Done()
+	systemd.stopping()
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	point.Drain(drain)

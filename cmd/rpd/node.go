@@ -53,6 +53,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	if cfg.Delivery.SSM {
 		groupPort = cfg.Delivery.GroupPort
 	}
+	var choice rp.Choice
 	return rp.New(rp.Config{
 		PrivateKey:  key,
 		Address:     cfg.Node.Address,
@@ -97,7 +98,11 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 			Alpha:  cfg.Mesh.Alpha,
 			Budget: cfg.Mesh.CopyBudget,
 		},
-		Engine: func(c datapath.Config) (datapath.Engine, error) { return openEngine(&cfg.Datapath, c, log) },
+		Engine: func(c datapath.Config) (e datapath.Engine, err error) {
+			e, choice, err = openEngine(&cfg.Datapath, c, log)
+			return e, err
+		},
+		Choice: func() rp.Choice { return choice },
 		Log:    log,
 	})
 }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/ethmcast/mdcs/rp"
 )
 
 // Timeouts of the listeners: they serve small answers to few.
@@ -24,21 +26,44 @@ const (
 	stopTimeout  = time.Second
 )
 
-// Handler answers the operator's requests. ready returns nil, or why not.
-func Handler(metrics prometheus.Gatherer, ready func() error) http.Handler {
+// Handler answers the operator's requests. /-/healthy and /-/ready answer with status
+// 200, or 503 if not, in words: the reasons and the warnings, a line each. To who accepts
+// application/json they answer with all of the [rp.Health].
+func Handler(metrics prometheus.Gatherer, health func() rp.Health) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintln(w, "healthy")
+	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, r *http.Request) {
+		h := health()
+		tell(w, r, h, "healthy", h.Live, h.Dead)
 	})
-	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
-			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ready")
+	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, r *http.Request) {
+		h := health()
+		tell(w, r, h, "ready", h.Ready, h.NotReady)
 	})
 	return mux
+}
+
+// tell answers whether an RP is something, and if not, why.
+func tell(w http.ResponseWriter, r *http.Request, h rp.Health, what string, is bool, why []string) {
+	status := http.StatusOK
+	if !is {
+		status = http.StatusServiceUnavailable
+	}
+	if r.Header.Get("Accept") == "application/json" {
+		answer(w, status, h)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	if is {
+		fmt.Fprintln(w, what)
+	}
+	for _, reason := range why {
+		fmt.Fprintf(w, "not %s: %s\n", what, reason)
+	}
+	for _, warning := range h.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", warning)
+	}
 }
 
 // Server is the listener.

@@ -4,7 +4,7 @@ package admin
 
 import (
 	"bufio"
-	"errors"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/events"
 )
 
@@ -26,28 +27,45 @@ func TestServer(t *testing.T) {
 	counter := prometheus.NewCounter(prometheus.CounterOpts{Name: "things_total", Help: "Things."})
 	registry.MustRegister(counter)
 	counter.Inc()
-	var ready error
-	s, err := Start("[::1]:0", Handler(registry, func() error { return ready }), log)
+	health := rp.Health{Live: true, Ready: true, Warnings: []string{"mesh links down: ab"}}
+	s, err := Start("[::1]:0", Handler(registry, func() rp.Health { return health }), log)
 	require.NoError(t, err)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	get := func(path string) (int, string) {
+	ask := func(path, accept string) (int, string) {
 		t.Helper()
-		resp, err := client.Get("http://" + s.Addr() + path)
+		req, err := http.NewRequest(http.MethodGet, "http://"+s.Addr()+path, nil)
+		require.NoError(t, err)
+		req.Header.Set("Accept", accept)
+		resp, err := client.Do(req)
 		require.NoError(t, err)
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
 		return resp.StatusCode, string(body)
 	}
+	get := func(path string) (int, string) { return ask(path, "*/*") }
 	code, body := get("/-/healthy")
 	require.Equal(t, 200, code, body)
+	require.Equal(t, "healthy\nwarning: mesh links down: ab\n", body)
 	code, body = get("/-/ready")
 	require.Equal(t, 200, code, body)
-	require.Equal(t, "ready\n", body)
-	ready = errors.New("mesh links down: ab")
+	require.Equal(t, "ready\nwarning: mesh links down: ab\n", body)
+	health = rp.Health{Live: true, NotReady: []string{"full", "draining"}}
+	code, body = get("/-/healthy")
+	require.Equal(t, 200, code, body)
+	require.Equal(t, "healthy\n", body)
 	code, body = get("/-/ready")
 	require.Equal(t, 503, code)
-	require.Equal(t, "not ready: mesh links down: ab\n", body)
+	require.Equal(t, "not ready: full\nnot ready: draining\n", body)
+	health = rp.Health{Dead: []string{"the mesh hangs"}, NotReady: []string{"the mesh hangs"}}
+	code, body = get("/-/healthy")
+	require.Equal(t, 503, code)
+	require.Equal(t, "not healthy: the mesh hangs\n", body)
+	code, body = ask("/-/healthy", "application/json")
+	require.Equal(t, 503, code)
+	var told rp.Health
+	require.NoError(t, json.Unmarshal([]byte(body), &told))
+	require.Equal(t, health, told)
 	code, body = get("/metrics")
 	require.Equal(t, 200, code)
 	require.Contains(t, body, "things_total 1\n")

@@ -46,7 +46,7 @@ const (
 type Point interface {
 	About() rp.About
 	Status() rp.Status
-	Ready() error
+	Health() rp.Health
 	Sessions() []peerside.Session
 	Marks() []proto.Mark
 	Mesh() meshside.Stats
@@ -192,14 +192,11 @@ func (o *Operator) status() Status {
 		Passed: st.Datapath.Verdicts[wire.Pass],
 		Drops:  make(map[string]uint64),
 	}
-	if err := o.Point.Ready(); err != nil {
-		s.NotReady = err.Error()
-	} else {
-		s.Ready = true
-	}
 	for _, l := range st.Datapath.Lacks {
 		s.Lacks = append(s.Lacks, Lack{l.What, l.Why})
 	}
+	h := o.Point.Health()
+	s.Live, s.Ready, s.NotReady, s.Warnings = h.Live, h.Ready, strings.Join(h.NotReady, "; "), h.Warnings
 	for _, n := range o.Point.Mesh().Neighbours {
 		s.RPs++
 		if n.Up() {

@@ -42,8 +42,10 @@ type Status struct {
 	Genesis     string         `json:"genesis"`
 	Started     time.Time      `json:"started"`
 	Uptime      Seconds        `json:"uptime_s"`
+	Live        bool           `json:"live"` // all its parts turn
 	Ready       bool           `json:"ready"`
 	NotReady    string         `json:"not_ready,omitempty"` // why
+	Warnings    []string       `json:"warnings"`
 	Peers       Peers          `json:"peers"`
 	Limits      Limits         `json:"limits"`
 	RPs         int            `json:"rps"`    // that are neighbours

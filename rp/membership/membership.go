@@ -301,6 +301,13 @@ func (t *Table) Sessions() int {
 	return t.peers
 }
 
+// Full returns the number of peers' sessions, and whether there is room for no more.
+func (t *Table) Full() (sessions int, full bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.peers, over(t.peers, t.limits.Sessions)
+}
+
 // Members returns the number of members of each group that has any.
 func (t *Table) Members() map[uint32]int {
 	t.mu.Lock()

@@ -102,6 +102,9 @@ type Stats struct {
 	Planted    bool // all on its own tree have its keys
 }
 
+// Turn returns when the goroutine of the mesh took a turn, true if it runs.
+func (s *Server) Turn() bool { return s.call(func() {}) }
+
 // Stats returns the state. When the Server does not run all links are down.
 func (s *Server) Stats() Stats {
 	var st Stats

@@ -100,8 +100,11 @@ var (
 	confirmed       = desc("confirmations_total", "Objects that members said they have.")
 	confirmsLimited = desc("confirmations_limited_total", "Objects that members said they have in too many messages.")
 
-	engine = desc("engine_info", "1 for the datapath engine in use.", "engine")
-	ready  = desc("ready", "1 when the RP serves and is in the mesh.")
+	engine   = desc("engine_info", "1 for the datapath engine in use, by why it is: configured, auto or fallback.", "engine", "reason")
+	fallback = desc("engine_fallback", "1 when the engine in use is a fallback, because the better one does not run.")
+	live     = desc("live", "1 when all parts of the RP turn.")
+	warnings = desc("warnings", "What an operator should look at: mdcs status says it in words.")
+	ready    = desc("ready", "1 when the RP serves peers and lets more in.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -247,8 +250,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(receiptsRefused, st.Mesh.ReceiptsRefused)
 	counter(confirmed, st.Peers.Confirmed)
 	counter(confirmsLimited, st.Peers.Limited)
-	gauge(engine, 1, st.Datapath.Engine)
-	gauge(ready, oneIf(st.Ready))
+	gauge(engine, 1, st.Datapath.Engine, st.Choice.Reason)
+	gauge(fallback, oneIf(st.Choice.Fallback != ""))
+	gauge(live, oneIf(st.Health.Live))
+	gauge(ready, oneIf(st.Health.Ready))
+	gauge(warnings, float64(len(st.Health.Warnings)))
 }
 
 func oneIf(b bool) float64 {

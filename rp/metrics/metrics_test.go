@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
@@ -92,7 +93,8 @@ func TestCollector(t *testing.T) {
 		Incarnation: 45,
 		Sessions:    17,
 		Members:     map[uint32]int{0xabcd: 18},
-		Ready:       true,
+		Health:      rp.Health{Live: true, Ready: true, Warnings: []string{"a", "b"}},
+		Choice:      rp.Choice{Reason: "fallback", Fallback: "no"},
 		Discovery: discovery.Status{
 			Known:   27,
 			Skipped: map[string]uint64{"no_ipv6": 28},
@@ -108,7 +110,10 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_echoes_total 3",
 		"mdcs_rp_heartbeats_total 4",
 		"mdcs_rp_probes_total 5",
-		`mdcs_rp_engine_info{engine="socket"} 1`,
+		`mdcs_rp_engine_info{engine="socket",reason="fallback"} 1`,
+		"mdcs_rp_engine_fallback 1",
+		"mdcs_rp_live 1",
+		"mdcs_rp_warnings 2",
 		"mdcs_rp_send_errors_total 6",
 		"mdcs_rp_receive_errors_total 7",
 		"mdcs_rp_receive_drops_total 19",
@@ -198,6 +203,15 @@ func TestCollector(t *testing.T) {
 		want = append(want, `mdcs_rp_datagrams_total{verdict="`+v.String()+`"} 1`+twoDigits(int(v)))
 	}
 	require.ElementsMatch(t, want, scrape(t, s))
+
+	// As promtool check metrics does: names, units and texts.
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(NewCollector(s))
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	require.NoError(t, err)
+	require.Empty(t, problems)
 }
 
 func twoDigits(n int) string { return string([]byte{'0' + byte(n/10), '0' + byte(n%10)}) }

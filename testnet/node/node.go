@@ -173,6 +173,7 @@ func (d *daemon) get(ctx context.Context, port int, path string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("Accept", "application/json") // where there is a choice
 	resp, err := d.http.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d.name, err)

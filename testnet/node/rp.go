@@ -5,10 +5,12 @@ package node
 import (
 	"context"
 	"crypto/ecdsa"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -150,18 +152,33 @@ func (r *RP) Start(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, rpStartTimeout)
 	defer cancel()
-	return r.wait(ctx, "/-/healthy")
+	ctx, cancel = r.untilExit(ctx)
+	defer cancel()
+	return Wait(ctx, "health of "+r.name, func(ctx context.Context) error {
+		_, err := r.get(ctx, rpAdminPort, "/-/healthy")
+		return err
+	})
 }
 
 // WaitReady waits until the daemon serves and its mesh links are up.
-func (r *RP) WaitReady(ctx context.Context) error { return r.wait(ctx, "/-/ready") }
-
-func (r *RP) wait(ctx context.Context, path string) error {
+func (r *RP) WaitReady(ctx context.Context) error {
 	ctx, cancel := r.untilExit(ctx)
 	defer cancel()
-	return Wait(ctx, path+" of "+r.name, func(ctx context.Context) error {
-		_, err := r.get(ctx, rpAdminPort, path)
-		return err
+	return Wait(ctx, "mesh of "+r.name, func(ctx context.Context) error {
+		text, err := r.get(ctx, rpAdminPort, "/-/ready")
+		if err != nil {
+			return err
+		}
+		var health struct {
+			LinksDown []string `json:"links_down"`
+		}
+		if err := json.Unmarshal(text, &health); err != nil {
+			return fmt.Errorf("%s: health: %w", r.name, err)
+		}
+		if len(health.LinksDown) > 0 {
+			return fmt.Errorf("%s: mesh links down: %s", r.name, strings.Join(health.LinksDown, ", "))
+		}
+		return nil
 	})
 }
 
@@ -178,8 +195,10 @@ func (r *RP) Engine(ctx context.Context) (string, error) {
 		return "", err
 	}
 	for _, engine := range []string{"socket", "xdp"} {
-		if m[fmt.Sprintf("mdcs_rp_engine_info{engine=%q}", engine)] == 1 {
-			return engine, nil
+		for name := range m {
+			if strings.HasPrefix(name, fmt.Sprintf("mdcs_rp_engine_info{engine=%q", engine)) {
+				return engine, nil
+			}
 		}
 	}
 	return "", fmt.Errorf("%s: names no engine", r.name)

@@ -7,7 +7,6 @@ package admintest
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -189,8 +188,14 @@ func (p *Point) About() rp.About {
 // Status implements admin.Point.
 func (p *Point) Status() rp.Status { return p.status }
 
-// Ready implements admin.Point.
-func (p *Point) Ready() error { return errors.New("mesh links down: b300000000000000") }
+// Health implements admin.Point: a neighbouring RP is gone.
+func (p *Point) Health() rp.Health {
+	return rp.Health{
+		Live: true, Ready: true, Dead: []string{}, NotReady: []string{},
+		Warnings:  []string{"mesh links down: b300000000000000"},
+		LinksDown: []string{"b300000000000000"},
+	}
+}
 
 // Sessions implements admin.Point.
 func (p *Point) Sessions() []peerside.Session { return p.peers }

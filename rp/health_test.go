@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package rp_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/socket"
+)
+
+// hanging is a socket engine that answers some calls only when it is let.
+type hanging struct {
+	*socket.Engine
+	marks, heard atomic.Pointer[chan struct{}] // calls wait for the channel, nil: not
+}
+
+func wait(p *atomic.Pointer[chan struct{}]) {
+	if c := p.Load(); c != nil {
+		<-*c
+	}
+}
+
+func (h *hanging) Marks() []proto.Mark {
+	wait(&h.marks)
+	return h.Engine.Marks()
+}
+
+func (h *hanging) Heard(session uint32) time.Time {
+	wait(&h.heard)
+	return h.Engine.Heard(session)
+}
+
+// TestHealthOfWhatHangs has the engine hang, and then the mesh: the RP says so, and still
+// answers. When they go on it lives again.
+func TestHealthOfWhatHangs(t *testing.T) {
+	t.Parallel()
+	sites := []*site{newSite(t), newSite(t)}
+	start(t, sites[0].config(t, sites[1]))
+	cfg := sites[1].config(t, sites[0])
+	h := new(hanging)
+	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
+		var err error
+		h.Engine, err = socket.Listen(c)
+		return h, err
+	}
+	cfg.Choice = func() rp.Choice { return rp.Choice{Reason: "fallback", Fallback: "no xdp here"} }
+	point := start(t, cfg)
+	awaitReady(t, point)
+	health := point.Health()
+	require.True(t, health.Live)
+	require.Equal(t, []string{"the engine is a fallback: no xdp here"}, health.Warnings)
+
+	for part, call := range map[string]*atomic.Pointer[chan struct{}]{
+		"the thread of the engine": &h.marks, "the goroutine of the mesh": &h.heard,
+	} {
+		on := make(chan struct{})
+		call.Store(&on)
+		require.Eventually(t, func() bool { return !point.Health().Live }, patience, 10*time.Millisecond)
+		health := point.Health()
+		require.Len(t, health.Dead, 1)
+		require.Contains(t, health.Dead[0], part)
+		require.False(t, health.Ready)
+		require.Equal(t, health.Dead, health.NotReady)
+		call.Store(nil)
+		close(on)
+		awaitReady(t, point)
+		require.True(t, point.Health().Live)
+	}
+}
+
+// TestHealthWhenFull has room for one session.
+func TestHealthWhenFull(t *testing.T) {
+	t.Parallel()
+	cfg := newSite(t).config(t)
+	cfg.Limits.Sessions = 1
+	point := start(t, cfg)
+	awaitReady(t, point)
+	a := newPeer(t, point, peerOptions{})
+	members(t, a)
+	require.Eventually(t, func() bool { return point.Ready() != nil }, patience, 5*time.Millisecond)
+	require.EqualError(t, point.Ready(), "full: 1 sessions")
+	require.True(t, point.Health().Live)
+	a.leave()
+	require.Eventually(t, func() bool { return point.Ready() == nil }, patience, 5*time.Millisecond)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	point.Drain(ended)
+	require.EqualError(t, point.Ready(), "draining")
+	require.True(t, point.Health().Live)
+}
