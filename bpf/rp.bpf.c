@@ -29,10 +29,12 @@ static __always_inline int forward(struct xdp_md *ctx, struct packet *p, struct 
 	struct scratch *s = (void *)&p->ip->daddr;
 	void *data, *end;
 
-	if (o->session->role == ROLE_PEER)
+	if (o->role == ROLE_PEER)
 		stamp(p->h, o);
 	else
 		p->h->hop_limit--;
+	if ((p->h->version_type & 15) == TYPE_HEARTBEAT)
+		number(p->h, o->key);
 	if (cache_on && p->payload)
 		copy_to_cache(ctx, source, p->payload);
 	own_headers(p, s, o->sum);

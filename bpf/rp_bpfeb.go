@@ -107,6 +107,7 @@ type RpKey struct {
 type RpLife struct {
 	_          structs.HostLayout
 	ValidUntil uint64
+	Beats      uint64
 	HandleKey  struct {
 		_  structs.HostLayout
 		K0 uint64
@@ -200,6 +201,7 @@ type RpSessionState struct {
 	DatagramsDue uint64
 	CopiesDue    uint64
 	Hellos       uint64
+	Beats        uint64
 	Window       [128]uint64
 }
 
@@ -231,8 +233,12 @@ type RpStreamKey struct {
 type RpStreamState struct {
 	_         structs.HostLayout
 	Newest    uint64
-	Beat      uint64
+	Moved     uint64
+	Top       uint64
+	TopAt     uint64
+	BeatDue   uint64
 	Known     uint64
+	Parent    uint64
 	Upstreams [6]uint64
 	Window    [128]uint64
 }

@@ -4,6 +4,7 @@ package ethmcast
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -27,22 +28,29 @@ const socketBuffer = 4 << 20
 type hop struct {
 	session uint32 // 0: none
 	key     auth.Key
+	beats   auth.Beats // heartbeats taken
 }
 
 // sender is an RP that this node is a member of.
 type sender struct {
-	source netip.AddrPort
-	hops   [2]hop                     // by mode: our own session, the channel
-	beats  map[coverage.Stream]uint64 // newest heart-beat
+	source      netip.AddrPort
+	incarnation uint32
+	hops        [2]hop // by mode: our own session, the channel
+}
+
+// streamState is what is known of a stream, whichever RP it comes from.
+type streamState struct {
+	keys   map[uint8]auth.Key // by epoch
+	taken  auth.Stream
+	echoes auth.Window
 }
 
 // receiver checks the datagrams of the RPs that this node is a member of (SPEC 9.2). What
 // belongs to a stream is the same from all. It does no I/O.
 type receiver struct {
 	senders  []*sender
-	keys     map[coverage.Stream]map[uint8]auth.Key // by epoch
-	windows  map[coverage.Stream]*auth.Window
-	echoes   map[coverage.Stream]*auth.Window
+	trusted  *sender // whose heartbeats are believed: that of the active RP; nil for none
+	streams  map[coverage.Stream]*streamState
 	buffer   *reassembly.Buffer
 	counters wire.Counters
 }
@@ -53,13 +61,11 @@ func newReceiver() *receiver {
 
 // join begins to accept datagrams of an RP, by a session and by a channel. What is
 // known of streams is forgotten when there was no RP.
-func (r *receiver) join(source netip.AddrPort, own, channel hop) *sender {
+func (r *receiver) join(source netip.AddrPort, incarnation uint32, own, channel hop) *sender {
 	if len(r.senders) == 0 {
-		r.keys = make(map[coverage.Stream]map[uint8]auth.Key)
-		r.windows = make(map[coverage.Stream]*auth.Window)
-		r.echoes = make(map[coverage.Stream]*auth.Window)
+		r.streams = make(map[coverage.Stream]*streamState)
 	}
-	s := &sender{source: source, beats: make(map[coverage.Stream]uint64)}
+	s := &sender{source: source, incarnation: incarnation}
 	s.hops = [...]hop{proto.ModeUnicast: own, proto.ModeSSM: channel}
 	r.senders = append(r.senders, s)
 	return s
@@ -68,6 +74,9 @@ func (r *receiver) join(source netip.AddrPort, own, channel hop) *sender {
 // leave ends what join began; nil ends nothing.
 func (r *receiver) leave(s *sender) {
 	r.senders = slices.DeleteFunc(r.senders, func(other *sender) bool { return other == s })
+	if r.trusted == s {
+		r.trusted = nil
+	}
 }
 
 // sender returns the RP whose session this is by the socket of a mode, nil for none.
@@ -84,7 +93,9 @@ func (r *receiver) sender(by proto.DeliveryMode, session uint32) *sender {
 // streams that it does not have do not count any more, whoever told of them.
 func (r *receiver) replace(keys []proto.GroupKey) {
 	for _, k := range keys {
-		clear(r.keys[coverage.Stream{Ingress: k.Ingress, Group: k.Group}])
+		if st := r.streams[coverage.Stream{Ingress: k.Ingress, Group: k.Group}]; st != nil {
+			clear(st.keys)
+		}
 	}
 	for _, k := range keys {
 		r.install(k)
@@ -95,33 +106,39 @@ func (r *receiver) replace(keys []proto.GroupKey) {
 // one before are kept; an older one comes from an RP that is behind.
 func (r *receiver) install(k proto.GroupKey) {
 	s := coverage.Stream{Ingress: k.Ingress, Group: k.Group}
-	if r.keys[s] == nil {
-		if len(r.keys) >= proto.MaxKeys {
+	st := r.streams[s]
+	if st == nil {
+		if len(r.streams) >= proto.MaxKeys {
 			return
 		}
-		r.keys[s] = make(map[uint8]auth.Key)
-		r.windows[s], r.echoes[s] = new(auth.Window), new(auth.Window)
+		st = &streamState{keys: make(map[uint8]auth.Key)}
+		r.streams[s] = st
 	}
-	for epoch := range r.keys[s] {
+	for epoch := range st.keys {
 		switch newer := int8(k.Epoch - epoch); {
 		case newer < -1:
 			return
 		case newer > 1:
-			delete(r.keys[s], epoch)
+			delete(st.keys, epoch)
 		}
 	}
-	r.keys[s][k.Epoch] = k.Key
+	st.keys[k.Epoch] = k.Key
 }
 
 // retire forgets an ingress RP.
 func (r *receiver) retire(ingress uint32) {
-	for s := range r.keys {
-		if s.Ingress == ingress {
-			delete(r.keys, s)
-			delete(r.windows, s)
-			delete(r.echoes, s)
-		}
+	maps.DeleteFunc(r.streams, func(s coverage.Stream, _ *streamState) bool { return s.Ingress == ingress })
+}
+
+// known reports whether a stream has come as far as a sequence: what was collected when
+// somebody claimed more is delivered, and not marked.
+func (r *receiver) known(s coverage.Stream, seq uint64) bool {
+	st := r.streams[s]
+	if st == nil {
+		return false
 	}
+	newest, ok := st.taken.Newest()
+	return ok && seq <= newest
 }
 
 // check gives the verdict on a datagram that came to the socket of a mode. Only
@@ -130,50 +147,56 @@ func (r *receiver) retire(ingress uint32) {
 //
 // The key of a channel is everybody's on the link. So an ECHO, which is about this
 // peer alone, never comes by it, and the channel's session by no other socket.
-func (r *receiver) check(by proto.DeliveryMode, src netip.AddrPort, b []byte) (wire.Header, []byte, wire.Verdict) {
-	h, payload, v := wire.Parse(b)
+//
+// A HEARTBEAT of the trusted RP may make a stream start afresh, which check reports: then
+// what an RP before claimed of it is void.
+func (r *receiver) check(now time.Time, by proto.DeliveryMode, src netip.AddrPort, b []byte) (h wire.Header, payload []byte, restarted bool, v wire.Verdict) {
+	h, payload, v = wire.Parse(b)
 	from := r.sender(by, h.Session)
 	switch {
 	case v != wire.Pass:
-		return h, nil, v
+		return h, nil, false, v
 	case h.Type == wire.Probe:
-		return h, payload, wire.Pass
+		return h, payload, false, wire.Pass
 	case from == nil:
-		return h, nil, wire.NoSession
+		return h, nil, false, wire.NoSession
 	case src != from.source:
-		return h, nil, wire.BadSource
+		return h, nil, false, wire.BadSource
 	case !from.hops[by].key.CheckHopTag(b, h.HopTag):
-		return h, nil, wire.BadHopTag
+		return h, nil, false, wire.BadHopTag
 	case h.Type == wire.Hello || h.Type == wire.Echo && by == proto.ModeSSM:
-		return h, nil, wire.BadType
+		return h, nil, false, wire.BadType
 	}
-	s := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
-	window := r.windows[s]
-	if window == nil {
-		return h, nil, wire.NoKey
+	st := r.streams[coverage.Stream{Ingress: h.Ingress, Group: h.Group}]
+	switch {
+	case st == nil:
+		return h, nil, false, wire.NoKey
+	case h.Type == wire.Echo && h.Ingress != from.incarnation:
+		return h, nil, false, wire.BadUpstream
+	case h.Type == wire.Echo:
+		return h, nil, false, st.echoes.Take(h.Sequence)
 	}
-	switch h.Type {
-	case wire.Heartbeat:
-		if h.ObjectID <= from.beats[s] {
-			return h, nil, wire.Replayed
-		}
-		from.beats[s] = h.ObjectID
-	case wire.Data:
-		key, ok := r.keys[s][h.Epoch]
-		if !ok {
-			return h, nil, wire.NoKey
-		}
-		if v := window.Check(h.Sequence); v != wire.Pass {
-			return h, nil, v
-		}
-		if !key.CheckPayloadTag(b, h.PayloadTag) {
-			return h, nil, wire.BadPayloadTag
-		}
-		return h, payload, window.Take(h.Sequence)
-	case wire.Echo:
-		return h, nil, r.echoes[s].Take(h.Sequence)
+	key, ok := st.keys[h.Epoch]
+	if !ok {
+		return h, nil, false, wire.NoKey
 	}
-	return h, payload, wire.Pass
+	if h.Type == wire.Heartbeat {
+		_, v = from.hops[by].beats.Check(h.ObjectID)
+	} else {
+		v = st.taken.Check(h.Sequence)
+	}
+	switch {
+	case v != wire.Pass:
+		return h, nil, false, v
+	case !key.CheckPayloadTag(b, h.PayloadTag):
+		return h, nil, false, wire.BadPayloadTag
+	case h.Type == wire.Data:
+		return h, payload, false, st.taken.Take(now, h.Sequence)
+	}
+	if highest, _ := from.hops[by].beats.Take(h.ObjectID); highest && from == r.trusted {
+		restarted = st.taken.Follow(now, h.Sequence)
+	}
+	return h, nil, restarted, wire.Pass
 }
 
 // receiveLoop reads the datagrams of a mode until its socket is closed.
@@ -196,7 +219,7 @@ func (s *Service) receiveLoop(socket *net.UDPConn, by proto.DeliveryMode) {
 
 // receive takes one datagram.
 func (s *Service) receive(now time.Time, by proto.DeliveryMode, src netip.AddrPort, b []byte) {
-	h, payload, v := s.receiver.check(by, src, b)
+	h, payload, restarted, v := s.receiver.check(now, by, src, b)
 	s.receiver.counters[v]++
 	verdictMeters[v].Mark(1)
 	if v != wire.Pass {
@@ -217,6 +240,10 @@ func (s *Service) receive(now time.Time, by proto.DeliveryMode, src netip.AddrPo
 		s.outbox.Echo(now, &h)
 		s.drainOutbox(now)
 	case wire.Heartbeat:
+		if restarted {
+			s.marks.Restart(stream, h.Sequence)
+			s.coverage.Restart(stream, h.Sequence)
+		}
 		if s.covered {
 			s.marks.Begin(stream, h.Sequence)
 		}
@@ -273,7 +300,9 @@ func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, pa
 		s.poke()
 	}
 	for _, seq := range object.Sequences {
-		s.marks.Delivered(now, stream, seq)
+		if s.receiver.known(stream, seq) {
+			s.marks.Delivered(now, stream, seq)
+		}
 	}
 	s.seen.Add(h.ObjectID, seenTx{hash: object.Hash, ref: &coverage.Ref{Stream: stream, Sequence: h.Sequence}, bad: bad})
 	if s.outbox.Cancel(object.Hash) {

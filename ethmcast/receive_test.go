@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -27,18 +28,23 @@ const (
 	testGroup   = 0x3333
 )
 
+// testOther is the incarnation of another RP than that which sends.
+const testOther = testIngress + 100
+
 var (
 	testRP         = netip.MustParseAddrPort("[2001:db8::53]:30501")
 	testHopKey     = auth.Key{1}
 	testChannelKey = auth.Key{3}
 	testGroupKey   = auth.Key{2}
 	testStream     = coverage.Stream{Ingress: testIngress, Group: testGroup}
+	testNow        = time.Unix(100, 0)
 )
 
 func newTestReceiver() *receiver {
 	r := newReceiver()
-	r.join(testRP, hop{testSession, testHopKey}, hop{testChannel, testChannelKey})
+	r.trusted = r.join(testRP, testIngress, hop{session: testSession, key: testHopKey}, hop{session: testChannel, key: testChannelKey})
 	r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: 1, Key: testGroupKey})
+	r.install(proto.GroupKey{Ingress: testOther, Group: testGroup, Epoch: 1, Key: testGroupKey})
 	return r
 }
 
@@ -67,7 +73,7 @@ func datagram(header func(*wire.Header), bytes func([]byte) []byte) []byte {
 
 // snapshot is all state of a receiver that a datagram could change.
 func snapshot(r *receiver) string {
-	return fmt.Sprintf("%v %v %v %v %d", *r.senders[0], r.keys, *r.windows[testStream], *r.echoes[testStream], r.buffer.Bytes())
+	return fmt.Sprintf("%v %v %v %v %d", *r.senders[0], r.streams[testStream].keys, *r.streams[testStream], len(r.streams), r.buffer.Bytes())
 }
 
 func TestReceiverVerdicts(t *testing.T) {
@@ -89,19 +95,26 @@ func TestReceiverVerdicts(t *testing.T) {
 		{"hop tag", testRP, datagram(nil, func(b []byte) []byte { b[56] ^= 1; return b }), wire.BadHopTag},
 		{"header", testRP, datagram(nil, func(b []byte) []byte { b[16] ^= 1; return b }), wire.BadHopTag},
 		{"payload", testRP, datagram(nil, func(b []byte) []byte { b[64] ^= 1; return b }), wire.BadPayloadTag},
-		{"ingress", testRP, datagram(func(h *wire.Header) { h.Ingress++ }, nil), wire.NoKey},
+		{"ingress", testRP, datagram(func(h *wire.Header) { h.Ingress = 0 }, nil), wire.NoKey},
 		{"group", testRP, datagram(func(h *wire.Header) { h.Group++ }, nil), wire.NoKey},
 		{"epoch", testRP, datagram(func(h *wire.Header) { h.Epoch = 9 }, nil), wire.NoKey},
+		{"heartbeat of an unknown epoch", testRP, datagram(func(h *wire.Header) { h.Type, h.Epoch = wire.Heartbeat, 9 }, nil), wire.NoKey},
+		{"heartbeat without a payload tag", testRP, datagram(func(h *wire.Header) { h.Type = wire.Heartbeat }, func(b []byte) []byte {
+			wire.SetPayloadTag(b, [8]byte{})
+			wire.SetHopTag(b, testHopKey.HopTag(b))
+			return b
+		}), wire.BadPayloadTag},
+		{"echo of another RP's stream", testRP, datagram(func(h *wire.Header) { h.Type, h.Ingress = wire.Echo, testOther }, nil), wire.BadUpstream},
 	} {
 		r := newTestReceiver()
 		before := snapshot(r)
-		if _, _, v := r.check(proto.ModeUnicast, test.src, test.b); v != test.want {
+		if _, _, _, v := r.check(testNow, proto.ModeUnicast, test.src, test.b); v != test.want {
 			t.Errorf("%s: %v, want %v", test.name, v, test.want)
 		}
 		if after := snapshot(r); after != before {
 			t.Errorf("%s: state changed from %s to %s", test.name, before, after)
 		}
-		if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.Pass {
+		if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.Pass {
 			t.Errorf("%s: the right datagram after it: %v", test.name, v)
 		}
 	}
@@ -123,18 +136,97 @@ func TestReceiverReplay(t *testing.T) {
 		{echo, wire.Replayed},
 		{beat(3), wire.Pass},
 		{beat(3), wire.Replayed},
+		{beat(2), wire.Pass}, // overtaken
 		{beat(2), wire.Replayed},
-		{beat(4), wire.Pass},
+		{beat(0), wire.Replayed},
+		{beat(40), wire.Pass},
+		{beat(16), wire.Replayed},
 		{datagram(func(h *wire.Header) { h.Sequence += 4096 }, nil), wire.Pass},
 		{datagram(func(h *wire.Header) { h.Sequence++ }, nil), wire.TooOld},
 	} {
-		if _, _, v := r.check(proto.ModeUnicast, testRP, step.b); v != step.want {
+		if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, step.b); v != step.want {
 			t.Errorf("step %d: %v, want %v", i, v, step.want)
 		}
 	}
 	r.leave(r.senders[0])
-	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoSession {
+	if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoSession {
 		t.Errorf("after leaving: %v", v)
+	}
+}
+
+// An RP that was a liar leaves nothing behind: when another one has served for a while, its
+// word on a stream makes the stream start afresh, and the marks follow.
+func TestReceiverFollowsTrusted(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		lie  func(seq uint64) []byte
+	}{
+		{"by DATA", func(seq uint64) []byte {
+			return datagram(func(h *wire.Header) { h.Sequence, h.ObjectID = seq, seq }, nil)
+		}},
+		{"by HEARTBEAT", func(seq uint64) []byte {
+			return datagram(func(h *wire.Header) { h.Type, h.ObjectID, h.Sequence = wire.Heartbeat, seq, seq }, nil)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newTestService(t)
+			s.group, s.covered = testGroup, true
+			s.receiver = newTestReceiver()
+			liar := s.receiver.senders[0]
+			good := s.receiver.join(netip.AddrPortFrom(testRP.Addr(), 1), testOther, hop{session: 77, key: testHopKey}, hop{})
+			now := testNow
+			s.marks.Start(testStream, 1000)
+			for seq := uint64(1001); seq < 6000; seq++ { // every word of the window, in steps of the largest gap
+				s.receive(now, proto.ModeUnicast, testRP, test.lie(1<<30+seq))
+			}
+			s.receiver.trusted = good
+			s.receiver.leave(liar)
+			from := func(b []byte) wire.Verdict {
+				wire.SetSession(b, 77)
+				wire.SetHopTag(b, testHopKey.HopTag(b))
+				before := s.receiver.counters
+				s.receive(now, proto.ModeUnicast, good.source, b)
+				for v := range before {
+					if s.receiver.counters[v] != before[v] {
+						return wire.Verdict(v)
+					}
+				}
+				return 0
+			}
+			beat := func(n, seq uint64) []byte {
+				return datagram(func(h *wire.Header) { h.Type, h.ObjectID, h.Sequence = wire.Heartbeat, n, seq }, nil)
+			}
+			now = now.Add(auth.RestartAfter - 1)
+			if v := from(beat(1, 1000)); v != wire.Pass {
+				t.Fatalf("heartbeat: %v", v)
+			}
+			if newest, _ := s.receiver.streams[testStream].taken.Newest(); newest < 1<<30 {
+				t.Fatalf("started afresh at %d when the last word was just heard", newest)
+			}
+			now = now.Add(1)
+			if v := from(beat(2, 1000)); v != wire.Pass {
+				t.Fatalf("heartbeat: %v", v)
+			}
+			if v := from(beat(1, 900)); v != wire.Replayed {
+				t.Fatalf("replayed heartbeat: %v", v)
+			}
+			marks := func() proto.HaveMark {
+				marks, _ := s.marks.Have(0)
+				i := slices.IndexFunc(marks, func(m proto.HaveMark) bool { return m.Ingress == testIngress })
+				return marks[i]
+			}
+			if m := marks(); m.First != 1001 || m.Next != 1001 || len(m.Missing) > 0 {
+				t.Errorf("marks %+v", m)
+			}
+			for seq := uint64(1001); seq <= 11_000; seq++ {
+				if v := from(datagram(func(h *wire.Header) { h.Sequence, h.ObjectID = seq, objectID(crypto.Keccak256Hash([]byte("payload"))) }, nil)); v != wire.Pass {
+					t.Fatalf("sequence %d: %v", seq, v)
+				}
+			}
+			if m := marks(); m.First != 1001 || m.Next != 11_001 || len(m.Missing) > 0 {
+				t.Errorf("marks %+v", m)
+			}
+		})
 	}
 }
 
@@ -171,7 +263,7 @@ func TestReceiverChannel(t *testing.T) {
 	} {
 		r := newTestReceiver()
 		before := snapshot(r)
-		if _, _, v := r.check(test.by, testRP, test.b); v != test.want {
+		if _, _, _, v := r.check(testNow, test.by, testRP, test.b); v != test.want {
 			t.Errorf("%s: %v, want %v", test.name, v, test.want)
 		}
 		if test.want != wire.Pass && snapshot(r) != before {
@@ -197,16 +289,16 @@ func TestReceiverChannel(t *testing.T) {
 		{true, 1, wire.Replayed}, {false, 2, wire.Replayed},
 	} {
 		by, b := own(step.echo, step.seq)
-		if _, _, v := r.check(by, testRP, b); v != step.want {
+		if _, _, _, v := r.check(testNow, by, testRP, b); v != step.want {
 			t.Errorf("step %d: %v, want %v", i, v, step.want)
 		}
 	}
-	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(func(h *wire.Header) { h.Sequence = 2 }, nil)); v != wire.Replayed {
+	if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, datagram(func(h *wire.Header) { h.Sequence = 2 }, nil)); v != wire.Replayed {
 		t.Errorf("again by our own session: %v", v)
 	}
 	r.leave(r.senders[0])
-	r.join(testRP, hop{testSession, testHopKey}, hop{})
-	if _, _, v := r.check(proto.ModeSSM, testRP, channelDatagram(nil)); v != wire.NoSession {
+	r.join(testRP, testIngress, hop{session: testSession, key: testHopKey}, hop{})
+	if _, _, _, v := r.check(testNow, proto.ModeSSM, testRP, channelDatagram(nil)); v != wire.NoSession {
 		t.Errorf("in mode unicast: %v", v)
 	}
 }
@@ -289,12 +381,12 @@ func TestReceiverEpochs(t *testing.T) {
 	}
 	for epoch, want := range map[uint8]wire.Verdict{253: wire.NoKey, 254: wire.NoKey, 255: wire.Pass, 0: wire.Pass} {
 		b := datagram(func(h *wire.Header) { h.Epoch, h.Sequence = epoch, uint64(epoch)+100 }, nil)
-		if _, _, v := r.check(proto.ModeUnicast, testRP, b); v != want {
+		if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, b); v != want {
 			t.Errorf("epoch %d: %v, want %v", epoch, v, want)
 		}
 	}
 	r.retire(testIngress)
-	if _, _, v := r.check(proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoKey {
+	if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoKey {
 		t.Errorf("retired ingress RP: %v", v)
 	}
 }
@@ -306,11 +398,11 @@ func TestReceiverKeysAreBounded(t *testing.T) {
 	for i := range uint32(2 * proto.MaxKeys) {
 		r.install(proto.GroupKey{Ingress: testIngress + i, Group: testGroup, Epoch: 1, Key: testGroupKey})
 	}
-	if len(r.keys) != proto.MaxKeys || len(r.windows) != proto.MaxKeys || len(r.echoes) != proto.MaxKeys {
-		t.Errorf("keys of %d streams, %d and %d windows", len(r.keys), len(r.windows), len(r.echoes))
+	if len(r.streams) != proto.MaxKeys {
+		t.Errorf("keys of %d streams", len(r.streams))
 	}
 	r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: 2, Key: testGroupKey})
-	if len(r.keys[testStream]) != 2 {
+	if len(r.streams[testStream].keys) != 2 {
 		t.Error("the next epoch was refused")
 	}
 }
@@ -330,14 +422,20 @@ func TestKeysOfStandby(t *testing.T) {
 	key := func(ingress, group uint32, epoch uint8) proto.GroupKey {
 		return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Active: true, Key: testGroupKey}
 	}
-	epochs := func() string { return fmt.Sprint(s.receiver.keys) }
+	epochs := func() string {
+		all := make(map[coverage.Stream]map[uint8]auth.Key)
+		for stream, st := range s.receiver.streams {
+			all[stream] = st.keys
+		}
+		return fmt.Sprint(all)
+	}
 
 	s.active = member(1)
 	s.perform(now, s.active, proto.Joined{
 		RP: proto.Status{Incarnation: testIngress}, Keys: []proto.GroupKey{key(testIngress, testGroup, 1), key(other, testGroup, 1), key(other, testGroup+1, 1)},
 		Marks: []proto.Mark{{Ingress: testIngress, Group: testGroup, Sequence: 4}, {Ingress: other, Group: testGroup + 1}},
 	})
-	if len(s.receiver.keys) != 2 || len(s.marks.Counters()) != 1 {
+	if len(s.receiver.streams) != 2 || len(s.marks.Counters()) != 1 {
 		t.Fatalf("keys %v, counters %v", epochs(), s.marks.Counters())
 	}
 	before := epochs()
@@ -361,7 +459,7 @@ func TestKeysOfStandby(t *testing.T) {
 	s.perform(now, s.active, proto.Install{Keys: []proto.GroupKey{key(testIngress, testGroup, 101)}})
 	s.next, s.standby = s.standby, nil
 	s.perform(now, s.next, proto.Served{Terms: proto.Terms{Keys: []proto.GroupKey{key(testIngress, testGroup, 1), key(testIngress, testGroup, 2)}}})
-	if got := s.receiver.keys[testStream]; len(got) != 2 || got[1] != testGroupKey || got[2] != testGroupKey {
+	if got := s.receiver.streams[testStream].keys; len(got) != 2 || got[1] != testGroupKey || got[2] != testGroupKey {
 		t.Errorf("keys %v", got)
 	}
 }
@@ -375,7 +473,7 @@ func FuzzReceiver(f *testing.F) {
 		for by, key := range []auth.Key{proto.ModeUnicast: testHopKey, proto.ModeSSM: testChannelKey} {
 			r := newTestReceiver()
 			before := snapshot(r)
-			h, _, v := r.check(proto.DeliveryMode(by), testRP, b)
+			h, _, _, v := r.check(testNow, proto.DeliveryMode(by), testRP, b)
 			if v == wire.Pass && h.Type != wire.Probe && !key.CheckHopTag(b, h.HopTag) {
 				t.Fatalf("passed without a right hop tag: %v", &h)
 			}

@@ -284,7 +284,8 @@ func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
 		s.unsubscribe(rp)
 	}
 	rp.uncopied = false
-	rp.sender = s.receiver.join(rp.dataAddr(), hop{j.ReceiveSession, j.ReceiveKey}, hop{j.Channel.Session, j.Channel.Key})
+	rp.sender = s.receiver.join(rp.dataAddr(), j.RP.Incarnation,
+		hop{session: j.ReceiveSession, key: j.ReceiveKey}, hop{session: j.Channel.Session, key: j.Channel.Key})
 	rp.keyed = false
 	rp.path = &outbox.Path{
 		RP:      j.RP.Incarnation,
@@ -326,6 +327,7 @@ func (s *Service) serve(now time.Time, rp *rpConn, marks []proto.Mark) {
 	if rp != s.active {
 		return // not wanted any more: the joiner knows
 	}
+	s.receiver.trusted = rp.sender
 	if !s.covered {
 		s.marks.Reset()
 	}

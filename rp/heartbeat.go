@@ -15,7 +15,8 @@ import (
 // Times of heart-beats (SPEC 6.5).
 const (
 	beatLook  = 250 * time.Millisecond // between looks at the own streams
-	beatIdle  = 5 * time.Second        // between heart-beats to the mesh, of streams at rest
+	beatIdle  = 5 * time.Second        // between heartbeats to the mesh, of streams at rest
+	beatBusy  = time.Second            // and of streams that move, or move again
 	beatFirst = 500 * time.Millisecond // and from the last DATA to the first, then twice as long each
 	beatTimes = 3                      // that it doubles
 )
@@ -23,13 +24,15 @@ const (
 // beats says when heart-beats are due, without a clock. Peers must hear their RP, or
 // they leave it: they get one when an own stream was silent for a heart-beat interval.
 // The mesh has hellos; it gets some when a stream comes to rest, so that the loss of the
-// last DATA is seen, and few from then on.
+// last DATA is seen, and few from then on. While streams move it gets one each second: what
+// a neighbour that is no parent any more said of a stream ends with it.
 type beats struct {
 	newest []proto.Mark // of the own streams
 	rest   time.Time    // since no stream had DATA
 	silent time.Time    // since some stream had nothing for the peers
 	mesh   int          // heart-beats to the mesh since then
 	meshAt time.Time    // the next one
+	busyAt time.Time    // the next one of a stream that moves
 }
 
 // newBeats returns beats that begin with one of each kind.
@@ -49,13 +52,18 @@ func (b *beats) look(now time.Time, newest []proto.Mark) datapath.HeartbeatScope
 	b.newest = newest
 	if moved > 0 {
 		b.rest, b.mesh, b.meshAt = now, 0, now.Add(beatFirst)
+		if b.busyAt.Before(b.meshAt) {
+			b.meshAt = b.busyAt
+		}
 		if moved == len(newest) {
 			b.silent = now
 		}
 	}
 	if !now.Before(b.meshAt) {
-		b.mesh++
-		b.silent, b.meshAt = now, now.Add(beatIdle)
+		if moved == 0 { // else the stream has yet to come to rest
+			b.mesh++
+		}
+		b.silent, b.meshAt, b.busyAt = now, now.Add(beatIdle), now.Add(beatBusy)
 		if b.mesh < beatTimes {
 			b.meshAt = b.rest.Add(beatFirst << b.mesh)
 		}

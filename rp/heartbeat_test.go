@@ -35,11 +35,11 @@ func TestBeatsAtRest(t *testing.T) {
 	rest := func(time.Duration) (uint64, uint64) { return 0, 0 }
 	sent := beatsOf(11*time.Second, rest)
 	all := slices.DeleteFunc(slices.Clone(sent), func(s string) bool { return !strings.HasSuffix(s, " all") })
-	require.Equal(t, []string{"500ms all", "1s all", "2s all", "7s all"}, all)
-	require.Len(t, sent, 22, "one of either kind each 500 ms")
+	require.Equal(t, []string{"0s all", "500ms all", "1s all", "2s all", "7s all"}, all)
+	require.Len(t, sent, 23, "one of either kind each 500 ms")
 }
 
-// All streams move: nobody needs a heart-beat, until they rest.
+// All streams move: one each second, and those of streams that come to rest.
 func TestBeatsOfBusyStreams(t *testing.T) {
 	busy := func(until time.Duration) func(time.Duration) (uint64, uint64) {
 		return func(at time.Duration) (uint64, uint64) {
@@ -48,12 +48,19 @@ func TestBeatsOfBusyStreams(t *testing.T) {
 		}
 	}
 	sent := beatsOf(10*time.Second, busy(2*time.Second))
-	require.Equal(t, []string{"2.5s all", "3s all", "3.5s local", "4s all", "4.5s local"}, sent[:5])
-	require.Empty(t, beatsOf(9*time.Second, busy(time.Hour)))
+	require.Equal(t, []string{"0s all", "1s all", "2s all", "2.5s all", "3s all", "3.5s local", "4s all", "4.5s local"}, sent[:8])
+	require.Len(t, beatsOf(9*time.Second, busy(time.Hour)), 10)
+}
+
+// A stream that moves after a rest tells it at once: what it was believed to have may be a lie.
+func TestBeatsAfterARest(t *testing.T) {
+	sent := beatsOf(22*time.Second, func(at time.Duration) (uint64, uint64) { n := uint64(at / (20 * time.Second)); return n, n })
+	all := slices.DeleteFunc(slices.Clone(sent), func(s string) bool { return !strings.HasSuffix(s, " all") })
+	require.Equal(t, []string{"17s all", "20s all", "20.5s all", "21s all", "22s all"}, all[len(all)-5:])
 }
 
 // One stream moves, another rests: its peers hear nothing else.
 func TestBeatsOfOneStreamAtRest(t *testing.T) {
 	sent := beatsOf(2*time.Second, func(at time.Duration) (uint64, uint64) { return uint64(at / beatLook), 7 })
-	require.Equal(t, []string{"500ms local", "1s local", "1.5s local", "2s local"}, sent)
+	require.Equal(t, []string{"0s all", "500ms local", "1s all", "1.5s local", "2s all"}, sent)
 }

@@ -48,8 +48,9 @@ func (k *Key) HopTag(b []byte) [8]byte { return k.tag(b[:wire.HopTagged]) }
 // CheckHopTag reports whether an encoded datagram carries the right hop tag.
 func (k *Key) CheckHopTag(b []byte, tag [8]byte) bool { return equal(k.HopTag(b), tag) }
 
-// PayloadTag returns the tag over the group, bytes 28 to 47 and the payload of
-// an encoded datagram, which must hold a whole header.
+// PayloadTag returns the tag by a group key over what a DATA or HEARTBEAT says
+// (SPEC 5.3): the header bytes of wire.TaggedPrefix and the payload of an encoded
+// datagram, which must hold a whole header.
 func (k *Key) PayloadTag(b []byte) [8]byte {
 	var buf [wire.PayloadTagged + wire.MaxPayload]byte
 	return k.tag(append(wire.TaggedPrefix(buf[:0], b), b[wire.HeaderSize:]...))

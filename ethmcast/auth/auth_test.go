@@ -70,7 +70,8 @@ func TestTagsGolden(t *testing.T) {
 		if ok := hop.CheckHopTag(v.Datagram, h.HopTag); ok != (v.Verdict != wire.BadHopTag) {
 			t.Errorf("%s: hop tag right: %v", v.Name, ok)
 		}
-		if h.Type != wire.Data || v.Verdict == wire.BadHopTag || v.Verdict == wire.BadUpstream {
+		tagged := h.Type == wire.Data || h.Type == wire.Heartbeat && session.Mesh
+		if !tagged || v.Verdict == wire.BadHopTag || v.Verdict == wire.BadUpstream {
 			continue
 		}
 		ingress := f.Incarnation
@@ -84,8 +85,12 @@ func TestTagsGolden(t *testing.T) {
 		for _, c := range v.Copies {
 			s, _ := f.Session(c.Session)
 			send := auth.Key(s.Send)
-			if copied, _, _ := wire.Parse(c.Datagram); copied.HopTag != send.HopTag(c.Datagram) {
+			copied, _, _ := wire.Parse(c.Datagram)
+			if copied.HopTag != send.HopTag(c.Datagram) {
 				t.Errorf("%s: hop tag of the copy to %s is wrong", v.Name, c.Session)
+			}
+			if h.Type == wire.Heartbeat && !group.CheckPayloadTag(c.Datagram, copied.PayloadTag) {
+				t.Errorf("%s: payload tag of the copy to %s is wrong", v.Name, c.Session)
 			}
 		}
 	}
@@ -96,15 +101,21 @@ func TestTagsGolden(t *testing.T) {
 
 // A tag covers each bit of what it is defined over, and nothing else.
 func TestTagCoverage(t *testing.T) {
+	data := wire.Header{Type: wire.Data, K: 1, N: 1, ObjectLen: 5, PayloadLen: 5}
+	testTagCoverage(t, append(data.Append(nil), "hello"...), func(i int) bool {
+		return i >= 8 && i < 12 || i >= 28 && i < 48 || i >= wire.HeaderSize
+	})
+	beat := wire.Header{Type: wire.Heartbeat}
+	testTagCoverage(t, beat.Append(nil), func(i int) bool { return i >= 8 && i < 24 || i >= 40 && i < 48 })
+}
+
+func testTagCoverage(t *testing.T, b []byte, tagged func(i int) bool) {
 	key := auth.Key{1, 2, 3}
-	h := wire.Header{Type: wire.Data, K: 1, N: 1, ObjectLen: 5, PayloadLen: 5}
-	b := append(h.Append(nil), "hello"...)
 	hop, payload := key.HopTag(b), key.PayloadTag(b)
-	for i := range b {
+	for i := 1; i < len(b); i++ { // the first byte says what is covered
 		for bit := range 8 {
 			b[i] ^= 1 << bit
-			inHop := i < 56
-			inPayload := i >= 8 && i < 12 || i >= 28 && i < 48 || i >= wire.HeaderSize
+			inHop, inPayload := i < 56, tagged(i)
 			if changed := !key.CheckHopTag(b, hop); changed != inHop {
 				t.Fatalf("byte %d bit %d: hop tag changed: %v", i, bit, changed)
 			}
@@ -161,6 +172,72 @@ func TestWindowProperty(t *testing.T) {
 			case v == wire.Pass:
 				taken[seq] = true
 				newest = max(newest, seq)
+			}
+		}
+	})
+}
+
+// What was taken up to where a window restarts stays taken, unless a sequence beyond it took
+// the place; what is beyond can be taken again.
+func TestWindowRestartProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var w auth.Window
+		newest := rapid.Uint64Range(0, 20_000).Draw(t, "newest")
+		var honest []uint64
+		for range rapid.IntRange(0, 50).Draw(t, "honest") {
+			seq := newest - min(newest, rapid.Uint64Range(0, 3000).Draw(t, "back"))
+			if w.Take(seq) == wire.Pass {
+				honest = append(honest, seq)
+			}
+		}
+		displaced := make(map[uint64]bool) // words of which a lie took the place
+		for range rapid.IntRange(0, 300).Draw(t, "lies") {
+			seq := newest + rapid.OneOf(rapid.Uint64Range(1, 9000), rapid.Uint64Range(1, 1<<43)).Draw(t, "ahead")
+			w.Take(seq)
+			displaced[seq/32%(auth.WindowSize/32)] = true
+		}
+		w.Restart(newest)
+		for _, seq := range honest {
+			if word := seq / 32; newest/32-word < auth.WindowSize/32 && !displaced[word%(auth.WindowSize/32)] {
+				if v := w.Check(seq); v != wire.Replayed {
+					t.Fatalf("%d was taken, now %v, newest %d", seq, v, newest)
+				}
+			}
+		}
+		for range 200 {
+			seq := newest + rapid.Uint64Range(1, 2*auth.WindowSize).Draw(t, "next")
+			if v := w.Check(seq); v != wire.Pass {
+				t.Fatalf("%d beyond %d is %v", seq, newest, v)
+			}
+		}
+		for seq := newest + 1; seq <= newest+10_000; seq++ {
+			if v := w.Take(seq); v != wire.Pass {
+				t.Fatalf("%d in order is %v, newest %d", seq, v, newest)
+			}
+		}
+	})
+}
+
+// Each number of a heartbeat is taken at most once, whatever the order; in order all are, and one that
+// less than 24 others overtook.
+func TestBeatsProperty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var beats auth.Beats
+		taken := make(map[uint64]bool)
+		top := uint64(0)
+		for range rapid.IntRange(1, 200).Draw(t, "steps") {
+			beat := max(top, 40) - 40 + rapid.OneOf(rapid.Uint64Range(0, 60), rapid.Uint64Range(0, 1<<41)).Draw(t, "beat")
+			_, check := beats.Check(beat)
+			highest, v := beats.Take(beat)
+			want := wire.Replayed
+			if beat > 0 && beat < 1<<40 && !taken[beat] && top < beat+24 {
+				want = wire.Pass
+			}
+			if v != want || check != want || highest != (v == wire.Pass && beat > top) {
+				t.Fatalf("%d: %v (highest %t), want %v; highest before %d", beat, v, highest, want, top)
+			}
+			if v == wire.Pass {
+				taken[beat], top = true, max(top, beat)
 			}
 		}
 	})

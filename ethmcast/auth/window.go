@@ -35,6 +35,28 @@ func (w *Window) Take(seq uint64) wire.Verdict {
 	return v
 }
 
+// Restart forgets all sequences beyond newest, so that each of them can be taken again,
+// and keeps what it knows of those up to newest. A word that had moved on to a block
+// beyond newest remembers nothing of its block before.
+func (w *Window) Restart(newest uint64) {
+	last := newest / 32
+	for i := range w.words {
+		tag, bits := uint32(0), uint64(1)<<32-1
+		if back := (last - uint64(i)) % windowWords; back <= last {
+			tag = uint32((last-back)/windowWords) + 1
+			if back == 0 {
+				bits = uint64(1)<<(newest%32+1) - 1
+			}
+		}
+		switch old := uint32(w.words[i] >> 32); {
+		case old > tag:
+			w.words[i] = uint64(tag) << 32
+		case old == tag:
+			w.words[i] &= uint64(tag)<<32 | bits
+		}
+	}
+}
+
 func (w *Window) look(seq uint64) (word *uint64, next uint64, v wire.Verdict) {
 	word = &w.words[seq/32%windowWords]
 	tag, bit := uint32(seq/WindowSize)+1, uint64(1)<<(seq%32)

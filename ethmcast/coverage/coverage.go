@@ -132,8 +132,9 @@ func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Anno
 		if _, known := n.marks[s]; !known && len(n.marks) >= proto.MaxMarks {
 			continue
 		}
+		old := n.marks[s]
 		n.marks[s] = mark
-		if seq, ok := n.suspended[s]; ok && mark.Next > seq {
+		if seq, ok := n.suspended[s]; ok && (mark.Next > seq || mark.Next < old.Next) { // or it began anew
 			delete(n.suspended, s)
 		}
 	}
@@ -197,6 +198,19 @@ func (c *Coverage[ID, Hash]) Numbered(hash Hash, s Stream, seq uint64) {
 	if ref := c.pending[hash]; ref != nil {
 		ref.Stream, ref.Sequence = s, seq
 		delete(c.pending, hash)
+	}
+}
+
+// Restart begins a stream anew behind seq: places beyond it were lies, and nobody is
+// suspended for them.
+func (c *Coverage[ID, Hash]) Restart(s Stream, seq uint64) {
+	for _, n := range c.neighbours {
+		delete(n.suspended, s)
+		for _, h := range n.held {
+			if h.ref.Stream == s && h.ref.Sequence > seq {
+				h.ref.Sequence = 0
+			}
+		}
 	}
 }
 

@@ -57,6 +57,18 @@ func (m *Marks) Start(s Stream, seq uint64) {
 	m.streams[s] = &stream{changed: m.version, first: seq + 1, next: seq + 1, counter: proto.Counter{Ingress: s.Ingress, Group: s.Group}}
 }
 
+// Restart begins a stream that is known anew behind seq: what it was claimed to have beyond
+// was a lie. Its counters stay.
+func (m *Marks) Restart(s Stream, seq uint64) {
+	st := m.streams[s]
+	if st == nil {
+		return
+	}
+	m.version++
+	m.begun, st.changed = m.version, m.version
+	st.first, st.next, st.missing = seq+1, seq+1, nil
+}
+
 // Begin is Start for a stream that is not known yet.
 func (m *Marks) Begin(s Stream, seq uint64) {
 	if m.streams[s] == nil {

@@ -27,7 +27,7 @@
 //	|                 object id (keccak256 prefix)                  | 40
 //	|                                                               |
 //	+---------------------------------------------------------------+
-//	|          payload tag (group key; bytes 8-11, 28-47, data)     | 48
+//	|     payload tag (group key; what it covers depends on type)   | 48
 //	|                                                               |
 //	+---------------------------------------------------------------+
 //	|          hop tag (hop key; bytes 0-55)                        | 56
@@ -81,6 +81,8 @@ const (
 	HopTagged = offHopTag
 	// PayloadTagged is the number of header bytes that the payload tag covers.
 	PayloadTagged = 4 + (offPayloadTag - offESI)
+
+	offObjectID = 40
 )
 
 // Type is the datagram's type, the low four bits of its first byte.
@@ -90,7 +92,7 @@ type Type uint8
 const (
 	Data      Type = 1 // one symbol of an object
 	Echo      Type = 2 // header of the publisher's own datagram, as acknowledgement
-	Heartbeat Type = 3 // newest sequence of an ingress RP; keep-alive when sent by a peer
+	Heartbeat Type = 3 // newest sequence of a stream; keep-alive when sent by a peer
 	Probe     Type = 4 // return-routability nonce, padded to MaxDatagram
 	Hello     Type = 5 // between RPs: their link is up
 )
@@ -196,7 +198,7 @@ func Parse(b []byte) (h Header, payload []byte, v Verdict) {
 		N:          binary.BigEndian.Uint16(b[32:]),
 		PayloadLen: binary.BigEndian.Uint16(b[34:]),
 		ObjectLen:  binary.BigEndian.Uint32(b[36:]),
-		ObjectID:   binary.BigEndian.Uint64(b[40:]),
+		ObjectID:   binary.BigEndian.Uint64(b[offObjectID:]),
 		PayloadTag: [8]byte(b[offPayloadTag:]),
 		HopTag:     [8]byte(b[offHopTag:]),
 	}
@@ -266,6 +268,9 @@ func SetStamp(b []byte, s Stamp) {
 	binary.BigEndian.PutUint32(b[offHandle:], s.Handle)
 }
 
+// SetBeat writes the number of a HEARTBEAT into its header.
+func SetBeat(b []byte, beat uint64) { binary.BigEndian.PutUint64(b[offObjectID:], beat) }
+
 // SetHopLimit writes the RP-RP hops that are left into an encoded datagram.
 func SetHopLimit(b []byte, hops uint8) { b[2] = hops }
 
@@ -292,9 +297,15 @@ func MayAskReceipt(b []byte) bool { return len(b) > 1 && b[1]&FlagReceipt != 0 }
 // SetType rewrites the type of an encoded datagram (DATA to ECHO).
 func SetType(b []byte, t Type) { b[0] = Version<<4 | byte(t) }
 
-// TaggedPrefix appends the header bytes that the payload tag covers: the group
-// and everything from the ESI to the object id.
+// TaggedPrefix appends the header bytes that the payload tag covers, at most
+// PayloadTagged: of a HEARTBEAT the group, the ingress RP, the sequence and the object
+// id, of others the group and everything from the ESI to the object id. The tag of DATA
+// covers a payload, too, so that no message is one of both.
 func TaggedPrefix(dst, b []byte) []byte {
+	if Type(b[0]&15) == Heartbeat {
+		dst = append(dst, b[offGroup:offHandle]...)
+		return append(dst, b[offObjectID:offPayloadTag]...)
+	}
 	dst = append(dst, b[offGroup:offIngress]...)
 	return append(dst, b[offESI:offPayloadTag]...)
 }

@@ -20,9 +20,18 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
-// MaxAhead is how far the sequence of DATA from the mesh may be beyond the newest
-// one known of its stream, by DATA or by HEARTBEAT (SPEC section 11).
-const MaxAhead = 65536
+// How far the sequence of DATA and HEARTBEAT from the mesh may be beyond the highest one
+// that their stream ever had (SPEC section 11): MaxAhead, and one more for each AheadEach
+// since then. Nothing is beyond MaxSequence, where the block tags of a window would repeat.
+const (
+	MaxAhead    = 65536
+	AheadEach   = time.Microsecond
+	MaxSequence = 1<<44 - 1
+)
+
+// HeartbeatGap is the least time between two HEARTBEATs of a stream from the mesh that
+// are replicated (SPEC section 11).
+const HeartbeatGap = 100 * time.Millisecond
 
 // EpochsKept is the number of group keys kept for each (ingress RP, group): the
 // newest installed and the one before it.

@@ -176,8 +176,8 @@ func member(t *testing.T) (*peer, func(sequence uint64, edit ...func(*wire.Heade
 		b := h.Append(nil)
 		if h.Type == wire.Data {
 			b = append(b, 7)
-			wire.SetPayloadTag(b, group.PayloadTag(b))
 		}
+		wire.SetPayloadTag(b, group.PayloadTag(b))
 		wire.SetHopTag(b, hop.HopTag(b))
 		return b
 	}
@@ -219,6 +219,30 @@ func TestCounts(t *testing.T) {
 	require.Equal(t, uint64(len(bad)+1), p.swarm.refused.Load())
 	require.Equal(t, uint64(3), p.lost())
 	require.Equal(t, uint64(4), p.swarm.received.Load())
+}
+
+// When the RP says that a stream has not come as far as was claimed, the claim is forgotten.
+func TestStreamStartsAfresh(t *testing.T) {
+	p, datagram := member(t)
+	now := time.Now()
+	take := func(b []byte) { p.receive(now, netip.MustParseAddrPort("[::1]:5"), b, 1) }
+	beat := func(number, sequence uint64) []byte {
+		return datagram(sequence, func(h *wire.Header) { h.Type, h.PayloadLen, h.ObjectID = wire.Heartbeat, 0, number })
+	}
+	take(beat(1, 1<<40))
+	for i := range uint64(auth.WindowSize) {
+		take(datagram(1<<40 + i))
+	}
+	require.NotZero(t, p.lost())
+	now = now.Add(auth.RestartAfter)
+	take(beat(2, 105))
+	require.Zero(t, p.lost())
+	for sequence := uint64(106); sequence < 10_106; sequence++ {
+		take(datagram(sequence))
+	}
+	require.Zero(t, p.lost())
+	require.Zero(t, p.swarm.refused.Load())
+	require.Equal(t, uint64(10_000), p.find(9, 4).got)
 }
 
 // The process of a swarm answers every line, and ends with its input.

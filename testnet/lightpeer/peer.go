@@ -51,6 +51,7 @@ type peer struct {
 	conn    *conn         // nil without one; written to with mu held
 	joiner  *proto.Joiner // nil without a connection
 	member  *proto.Joined // nil when not a member
+	beats   auth.Beats    // heartbeats taken of the membership
 	streams []*stream     // of the membership
 	sent    uint64        // sequence of the last DATA
 	welcome bool          // the peer was a member on this connection
@@ -62,8 +63,8 @@ type stream struct {
 	ingress, group uint32
 	keys           []proto.GroupKey // the newest two epochs
 
-	data, echoes auth.Window
-	beat         uint64 // number of the last heart-beat
+	taken  auth.Stream
+	echoes auth.Window
 
 	begun      bool   // base is known
 	base       uint64 // what comes after it is for this peer
@@ -181,7 +182,7 @@ func (p *peer) perform() {
 		case proto.Send:
 			p.send(a.Message)
 		case proto.Joined:
-			p.member, p.streams, p.sent, p.welcome = &a, nil, 0, true
+			p.member, p.streams, p.beats, p.sent, p.welcome = &a, nil, 0, 0, true
 			for _, m := range a.Marks {
 				s := p.stream(m.Ingress, m.Group)
 				s.begun, s.base, s.newest = true, m.Sequence, m.Sequence
@@ -328,7 +329,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 		return
 	}
 	if v == wire.Pass {
-		v = p.check(&h, src, b)
+		v = p.check(now, &h, src, b)
 	}
 	switch {
 	case v == wire.Replayed && h.Type == wire.Data:
@@ -350,7 +351,7 @@ func (p *peer) receive(now time.Time, src netip.AddrPort, b []byte, at int64) {
 }
 
 // check gives the verdict on a member's datagram (SPEC 9.2), and books it.
-func (p *peer) check(h *wire.Header, src netip.AddrPort, b []byte) wire.Verdict {
+func (p *peer) check(now time.Time, h *wire.Header, src netip.AddrPort, b []byte) wire.Verdict {
 	switch {
 	case h.Session != p.member.ReceiveSession:
 		return wire.NoSession
@@ -363,18 +364,7 @@ func (p *peer) check(h *wire.Header, src netip.AddrPort, b []byte) wire.Verdict 
 	if s == nil {
 		return wire.NoKey
 	}
-	switch h.Type {
-	case wire.Heartbeat:
-		if h.ObjectID <= s.beat {
-			return wire.Replayed
-		}
-		s.beat = h.ObjectID
-		if !s.begun {
-			s.begun, s.base, s.newest = true, h.Sequence, h.Sequence
-		}
-		s.newest = max(s.newest, h.Sequence)
-		return wire.Pass
-	case wire.Echo:
+	if h.Type == wire.Echo {
 		v := s.echoes.Take(h.Sequence)
 		s.book(h.Sequence, v)
 		return v
@@ -386,12 +376,28 @@ func (p *peer) check(h *wire.Header, src netip.AddrPort, b []byte) wire.Verdict 
 	if !s.keys[i].Key.CheckPayloadTag(b, h.PayloadTag) {
 		return wire.BadPayloadTag
 	}
-	v := s.data.Take(h.Sequence)
+	if h.Type == wire.Heartbeat {
+		highest, v := p.beats.Take(h.ObjectID)
+		if v == wire.Pass {
+			s.beat(h.Sequence, highest && s.taken.Follow(now, h.Sequence))
+		}
+		return v
+	}
+	v := s.taken.Take(now, h.Sequence)
 	if v == wire.Replayed {
 		s.duplicates++
 	}
 	s.book(h.Sequence, v)
 	return v
+}
+
+// beat takes the newest sequence that a heartbeat tells. It is where a stream begins that is
+// not known, or begins afresh.
+func (s *stream) beat(newest uint64, restarted bool) {
+	if restarted || !s.begun {
+		s.begun, s.base, s.newest, s.got = true, newest, newest, 0
+	}
+	s.newest = max(s.newest, newest)
 }
 
 // book counts a sequence that passed.

@@ -79,6 +79,74 @@ __inline_always int raise(__u64 *word, __u64 value)
 	return 0;
 }
 
+/*
+ * beats_next returns what a session's word of taken HEARTBEATs becomes by a number, or 0 when
+ * the number was taken, is too far below the highest, or is none. spec: 5.7
+ */
+__inline_always __u64 beats_next(__u64 word, __u64 beat, int *highest)
+{
+	const __u64 mask = (1ULL << BEATS_KEPT) - 1;
+	__u64 top = word >> BEATS_KEPT, taken = word & mask, bit;
+
+	*highest = beat > top;
+	if (beat == 0 || beat >> (64 - BEATS_KEPT))
+		return 0;
+	if (beat > top) {
+		taken = beat - top < BEATS_KEPT ? taken << (beat - top) : 0;
+		return beat << BEATS_KEPT | (taken & mask) | 1;
+	}
+	if (top - beat >= BEATS_KEPT)
+		return 0;
+	bit = 1ULL << (top - beat);
+	return taken & bit ? 0 : word | bit;
+}
+
+/* beats_take takes the number of a HEARTBEAT at most once. */
+__inline_always int beats_take(__u64 *word, __u64 beat)
+{
+	int highest;
+
+	for (int i = 0; i < TRIES; i++) {
+		__u64 old = load(word), next = beats_next(old, beat, &highest);
+
+		if (!next)
+			return VERDICT_REPLAYED;
+		if (__sync_val_compare_and_swap(word, old, next) == old)
+			return VERDICT_PASS;
+	}
+	count(contended);
+	return VERDICT_REPLAYED;
+}
+
+/*
+ * restart makes a stream begin afresh behind newest, which was believed to be old: every
+ * sequence beyond it can be taken again. When another CPU comes in between the stream stays
+ * as it is, for the next HEARTBEAT. It is a function of its own so that the verifier sees its
+ * loop once.
+ */
+__attribute__((noinline)) int restart(__u32 state, __u64 newest, __u64 old)
+{
+	struct stream_state *s = bpf_map_lookup_elem(&stream_states, &state);
+	__u64 last = newest / 32;
+
+	if (!s)
+		return 0;
+	for (__u32 i = 0; i < WINDOW_WORDS; i++) {
+		__u64 back = (last - i) % WINDOW_WORDS, bits = 0xffffffff, word = load(&s->window[i]), next = word;
+		__u32 tag = back <= last ? (__u32)((last - back) / WINDOW_WORDS) + 1 : 0;
+
+		if (back == 0)
+			bits >>= 31 - newest % 32;
+		if (word >> 32 > tag)
+			next = (__u64)tag << 32;
+		else if (word >> 32 == tag)
+			next = word & ((__u64)tag << 32 | bits);
+		if (next != word && __sync_val_compare_and_swap(&s->window[i], word, next) != word)
+			return 0;
+	}
+	return __sync_val_compare_and_swap(&s->newest, old, newest) == old;
+}
+
 /* conforms tells whether a policer lets a datagram pass now: the generic cell rate algorithm. spec: 6.7 */
 __inline_always int conforms(const struct policer *p, __u64 *due, __u64 now)
 {

@@ -80,6 +80,7 @@ struct session_state {
 	__u64 datagrams_due; /* ns, when the policer's bucket is full again */
 	__u64 copies_due;
 	__u64 hellos; /* sent, by user space */
+	__u64 beats;  /* HEARTBEATs taken: the highest number, and which before it. spec: 5.7 */
 	__u64 window[WINDOW_WORDS];
 };
 
@@ -121,9 +122,13 @@ struct {
 
 /* What moves of a stream. */
 struct stream_state {
-	__u64 newest; /* sequence assigned, of an own stream; else known by DATA or HEARTBEAT */
-	__u64 beat;   /* newest heart-beat */
-	__u64 known;  /* not 0: newest is */
+	__u64 newest;	/* sequence assigned, of an own stream; else known by DATA or HEARTBEAT */
+	__u64 moved;	/* ns, when newest was raised */
+	__u64 top;	/* highest sequence ever known */
+	__u64 top_at;	/* ns, when it came */
+	__u64 beat_due; /* ns, when the next HEARTBEAT may pass */
+	__u64 known;	/* not 0: newest is */
+	__u64 parent;	/* session whose HEARTBEATs are believed, by user space; 0: none */
 	__u64 upstreams[MAX_UPSTREAMS]; /* sessions that are accepted from, by user space; 0: none */
 	__u64 window[WINDOW_WORDS];
 };
@@ -369,6 +374,7 @@ struct {
  */
 struct life {
 	__u64 valid_until; /* ns, CLOCK_MONOTONIC */
+	__u64 beats;	   /* number of the last HEARTBEAT that was sent */
 	struct key handle_key;
 	__u32 incarnation;
 	__be16 port;	     /* of data */

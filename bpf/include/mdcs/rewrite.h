@@ -67,6 +67,18 @@ __inline_always void stamp(struct header *h, const struct outcome *o)
 	h->handle = publisher_handle(handle_key.k0, handle_key.k1, h);
 }
 
+/* number makes a HEARTBEAT the next one that this RP sends. spec: 5.7 */
+__inline_always void number(struct header *h, const struct key *key)
+{
+	__u32 zero = 0;
+	struct life *l = bpf_map_lookup_elem(&lives, &zero);
+
+	if (!l)
+		return;
+	h->object_id = bpf_cpu_to_be64(__sync_fetch_and_add(&l->beats, 1) + 1);
+	h->payload_tag = heartbeat_tag(key, h);
+}
+
 /* packet_sum is the sum of the UDP pseudo-header, the UDP header without checksum and destination, the source address. */
 __inline_always __u64 packet_sum(const struct ipv6hdr *ip, const struct udphdr *udp)
 {

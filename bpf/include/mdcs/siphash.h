@@ -72,6 +72,19 @@ __inline_always __u64 hop_tag(const struct key *key, const struct header *h)
 	return le64(sip_finish(&s, 0, 56));
 }
 
+/* heartbeat_tag is the payload tag of a HEARTBEAT: group, ingress RP, sequence, object id. */
+__inline_always __u64 heartbeat_tag(const struct key *key, const struct header *h)
+{
+	const __u64 *w = (const void *)&h->group;
+	struct siphash s;
+
+	sip_init(&s, key->k0, key->k1);
+	sip_word(&s, le64(w[0]));
+	sip_word(&s, le64(w[1]));
+	sip_word(&s, le64(h->object_id));
+	return le64(sip_finish(&s, 0, 24));
+}
+
 /*
  * publisher_handle, spec 5.4: the low 32 bits of the hash over session (4 bytes) and object id (8 bytes), both big-endian
  * as they stand in the publisher's header.

@@ -11,7 +11,8 @@
 struct outcome {
 	struct stream *stream;		 /* that it belongs to; NULL: nothing leaves */
 	struct stream_state *stream_state;
-	struct session *session;	 /* that it came from */
+	struct key *key;		 /* of its group, for a HEARTBEAT */
+	__u8 role;			 /* of that session */
 	__u64 sum;			 /* of its payload, for the checksum */
 };
 
@@ -83,17 +84,18 @@ __inline_always struct key *epoch_key(struct stream *s, __u8 epoch)
 	return NULL;
 }
 
-/* authentic is steps 8 to 10: key, the window without changing it, payload tag. */
-__inline_always int authentic(struct xdp_md *ctx, const struct packet *p, struct outcome *o, __u64 *window)
+/* authentic is steps 8 to 10: key, what the window thinks of it, payload tag. */
+__inline_always int authentic(struct xdp_md *ctx, const struct packet *p, struct outcome *o, int window)
 {
 	struct key *key = epoch_key(o->stream, p->h->epoch);
-	int v;
 
 	if (!key)
 		return VERDICT_NO_KEY;
-	v = window_check(window, bpf_be64_to_cpu(p->h->sequence));
-	if (v != VERDICT_PASS)
-		return v;
+	if (window != VERDICT_PASS)
+		return window;
+	o->key = key;
+	if ((p->h->version_type & 15) == TYPE_HEARTBEAT)
+		return heartbeat_tag(key, p->h) == p->h->payload_tag ? VERDICT_PASS : VERDICT_BAD_PAYLOAD_TAG;
 	o->sum = payload_sum(ctx, key->k0, key->k1, p->payload);
 	if (o->sum == 0)
 		return VERDICT_BAD_PAYLOAD_TAG;
@@ -143,26 +145,27 @@ __inline_always void charge_rates(const struct session *s, struct session_state 
 
 /* accept_published takes a peer's DATA: its window is that of its session. */
 __inline_always int accept_published(struct xdp_md *ctx, const struct packet *p, struct outcome *o,
-				     struct session_state *state, __u64 now)
+				     const struct session *s, struct session_state *state, __u64 now)
 {
+	__u64 seq = bpf_be64_to_cpu(p->h->sequence);
 	__u32 group = bpf_ntohl(p->h->group);
 	int v;
 
-	if (!may_publish(o->session, group))
+	if (!may_publish(s, group))
 		return VERDICT_NOT_PUBLISHER;
 	if (p->h->ingress != 0)
 		return VERDICT_BAD_UPSTREAM;
 	v = find_stream(own_incarnation, group, o);
 	if (v != VERDICT_PASS)
 		return v;
-	v = authentic(ctx, p, o, state->window);
+	v = authentic(ctx, p, o, window_check(state->window, seq));
 	if (v != VERDICT_PASS)
 		return v;
-	if (!within_rates(o->session, state, now))
+	if (!within_rates(s, state, now))
 		return VERDICT_OVER_RATE;
-	v = window_take(state->window, bpf_be64_to_cpu(p->h->sequence));
+	v = window_take(state->window, seq);
 	if (v == VERDICT_PASS)
-		charge_rates(o->session, state, o, p->len, now);
+		charge_rates(s, state, o, p->len, now);
 	return v;
 }
 
@@ -176,12 +179,67 @@ __inline_always int is_upstream(const struct stream_state *s, __u32 session)
 	return 0;
 }
 
+/* far_ahead tells whether a sequence is beyond what an honest ingress RP can have reached. */
+__inline_always int far_ahead(const struct stream_state *s, __u64 seq, __u64 now)
+{
+	__u64 top = load(&s->top), at = load(&s->top_at);
+
+	if (seq > MAX_SEQUENCE)
+		return 1;
+	return load(&s->known) && seq > top && seq - top > MAX_AHEAD + (now > at ? (now - at) / AHEAD_EACH_NS : 0);
+}
+
+/* reached notes the sequence of a DATA or HEARTBEAT that passed. The times follow: until then there is more room. */
+__inline_always void reached(struct stream_state *s, __u64 seq, __u64 now)
+{
+	if (raise(&s->newest, seq) || !load(&s->known))
+		s->moved = now;
+	if (raise(&s->top, seq) || load(&s->top) == seq)
+		s->top_at = now;
+	s->known = 1;
+}
+
+/* follow_parent takes what the parent's HEARTBEAT says is the newest sequence. */
+__inline_always void follow_parent(const struct stream *stream, struct stream_state *s, __u64 seq, __u64 now)
+{
+	__u64 newest = load(&s->newest);
+
+	if (load(&s->known) && seq < newest && now >= load(&s->moved) + RESTART_AFTER_NS && restart(stream->state, seq, newest))
+		s->moved = now;
+}
+
+/* accept_heartbeat takes a right HEARTBEAT of a neighbouring RP. */
+__inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, const struct session *from,
+				     struct session_state *state, int highest, __u64 now)
+{
+	__u64 seq = bpf_be64_to_cpu(p->h->sequence), beat = bpf_be64_to_cpu(p->h->object_id);
+	struct stream_state *s = o->stream_state;
+	__u64 due = load(&s->beat_due);
+	int v;
+
+	/* It says no more than that the sender is there. */
+	if (!highest || load(&s->parent) != bpf_ntohl(p->h->session)) {
+		o->stream = NULL;
+		return beats_take(&state->beats, beat);
+	}
+	if (!within_rates(from, state, now) || now < due)
+		return VERDICT_OVER_RATE;
+	if (far_ahead(s, seq, now))
+		return VERDICT_FAR_AHEAD;
+	if (__sync_val_compare_and_swap(&s->beat_due, due, now + HEARTBEAT_GAP_NS) != due)
+		return VERDICT_OVER_RATE;
+	v = beats_take(&state->beats, beat);
+	if (v == VERDICT_PASS)
+		follow_parent(o->stream, s, seq, now);
+	return v;
+}
+
 /* accept_relayed takes DATA and HEARTBEAT of a neighbouring RP. */
 __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, struct outcome *o,
-				   struct session_state *state, __u64 now)
+				   const struct session *from, struct session_state *state, __u64 now)
 {
-	__u64 seq = bpf_be64_to_cpu(p->h->sequence), newest;
-	int v;
+	__u64 seq = bpf_be64_to_cpu(p->h->sequence);
+	int heartbeat = (p->h->version_type & 15) == TYPE_HEARTBEAT, highest = 0, v;
 
 	v = find_stream(bpf_ntohl(p->h->ingress), bpf_ntohl(p->h->group), o);
 	if (v != VERDICT_PASS)
@@ -190,25 +248,26 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 		return VERDICT_BAD_UPSTREAM;
 	if (p->h->hop_limit == 0)
 		return VERDICT_HOP_LIMIT;
-	if ((p->h->version_type & 15) == TYPE_HEARTBEAT) {
-		if (!raise(&o->stream_state->beat, bpf_be64_to_cpu(p->h->object_id)))
-			return VERDICT_REPLAYED;
+	if (!heartbeat)
+		v = window_check(o->stream_state->window, seq);
+	else if (!beats_next(load(&state->beats), bpf_be64_to_cpu(p->h->object_id), &highest))
+		v = VERDICT_REPLAYED;
+	v = authentic(ctx, p, o, v);
+	if (v != VERDICT_PASS)
+		return v;
+	if (heartbeat) {
+		v = accept_heartbeat(p, o, from, state, highest, now);
 	} else {
-		v = authentic(ctx, p, o, o->stream_state->window);
-		if (v != VERDICT_PASS)
-			return v;
-		if (!within_rates(o->session, state, now))
+		if (!within_rates(from, state, now))
 			return VERDICT_OVER_RATE;
-		newest = load(&o->stream_state->newest);
-		if (load(&o->stream_state->known) && seq > newest && seq - newest > MAX_AHEAD)
+		if (far_ahead(o->stream_state, seq, now))
 			return VERDICT_FAR_AHEAD;
 		v = window_take(o->stream_state->window, seq);
-		if (v != VERDICT_PASS)
-			return v;
-		charge_rates(o->session, state, o, p->len, now);
 	}
-	raise(&o->stream_state->newest, seq);
-	o->stream_state->known = 1;
+	if (v != VERDICT_PASS || !o->stream)
+		return v;
+	charge_rates(from, state, o, p->len, now);
+	reached(o->stream_state, seq, now);
 	return VERDICT_PASS;
 }
 
@@ -248,23 +307,24 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 	s = bpf_map_lookup_elem(&sessions, &index);
 	if (!s)
 		return VERDICT_NO_SESSION;
+	/* The element may be another session's at any time: a datagram has one role. */
+	o->role = s->role;
 	/* A frame may claim a channel's address as its source: the kernel's check of that comes later. */
-	if (s->role == ROLE_CHANNEL || p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
+	if (o->role == ROLE_CHANNEL || p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
 		return VERDICT_BAD_SOURCE;
 	if (hop_tag(&s->key, p->h) != p->h->hop_tag)
 		return VERDICT_BAD_HOP_TAG;
-	if (type != TYPE_DATA && type != TYPE_HEARTBEAT && !(type == TYPE_HELLO && s->role == ROLE_MESH))
+	if (type != TYPE_DATA && type != TYPE_HEARTBEAT && !(type == TYPE_HELLO && o->role == ROLE_MESH))
 		return VERDICT_BAD_TYPE;
 	state = bpf_map_lookup_elem(&states, &s->state);
 	if (!state)
 		return VERDICT_NO_SESSION;
-	o->session = s;
 	if (type == TYPE_HELLO)
 		v = accept_hello(p->h, state);
-	else if (s->role == ROLE_MESH)
-		v = accept_relayed(ctx, p, o, state, now);
+	else if (o->role == ROLE_MESH)
+		v = accept_relayed(ctx, p, o, s, state, now);
 	else if (type == TYPE_DATA)
-		v = accept_published(ctx, p, o, state, now);
+		v = accept_published(ctx, p, o, s, state, now);
 	/* A peer's HEARTBEAT says only that the peer is there. */
 	if (v == VERDICT_PASS) {
 		__sync_fetch_and_add(&state->received, 1);

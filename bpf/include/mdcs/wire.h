@@ -42,6 +42,11 @@
 #define MAX_SYMBOLS	  2048
 #define INITIAL_HOP_LIMIT 32
 #define MAX_AHEAD	  65536
+#define AHEAD_EACH_NS	  1000
+#define MAX_SEQUENCE	  ((1ULL << 44) - 1)
+#define HEARTBEAT_GAP_NS  100000000ULL
+#define RESTART_AFTER_NS  750000000ULL
+#define BEATS_KEPT	  24
 #define WINDOW_WORDS	  128 /* of 32 sequences each */
 
 /* Types, spec 4.2, and flags, spec 4.3. */

@@ -4,6 +4,7 @@ package datapathtest
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -43,7 +44,16 @@ func neighbourSent(seq uint64) func(*world) {
 func neighbourBeat(beat, seq uint64) func(*world) {
 	return func(w *world) {
 		w.pass(w.heartbeat(rp, beat, seq))
+		w.subject.Age(0, datapath.HeartbeatGap) // the next one may come
 		w.next.relayed = seq
+	}
+}
+
+// soon is what happened just now, however long it took.
+func soon(before func(*world)) func(*world) {
+	return func(w *world) {
+		before(w)
+		w.subject.Age(-time.Hour, 0)
 	}
 }
 
@@ -169,10 +179,33 @@ var cases = []testCase{
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's heart-beat after a long pause", from: rp, verdict: wire.Pass,
-		before: neighbourBeat(1, 9),
-		edit:   func(_ *world, p *packet) { p.toHeartbeat(1000, 10*datapath.MaxAhead) },
-		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
+		name: "neighbour's heartbeat after a long pause", from: rp, verdict: wire.Pass,
+		before: func(w *world) {
+			neighbourBeat(1, 9)(w)
+			w.subject.Age(10*time.Second, 10*time.Second)
+		},
+		edit: func(_ *world, p *packet) { p.toHeartbeat(1000, 10*datapath.MaxAhead) },
+		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
+	},
+	{
+		name: "neighbour's datagram after a long pause", from: rp, verdict: wire.Pass,
+		before: func(w *world) {
+			neighbourSent(9)(w)
+			w.subject.Age(10*time.Second, 0)
+		},
+		edit: func(_ *world, p *packet) {
+			p.header.Sequence = 9 + datapath.MaxAhead + uint64(10*time.Second/datapath.AheadEach)
+		},
+		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
+	},
+	{
+		name: "neighbour's heartbeat that was overtaken", from: rp, verdict: wire.Pass,
+		before: neighbourBeat(24, 9),
+		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40) },
+	},
+	{
+		name: "peer's keep-alive with a payload tag that does not count", from: reader, verdict: wire.Pass,
+		edit: func(_ *world, p *packet) { p.toHeartbeat(0, 0); p.header.Epoch = epoch - 7 },
 	},
 	{
 		name: "peer's keep-alive", from: reader, verdict: wire.Pass,
@@ -359,6 +392,35 @@ var cases = []testCase{
 		edit: func(w *world, p *packet) { p.payloadKey = w.keys[keyID{incarnation, group, epoch}] },
 	},
 
+	{
+		name: "neighbour's heartbeat by the engine's own key", from: rp, verdict: wire.BadPayloadTag,
+		edit: func(w *world, p *packet) {
+			p.toHeartbeat(1, 9)
+			p.payloadKey = w.keys[keyID{incarnation, group, epoch}]
+		},
+	},
+	{
+		name: "neighbour's heartbeat without a payload tag", from: rp, verdict: wire.BadPayloadTag,
+		edit: func(w *world, p *packet) {
+			p.toHeartbeat(1, 9)
+			hop := p.hopKey
+			p.raw = func(b []byte) []byte {
+				wire.SetPayloadTag(b, [8]byte{})
+				wire.SetHopTag(b, hop.HopTag(b))
+				return b
+			}
+		},
+	},
+	{
+		name: "neighbour's heartbeat of an epoch that is not installed", from: rp, verdict: wire.NoKey,
+		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.Epoch = epoch - 1 },
+	},
+	{
+		name: "neighbour's heartbeat without key and taken before", from: rp, verdict: wire.NoKey,
+		before: neighbourBeat(1, 9),
+		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.Epoch = epoch - 1 },
+	},
+
 	// Rate, sequence.
 	{
 		name: "publisher beyond its burst", from: publisher, verdict: wire.OverRate,
@@ -396,13 +458,21 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.header.Sequence = datapath.MaxAhead + 2 },
 	},
 	{
-		name: "neighbour beyond its copies may still beat", from: rp, verdict: wire.Pass,
+		name: "neighbour beyond its copies may not beat either", from: rp, verdict: wire.OverRate,
 		before: func(w *world) {
 			w.limit(rp, 1)
 			neighbourSent(1)(w)
+			w.next.skip = true
 		},
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1) },
-		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
+	},
+	{
+		name: "neighbour's heartbeat too soon after another", from: rp, verdict: wire.OverRate,
+		before: func(w *world) {
+			neighbourBeat(1, 9)(w)
+			w.subject.Age(0, -time.Hour)
+		},
+		edit: func(_ *world, p *packet) { p.toHeartbeat(2, 9) },
 	},
 	{name: "publisher's datagram again", from: publisher, verdict: wire.Replayed, before: publisherSent(1)},
 	{
@@ -438,9 +508,13 @@ var cases = []testCase{
 		edit:   func(_ *world, p *packet) { p.toHello(1) },
 	},
 	{
-		name: "neighbour's older heart-beat", from: rp, verdict: wire.Replayed,
-		before: neighbourBeat(2, 9),
+		name: "neighbour's much older heartbeat", from: rp, verdict: wire.Replayed,
+		before: neighbourBeat(25, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40) },
+	},
+	{
+		name: "neighbour's heartbeat with the first number that is none", from: rp, verdict: wire.Replayed,
+		edit: func(_ *world, p *packet) { p.toHeartbeat(1<<40, 9) },
 	},
 	{
 		name: "neighbour's heart-beat 0", from: rp, verdict: wire.Replayed,
@@ -448,13 +522,26 @@ var cases = []testCase{
 	},
 	{
 		name: "neighbour's sequence too far ahead of a heart-beat", from: rp, verdict: wire.FarAhead,
-		before: neighbourBeat(1, 0),
+		before: soon(neighbourBeat(1, 0)),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = datapath.MaxAhead + 1 },
 	},
 	{
 		name: "neighbour's sequence too far ahead of a datagram", from: rp, verdict: wire.FarAhead,
-		before: neighbourSent(5),
+		before: soon(neighbourSent(5)),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = 5 + datapath.MaxAhead + 1 },
+	},
+	{
+		name: "neighbour's heartbeat too far ahead", from: rp, verdict: wire.FarAhead,
+		before: soon(neighbourSent(5)),
+		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 5+datapath.MaxAhead+1) },
+	},
+	{
+		name: "neighbour's first sequence beyond the last", from: rp, verdict: wire.FarAhead,
+		edit: func(_ *world, p *packet) { p.header.Sequence = datapath.MaxSequence + 1 },
+	},
+	{
+		name: "neighbour's first heartbeat beyond the last sequence", from: rp, verdict: wire.FarAhead,
+		edit: func(_ *world, p *packet) { p.toHeartbeat(1, datapath.MaxSequence+1) },
 	},
 	{
 		name: "neighbour's largest sequence", from: rp, verdict: wire.FarAhead,

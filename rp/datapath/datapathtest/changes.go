@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
@@ -275,7 +276,7 @@ func testEgressOfAll(t *testing.T, new New) {
 	w.drop(w.packet(publisher).seq(2), wire.OverRate)
 	w.drop(w.packet(subscriber), wire.OverRate)
 	w.drop(w.packet(rp).seq(2), wire.OverRate)
-	w.pass(w.heartbeat(rp, 1, 2))
+	w.drop(w.heartbeat(rp, 1, 2), wire.OverRate)
 	for node := range w.sessions { // a new session finds the bucket empty, too
 		w.sessions[node].ReceiveKey[0]++
 	}
@@ -287,11 +288,11 @@ func testHeartbeat(t *testing.T, new New) {
 	w := newWorld(t, new)
 	publisherSent(2)(w)
 	for n, scope := range []datapath.HeartbeatScope{datapath.All, datapath.Local, datapath.All} {
-		beat, to := uint64(n+1), []int{publisher, subscriber, reader}
+		beat, to := uint64(2*n+1), []int{publisher, subscriber, reader}
 		if scope == datapath.All {
 			to = append(to, rp)
 		}
-		want := append(w.beat(group, beat, 2, to...), w.beat(otherGroup, beat, 0, stranger)...)
+		want := append(w.beat(group, beat, 2, to...), w.beat(otherGroup, beat+1, 0, stranger)...)
 		compare(t, want, w.subject.Heartbeat(scope))
 	}
 	// A group that nobody within the scope has is left out.
@@ -301,7 +302,13 @@ func testHeartbeat(t *testing.T, new New) {
 	}
 	w.apply(c)
 	compare(t, nil, w.subject.Heartbeat(datapath.Local))
-	compare(t, w.beat(group, 4, 2, rp), w.subject.Heartbeat(datapath.All))
+	compare(t, w.beat(group, 7, 2, rp), w.subject.Heartbeat(datapath.All))
+	// What is relayed has numbers of the same count.
+	w.beats = 7
+	w.routes(w.route(ingressOf(silent), []int{silent}, rp))
+	p := w.heartbeat(silent, 99, 5)
+	compare(t, w.relayed(p, rp), w.pass(p))
+	compare(t, w.beat(group, 9, 2, rp), w.subject.Heartbeat(datapath.All))
 }
 
 func testMarks(t *testing.T, new New) {
@@ -324,6 +331,7 @@ func testMarks(t *testing.T, new New) {
 	w.pass(w.packet(rp).seq(7))
 	w.pass(w.packet(rp).seq(6))
 	check(mark(a, group, 7), own, other)
+	w.subject.Age(-time.Hour, 0) // 7 came just now
 	w.pass(w.heartbeat(rp, 2, 5))
 	w.pass(w.heartbeat(silent, 1, 90))
 	check(mark(a, group, 7), mark(b, group, 90), own, other)

@@ -84,7 +84,7 @@ func RunChannels(t *testing.T, new New) {
 	})
 	t.Run("own heart-beats go to the channel", func(t *testing.T) {
 		w := newChannelWorld(t, new)
-		want := w.with(append(w.beat(otherGroup, 1, 0, stranger), w.beat(group, 1, 0, rp, reader)...))
+		want := w.with(append(w.beat(otherGroup, 2, 0, stranger), w.beat(group, 1, 0, rp, reader)...))
 		compare(t, want, w.subject.Heartbeat(datapath.All))
 	})
 	t.Run("a channel of another group gets nothing", func(t *testing.T) {

@@ -47,6 +47,10 @@ type Subject interface {
 	SetEgress(rate, burst uint64)
 
 	Heard(session uint32) time.Time
+
+	// Age makes it longer ago that the newest sequences of the streams came, and that
+	// their last heartbeats passed; negative times are in the future.
+	Age(newest, heartbeat time.Duration)
 }
 
 // Endpoints is the number of nodes that a Subject must have.
@@ -68,6 +72,8 @@ func Run(t *testing.T, new New) {
 	t.Run("copies are limited", func(t *testing.T) { testEgress(t, new) })
 	t.Run("all copies are limited", func(t *testing.T) { testEgressOfAll(t, new) })
 	t.Run("heartbeat", func(t *testing.T) { testHeartbeat(t, new) })
+	t.Run("heartbeats are limited", func(t *testing.T) { testHeartbeatRate(t, new) })
+	t.Run("lies", func(t *testing.T) { testLies(t, new) })
 	t.Run("marks", func(t *testing.T) { testMarks(t, new) })
 	t.Run("counters", func(t *testing.T) { testCounters(t, new) })
 	t.Run("routes", func(t *testing.T) { testRoutes(t, new) })

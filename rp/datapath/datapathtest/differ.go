@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
@@ -52,6 +53,7 @@ func Differ(t *testing.T, a, b New, n int, seed uint64) {
 		var sent []byte
 		for k, w := range worlds {
 			p := w.random(rand.New(rand.NewPCG(seed, i)), i)
+			w.subject.Age(time.Hour, time.Hour) // how long the engines take does not matter
 			sent = p.bytes()
 			v, outputs := w.subject.Receive(p.src, sent)
 			for j := range outputs { // endpoints by number: the engines have hosts of their own
@@ -116,7 +118,7 @@ func (w *world) spoil(r *rand.Rand, p *packet, i uint64) {
 	h := &p.header
 	switch r.IntN(19) {
 	case 0:
-		h.Sequence = []uint64{0, i, i / 2, 1, r.Uint64(), i + datapath.MaxAhead + 10, 1<<64 - 1}[r.IntN(7)]
+		h.Sequence = []uint64{0, i, i / 2, 1, r.Uint64(), 1 << 43, 1<<64 - 1}[r.IntN(7)]
 	case 1:
 		h.Session = []uint32{0, r.Uint32(), w.sessions[r.IntN(nobody)].Index, channelIndex}[r.IntN(4)]
 	case 2:

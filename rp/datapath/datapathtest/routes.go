@@ -50,8 +50,8 @@ func testRoutes(t *testing.T, new New) {
 		compare(t, w.relayed(p, silent, publisher, subscriber, reader), w.pass(p))
 		p = w.from(w.packet(rp).seq(2), silent)
 		compare(t, w.relayed(p, rp, publisher, subscriber, reader), w.pass(p))
-		p = w.from(w.heartbeat(rp, 1, 2), silent)
-		compare(t, w.relayed(p, rp, publisher, subscriber, reader), w.pass(p))
+		p = w.heartbeat(rp, 1, 2)
+		compare(t, w.relayed(p, silent, publisher, subscriber, reader), w.pass(p))
 	})
 	t.Run("two upstreams share a window", func(t *testing.T) {
 		w := newWorld(t, new)
@@ -61,8 +61,21 @@ func testRoutes(t *testing.T, new New) {
 		p := w.from(w.packet(rp).seq(2), silent)
 		compare(t, w.relayed(p, peers...), w.pass(p))
 		w.drop(w.packet(rp).seq(2), wire.Replayed)
-		w.pass(w.heartbeat(rp, 1, 2))
-		w.drop(w.from(w.heartbeat(rp, 1, 2), silent), wire.Replayed)
+	})
+	t.Run("the first upstream is believed", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.routes(w.route(ingressOf(rp), []int{rp, silent}))
+		p := w.heartbeat(rp, 7, 2)
+		compare(t, w.relayed(p, peers...), w.pass(p))
+		w.drop(w.heartbeat(rp, 7, 2), wire.Replayed)
+		// Each has numbers of its own, and the other one is only there.
+		compare(t, nil, w.pass(w.from(w.heartbeat(rp, 7, 1<<40), silent)))
+		w.drop(w.from(w.heartbeat(rp, 7, 2), silent), wire.Replayed)
+		w.drop(w.packet(rp).seq(1<<39), wire.FarAhead)
+		w.routes(w.route(ingressOf(rp), []int{silent, rp}))
+		p = w.from(w.heartbeat(rp, 8, 3), silent)
+		compare(t, w.relayed(p, peers...), w.pass(p))
+		compare(t, nil, w.pass(w.heartbeat(rp, 8, 3)))
 	})
 	t.Run("an upstream that is none any more", func(t *testing.T) {
 		w := newWorld(t, new)
@@ -114,7 +127,7 @@ func testRoutes(t *testing.T, new New) {
 		compare(t, w.published(p, publisher, 1, rp, subscriber, reader), w.pass(p))
 		p = w.packet(stranger)
 		compare(t, w.published(p, stranger, 1, silent), w.pass(p))
-		want := append(w.beat(group, 1, 1, rp, publisher, subscriber, reader), w.beat(otherGroup, 1, 1, silent, stranger)...)
+		want := append(w.beat(group, 1, 1, rp, publisher, subscriber, reader), w.beat(otherGroup, 2, 1, silent, stranger)...)
 		compare(t, want, w.subject.Heartbeat(datapath.All))
 		own.To[1].Groups = []uint32{otherGroup, group}
 		w.routes(own)

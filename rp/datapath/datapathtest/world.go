@@ -49,6 +49,7 @@ type world struct {
 	sessions [nobody]datapath.Session
 	keys     map[keyID]auth.Key
 	next     *next
+	beats    uint64 // heartbeats that the engine has sent
 
 	hellos  chan Hello
 	records chan datapath.Record
@@ -170,9 +171,15 @@ func (w *world) apply(c datapath.Change) {
 // pass receives a packet that must be accepted.
 func (w *world) pass(p *packet) []Output {
 	w.t.Helper()
+	if p.header.Type == wire.Heartbeat {
+		w.subject.Age(0, datapath.HeartbeatGap)
+	}
 	v, out := w.subject.Receive(p.src, p.bytes())
 	if v != wire.Pass {
 		w.t.Fatalf("%v: verdict %v", &p.header, v)
+	}
+	if p.header.Type == wire.Heartbeat && len(out) > 0 {
+		w.beats++
 	}
 	return out
 }
@@ -220,7 +227,7 @@ func (w *world) packet(from int) *packet {
 	return p
 }
 
-// heartbeat returns a HEARTBEAT from a node.
+// heartbeat returns a HEARTBEAT from a node, as a neighbour sends it.
 func (w *world) heartbeat(from int, beat, seq uint64) *packet {
 	p := w.packet(from)
 	p.toHeartbeat(beat, seq)
@@ -233,6 +240,7 @@ func (p *packet) toHeartbeat(beat, seq uint64) {
 	*h = wire.Header{
 		Type:     wire.Heartbeat,
 		HopLimit: h.HopLimit,
+		Epoch:    h.Epoch,
 		Session:  h.Session,
 		Group:    h.Group,
 		Ingress:  h.Ingress,
@@ -276,7 +284,7 @@ func (p *packet) bytes() []byte {
 		h.ObjectLen = uint32(len(p.payload))
 	}
 	b := append(h.Append(nil), p.payload...)
-	if h.Type == wire.Data {
+	if h.Type == wire.Data || h.Type == wire.Heartbeat {
 		wire.SetPayloadTag(b, p.payloadKey.PayloadTag(b))
 	}
 	wire.SetHopTag(b, p.hopKey.HopTag(b))
@@ -318,10 +326,15 @@ func (w *world) published(p *packet, from int, seq uint64, to ...int) []Output {
 	return out
 }
 
-// relayed returns what must become of a neighbour's packet.
+// relayed returns what must become of a neighbour's packet. A heartbeat gets the next
+// number of the engine.
 func (w *world) relayed(p *packet, to ...int) []Output {
 	h := p.parsed()
 	h.HopLimit--
+	if h.Type == wire.Heartbeat {
+		h.ObjectID = w.beats + 1
+		h.PayloadTag = p.payloadKey.PayloadTag(h.Append(nil))
+	}
 	var out []Output
 	for _, i := range to {
 		out = append(out, copyTo(&w.sessions[i], h, p.payload))
@@ -329,16 +342,23 @@ func (w *world) relayed(p *packet, to ...int) []Output {
 	return out
 }
 
-// beat returns what the engine's own heart-beat of a group must be.
+// beat returns what the engine's own heartbeat of a group must be, by the older of its keys.
 func (w *world) beat(group uint32, beat, seq uint64, to ...int) (out []Output) {
 	h := wire.Header{
 		Type:     wire.Heartbeat,
 		HopLimit: wire.InitialHopLimit,
+		Epoch:    epoch - 1,
 		Group:    group,
 		Ingress:  incarnation,
 		Sequence: seq,
 		ObjectID: beat,
 	}
+	key, older := w.keys[keyID{incarnation, group, h.Epoch}]
+	if !older {
+		h.Epoch = epoch
+		key = w.keys[keyID{incarnation, group, epoch}]
+	}
+	h.PayloadTag = key.PayloadTag(h.Append(nil))
 	for _, i := range to {
 		out = append(out, copyTo(&w.sessions[i], h, nil))
 	}

@@ -176,6 +176,9 @@ func (e *Engine) Apply(c datapath.Change) error {
 	return e.table.apply(c)
 }
 
+// Age implements datapathtest.Subject: it is for tests of what depends on the time.
+func (e *Engine) Age(newest, heartbeat time.Duration) { e.table.age(newest, heartbeat) }
+
 // Marks implements datapath.Engine.
 func (e *Engine) Marks() []proto.Mark { return e.table.marks() }
 

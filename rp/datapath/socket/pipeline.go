@@ -84,15 +84,13 @@ func (t *table) accept(now time.Duration, src netip.AddrPort, b []byte, h *wire.
 	}
 	v := wire.Pass // a peer's HEARTBEAT: it says only that the peer is there
 	switch {
-	case s.Role == datapath.Peer && h.Type == wire.Data:
-		v = t.publish(now, s, b, h, payload, f)
 	case h.Type == wire.Hello:
 		v = s.state.window.Take(h.Sequence)
 		f.header, f.from, f.hello = [wire.HeaderSize]byte(b), s, v == wire.Pass
-	case s.Role == datapath.Mesh && h.Type == wire.Data:
-		v = t.relay(now, s, b, h, payload, f)
 	case s.Role == datapath.Mesh:
-		v = t.relayHeartbeat(s, b, h, f)
+		v = t.relay(now, s, b, h, payload, f)
+	case h.Type == wire.Data:
+		v = t.publish(now, s, b, h, payload, f)
 	}
 	if v == wire.Pass {
 		s.state.received++
@@ -114,7 +112,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	if stream == nil {
 		return wire.NoKey
 	}
-	if v := authentic(stream, b, h, &s.state.window); v != wire.Pass {
+	if v := authentic(stream, b, h, s.state.window.Check(h.Sequence)); v != wire.Pass {
 		return v
 	}
 	if !t.conforms(s, now) {
@@ -123,16 +121,16 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	if v := s.state.window.Take(h.Sequence); v != wire.Pass {
 		return v
 	}
-	stream.newest++
+	stream.assigned++
 
 	f.header, f.payload = [wire.HeaderSize]byte(b), payload
 	wire.SetStamp(f.header[:], wire.Stamp{
 		Ingress:  t.own,
-		Sequence: stream.newest,
+		Sequence: stream.assigned,
 		Handle:   t.handle.Handle(s.Index, h.ObjectID),
 	})
 	f.echo = true
-	t.to(f, s, stream, h.Group, stream.newest)
+	t.to(f, s, stream, h.Group, stream.assigned)
 	t.charge(s, now, f.receivers()*len(b))
 	return wire.Pass
 }
@@ -152,65 +150,81 @@ func (t *table) relayed(s *session, h *wire.Header) (*stream, wire.Verdict) {
 	return stream, wire.Pass
 }
 
-// relay takes a neighbouring RP's DATA: it goes on along the route of its ingress RP
-// and to the local subscribers.
+// relay takes a neighbouring RP's DATA or HEARTBEAT: it goes on along the route of its
+// ingress RP and to the local subscribers. A HEARTBEAT gets a number of this RP, so that
+// nobody but the next hop's sender numbers what the next hop takes. One that does not come
+// from the parent, or was overtaken, says no more than that the sender is there.
 func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, payload []byte, f *fanout) wire.Verdict {
 	stream, v := t.relayed(s, h)
 	if v != wire.Pass {
 		return v
 	}
-	if v := authentic(stream, b, h, &stream.window); v != wire.Pass {
+	beat, highest := h.Type == wire.Heartbeat, false
+	if beat {
+		highest, v = s.state.beats.Check(h.ObjectID)
+	} else {
+		v = stream.taken.Check(h.Sequence)
+	}
+	if v = authentic(stream, b, h, v); v != wire.Pass {
 		return v
 	}
-	if !t.conforms(s, now) {
-		return wire.OverRate
+	if beat && !(highest && stream.upstreams[0] == s.Index) {
+		_, v = s.state.beats.Take(h.ObjectID)
+		return v
 	}
-	if stream.known && h.Sequence > stream.newest && h.Sequence-stream.newest > datapath.MaxAhead {
+	switch {
+	case !t.conforms(s, now) || beat && now < stream.beatDue:
+		return wire.OverRate
+	case stream.farAhead(now, h.Sequence):
 		return wire.FarAhead
 	}
-	if v := stream.window.Take(h.Sequence); v != wire.Pass {
-		return v
-	}
-	stream.newest, stream.known = max(stream.newest, h.Sequence), true
-
+	at := time.Unix(0, int64(now))
 	f.header, f.payload = [wire.HeaderSize]byte(b), payload
+	if beat {
+		_, _ = s.state.beats.Take(h.ObjectID) // as checked
+		stream.beatDue = now + datapath.HeartbeatGap
+		stream.taken.Follow(at, h.Sequence)
+		t.number(f.header[:], stream.key(h.Epoch))
+	} else {
+		_ = stream.taken.Take(at, h.Sequence) // as checked
+	}
+	if h.Sequence >= stream.top {
+		stream.top, stream.topAt = h.Sequence, now
+	}
 	wire.SetHopLimit(f.header[:], h.HopLimit-1)
 	t.to(f, s, stream, h.Group, h.Sequence)
 	t.charge(s, now, f.receivers()*len(b))
 	return wire.Pass
 }
 
-// relayHeartbeat takes the newest sequence of an ingress RP where its datagrams go. It may be far ahead: that is how a stream is found again after a
-// pause. A stream without any key is none of ours, so that a neighbour cannot make
-// the table grow.
-func (t *table) relayHeartbeat(s *session, b []byte, h *wire.Header, f *fanout) wire.Verdict {
-	stream, v := t.relayed(s, h)
-	switch {
-	case v != wire.Pass:
-		return v
-	case h.ObjectID <= stream.beat:
-		return wire.Replayed
+// farAhead reports whether a sequence is beyond what an honest ingress RP can have reached
+// since the highest one came.
+func (s *stream) farAhead(now time.Duration, seq uint64) bool {
+	if seq > datapath.MaxSequence {
+		return true
 	}
-	stream.beat = h.ObjectID
-	stream.newest, stream.known = max(stream.newest, h.Sequence), true
-
-	f.header = [wire.HeaderSize]byte(b)
-	wire.SetHopLimit(f.header[:], h.HopLimit-1)
-	t.to(f, s, stream, h.Group, h.Sequence)
-	return wire.Pass
+	_, known := s.taken.Newest()
+	more := uint64(max(0, now-s.topAt) / datapath.AheadEach)
+	return known && seq > s.top && seq-s.top > datapath.MaxAhead+more
 }
 
-// authentic checks the payload: its key, the window without changing it because
-// that is cheaper than the tag, the tag.
-func authentic(s *stream, b []byte, h *wire.Header, window *auth.Window) wire.Verdict {
+// number makes a HEARTBEAT the next one that this RP sends.
+func (t *table) number(header []byte, key *auth.Key) {
+	t.beats++
+	wire.SetBeat(header, t.beats)
+	wire.SetPayloadTag(header, key.PayloadTag(header))
+}
+
+// authentic checks what a DATA or HEARTBEAT says: its key, what the window thinks of it
+// because that is cheaper than the tag, the tag.
+func authentic(s *stream, b []byte, h *wire.Header, window wire.Verdict) wire.Verdict {
 	key := s.key(h.Epoch)
-	if key == nil {
+	switch {
+	case key == nil:
 		return wire.NoKey
-	}
-	if v := window.Check(h.Sequence); v != wire.Pass {
-		return v
-	}
-	if !key.CheckPayloadTag(b, h.PayloadTag) {
+	case window != wire.Pass:
+		return window
+	case !key.CheckPayloadTag(b, h.PayloadTag):
 		return wire.BadPayloadTag
 	}
 	return wire.Pass
@@ -227,33 +241,39 @@ func (t *table) to(f *fanout, from *session, s *stream, group uint32, seq uint64
 }
 
 // heartbeats returns a fan-out for each own group that somebody within the scope has:
-// the newest sequence assigned.
+// the newest sequence assigned. The older key is known wherever the newer one is, and
+// where that has yet to come.
 func (t *table) heartbeats(scope datapath.HeartbeatScope) []fanout {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var all []fanout
-	for id, s := range t.streams {
-		if id.Ingress != t.own {
-			continue
+	var own []uint32
+	for id := range t.streams {
+		if id.Ingress == t.own {
+			own = append(own, id.Group)
 		}
+	}
+	slices.Sort(own)
+	var all []fanout
+	for _, group := range own {
+		s := t.streams[datapath.Stream{Ingress: t.own, Group: group}]
 		var f fanout
-		t.to(&f, nil, s, id.Group, s.newest)
+		t.to(&f, nil, s, group, s.assigned)
 		if scope == datapath.Local {
 			f.mesh = nil
 		}
 		if f.receivers() == 0 {
 			continue
 		}
-		s.beat++
 		h := wire.Header{
 			Type:     wire.Heartbeat,
 			HopLimit: wire.InitialHopLimit,
-			Group:    id.Group,
+			Epoch:    s.keys[0].epoch,
+			Group:    group,
 			Ingress:  t.own,
-			Sequence: s.newest,
-			ObjectID: s.beat,
+			Sequence: s.assigned,
 		}
 		f.header = [wire.HeaderSize]byte(h.Append(nil))
+		t.number(f.header[:], &s.keys[0].key)
 		all = append(all, f)
 	}
 	return all

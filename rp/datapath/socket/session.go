@@ -28,6 +28,7 @@ type session struct {
 // sessionState is what moves while datagrams pass.
 type sessionState struct {
 	window       auth.Window   // of a peer's own sequences, or a neighbouring RP's hellos
+	beats        auth.Beats    // of a neighbouring RP's heartbeats
 	hellos       uint64        // sent
 	datagramsDue uint64        // of the policers, ns on the table's clock
 	copiesDue    uint64        //

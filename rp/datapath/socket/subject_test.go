@@ -125,6 +125,9 @@ func (s *tableSubject) SetEgress(rate, burst uint64) { s.setEgress(rate, burst) 
 
 func (s *tableSubject) Heard(session uint32) time.Time { return s.heard(session, time.Now()) }
 
+// Age implements datapathtest.Subject.
+func (s *tableSubject) Age(newest, heartbeat time.Duration) { s.age(newest, heartbeat) }
+
 // recorder is a batchWriter that keeps what is written, a few datagrams at a time.
 type recorder struct {
 	out    []datapathtest.Output

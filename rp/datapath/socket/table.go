@@ -29,6 +29,7 @@ type table struct {
 	mu       sync.Mutex
 	copies   datapath.Policer
 	due      uint64 // of copies, ns on the table's clock
+	beats    uint64 // number of the last heartbeat that was sent
 	sessions map[uint32]*session
 	streams  map[datapath.Stream]*stream
 	groups   map[uint32][]*session // peers and channels that the group is replicated to
@@ -39,14 +40,15 @@ type table struct {
 // stream is the state of one (ingress RP, group). It exists from the first key
 // installed until the ingress RP is retired.
 type stream struct {
-	keys   []epochKey  // oldest first, at most EpochsKept
-	window auth.Window // sequences taken from the mesh; unused for the own
-	newest uint64      // assigned, for the own; else known by data or heart-beat
-	known  bool        // something was heard of it; always, for the own
-	beat   uint64      // newest heart-beat
+	keys     []epochKey    // oldest first, at most EpochsKept
+	assigned uint64        // newest sequence, for the own
+	taken    auth.Stream   // from the mesh; unused for the own
+	top      uint64        // highest sequence ever taken from the mesh
+	topAt    time.Duration // when it came
+	beatDue  time.Duration // when the next heartbeat may pass
 
 	// What the route of the ingress RP makes of the group.
-	upstreams []uint32   // sessions
+	upstreams []uint32   // sessions, the parent's first
 	branches  []*session // never changed: copies may be under way
 }
 
@@ -196,7 +198,7 @@ func (t *table) install(k *proto.GroupKey) {
 	id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
 	s := t.streams[id]
 	if s == nil {
-		s = &stream{known: k.Ingress == t.own}
+		s = new(stream)
 		t.streams[id] = s
 	}
 	for i := range s.keys {
@@ -221,14 +223,30 @@ func (s *stream) key(epoch uint8) *auth.Key {
 	return nil
 }
 
+// age makes it longer ago that the newest sequences of the streams came, and that their
+// last heartbeats passed.
+func (t *table) age(newest, heartbeat time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.streams {
+		s.taken.Age(newest)
+		s.topAt -= newest
+		s.beatDue -= heartbeat
+	}
+}
+
 // marks returns the newest sequence of each stream, ordered by ingress and group.
 func (t *table) marks() []proto.Mark {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var marks []proto.Mark
 	for id, s := range t.streams {
-		if s.known {
-			marks = append(marks, proto.Mark{Ingress: id.Ingress, Group: id.Group, Sequence: s.newest})
+		newest, known := s.taken.Newest()
+		if id.Ingress == t.own {
+			newest, known = s.assigned, true
+		}
+		if known {
+			marks = append(marks, proto.Mark{Ingress: id.Ingress, Group: id.Group, Sequence: newest})
 		}
 	}
 	slices.SortFunc(marks, func(a, b proto.Mark) int {

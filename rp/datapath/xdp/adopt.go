@@ -350,8 +350,13 @@ func (t *table) adoptRoutes() error {
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("branches: %w", err)
 	}
+	parents := make(map[uint32]uint32)
 	for id, s := range t.streams {
-		for _, word := range t.e.memory.streams.at(s.element).Upstreams {
+		state := t.e.memory.streams.at(s.element)
+		if parent := uint32(state.Parent); parent != 0 {
+			parents[id.Ingress] = parent // the same in all streams of the ingress RP
+		}
+		for _, word := range state.Upstreams {
 			if session := uint32(word); session != 0 && !slices.Contains(route(id.Ingress).From, session) {
 				r := route(id.Ingress)
 				r.From = append(r.From, session)
@@ -360,6 +365,9 @@ func (t *table) adoptRoutes() error {
 	}
 	for _, r := range t.routes {
 		slices.Sort(r.From)
+		if i := slices.Index(r.From, parents[r.Ingress]); i > 0 {
+			r.From = slices.Insert(slices.Delete(r.From, i, i+1), 0, parents[r.Ingress])
+		}
 		slices.SortFunc(r.To, func(a, b datapath.Branch) int { return cmp.Compare(a.Session, b.Session) })
 	}
 	return t.syncBranches()

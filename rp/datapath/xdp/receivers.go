@@ -3,6 +3,7 @@
 package xdp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -95,9 +96,10 @@ func (e *Engine) tryReconcile() error {
 		peers := len(all[id.Group].members) + all[id.Group].missing
 		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(peers+len(branches)))
 		if id.Ingress == e.cfg.Incarnation {
-			own = append(own, ownStream{id, s.element, e.table.cpu(s), s.chain.anchor, e.table.groups[id.Group].peers.anchor, branches, peers})
+			own = append(own, ownStream{id, s.keys[0], s.element, e.table.cpu(s), s.chain.anchor, e.table.groups[id.Group].peers.anchor, branches, peers})
 		}
 	}
+	slices.SortFunc(own, func(a, b ownStream) int { return cmp.Compare(a.id.Group, b.id.Group) })
 	e.table.own.Store(&own)
 	return errors.Join(failed...)
 }

@@ -307,18 +307,18 @@ func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 		if s.peers == 0 && (scope != datapath.All || len(s.branches) == 0) {
 			continue
 		}
-		state := t.e.memory.streams.at(s.element)
-		next := load(&state.Beat) + 1
-		store(&state.Beat, next)
 		h := wire.Header{
 			Type:     wire.Heartbeat,
 			HopLimit: wire.InitialHopLimit,
+			Epoch:    s.key.epoch,
 			Group:    s.id.Group,
 			Ingress:  s.id.Ingress,
-			Sequence: load(&state.Newest),
-			ObjectID: next,
+			Sequence: load(&t.e.memory.streams.at(s.element).Newest),
+			ObjectID: atomic.AddUint64(&t.e.memory.lives.at(0).Beats, 1),
 		}
-		beats = append(beats, beat{[wire.HeaderSize]byte(h.Append(nil)), s, scope})
+		b := beat{[wire.HeaderSize]byte(h.Append(nil)), s, scope}
+		wire.SetPayloadTag(b.header[:], s.key.key.PayloadTag(b.header[:]))
+		beats = append(beats, b)
 	}
 	return beats
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
+	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
@@ -36,7 +37,7 @@ func TestXDPHeartbeat(t *testing.T) {
 			require.True(t, s.SendKey.CheckHopTag(o.Data, h.HopTag))
 			require.Equal(t, s.Addr, o.Dst)
 			require.Equal(t, wire.Header{Type: wire.Heartbeat, HopLimit: wire.InitialHopLimit, Group: testGroup, Ingress: testOwn,
-				Sequence: 1, ObjectID: beat, Session: h.Session, HopTag: h.HopTag}, h)
+				Sequence: 1, ObjectID: beat, Session: h.Session, PayloadTag: new(auth.Key).PayloadTag(o.Data), HopTag: h.HopTag}, h)
 			seen[o.Dst]++
 		}
 		require.Len(t, out, n)

@@ -263,6 +263,26 @@ func (s *subject) Hello(session uint32, hello [wire.HelloSize]byte) (out []datap
 	return out, nil
 }
 
+// Age implements datapathtest.Subject.
+func (s *subject) Age(newest, heartbeat time.Duration) {
+	if other, ok := s.Engine.(interface{ Age(_, _ time.Duration) }); ok {
+		other.Age(newest, heartbeat)
+		return
+	}
+	e := s.Engine.(*Engine)
+	require.NoError(s.lab.t, e.do(func() { e.table.age(newest, heartbeat) }))
+}
+
+// age makes what is known of streams older. Nothing is older than the clock.
+func (t *table) age(newest, heartbeat time.Duration) {
+	for _, s := range t.streams {
+		state := t.e.memory.streams.at(s.element)
+		for word, by := range map[*uint64]time.Duration{&state.Moved: newest, &state.TopAt: newest, &state.BeatDue: heartbeat} {
+			store(word, uint64(max(0, int64(load(word))-int64(by))))
+		}
+	}
+}
+
 // Resend implements datapathtest.Subject.
 func (s *subject) Resend(session uint32, datagrams [][]byte) ([]datapathtest.Output, error) {
 	before := s.Stats()

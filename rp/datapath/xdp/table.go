@@ -71,6 +71,7 @@ type epochKey struct {
 // long as the engine.
 type ownStream struct {
 	id       datapath.Stream
+	key      epochKey // the older one: all receivers have it, those too that the newer one has yet to reach
 	element  uint32
 	cpu      uint32
 	all      uint32   // anchor of the chain of all receivers
@@ -359,8 +360,8 @@ func (t *table) syncBranches() error {
 	return nil
 }
 
-// syncUpstreams makes the programs accept each stream from the upstreams of its route. One that
-// stays is accepted all the time.
+// syncUpstreams makes the programs accept each stream from the upstreams of its route, and
+// follow the heartbeats of the first. One that stays is accepted all the time.
 func (t *table) syncUpstreams() {
 	for id, s := range t.streams {
 		var from []uint32
@@ -384,6 +385,11 @@ func (t *table) syncUpstreams() {
 				store(&words[i], 0)
 			}
 		}
+		parent := uint64(0)
+		if len(from) > 0 {
+			parent = uint64(from[0])
+		}
+		store(&t.e.memory.streams.at(s.element).Parent, parent)
 	}
 }
 
