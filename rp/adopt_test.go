@@ -278,7 +278,9 @@ func (d *daemon) end(s syscall.Signal) {
 func TestXDPDaemonRefuses(t *testing.T) {
 	i := newIsland(t)
 	inNamespace(t, i.rp, func() { // a bridge has no native XDP
-		require.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
+		br0 := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+		require.NoError(t, netlink.LinkAdd(br0))
+		require.NoError(t, netlink.LinkSetUp(br0))
 	})
 	good, err := os.ReadFile(i.config)
 	require.NoError(t, err)
@@ -287,9 +289,9 @@ func TestXDPDaemonRefuses(t *testing.T) {
 		drop          []uintptr // capabilities
 		want          string
 	}{
-		{"missing device", `["rp0", "none"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to none: Link not found\n"},
-		{"no Ethernet device", `["rp0", "lo"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to lo: not an Ethernet device\n"},
-		{"no native XDP", `["rp0", "br0"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to br0: the driver has no native XDP"},
+		{"missing device", `["rp0", "none"]`, nil, "rpd: rp: data port: xdp engine: device: none of [datapath] devices: Link not found\n"},
+		{"no Ethernet device", `["rp0", "lo"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to lo: not an Ethernet device: name in [datapath] devices those by which peers are reached\n"},
+		{"no native XDP", `["rp0", "br0"]`, nil, "rpd: rp: data port: xdp engine: attach XDP to br0: failed to attach link: create link: operation not supported: the driver (bridge) has no native XDP"},
 		{"no privileges", `[]`, []uintptr{unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN},
 			"rpd: rp: data port: xdp engine: privileges: no CAP_BPF, no CAP_NET_ADMIN\n"},
 	} {

@@ -9,6 +9,8 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -220,6 +222,7 @@ func (r *RP) start() error {
 		Addr:        netip.AddrPortFrom(cfg.Address, cfg.DataPort),
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
+		Owner:       r.owner(),
 		HopLimit:    cfg.HopLimit,
 		Egress:      cfg.EgressLimit,
 		EgressBurst: egressBurst(cfg.EgressLimit),
@@ -372,6 +375,14 @@ func (r *RP) start() error {
 		r.wg.Go(func() { r.expire(ctx, orphans) })
 	}
 	return nil
+}
+
+// owner tells this RP from others at the same address: by node key and chain.
+func (r *RP) owner() (owner [16]byte) {
+	b := binary.BigEndian.AppendUint64(slices.Clone(r.self[:]), r.cfg.NetworkID)
+	hash := sha256.Sum256(append(b, r.cfg.Genesis[:]...))
+	copy(owner[:], hash[:])
+	return owner
 }
 
 // egressBurst returns how many bytes of copies may leave at once: those of a quarter

@@ -3,8 +3,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/config"
@@ -14,53 +19,88 @@ import (
 	"github.com/ethmcast/mdcs/rp/host"
 )
 
+// How often the XDP engine is opened when what stops it may pass, and the pause between.
+const (
+	tries    = 5
+	tryAgain = 200 * time.Millisecond
+)
+
 // openEngine opens the engine of the configuration, and says in one line which one
 // and why. The choice says it again, for the metrics and the health.
 func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (datapath.Engine, rp.Choice, error) {
-	name, why := cfg.Engine, "configured"
-	choice := rp.Choice{Reason: "configured"}
-	if name == "auto" {
-		choice.Reason = "auto"
+	if cfg.Engine == "socket" {
+		return openSocket(cfg, c, nil, log)
 	}
-	pin, unpinned := cfg.Pin, error(nil)
-	if pin != "" {
-		if unpinned = xdp.CheckPin(pin); unpinned != nil {
-			pin = ""
+	opt := xdp.Options{Devices: cfg.Devices, Pin: cfg.Pin, Log: log}
+	if opt.Pin != "" {
+		if err := xdp.CheckPin(opt.Pin); err != nil {
+			log.Warn("datapath not pinned: it ends with rpd", "reason", err)
+			opt.Lacks, opt.Pin = []datapath.Lack{{What: "pins", Why: err.Error()}}, ""
 		}
 	}
-	if name != "socket" {
-		e, err := openXDP(c, xdp.Options{Devices: cfg.Devices, Pin: pin, Log: log})
-		if err == nil {
-			if unpinned != nil {
-				log.Warn("datapath not pinned: it ends with rpd", "reason", unpinned)
-			}
-			log.Info("datapath engine", "engine", "xdp", "why", map[string]string{"auto": "it runs here", "xdp": why}[name])
-			return e, choice, nil
-		}
-		if name == "xdp" {
-			return nil, choice, err
-		}
-		why = err.Error()
-		choice = rp.Choice{Reason: "fallback", Fallback: why}
+	e, err := openXDP(c, opt)
+	for try := 1; try < tries && passes(err); try++ {
+		time.Sleep(tryAgain)
+		e, err = openXDP(c, opt)
 	}
-	if pin != "" {
+	if err == nil {
+		choice, why := rp.Choice{Reason: "configured"}, "configured"
+		if cfg.Engine == "auto" {
+			choice.Reason, why = "auto", "it runs here"
+		}
+		log.Info("datapath engine", "engine", "xdp", "why", why)
+		return e, choice, nil
+	}
+	if cfg.Engine == "xdp" {
+		return nil, rp.Choice{}, err
+	}
+	if opt.Pin != "" {
+		dir, unknown := xdp.Left(opt.Pin, c.Addr)
+		if unknown != nil {
+			return nil, rp.Choice{}, fmt.Errorf("%w; whether a datapath is pinned that forwards is not known: %w", err, unknown)
+		}
+		if dir != "" {
+			return nil, rp.Choice{}, fmt.Errorf("%w; the datapath of an rpd before, pinned at %s, forwards meanwhile, and is not given up for the socket engine: start again", err, dir)
+		}
+	}
+	return openSocket(cfg, c, err, log)
+}
+
+// openSocket opens the socket engine: as configured, or because the XDP engine does not run.
+func openSocket(cfg *config.Datapath, c datapath.Config, instead error, log *slog.Logger) (datapath.Engine, rp.Choice, error) {
+	if cfg.Pin != "" && xdp.CheckPin(cfg.Pin) == nil {
 		// Programs of an rpd that was killed would take what the socket is to get.
-		if err := xdp.TakeDown(pin, c.Addr, log); err != nil {
-			return nil, choice, err
+		if err := xdp.TakeDown(cfg.Pin, c.Addr, log); err != nil {
+			return nil, rp.Choice{}, err
 		}
 	}
 	e, err := socket.Listen(c)
 	if err != nil {
-		return nil, choice, err
+		return nil, rp.Choice{}, err
 	}
-	log.Info("datapath engine", "engine", "socket", "why", why)
-	return e, choice, nil
+	if instead == nil {
+		log.Info("datapath engine", "engine", "socket", "why", "configured")
+		return e, rp.Choice{Reason: "configured"}, nil
+	}
+	log.Warn("the xdp engine does not run here: fell back to the slower socket engine", "engine", "socket", "why", instead)
+	return e, rp.Choice{Reason: "fallback", Fallback: instead.Error()}, nil
+}
+
+// passes reports whether an error may be gone in a moment: the host was changed while
+// it was looked at.
+func passes(err error) bool {
+	for _, e := range []error{netlink.ErrDumpInterrupted, unix.EINTR, unix.EAGAIN, unix.ENOBUFS} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // openXDP attaches the XDP engine, after the checks that know in words what is missing.
 func openXDP(c datapath.Config, opt xdp.Options) (datapath.Engine, error) {
 	addr := c.Addr.Addr()
-	if err := host.Basics(addr).Err(); err != nil {
+	if err := host.Basics(addr, opt.Devices).Err(); err != nil {
 		return nil, fmt.Errorf("xdp engine: %w", err)
 	}
 	if len(opt.Devices) == 0 {

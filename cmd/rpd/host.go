@@ -3,14 +3,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp"
 	"github.com/ethmcast/mdcs/rp/host"
 )
@@ -36,20 +40,94 @@ func hostCommand(stdout io.Writer) *cli.Command {
 						return fmt.Errorf("--%s: %w", peerFlag.Name, err)
 					}
 				}
-				report := host.Basics(cfg.Node.Address)
-				if report.Err() == nil {
-					report = append(report, host.Live(cfg.Node.Address, peer)...)
-				}
-				missing := report.Err()
-				if pin := cfg.Datapath.Pin; pin != "" { // the engine runs without
-					report = append(report, host.Finding{What: "pin", Err: xdp.CheckPin(pin), Detail: pin + ": outlives rpd"})
-				}
+				report, runs, lacks := checkHost(c.Context, cfg, peer, stdout)
 				fmt.Fprint(stdout, report)
-				if missing != nil {
-					return errors.New("the xdp engine cannot run here; the socket engine can")
+				if len(lacks) > 0 {
+					fmt.Fprintf(stdout, "without  %s\n", strings.Join(lacks, "\nwithout  "))
+				}
+				if err := report.Err(); err != nil && runs {
+					return errors.New("the xdp engine runs here, but its copies do not arrive: peers behind this way are refused")
+				} else if err != nil && cfg.Datapath.Engine == "xdp" {
+					return errors.New("the xdp engine cannot run here as it is configured")
+				} else if err != nil {
+					return errors.New("the xdp engine cannot run here as it is configured; the socket engine can")
 				}
 				return nil
 			},
 		}},
 	}
+}
+
+// checkWait is how long host check waits for an address, enough for a check for duplicates.
+const checkWait = 5 * time.Second
+
+// liveTimeout is how long host check waits for the answer of a neighbour.
+const liveTimeout = 3 * time.Second
+
+// checkHost does what rpd does to open the XDP engine, but for the pins, and sends frames by
+// it. It says what is missing, whether the engine runs, and what it runs without.
+func checkHost(ctx context.Context, cfg *config.Config, peer netip.Addr, stdout io.Writer) (report host.Report, runs bool, lacks []string) {
+	note := func(what string, err error, format string, args ...any) bool {
+		report = append(report, host.Finding{What: what, Err: err, Detail: fmt.Sprintf(format, args...)})
+		return err == nil
+	}
+	open := func(what, format string, args ...any) {
+		report = append(report, host.Finding{What: what, Open: true, Detail: fmt.Sprintf(format, args...)})
+	}
+	addr := netip.AddrPortFrom(cfg.Node.Address, cfg.Node.DataPort)
+	if err := host.AwaitAddress(ctx, addr.Addr(), checkWait, func(why string) {
+		fmt.Fprintf(stdout, "waiting for %v: %s\n", addr.Addr(), why)
+	}); !note("address", err, "%v", addr.Addr()) {
+		return report, false, nil
+	}
+	report = append(report, host.Basics(addr.Addr(), cfg.Datapath.Devices)...)
+	if report.Err() != nil {
+		return report, false, nil
+	}
+	if pin := cfg.Datapath.Pin; pin != "" {
+		if err := xdp.CheckPin(pin); err != nil {
+			lacks = append(lacks, "pins ("+err.Error()+")")
+		} else if dir, err := xdp.Left(pin, addr); dir != "" {
+			open("xdp engine", "a datapath forwards here, pinned at %s: that of an rpd that runs (see: mdcs status), or was killed and the next goes on with it", dir)
+			return report, runs, lacks
+		} else if err != nil {
+			note("pin", err, "")
+			return report, runs, lacks
+		} else {
+			note("pin", nil, "%s: outlives rpd", pin)
+		}
+	}
+	devices := cfg.Datapath.Devices
+	if len(devices) == 0 {
+		name, err := host.Device(addr.Addr())
+		if err != nil {
+			note("device", err, "")
+			return report, runs, lacks
+		}
+		devices = []string{name}
+	}
+	engine, err := openXDP(datapath.Config{Addr: addr, Incarnation: 1}, xdp.Options{Devices: devices})
+	if !note("xdp engine", err, "its programs are loaded, and attached to %s", strings.Join(devices, ", ")) {
+		return report, runs, lacks
+	}
+	defer engine.Close()
+	runs = true
+	for _, l := range engine.Stats().Lacks {
+		lacks = append(lacks, fmt.Sprintf("%s (%s)", l.What, l.Why))
+	}
+	if !peer.IsValid() {
+		router, ok, err := host.Router(devices)
+		if err != nil {
+			note("live frames", err, "")
+			return report, runs, lacks
+		}
+		if !ok {
+			open("live frames", "no default router behind %s to send them to: name a neighbour that answers pings: --peer ADDRESS", strings.Join(devices, ", "))
+			return report, runs, lacks
+		}
+		peer = router
+	}
+	took, err := engine.(*xdp.Engine).Reach(peer, liveTimeout)
+	note("live frames", err, "the programs sent an echo request of %d bytes to %v, which answered within %v", xdp.ReachSize, peer, took.Round(time.Microsecond))
+	return report, runs, lacks
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/admin"
 	"github.com/ethmcast/mdcs/rp/config"
+	"github.com/ethmcast/mdcs/rp/host"
 	"github.com/ethmcast/mdcs/rp/limitlog"
 	"github.com/ethmcast/mdcs/rp/metrics"
 )
@@ -136,6 +137,9 @@ func printRecord(c *cli.Context, stdout io.Writer, form func(*enode.Node) string
 // to another (SPEC 7.12).
 const drainTimeout = 5 * time.Second
 
+// addressWait is how long an address may come late, as at boot.
+const addressWait = 30 * time.Second
+
 // serve runs the replication point until ctx ends.
 func serve(ctx context.Context, path string, stderr io.Writer) error {
 	cfg, err := config.Load(path)
@@ -148,6 +152,11 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	log.Info("rpd starts", "version", version, "config", path)
+	if err := host.AwaitAddress(ctx, cfg.Node.Address, addressWait, func(why string) {
+		log.Warn("waiting for the address", "address", cfg.Node.Address, "reason", why, "at_most", addressWait)
+	}); err != nil {
+		return fmt.Errorf("address %w", err)
+	}
 	if err := point.Start(); err != nil {
 		return err
 	}

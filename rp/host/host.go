@@ -5,12 +5,14 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,6 +41,7 @@ type Finding struct {
 	What   string // what was checked
 	Err    error  // what is missing, nil if nothing is
 	Detail string // what was found
+	Open   bool   // nothing was found out: Detail says why
 }
 
 // Report is the result of all checks, in order. A check is left out when one that
@@ -64,6 +67,8 @@ func (r Report) String() string {
 	for _, f := range r {
 		if f.Err != nil {
 			fmt.Fprintf(&b, "missing  %s: %v\n", f.What, f.Err)
+		} else if f.Open {
+			fmt.Fprintf(&b, "unknown  %s: %s\n", f.What, f.Detail)
 		} else {
 			fmt.Fprintf(&b, "ok       %s: %s\n", f.What, f.Detail)
 		}
@@ -76,9 +81,9 @@ func (r *Report) add(what string, err error, format string, args ...any) bool {
 	return err == nil
 }
 
-// Basics checks kernel, privileges and the device that has the address addr. It
-// changes nothing.
-func Basics(addr netip.Addr) Report {
+// Basics checks kernel, privileges and the devices of the engine: those named, else the
+// one that has the address addr. It changes nothing.
+func Basics(addr netip.Addr, devices []string) Report {
 	var r Report
 	v, err := kernel()
 	if err == nil && v.less(MinKernel) {
@@ -86,16 +91,39 @@ func Basics(addr netip.Addr) Report {
 	}
 	r.add("kernel", err, "%v", v)
 	r.add("privileges", privileges(), "CAP_BPF and CAP_NET_ADMIN")
-	link, err := device(addr)
-	if r.add("device", err, "") {
-		a := link.Attrs()
-		r[len(r)-1].Detail = fmt.Sprintf("%s (%s) has %v", a.Name, link.Type(), addr)
-		if a.MTU < minMTU {
-			err = fmt.Errorf("%s has an MTU of %d, less than %d", a.Name, a.MTU, minMTU)
+	if len(devices) == 0 {
+		l, err := device(addr)
+		if r.add("device", err, "") {
+			r[len(r)-1].Detail = fmt.Sprintf("%s (%s) has %v", l.Attrs().Name, l.Type(), addr)
+			r.mtu(l)
 		}
-		r.add("mtu", err, "%d", a.MTU)
+		return r
+	}
+	for _, name := range devices {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			r.add("device", fmt.Errorf("%s of [datapath] devices: %w", name, err), "")
+			continue
+		}
+		if l.Attrs().Flags&net.FlagUp == 0 {
+			err = isDown(name)
+		}
+		if r.add("device", err, "%s (%s) of [datapath] devices", name, l.Type()) {
+			r.mtu(l)
+		}
 	}
 	return r
+}
+
+func isDown(name string) error { return fmt.Errorf("%s is down: ip link set dev %s up", name, name) }
+
+func (r *Report) mtu(l netlink.Link) {
+	a := l.Attrs()
+	var err error
+	if a.MTU < minMTU {
+		err = fmt.Errorf("%s has an MTU of %d, less than %d: ip link set dev %s mtu %d", a.Name, a.MTU, minMTU, a.Name, minMTU)
+	}
+	r.add("mtu", err, "%d", a.MTU)
 }
 
 // kernel returns the version of the running kernel.
@@ -156,22 +184,73 @@ func Device(addr netip.Addr) (string, error) {
 
 // device returns the link that has an address.
 func device(addr netip.Addr) (netlink.Link, error) {
-	addrs, err := hostnet.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
-	for _, a := range addrs { // of an interrupted list, too
-		if ip, ok := netip.AddrFromSlice(a.IP); !ok || ip != addr {
-			continue
+	a, err := find(addr)
+	if err != nil {
+		return nil, err
+	}
+	if a == nil {
+		return nil, fmt.Errorf("none has %v: ip -6 addr add %v/64 dev DEV, or set [node] address to one that this host has", addr, addr)
+	}
+	l, err := netlink.LinkByIndex(a.LinkIndex)
+	if err != nil {
+		return nil, fmt.Errorf("device %d: %w", a.LinkIndex, err)
+	}
+	switch at := l.Attrs(); {
+	case at.Flags&net.FlagUp == 0:
+		return nil, isDown(at.Name)
+	case len(at.HardwareAddr) != 6 || at.Flags&net.FlagLoopback != 0:
+		return nil, fmt.Errorf("%s, which has %v, is not an Ethernet device: name in [datapath] devices those by which peers are reached", at.Name, addr)
+	}
+	return l, nil
+}
+
+// find returns an address of this host, nil when it has no such one.
+func find(addr netip.Addr) (*netlink.Addr, error) {
+	all, err := hostnet.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
+	for i := range all { // of an interrupted list, too
+		if ip, ok := netip.AddrFromSlice(all[i].IP); ok && ip == addr {
+			return &all[i], nil
 		}
-		l, err := netlink.LinkByIndex(a.LinkIndex)
-		if err != nil {
-			return nil, fmt.Errorf("device of %v: %w", addr, err)
-		}
-		if l.Attrs().Flags&net.FlagUp == 0 {
-			return nil, fmt.Errorf("%s is down", l.Attrs().Name)
-		}
-		return l, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	return nil, fmt.Errorf("none has %v", addr)
+	return nil, nil
 }
+
+// AwaitAddress waits until sockets can have an address: it may come late, or still be
+// checked for duplicates. say is told once what is waited for. After timeout it is an
+// error, and at once when another host has the address.
+func AwaitAddress(ctx context.Context, addr netip.Addr, timeout time.Duration, say func(why string)) error {
+	end := time.Now().Add(timeout)
+	for said := false; ; {
+		conn, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+		if err == nil {
+			return conn.Close()
+		}
+		if !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("%v: %w", addr, err)
+		}
+		why := "this host does not have it: ip -6 addr add " + addr.String() + "/64 dev DEV"
+		if a, err := find(addr); err == nil && a != nil {
+			why = "it is being checked for duplicates"
+			if a.Flags&unix.IFA_F_DADFAILED != 0 {
+				return fmt.Errorf("%v: another host has it, too (duplicate address detection failed)", addr)
+			}
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%v: %s (waited %v)", addr, why, timeout)
+		}
+		if !said {
+			said = true
+			say(why)
+		}
+		select {
+		case <-time.After(addressPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+const addressPoll = 100 * time.Millisecond

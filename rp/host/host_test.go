@@ -3,17 +3,16 @@
 package host
 
 import (
-	"crypto/rand"
-	"encoding/hex"
-	"net"
 	"net/netip"
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 func TestParseVersion(t *testing.T) {
@@ -38,74 +37,63 @@ func TestParseVersion(t *testing.T) {
 }
 
 func TestReport(t *testing.T) {
-	r := Basics(netip.MustParseAddr("2001:db8:dead::1"))
+	r := Basics(netip.MustParseAddr("2001:db8:dead::1"), nil)
 	require.ErrorContains(t, r.Err(), "device: none has 2001:db8:dead::1")
-	require.Contains(t, r.String(), "missing  device: none has 2001:db8:dead::1\n")
+	require.Contains(t, r.String(), "missing  device: none has 2001:db8:dead::1: ip -6 addr add ")
 	require.Contains(t, r.String(), "ok       kernel: ")
 }
 
-// echoRequest is what a host answers: the checksum over all is right.
-func TestEchoRequest(t *testing.T) {
-	src, dst := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
-	frame := echoRequest(make(net.HardwareAddr, 6), make(net.HardwareAddr, 6), src, dst, []byte{1, 2})
-	require.Len(t, frame, 66)
-	pseudo := append(append(src.AsSlice(), dst.AsSlice()...), 0, 0, 0, byte(len(frame)-54), 0, 0, 0, 58)
-	require.Equal(t, uint16(0xffff), onesSum(append(pseudo, frame[54:]...)))
-}
-
-// Two namespaces, joined by a veth pair:
-//
-//	near: v0 fd00::1 ---- v1 fd00::2 :far
-func TestXDPLive(t *testing.T) {
+// An address that is being checked for duplicates is waited for, one that does not come
+// only for a while, one that another host has not at all.
+func TestAwaitAddress(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	runtime.LockOSThread() // never unlocked: the thread ends with the test
-	home, err := netns.Get()
-	require.NoError(t, err)
-	defer home.Close()
-	id := make([]byte, 4)
-	_, err = rand.Read(id)
-	require.NoError(t, err)
-	name := "mdcs-host-" + hex.EncodeToString(id)
-	far, err := netns.NewNamed(name + "-far")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, netns.DeleteNamed(name+"-far")) })
-	near, err := netns.NewNamed(name + "-near")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, netns.DeleteNamed(name+"-near")) })
-	defer func() { require.NoError(t, netns.Set(home)) }()
-
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1", PeerNamespace: netlink.NsFd(far)}
-	require.NoError(t, netlink.LinkAdd(veth))
-	address := func(ns netns.NsHandle, dev, addr string) {
-		h, err := netlink.NewHandleAt(ns)
+	done := make(chan struct{})
+	go func() { // on a thread that ends with its namespace
+		defer close(done)
+		runtime.LockOSThread()
+		ns, err := netns.New()
 		require.NoError(t, err)
-		defer h.Close()
-		l, err := h.LinkByName(dev)
-		require.NoError(t, err)
-		a, err := netlink.ParseAddr(addr)
-		require.NoError(t, err)
-		a.Flags = 0x02 // IFA_F_NODAD
-		require.NoError(t, h.AddrAdd(l, a))
-		require.NoError(t, h.LinkSetUp(l))
-	}
-	address(near, "v0", "fd00::1/64")
-	address(far, "v1", "fd00::2/64")
-	addr, peer := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
-	require.NoError(t, Basics(addr).Err())
+		defer ns.Close()
+		require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}))
+		for _, name := range []string{"v0", "v1"} {
+			l, err := netlink.LinkByName(name)
+			require.NoError(t, err)
+			require.NoError(t, netlink.LinkSetUp(l))
+		}
+		wait := func(addr string, timeout time.Duration) (said []string, err error) {
+			err = AwaitAddress(t.Context(), netip.MustParseAddr(addr), timeout, func(why string) { said = append(said, why) })
+			return said, err
+		}
+		said, err := wait("fd00::9", time.Millisecond)
+		require.ErrorContains(t, err, "this host does not have it")
+		require.Len(t, said, 1)
 
-	// The far end of a veth takes redirected frames only with GRO on.
-	setGRO(t, far, "v1", false)
-	r := Live(addr, peer)
-	require.ErrorContains(t, r.Err(), "no reply to 3 echo requests", "%v", r)
-	setGRO(t, far, "v1", true)
-	r = Live(addr, peer)
-	require.NoError(t, r.Err(), "%v", r)
+		v0, err := netlink.LinkByName("v0")
+		require.NoError(t, err)
+		a, err := netlink.ParseAddr("fd00::1/64")
+		require.NoError(t, err)
+		require.NoError(t, netlink.AddrAdd(v0, a))
+		found, err := find(netip.MustParseAddr("fd00::1"))
+		require.NoError(t, err)
+		require.NotZero(t, found.Flags&unix.IFA_F_TENTATIVE, "the test comes too late")
+		said, err = wait("fd00::1", time.Minute)
+		require.NoError(t, err)
+		require.Equal(t, []string{"it is being checked for duplicates"}, said)
+		said, err = wait("fd00::1", time.Minute)
+		require.NoError(t, err)
+		require.Empty(t, said)
+	}()
+	<-done
+}
 
-	r = Live(addr, netip.Addr{})
-	require.ErrorContains(t, r.Err(), "no default router")
-	l, err := netlink.LinkByName("v0")
-	require.NoError(t, err)
-	require.True(t, l.Attrs().Xdp == nil || !l.Attrs().Xdp.Attached, "a program is left behind")
+// The device is that of the address, unless devices are named.
+func TestBasicsDevices(t *testing.T) {
+	r := Basics(netip.MustParseAddr("::1"), nil)
+	require.ErrorContains(t, r.Err(), "lo, which has ::1, is not an Ethernet device: name in [datapath] devices")
+	r = Basics(netip.MustParseAddr("::1"), []string{"lo"})
+	require.NotContains(t, r.String(), "missing  device", "that it is no Ethernet device the engine says")
+	r = Basics(netip.MustParseAddr("::1"), []string{"mdcs-none"})
+	require.ErrorContains(t, r.Err(), "mdcs-none of [datapath] devices")
 }

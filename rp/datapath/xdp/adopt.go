@@ -116,8 +116,9 @@ func (e *Engine) takeOver() error {
 	// count what rings drop twice.
 	for name := range watchedBy {
 		path := filepath.Join(e.pins.dir, name)
-		if l, err := link.LoadPinnedLink(path, nil); err == nil {
-			_ = os.Remove(path)
+		l, err := link.LoadPinnedLink(path, nil)
+		_ = os.Remove(path) // it is missing, or no link
+		if err == nil {
 			l.Close()
 		}
 	}

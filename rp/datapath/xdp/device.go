@@ -78,13 +78,21 @@ func (e *Engine) attach(i int, name string) error {
 	attrs := l.Attrs()
 	switch {
 	case len(attrs.HardwareAddr) != len(mac{}):
-		return fmt.Errorf("attach XDP to %s: not an Ethernet device", name)
+		return fmt.Errorf("attach XDP to %s: not an Ethernet device: name in [datapath] devices those by which peers are reached", name)
 	case attrs.Index > math.MaxUint16:
 		return fmt.Errorf("attach XDP to %s: interface index %d is above %d", name, attrs.Index, math.MaxUint16)
 	}
 	xdp, err := attachNative(e.objects.MdcsRpIn, attrs.Index)
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
+		var evicted bool
+		if evicted, err = e.pins.evict(attrs.Index, e.boot, e.nl, e.opt.Log); evicted {
+			xdp, err = attachNative(e.objects.MdcsRpIn, attrs.Index)
+		} else if err == nil {
+			err = occupied(l, e.opt.Pin)
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("attach XDP to %s: %w", name, err)
+		return fmt.Errorf("attach XDP to %s: %w", name, explainAttach(err, l))
 	}
 	if err := e.objects.Devices.Put(uint32(attrs.Index), uint32(i+1)); err != nil {
 		xdp.Close()
@@ -95,6 +103,9 @@ func (e *Engine) attach(i int, name string) error {
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
 	}
 	e.devices[i] = &device{name: name, index: attrs.Index, mac: mac(attrs.HardwareAddr), link: xdp}
+	if err := e.devices[i].takesFrames(); err != nil {
+		e.opt.Log.Warn("copies cannot leave by a device", "reason", err)
+	}
 	return nil
 }
 
@@ -159,11 +170,7 @@ func (e *Engine) number(ifindex int) int {
 // attachNative attaches in the driver: the generic mode shares memory between the
 // copies of a frame.
 func attachNative(p *ebpf.Program, ifindex int) (link.Link, error) {
-	l, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, fmt.Errorf("the driver has no native XDP: %w", err)
-	}
-	return l, err
+	return link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: link.XDPDriverMode})
 }
 
 // noAddress is IN6_ADDR_GEN_MODE_NONE of Linux.

@@ -80,6 +80,9 @@ type Options struct {
 	// of the same address and port goes on with it. "" pins nothing.
 	Pin string
 
+	// Lacks are what the caller knows that the engine runs without, for Stats.
+	Lacks []datapath.Lack
+
 	// Log is told what became of a datapath that was left. Nil: nobody.
 	Log *slog.Logger
 
@@ -328,8 +331,8 @@ func (e *Engine) open() error {
 			return err
 		}
 		e.pins.sweep(e.nl, e.boot, e.opt.Log)
-		if e.left, err = e.pins.find(e.nl, e.addr, e.boot); err != nil {
-			e.opt.Log.Warn("datapath that was left cannot be adopted", "err", err)
+		if e.left, err = e.pins.find(e.nl, e.addr, e.cfg.Owner, e.boot); err != nil {
+			e.opt.Log.Warn("datapath that was left cannot be adopted", "pin", e.pins.dir, "reason", err)
 		}
 	}
 	if err := e.load(e.left); err != nil {

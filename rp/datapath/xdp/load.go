@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -143,7 +144,10 @@ func (e *Engine) loadWatches(spec *ebpf.CollectionSpec) {
 	var lost struct {
 		Program *ebpf.Program `ebpf:"mdcs_rp_lost"`
 	}
-	e.watchErrors[watchLost] = explainLoad(spec.LoadAndAssign(&lost, &shared))
+	if err := spec.LoadAndAssign(&lost, &shared); err != nil {
+		e.watchErrors[watchLost] = fmt.Errorf("it reads structures of the kernel, which must be described "+
+			"(CONFIG_DEBUG_INFO_BTF, a readable /sys/kernel/btf/vmlinux) and not locked down (/sys/kernel/security/lockdown): %w", explainLoad(err))
+	}
 	var full struct {
 		Program *ebpf.Program `ebpf:"mdcs_rp_full"`
 	}
@@ -163,7 +167,7 @@ func explainLoad(err error) error {
 		return fmt.Errorf("%w (the kernel does not describe its types: boot one with CONFIG_DEBUG_INFO_BTF, and let rpd read /sys/kernel/btf/vmlinux)", err)
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w (run rpd as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; see also: cat /sys/kernel/security/lockdown)", err)
-	case errors.Is(err, unix.EMFILE):
+	case err != nil && strings.Contains(err.Error(), unix.EMFILE.Error()): // the library does not wrap it everywhere
 		return fmt.Errorf("%w (let rpd have more: LimitNOFILE= of its unit, ulimit -n)", err)
 	}
 	return err

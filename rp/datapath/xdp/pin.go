@@ -238,9 +238,13 @@ func (p *pins) takeDown(log *slog.Logger) error {
 	return nil
 }
 
-// detachAll detaches the links in a directory and removes it.
+// detachAll detaches the links in a directory and removes it, whatever else is pinned
+// there.
 func detachAll(dir string) error {
 	files, err := os.ReadDir(dir)
+	if errors.Is(err, unix.ENOTDIR) {
+		return os.Remove(dir)
+	}
 	if err != nil {
 		return err
 	}
@@ -250,7 +254,7 @@ func detachAll(dir string) error {
 		}
 		l, err := link.LoadPinnedLink(filepath.Join(dir, f.Name()), nil)
 		if err != nil {
-			return err
+			continue // it is no link, and nothing but its pin is to be removed
 		}
 		// A link that cannot be detached, or is detached already, ends with its pin.
 		_ = l.Detach()
@@ -325,7 +329,7 @@ func (left *legacy) close() {
 
 // find returns the datapath that was left, nil when there is none. With an error it
 // cannot be adopted.
-func (p *pins) find(nl *netlink.Handle, addr netip.AddrPort, boot time.Time) (*legacy, error) {
+func (p *pins) find(nl *netlink.Handle, addr netip.AddrPort, owner [16]byte, boot time.Time) (*legacy, error) {
 	files, err := os.ReadDir(p.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -337,6 +341,10 @@ func (p *pins) find(nl *netlink.Handle, addr netip.AddrPort, boot time.Time) (*l
 	if err := left.open(p.dir, files, nl, addr); err != nil {
 		left.close()
 		return nil, err
+	}
+	if left.life.Owner != owner {
+		left.close()
+		return nil, errors.New("it is of another node key or chain")
 	}
 	if over(left.life, boot) {
 		left.close()
@@ -355,13 +363,20 @@ func (left *legacy) open(dir string, files []fs.DirEntry, nl *netlink.Handle, ad
 		case isLink && err == nil:
 			l, err := link.LoadPinnedLink(path, nil)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", f.Name(), err)
+			}
+			if !attached(l, ifindex) { // its device is gone, or it is another's: only the pin is left
+				l.Close()
+				if err := os.Remove(path); err != nil {
+					return err
+				}
+				continue
 			}
 			left.links[ifindex] = l
 		default:
 			m, err := ebpf.LoadPinnedMap(path, nil)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", f.Name(), err)
 			}
 			left.maps[f.Name()] = m
 		}
@@ -371,8 +386,14 @@ func (left *legacy) open(dir string, files []fs.DirEntry, nl *netlink.Handle, ad
 		return err
 	}
 	for name, m := range spec.Maps {
-		if pinned(m.Name, m.Type) && left.maps[name] == nil {
+		if !pinned(m.Name, m.Type) {
+			continue
+		}
+		if left.maps[name] == nil {
 			return fmt.Errorf("table %s is missing", name)
+		}
+		if err := m.Compatible(left.maps[name]); err != nil {
+			return fmt.Errorf("table %s: %w", name, err)
 		}
 	}
 	if err := left.maps[bpf.RpMapLives].Lookup(uint32(0), &left.life); err != nil {
@@ -400,15 +421,129 @@ func attached(l link.Link, ifindex int) bool {
 	return err == nil && info.XDP() != nil && info.XDP().Ifindex == uint32(ifindex)
 }
 
+// evict ends the datapath that a dead rpd at another address or port left on a device,
+// and reports whether there was one. It is an error when that rpd lives.
+func (p *pins) evict(ifindex int, boot time.Time, nl *netlink.Handle, log *slog.Logger) (bool, error) {
+	if p == nil {
+		return false, nil
+	}
+	_, netns, _ := strings.Cut(filepath.Base(p.endpoint), "_")
+	there, _ := filepath.Glob(filepath.Join(p.root, "mdcs*_"+netns, "*", linkName(ifindex))) // a good pattern
+	for _, path := range there {
+		dir := filepath.Dir(path)
+		endpoint := filepath.Dir(dir)
+		if endpoint == p.endpoint {
+			continue
+		}
+		if l, err := link.LoadPinnedLink(path, nil); err != nil {
+			continue
+		} else {
+			has := attached(l, ifindex)
+			l.Close()
+			if !has {
+				continue
+			}
+		}
+		if err := alive(filepath.Join(dir, bpf.RpMapLives), boot); err != nil {
+			return false, fmt.Errorf("%w, whose pins are %s: two cannot have one device; stop it, or give one of them other devices ([datapath] devices)", err, dir)
+		}
+		if err := detachAll(dir); err != nil {
+			return false, fmt.Errorf("remove the datapath of a dead rpd, pinned at %s: %w", dir, err)
+		}
+		_ = os.Remove(endpoint) // not when it has another layout
+		name, _, _ := strings.Cut(filepath.Base(endpoint), "_")
+		(&recirculation{name: name}).remove(nl)
+		log.Warn("datapath of a dead rpd at another address or port taken down", "pin", dir)
+		return true, nil
+	}
+	return false, nil
+}
+
+// alive returns an error that names the rpd whose lives are pinned at a path, when it
+// runs: it has its port then, and moves its time on.
+func alive(path string, boot time.Time) error {
+	life, err := loadLife(path)
+	if err != nil { // a form of another build, or nothing
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			return nil
+		}
+		defer m.Close()
+		value := make([]byte, m.ValueSize())
+		if m.Lookup(uint32(0), &value) != nil || len(value) < 8 {
+			return nil
+		}
+		if native.Uint64(value) > uint64(time.Since(boot)+validity-validity/10) {
+			return errors.New("another rpd runs")
+		}
+		return nil
+	}
+	var addr [16]byte
+	for i, w := range life.Addr.Word {
+		native.PutUint32(addr[4*i:], w)
+	}
+	at := netip.AddrPortFrom(netip.AddrFrom16(addr), port(life.Port))
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1) // its address may be gone
+	if err := unix.Bind(fd, &unix.SockaddrInet6{Addr: addr, Port: int(at.Port())}); errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("another rpd runs at %v", at)
+	}
+	return nil
+}
+
+// endpointOf returns the pins of an address and port in the network namespace of the
+// calling thread, without looking at them.
+func endpointOf(root string, addr netip.AddrPort) (*pins, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &stat); err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	return &pins{root: root, endpoint: endpointDir(root, addr, uint32(stat.Ino))}, nil
+}
+
+// Left returns the directory of a datapath that was left for an address and port in the
+// network namespace of the calling thread and still forwards, "" for none. With an error it
+// is not known.
+func Left(root string, addr netip.AddrPort) (dir string, err error) {
+	p, err := endpointOf(root, addr)
+	if err != nil {
+		return "", fmt.Errorf("look for a datapath: %w", err)
+	}
+	boot, err := bootTime()
+	if err != nil {
+		return "", fmt.Errorf("look for a datapath: %w", err)
+	}
+	all, _ := filepath.Glob(filepath.Join(p.endpoint, "*", bpf.RpMapLives)) // a good pattern
+	for _, path := range all {
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.EPERM) {
+			return "", fmt.Errorf("look for a datapath: %s: %w", path, err)
+		}
+		if err != nil {
+			continue // nothing that forwards
+		}
+		value := make([]byte, m.ValueSize())
+		err = m.Lookup(uint32(0), &value)
+		m.Close()
+		if err == nil && len(value) >= 8 && native.Uint64(value) >= uint64(time.Since(boot)) { // valid_until is first in all layouts
+			return filepath.Dir(path), nil
+		}
+	}
+	return "", nil
+}
+
 // TakeDown ends the datapath that a dead process left for an address and port in the
 // network namespace of the calling thread: another engine is to have them. There need
 // be none.
 func TakeDown(root string, addr netip.AddrPort, log *slog.Logger) error {
-	var stat unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/net", &stat); err != nil {
-		return fmt.Errorf("take down old datapath: network namespace: %w", err)
+	p, err := endpointOf(root, addr)
+	if err != nil {
+		return fmt.Errorf("take down old datapath: %w", err)
 	}
-	p := &pins{root: root, endpoint: endpointDir(root, addr, uint32(stat.Ino))}
 	if _, err := os.Stat(p.endpoint); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

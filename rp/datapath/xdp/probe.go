@@ -44,7 +44,7 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)[:size]
 	udp := be.AppendUint16(be.AppendUint16(nil, e.addr.Port()), dst.Port())
 	udp = append(be.AppendUint16(udp, uint16(8+size)), 0, 0)
-	err := e.sendWhole(dst.Addr(), unix.IPPROTO_UDP, 6, append(udp, b...))
+	err := e.sendWhole(dst.Addr(), awaitNeighbours, unix.IPPROTO_UDP, 6, append(udp, b...))
 	if errors.Is(err, errOldKernel) {
 		err = e.probeBySocket(dst, b)
 	}
@@ -69,8 +69,8 @@ func (e *Engine) probeBySocket(dst netip.AddrPort, b []byte) error {
 // sendWhole sends a packet the way of copies: its transport header and payload, with
 // zeroes in place of the checksum, which stands at an offset in it, and in bytes 32 to 47.
 // A neighbour that is not known gets some time to answer.
-func (e *Engine) sendWhole(dst netip.Addr, protocol uint8, checksum int, packet []byte) error {
-	for end := time.Now().Add(awaitNeighbours); ; time.Sleep(askAgain) {
+func (e *Engine) sendWhole(dst netip.Addr, wait time.Duration, protocol uint8, checksum int, packet []byte) error {
+	for end := time.Now().Add(wait); ; time.Sleep(askAgain) {
 		var err error
 		closed := e.do(func() { err = e.sendOwn(dst, protocol, checksum, packet) })
 		if closed != nil {

@@ -51,7 +51,7 @@ func (e *Engine) Stats() (st datapath.Stats) {
 
 // lacking returns what the engine runs without now.
 func (e *Engine) lacking() []datapath.Lack {
-	lacks := slices.Clone(e.lacks)
+	lacks := slices.Concat(e.opt.Lacks, e.lacks)
 	for _, d := range e.devices {
 		if d == nil {
 			continue
