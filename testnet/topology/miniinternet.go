@@ -69,6 +69,9 @@ func (m *miniInternet) read() error {
 			if err := m.each(links, m.link); err != nil {
 				return err
 			}
+			if len(m.pairs) == 0 {
+				return fmt.Errorf("%s has no link between ASes: there is no internet to import", path.Join(m.dir, links))
+			}
 			m.finish()
 			return nil
 		}

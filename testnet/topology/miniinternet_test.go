@@ -55,6 +55,17 @@ func TestImportMiniInternet2022(t *testing.T) {
 	requireSame(t, top)
 }
 
+// TestImportWithoutLinks has a configuration of something else than an internet, such as
+// those of one AS with switches.
+func TestImportWithoutLinks(t *testing.T) {
+	files := fstest.MapFS{
+		"AS_config.txt":     {Data: []byte("1\tAS\tConfig\tl3_routers.txt\tl3_links.txt\tl2_switches.txt\tl2_hosts.txt\tl2_links.txt\n")},
+		"aslevel_links.txt": {Data: []byte("\n")},
+	}
+	_, _, err := ImportMiniInternet(files)
+	require.EqualError(t, err, "import mini-Internet: aslevel_links.txt has no link between ASes: there is no internet to import")
+}
+
 func TestImportMistakes(t *testing.T) {
 	for _, c := range []struct{ file, old, new, want string }{
 		{"AS_config.txt", "1\tAS", "1\tAS\tAS", "AS_config.txt, line 1: 9 fields, want 8"},
