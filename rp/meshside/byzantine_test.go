@@ -34,6 +34,7 @@ type liar struct {
 	net   *network
 	name  byte
 	rtt   time.Duration // that its links seem to have
+	mu    sync.Mutex
 	ends  []*remote     // one for each RP
 	bids  uint64        // sequence of its advert
 	quiet chan struct{} // closed when it sends no more hellos
@@ -72,6 +73,8 @@ func (n *network) liar(name byte, rtt time.Duration, outlives bool, at ...*point
 func (l *liar) incarnation() uint32 { return incarnationOf(l.name, 0) }
 
 func (l *liar) hellos() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, c := range l.ends {
 		now := c.at.stamp()
 		h := linkstate.Hello{Stamp: now, Echo: now - uint32(l.rtt.Microseconds()), Interval: 1000, Up: true, Echoes: true}
@@ -348,8 +351,11 @@ func TestLies(t *testing.T) {
 					for i, c := range l.ends {
 						c.push(&mesh.Bye{})
 						<-c.done
-						l.ends[i] = c.at.connect(l.name)
-						go l.ends[i].answer()
+						again := c.at.connect(l.name)
+						l.mu.Lock()
+						l.ends[i] = again
+						l.mu.Unlock()
+						go again.answer()
 					}
 				}
 			},
