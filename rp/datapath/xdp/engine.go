@@ -133,6 +133,7 @@ type Engine struct {
 	ways      [MaxDevices]*slice // of whole frames of user space, by device
 	wholes    int                // of them until now
 	oldKernel bool               // which takes none
+	strayed   bool               // sessions are routed by other devices, which was logged
 	nl        *netlink.Handle
 	watch     *hostnet.Watcher
 	devices   [MaxDevices]*device // by number; nil: none, or gone

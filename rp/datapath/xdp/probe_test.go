@@ -67,6 +67,17 @@ func TestXDPProbeFailsWithCopies(t *testing.T) {
 	err = s.Probe(netip.MustParseAddrPort("[2001:db8::dead]:9"), [wire.NonceSize]byte{}, 256)
 	require.ErrorIs(t, err, errUnknown)
 
+	// A member whose route moves there is told of, too.
+	require.Empty(t, e.Stats().Lacks)
+	_ = e.Apply(datapath.Change{Add: []datapath.Session{{
+		Index: 1, Role: datapath.Peer, Addr: netip.AddrPortFrom(l.hostAddr(1), 9), Groups: []uint32{testGroup},
+	}}})
+	lacks := e.Stats().Lacks
+	require.Len(t, lacks, 1)
+	require.Contains(t, lacks[0].Why, "1 sessions: rp1 is none of the devices rp0")
+	_ = e.Apply(datapath.Change{Remove: []uint32{1}})
+	require.Empty(t, e.Stats().Lacks)
+
 	// The host's end polls no more: the device refuses what is redirected.
 	poll := func(on bool) {
 		l.in(l.hosts[0], func() {

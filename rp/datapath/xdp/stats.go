@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -60,6 +61,20 @@ func (e *Engine) lacking() []datapath.Lack {
 			lacks = append(lacks, datapath.Lack{What: "copies by " + d.name, Why: err.Error()})
 		}
 	}
+	strayed, by := 0, 0
+	for _, s := range e.table.sessions {
+		if s.path.Link != 0 && e.number(s.path.Link) < 0 {
+			strayed, by = strayed+1, s.path.Link
+		}
+	}
+	if strayed > 0 {
+		why := fmt.Sprintf("%d sessions: %v; name it in [datapath] devices", strayed, e.serves(by))
+		lacks = append(lacks, datapath.Lack{What: "copies to sessions that are routed by other devices", Why: why})
+		if !e.strayed {
+			e.opt.Log.Warn("copies to sessions cannot leave: they are routed by other devices", "reason", why)
+		}
+	}
+	e.strayed = strayed > 0
 	return lacks
 }
 
