@@ -85,7 +85,7 @@ func TestAdoptedIncarnation(t *testing.T) {
 	}, patience, 5*time.Millisecond, "the new session of the neighbour is in the old one's place")
 
 	b := newPeer(t, again, peerOptions{})
-	members(t, b)
+	members(t, a, b)
 	b.publish("from where it was")
 	a.publish("to where it was")
 	require.Eventually(t, func() bool { return len(a.got()) == 1 && len(b.got()) == 1 }, patience, 5*time.Millisecond)

@@ -56,7 +56,7 @@ func TestHealthOfWhatHangs(t *testing.T) {
 	awaitReady(t, point)
 	health := point.Health()
 	require.True(t, health.Live)
-	require.Equal(t, []string{"the engine is a fallback: no xdp here"}, health.Warnings)
+	require.Contains(t, health.Warnings, "the engine is a fallback: no xdp here")
 
 	for part, call := range map[string]*atomic.Pointer[chan struct{}]{
 		"the thread of the engine": &h.marks, "the goroutine of the mesh": &h.heard,

@@ -31,7 +31,7 @@ import (
 
 const (
 	testNetwork = 12345
-	patience    = 20 * time.Second // for what must happen on a loaded machine
+	patience    = time.Minute // for what must happen on a loaded machine
 )
 
 var (
