@@ -444,6 +444,7 @@ func TestWhoIsServed(t *testing.T) {
 		// A node has one connection.
 		first, err := h.visit(home, listed)
 		require.NoError(t, err)
+		synctest.Wait() // it is served before the second one comes
 		second, err := h.visit(home, listed)
 		require.NoError(t, err)
 		second.disconnected(p2p.DiscAlreadyConnected)
