@@ -121,8 +121,9 @@ func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Anno
 		return nil
 	}
 	n.covered, n.at = have.Covered, now
+	before := n.marks
 	if have.Whole || !have.Covered {
-		clear(n.marks)
+		n.marks = make(map[Stream]proto.HaveMark)
 	}
 	if !have.Covered {
 		return announce(n, id, func(held[Hash]) bool { return true })
@@ -132,9 +133,8 @@ func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Anno
 		if _, known := n.marks[s]; !known && len(n.marks) >= proto.MaxMarks {
 			continue
 		}
-		old := n.marks[s]
 		n.marks[s] = mark
-		if seq, ok := n.suspended[s]; ok && (mark.Next > seq || mark.Next < old.Next) { // or it began anew
+		if seq, ok := n.suspended[s]; ok && (mark.Next > seq || mark.Next < before[s].Next) { // or it began anew
 			delete(n.suspended, s)
 		}
 	}

@@ -65,6 +65,54 @@ func TestSkipConfirmed(t *testing.T) {
 	}
 }
 
+// A place that was a lie suspends nobody for longer than until the stream starts afresh, at
+// the neighbour or here.
+func TestRestart(t *testing.T) {
+	const lie = 1 << 30
+	for name, restart := range map[string]func(now time.Time, c *Coverage[string, string]){
+		"there": func(now time.Time, c *Coverage[string, string]) { c.Have(now, "b", covered(6)) },
+		"here":  func(_ time.Time, c *Coverage[string, string]) { c.Restart(testStream, 6) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := time.Unix(100, 0)
+			c := newCoverage(now, "b")
+			c.Have(now, "b", covered(50))
+			c.Skip(now, "b", "first", at(lie))
+			now = now.Add(Confirm)
+			if got := c.Tick(now); len(got) != 1 || len(got[0].Hashes) != 1 {
+				t.Fatalf("announced %v", got)
+			}
+			c.Have(now, "b", covered(60))
+			if c.Skip(now, "b", "second", at(55)) {
+				t.Fatal("not suspended")
+			}
+			restart(now, c)
+			if !c.Skip(now, "b", "third", at(70)) {
+				t.Fatal("suspended for good")
+			}
+			c.Have(now, "b", covered(71))
+			if c.Held() != 0 {
+				t.Error("held after the marks passed it")
+			}
+		})
+	}
+
+	// What is held with such a place is announced all the same, and nobody suspended.
+	now := time.Unix(100, 0)
+	c := newCoverage(now, "b")
+	c.Skip(now, "b", "tx", at(lie))
+	c.Restart(testStream, 6)
+	got := make(announcements)
+	collect(got, c.Tick(now.Add(Confirm)))
+	if !slices.Equal(got["b"], []string{"tx"}) {
+		t.Errorf("announced %v", got)
+	}
+	c.Have(now.Add(Confirm), "b", covered(7))
+	if !c.Skip(now.Add(Confirm), "b", "next", at(7)) {
+		t.Error("suspended for a lie")
+	}
+}
+
 func TestUnconfirmedIsAnnounced(t *testing.T) {
 	now := time.Unix(100, 0)
 	c := newCoverage(now, "b")

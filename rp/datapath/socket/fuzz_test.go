@@ -72,7 +72,8 @@ func FuzzProcess(f *testing.F) {
 					t.Fatalf("wrong session or hop tag to %v", o.Dst)
 				}
 			}
-			if h.Type == wire.Data && h.Ingress == own && !ownKey.CheckPayloadTag(o.Data, h.PayloadTag) {
+			if h.Type == wire.Data && h.Ingress == own && !ownKey.CheckPayloadTag(o.Data, h.PayloadTag) ||
+				h.Type == wire.Heartbeat && !neighborKey.CheckPayloadTag(o.Data, h.PayloadTag) {
 				t.Fatal("wrong payload tag")
 			}
 		}
