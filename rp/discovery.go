@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/log"
@@ -148,25 +147,16 @@ func (r *RP) room() byte {
 	if r.state.Load() != serving || r.peers.Draining() {
 		return 0
 	}
-	return discovery.Room(r.members.Sessions(), r.cfg.Limits.Sessions)
+	return discovery.Room(r.members.Sessions(), r.Settings().Limits.Sessions)
 }
 
 // found allows the configured neighbours and those that were found, and no others. Those
 // that nobody trusts may link, but count for the limits of the front.
 func (r *RP) found(candidates []discovery.Candidate, _ func(enode.ID) bool) {
-	nodes := slices.Clone(r.cfg.Neighbours)
-	trusted := slices.Clone(r.cfg.Neighbours)
-	for _, c := range candidates {
-		if slices.ContainsFunc(nodes, func(n *enode.Node) bool { return n.ID() == c.Node.ID() }) {
-			continue
-		}
-		nodes = append(nodes, c.Node)
-		if c.Trusted {
-			trusted = append(trusted, c.Node)
-		}
-	}
-	r.server.SetTrusted(trusted)
-	r.mesh.SetNeighbours(nodes)
+	r.settings.Lock()
+	r.foundRPs = candidates
+	r.settings.Unlock()
+	r.allow()
 }
 
 // stopDiscovery undoes what listenDiscovery and find did, as far as they came.

@@ -36,16 +36,18 @@ type About struct {
 	Genesis   [32]byte
 	Groups    []Group
 
-	Limits                    membership.Limits
-	Lease                     time.Duration
-	Rate, Burst               uint32 // datagrams per second, and at once, of a publisher
-	PublishEgress, MeshEgress uint64 // bytes of copies per second, 0 for no limit
+	Limits      membership.Limits // of now, as all that follows
+	Lease       time.Duration
+	Rate, Burst uint32 // datagrams per second, and at once, of a publisher
+
+	// Bytes of copies per second, 0 for no limit.
+	EgressPerGeth, EgressPerRP, EgressTotal uint64
 }
 
 // About tells who and where this RP is, and what it was told to do. The RP must be
 // started.
 func (r *RP) About() About {
-	cfg := &r.cfg
+	cfg, now := &r.cfg, r.Settings()
 	about := About{
 		Node:          r.Self(),
 		Data:          r.Addr(),
@@ -54,12 +56,13 @@ func (r *RP) About() About {
 		Started:       r.started,
 		NetworkID:     cfg.NetworkID,
 		Genesis:       cfg.Genesis,
-		Limits:        cfg.Limits,
-		Lease:         cfg.Lease,
-		Rate:          cfg.Rate,
-		Burst:         cfg.Burst,
-		PublishEgress: cfg.PublishEgress,
-		MeshEgress:    cfg.MeshEgress,
+		Limits:        now.Limits,
+		Lease:         now.Lease,
+		Rate:          now.Rate,
+		Burst:         now.Burst,
+		EgressPerGeth: now.EgressPerGeth,
+		EgressPerRP:   now.EgressPerRP,
+		EgressTotal:   now.EgressTotal,
 	}
 	for i, id := range r.groups {
 		about.Groups = append(about.Groups, Group{id, topics[i]})
@@ -70,6 +73,13 @@ func (r *RP) About() About {
 // Sessions returns the peers that are members, ordered by index. The RP must be
 // started.
 func (r *RP) Sessions() []peerside.Session { return r.peers.Sessions() }
+
+// BanNode keeps a node out for a time, and ends its sessions; 0 lets it in again. The RP must
+// be started.
+func (r *RP) BanNode(id enode.ID, length time.Duration) { r.peers.BanNode(id, length) }
+
+// BanAddr keeps an address out likewise.
+func (r *RP) BanAddr(addr netip.Addr, length time.Duration) { r.peers.BanAddr(addr, length) }
 
 // Marks returns the newest sequence known of each stream. The RP must be started.
 func (r *RP) Marks() []proto.Mark { return r.engine.Marks() }

@@ -46,29 +46,14 @@ type Config struct {
 	ControlPort uint16            // TCP, 0 for any
 	DataPort    uint16            // UDP, 0 for any
 
-	NetworkID  uint64
-	Genesis    [32]byte
-	Neighbours []*enode.Node // the other RPs, with IPv6 addresses
-	Operator   string        // who runs the RP, "" to tell nobody
-	Discovery  Discovery
+	NetworkID uint64
+	Genesis   [32]byte
+	Operator  string // who runs the RP, "" to tell nobody
+	Discovery Discovery
 
-	Limits        membership.Limits
-	Lease         time.Duration // of a peer's session, whole seconds
-	Rate, Burst   uint32        // datagrams per second, and at once, that a peer may publish
 	RekeyInterval time.Duration // between the epochs of the own group keys
 
-	// PublishEgress and MeshEgress limit the copies of what one peer publishes, and
-	// of what one neighbour sends: bytes of UDP payload per second, and a quarter of
-	// that at once; 0 is no limit.
-	PublishEgress, MeshEgress uint64
-
-	// EgressLimit is what all copies together may take, likewise. Nobody is let in when less
-	// than a datagram per second would be left for each.
-	EgressLimit uint64
-
-	// Joiners and Publishers are the nodes that may join, and of these those that may
-	// publish; nil is everybody.
-	Joiners, Publishers map[enode.ID]bool
+	Settings // at first, see Set
 
 	// GroupPort is the UDP port of the multicast channels. With 0 delivery mode ssm
 	// is not offered; else the engine must be a datapath.Multicaster.
@@ -133,6 +118,9 @@ type RP struct {
 	redirects redirects
 	vitals    *vitals
 
+	settings sync.Mutex            // of cfg.Settings and foundRPs
+	foundRPs []discovery.Candidate // in the order in which they are preferred
+
 	lifecycle sync.Mutex // held by Start and Stop
 	state     atomic.Uint32
 }
@@ -179,10 +167,8 @@ func (c *Config) check() error {
 		return errors.New("no private key")
 	case !c.Address.Is6() || c.Address.Is4In6() || c.Address.IsUnspecified() || c.Address.IsMulticast():
 		return fmt.Errorf("address %v is not one IPv6 address", c.Address)
-	case c.Lease < proto.MinLease || c.Lease > proto.MaxLease || c.Lease%time.Second != 0:
-		return fmt.Errorf("lease of %v: want whole seconds from %v to %v", c.Lease, proto.MinLease, proto.MaxLease)
-	case c.Rate == 0 || c.Burst == 0:
-		return fmt.Errorf("publish rate %d and burst %d: want both above 0", c.Rate, c.Burst)
+	case c.Settings.check() != nil:
+		return c.Settings.check()
 	case c.RekeyInterval <= 0:
 		return fmt.Errorf("rekey interval of %v", c.RekeyInterval)
 	case c.Mesh.Alpha != 0 && c.Mesh.Alpha < tree.MinAlpha || c.Mesh.Budget < 0:
@@ -224,8 +210,8 @@ func (r *RP) start() error {
 		HandleKey:   r.handleKey,
 		Owner:       r.owner(),
 		HopLimit:    cfg.HopLimit,
-		Egress:      cfg.EgressLimit,
-		EgressBurst: egressBurst(cfg.EgressLimit),
+		Egress:      cfg.EgressTotal,
+		EgressBurst: egressBurst(cfg.EgressTotal),
 		Hello:       hellos.Hello,
 		Cache: func(rec datapath.Record) {
 			now := time.Now()
@@ -273,22 +259,13 @@ func (r *RP) start() error {
 			GroupPort:   cfg.GroupPort,
 			Operator:    cfg.Operator,
 		},
-		Groups: r.groups,
-		Lease:  cfg.Lease,
-		Rate:   cfg.Rate,
-		Burst:  cfg.Burst,
-
-		Egress:      cfg.PublishEgress,
-		EgressBurst: egressBurst(cfg.PublishEgress),
-		Limit:       cfg.EgressLimit,
-
-		Joiners:    cfg.Joiners,
-		Publishers: cfg.Publishers,
-		Others:     r.others,
-		Replay:     func(session uint32, peer netip.Addr, marks []proto.Mark) { r.mesh.Replay(session, peer, marks) },
-		Confirmed:  func(session uint32, places []proto.Place) { asked.Confirm(time.Now(), session, places) },
-		ResumeKey:  resumeKey,
-		Adopted:    orphans,
+		Groups:    r.groups,
+		Terms:     cfg.terms(),
+		Others:    r.others,
+		Replay:    func(session uint32, peer netip.Addr, marks []proto.Mark) { r.mesh.Replay(session, peer, marks) },
+		Confirmed: func(session uint32, places []proto.Place) { asked.Confirm(time.Now(), session, places) },
+		ResumeKey: resumeKey,
+		Adopted:   orphans,
 
 		Admit:   func(publish bool) (<-chan struct{}, func()) { return r.mesh.Admit(publish) },
 		Link:    link,
@@ -316,8 +293,8 @@ func (r *RP) start() error {
 		Outlives:    resumeKey != nil,
 		Adopted:     orphans,
 		Routes:      routes,
-		Egress:      cfg.MeshEgress,
-		EgressBurst: egressBurst(cfg.MeshEgress),
+		Egress:      cfg.EgressPerRP,
+		EgressBurst: egressBurst(cfg.EgressPerRP),
 		Measure: func(ctx context.Context, nodes []*enode.Node) map[enode.ID]time.Duration {
 			return discovery.Measure(ctx, r.disc, nodes)
 		},

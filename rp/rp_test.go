@@ -86,16 +86,18 @@ func (s *site) node() *enode.Node {
 
 func (s *site) config(t *testing.T, neighbours ...*site) rp.Config {
 	cfg := rp.Config{
-		PrivateKey:    s.key,
-		Address:       loopback.Addr(),
-		ControlPort:   s.control,
-		DataPort:      s.data,
-		NetworkID:     testNetwork,
-		Genesis:       testGenesis,
-		Limits:        membership.Limits{Sessions: 100},
-		Lease:         proto.MinLease,
-		Rate:          1000,
-		Burst:         1000,
+		PrivateKey:  s.key,
+		Address:     loopback.Addr(),
+		ControlPort: s.control,
+		DataPort:    s.data,
+		NetworkID:   testNetwork,
+		Genesis:     testGenesis,
+		Settings: rp.Settings{
+			Limits: membership.Limits{Sessions: 100},
+			Lease:  proto.MinLease,
+			Rate:   1000,
+			Burst:  1000,
+		},
 		RekeyInterval: time.Hour,
 		Engine:        func(cfg datapath.Config) (datapath.Engine, error) { return socket.Listen(cfg) },
 		Log:           slog.New(slog.NewTextHandler(logWriter(t), nil)),

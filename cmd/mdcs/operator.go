@@ -95,7 +95,7 @@ func operatorStatusTable(w io.Writer, st admin.Status) {
 	row(w, "session limits", fmt.Sprintf("%s, per /64 %s, per /48 %s; lease %v",
 		limit(uint64(l.Sessions)), limit(uint64(l.Per64)), limit(uint64(l.Per48)), l.Lease))
 	row(w, "publish limits", fmt.Sprintf("datagrams/s: per publisher %d, at once %d", l.PublishRate, l.PublishBurst))
-	row(w, "copy limits", fmt.Sprintf("bytes/s: per publisher %s, per rp %s", limit(l.PublishEgress), limit(l.MeshEgress)))
+	row(w, "copy limits", fmt.Sprintf("bytes/s: all %s, per geth %s, per rp %s", limit(l.EgressTotal), limit(l.EgressPerGeth), limit(l.EgressPerRP)))
 	for _, g := range st.Groups {
 		row(w, "group "+g.Group, fmt.Sprintf("%s, %d members", g.Topic, g.Members))
 	}

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -93,8 +94,14 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 							if c.NArg() != 1 {
 								return fmt.Errorf("config check wants one file")
 							}
-							_, err := config.Load(c.Args().First())
-							return err
+							cfg, err := config.Load(c.Args().First())
+							if err == nil {
+								err = cfg.CheckEdited()
+							}
+							if err != nil {
+								return err
+							}
+							return nil
 						},
 					},
 				},
@@ -146,21 +153,28 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log := limitlog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.Log.Level}))
-	point, err := newRP(cfg, log)
-	if err != nil {
-		return err
-	}
+	level := new(slog.LevelVar)
+	level.Set(cfg.Log.Level)
+	log := limitlog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	hangups := make(chan os.Signal, 1) // from now on one does not end rpd
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	log.Info("rpd starts", "version", version, "config", path)
 	if err := host.AwaitAddress(ctx, cfg.Node.Address, addressWait, func(why string) {
 		log.Warn("waiting for the address", "address", cfg.Node.Address, "reason", why, "at_most", addressWait)
 	}); err != nil {
 		return fmt.Errorf("address %w", err)
 	}
+	point, err := newRP(cfg, log)
+	if err != nil {
+		return err
+	}
 	if err := point.Start(); err != nil {
 		return err
 	}
 	defer point.Stop()
+	total, source := egressTotal(cfg)
+	log.Info("limit of all copies", "egress_total", total, "source", source)
 	if path := cfg.Admin.Socket; path != "" {
 		operator := admin.Operator{Point: point, Version: version}
 		server, err := admin.StartSocket(path, operator.Handler(), log)
@@ -182,8 +196,16 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}
 	systemd := newSupervisor(os.Getenv, log)
 	systemd.ready()
-	systemd.watch(ctx, point.Health)
-	<-ctx.Done()
+	var watching sync.WaitGroup
+	watching.Go(func() { systemd.watch(ctx, point.Health) })
+	defer watching.Wait()
+	for now := cfg; ctx.Err() == nil; {
+		select {
+		case <-hangups:
+			now = reload(point, path, now, level, log)
+		case <-ctx.Done():
+		}
+	}
 	systemd.stopping()
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()

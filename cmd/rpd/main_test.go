@@ -4,8 +4,11 @@ package main
 
 import (
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
@@ -108,4 +111,35 @@ func TestMaxPeers(t *testing.T) {
 		cfg.Datapath.Engine, cfg.Limits.MaxPeers = test.engine, test.peers
 		require.Equal(t, test.want, maxPeers(&cfg))
 	}
+}
+
+// The file says of each key whether it reloads.
+func TestReloadsAreDocumented(t *testing.T) {
+	table, marked := "", make(map[string][]string)
+	for line := range strings.Lines(defaultConfig) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			table = strings.Trim(line, "[]")
+		} else if key, rest, ok := strings.Cut(line, " = "); ok && !strings.HasPrefix(line, "#") && strings.HasSuffix(rest, " # reloads") {
+			marked[table] = append(marked[table], key)
+		}
+	}
+	for _, keys := range []map[string][]string{marked, reloads} {
+		for table := range keys {
+			slices.Sort(keys[table])
+		}
+	}
+	require.Equal(t, reloads, marked)
+}
+
+// The line's speed bounds the copies unless a limit is configured.
+func TestEgressTotal(t *testing.T) {
+	cfg := config.Default()
+	total := func() uint64 { n, _ := egressTotal(&cfg); return n }
+	cfg.Node.Address = netip.IPv6Loopback() // a device without a speed
+	require.Equal(t, uint64(93_750_000), total())
+	cfg.Datapath.Devices = []string{"nosuch"}
+	require.Equal(t, uint64(93_750_000), total())
+	cfg.Limits.EgressTotal = 5
+	require.Equal(t, uint64(5), total())
 }

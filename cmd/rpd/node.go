@@ -20,6 +20,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/config"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp"
+	"github.com/ethmcast/mdcs/rp/host"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
 
@@ -33,7 +34,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	if err != nil {
 		return nil, err
 	}
-	neighbours, err := cfg.Neighbours()
+	settings, err := settingsOf(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -42,10 +43,6 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		return nil, err
 	}
 	bootnodes, err := cfg.Bootnodes()
-	if err != nil {
-		return nil, err
-	}
-	joiners, publishers, err := cfg.Admission.Admitted()
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +58,6 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		DataPort:    cfg.Node.DataPort,
 		NetworkID:   cfg.Chain.NetworkID,
 		Genesis:     cfg.Chain.Genesis,
-		Neighbours:  neighbours,
 		Operator:    cfg.Node.Operator,
 		Discovery: rp.Discovery{
 			Port:      cfg.Discovery.Port,
@@ -71,25 +67,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 			Allow:     cfg.Discovery.Allow,
 			Open:      cfg.Discovery.Open,
 		},
-		Limits: membership.Limits{
-			Sessions:    maxPeers(cfg),
-			Per64:       cfg.Limits.MaxPer64,
-			Per48:       cfg.Limits.MaxPer48,
-			Probes:      proto.MaxProbes * cfg.Limits.MaxPer64,
-			ProbeWindow: probeWindow,
-			Joins:       cfg.Limits.JoinRate,
-			Replays:     cfg.Limits.EgressLimit / 4,
-			JoinsPer48:  cfg.Limits.JoinRatePer48,
-			JoinsPer64:  cfg.Limits.JoinRatePer64,
-		},
-		Lease:         time.Duration(cfg.Limits.Lease),
-		Rate:          cfg.Limits.PublishRate,
-		Burst:         cfg.Limits.PublishBurst,
-		PublishEgress: cfg.Limits.PublishEgress,
-		MeshEgress:    cfg.Limits.MeshEgress,
-		EgressLimit:   cfg.Limits.EgressLimit,
-		Joiners:       joiners,
-		Publishers:    publishers,
+		Settings:      *settings,
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
 		GroupPort:     groupPort,
 		HopLimit:      cfg.Delivery.HopLimit,
@@ -105,6 +83,70 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		Choice: func() rp.Choice { return choice },
 		Log:    log,
 	})
+}
+
+// settingsOf returns what of a configuration may change while the replication point serves.
+func settingsOf(cfg *config.Config) (*rp.Settings, error) {
+	neighbours, err := cfg.Neighbours()
+	if err != nil {
+		return nil, err
+	}
+	joiners, publishers, err := cfg.Admission.Admitted()
+	if err != nil {
+		return nil, err
+	}
+	total, _ := egressTotal(cfg)
+	return &rp.Settings{
+		Neighbours: neighbours,
+		Limits: membership.Limits{
+			Sessions:    maxPeers(cfg),
+			Per64:       cfg.Limits.MaxPer64,
+			Per48:       cfg.Limits.MaxPer48,
+			Probes:      proto.MaxProbes * cfg.Limits.MaxPer64,
+			ProbeWindow: probeWindow,
+			Joins:       cfg.Limits.JoinRate,
+			JoinsPer48:  cfg.Limits.JoinRatePer48,
+			JoinsPer64:  cfg.Limits.JoinRatePer64,
+			Replays:     total / 4,
+		},
+		Lease:         time.Duration(cfg.Limits.Lease),
+		Rate:          cfg.Limits.PublishRate,
+		Burst:         cfg.Limits.PublishBurst,
+		EgressPerGeth: cfg.Limits.EgressPerGeth,
+		EgressPerRP:   cfg.Limits.EgressPerRP,
+		EgressTotal:   total,
+		Joiners:       joiners,
+		Publishers:    publishers,
+	}, nil
+}
+
+// defaultSpeed is that of a line which does not tell it, in Mbit/s.
+const defaultSpeed = 1000
+
+// egressTotal returns what all copies may take, bytes per second: what is configured, else
+// three quarters of the speed of the slowest device. The rest is for headers, which are a
+// fifteenth of full datagrams and more of smaller ones, and for whatever else the host sends.
+// Source says in words where it comes from.
+func egressTotal(cfg *config.Config) (total uint64, source string) {
+	if cfg.Limits.EgressTotal != 0 {
+		return cfg.Limits.EgressTotal, "configured"
+	}
+	devices := cfg.Datapath.Devices
+	if len(devices) == 0 {
+		if name, err := host.Device(cfg.Node.Address); err == nil {
+			devices = []string{name}
+		}
+	}
+	speed := 0
+	for _, name := range devices {
+		if s, ok := host.Speed(name); ok && (speed == 0 || s < speed) {
+			speed, source = s, fmt.Sprintf("3/4 of the %d Mbit/s of %s", s, name)
+		}
+	}
+	if speed == 0 {
+		speed, source = defaultSpeed, fmt.Sprintf("3/4 of %d Mbit/s: no device tells its speed", defaultSpeed)
+	}
+	return uint64(speed) * 1e6 / 8 * 3 / 4, source
 }
 
 // maxPeers returns the limit of the sessions of peers. With another engine than the socket

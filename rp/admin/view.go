@@ -81,8 +81,9 @@ type Limits struct {
 	Lease         Seconds `json:"lease_s"`
 	PublishRate   uint32  `json:"publish_rate"` // datagrams per second
 	PublishBurst  uint32  `json:"publish_burst"`
-	PublishEgress uint64  `json:"publish_egress"` // bytes of copies per second
-	MeshEgress    uint64  `json:"mesh_egress"`
+	EgressPerGeth uint64  `json:"egress_per_geth"` // bytes of copies per second
+	EgressPerRP   uint64  `json:"egress_per_rp"`
+	EgressTotal   uint64  `json:"egress_total"`
 }
 
 // GroupCount is a group and how many members it has.

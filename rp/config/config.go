@@ -99,11 +99,11 @@ type Limits struct {
 	PublishBurst uint32   `toml:"publish_burst"` // datagrams at once
 
 	// Bytes of copies per second, of what one publisher and one neighbour send.
-	PublishEgress uint64 `toml:"publish_egress"`
-	MeshEgress    uint64 `toml:"mesh_egress"`
+	EgressPerGeth uint64 `toml:"egress_per_geth"`
+	EgressPerRP   uint64 `toml:"egress_per_rp"`
 
-	// Bytes of copies per second, of what anybody sends.
-	EgressLimit uint64 `toml:"egress_limit"`
+	// Bytes of copies per second, of what anybody sends; 0 for what the line has.
+	EgressTotal uint64 `toml:"egress_total"`
 
 	JoinRate      int `toml:"join_rate"`        // joins per second
 	JoinRatePer48 int `toml:"join_rate_per_48"` // of one /48
@@ -194,13 +194,36 @@ func Parse(text []byte) (*Config, error) {
 	return &c, nil
 }
 
+// renamed are the keys that had other names.
+var renamed = map[string]string{
+	"limits.publish_egress": "limits.egress_per_geth",
+	"limits.mesh_egress":    "limits.egress_per_rp",
+	"limits.egress_limit":   "limits.egress_total",
+}
+
+// exampleAddress is node.address in the file that is shipped.
+var exampleAddress = netip.MustParseAddr("2001:db8::1")
+
+// CheckEdited returns an error when a required key still has the value of the example.
+func (c *Config) CheckEdited() error {
+	if c.Node.Address == exampleAddress {
+		return fmt.Errorf("node.address: %v is the example of the shipped file: set the IPv6 address of this host", exampleAddress)
+	}
+	return nil
+}
+
 // explain names the line and the key of a decoding error.
 func explain(err error) error {
 	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		errs := make([]error, len(strict.Errors))
 		for i := range strict.Errors {
 			row, _ := strict.Errors[i].Position()
-			errs[i] = fmt.Errorf("line %d: unknown key %s", row, strings.Join(strict.Errors[i].Key(), "."))
+			key := strings.Join(strict.Errors[i].Key(), ".")
+			if now := renamed[key]; now != "" {
+				errs[i] = fmt.Errorf("line %d: %s is called %s now", row, key, now)
+				continue
+			}
+			errs[i] = fmt.Errorf("line %d: unknown key %s", row, key)
 		}
 		return errors.Join(errs...)
 	}

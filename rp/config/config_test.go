@@ -78,9 +78,9 @@ max_per_48 = 5
 lease = "10s"
 publish_rate = 6
 publish_burst = 7
-publish_egress = 8
-mesh_egress = 9
-egress_limit = 10
+egress_per_geth = 8
+egress_per_rp = 9
+egress_total = 10
 join_rate = 11
 join_rate_per_48 = 13
 join_rate_per_64 = 12
@@ -102,7 +102,7 @@ level = "debug"
 		Discovery: Discovery{Port: 10, DNS: []string{dnsTree}, Discv5: true, Bootnodes: []string{boot}, Allow: []enode.ID{{3}}, Open: true},
 		Datapath:  Datapath{Engine: "xdp", Devices: []string{"eth0", "eth1"}},
 		Delivery:  Delivery{GroupPort: 8, HopLimit: 9},
-		Limits:    Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, PublishEgress: 8, MeshEgress: 9, EgressLimit: 10, JoinRate: 11, JoinRatePer48: 13, JoinRatePer64: 12},
+		Limits:    Limits{MaxPer64: 4, MaxPer48: 5, Lease: Duration(10 * time.Second), PublishRate: 6, PublishBurst: 7, EgressPerGeth: 8, EgressPerRP: 9, EgressTotal: 10, JoinRate: 11, JoinRatePer48: 13, JoinRatePer64: 12},
 		Admission: Admission{Join: "list", Publish: "list",
 			List: []string{peer, "0x0500000000000000000000000000000000000000000000000000000000000000"}},
 		Admin: Admin{Socket: "/s"},
@@ -143,7 +143,7 @@ func TestErrors(t *testing.T) {
 		"no toml":        {"[node]\naddress = \n", []string{"line 2: "}},
 		"wrong type":     {minimal + "[limits]\nmax_peers = \"many\"\n", []string{"line 8: limits.max_peers: "}},
 		"out of range":   {minimal + "[limits]\npublish_rate = -1\n", []string{"line 8: limits.publish_rate: "}},
-		"negative limit": {minimal + "[limits]\nmesh_egress = -1\n", []string{"line 8: limits.mesh_egress: "}},
+		"negative limit": {minimal + "[limits]\negress_per_rp = -1\n", []string{"line 8: limits.egress_per_rp: "}},
 		"no duration":    {minimal + "[limits]\nlease = \"soon\"\n", []string{"line 8: limits.lease: ", "invalid duration"}},
 		"no rule":        {minimal + "[admission]\njoin = \"all\"\n", []string{`admission.join: "all" is none of open, list`}},
 		"no node":        {minimal + "[admission]\nlist = [\"7\", \"enode://x@[::1]:1\"]\n", []string{"admission.list[0]: ", "admission.list[1]: "}},

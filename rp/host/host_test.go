@@ -97,3 +97,20 @@ func TestBasicsDevices(t *testing.T) {
 	r = Basics(netip.MustParseAddr("::1"), []string{"mdcs-none"})
 	require.ErrorContains(t, r.Err(), "mdcs-none of [datapath] devices")
 }
+
+// A pair of virtual devices tells 10 Gbit/s, the loopback device no speed.
+func TestXDPSpeed(t *testing.T) {
+	_, ok := Speed("lo")
+	require.False(t, ok)
+	_, ok = Speed("nosuch")
+	require.False(t, ok)
+	if os.Geteuid() != 0 {
+		t.Skip("a pair of devices needs root")
+	}
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "speedtesta"}, PeerName: "speedtestb"}
+	require.NoError(t, netlink.LinkAdd(pair))
+	defer netlink.LinkDel(pair)
+	mbit, ok := Speed("speedtesta")
+	require.True(t, ok)
+	require.Equal(t, 10_000, mbit)
+}

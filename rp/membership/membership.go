@@ -7,6 +7,7 @@
 package membership
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -77,7 +78,8 @@ type Table struct {
 	mu       sync.Mutex
 	limits   Limits
 	sessions map[uint32]*session
-	peers    int // sessions of peers
+	begun    uint64 // sessions of all times
+	peers    int    // sessions of peers
 	per64    map[netip.Prefix]int
 	per48    map[netip.Prefix]int
 	members  map[uint32]int // admitted sessions by group
@@ -90,6 +92,7 @@ type Table struct {
 
 type session struct {
 	addr   netip.Addr // zero without a peer
+	number uint64     // in the order in which sessions began
 	groups []uint32   // nil until admitted
 }
 
@@ -115,7 +118,7 @@ func New(limits Limits, rand io.Reader) *Table {
 	}
 }
 
-// SetLimits changes the limits from now on. Sessions that are beyond them stay.
+// SetLimits changes the limits from now on. Sessions that are beyond them stay, see Beyond.
 func (t *Table) SetLimits(limits Limits) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -149,26 +152,68 @@ func (t *Table) Replay(now time.Time, addr netip.Addr, bytes int) error {
 
 // Reserve returns the index of a new session for a peer at addr, which is IPv6.
 func (t *Table) Reserve(addr netip.Addr) (uint32, error) {
-	p64, p48 := prefixes(addr)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch {
-	case over(t.peers, t.limits.Sessions):
-		return 0, full("%d sessions", t.peers)
-	case over(t.per64[p64], t.limits.Per64):
-		return 0, full("%d sessions of %v", t.per64[p64], p64)
-	case over(t.per48[p48], t.limits.Per48):
-		return 0, full("%d sessions of %v", t.per48[p48], p48)
+	if err := t.room(addr); err != nil {
+		return 0, err
 	}
 	index, err := t.index()
 	if err != nil {
 		return 0, err
 	}
-	t.sessions[index] = &session{addr: addr}
+	t.start(index, addr)
+	return index, nil
+}
+
+// room returns which limit leaves no room for one more session at addr.
+func (t *Table) room(addr netip.Addr) error {
+	p64, p48 := prefixes(addr)
+	switch {
+	case over(t.peers, t.limits.Sessions):
+		return full("%d sessions", t.peers)
+	case over(t.per64[p64], t.limits.Per64):
+		return full("%d sessions of %v", t.per64[p64], p64)
+	case over(t.per48[p48], t.limits.Per48):
+		return full("%d sessions of %v", t.per48[p48], p48)
+	}
+	return nil
+}
+
+// start notes the session of a peer.
+func (t *Table) start(index uint32, addr netip.Addr) {
+	p64, p48 := prefixes(addr)
+	t.begun++
+	t.sessions[index] = &session{addr: addr, number: t.begun}
 	t.peers++
 	t.per64[p64]++
 	t.per48[p48]++
-	return index, nil
+}
+
+// Beyond returns the sessions of peers that the limits have no room for: after limits were
+// lowered, the newest ones.
+func (t *Table) Beyond() (beyond []uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var all []uint32
+	for index, s := range t.sessions {
+		if s.addr.IsValid() {
+			all = append(all, index)
+		}
+	}
+	slices.SortFunc(all, func(a, b uint32) int { return cmp.Compare(t.sessions[a].number, t.sessions[b].number) })
+	per64, per48 := make(map[netip.Prefix]int), make(map[netip.Prefix]int)
+	kept := 0
+	for _, index := range all {
+		p64, p48 := prefixes(t.sessions[index].addr)
+		if over(kept, t.limits.Sessions) || over(per64[p64], t.limits.Per64) || over(per48[p48], t.limits.Per48) {
+			beyond = append(beyond, index)
+			continue
+		}
+		kept++
+		per64[p64]++
+		per48[p48]++
+	}
+	return beyond
 }
 
 // Link returns the index of a new session that is not a peer's and counts for no
@@ -215,20 +260,21 @@ func (t *Table) Admit(index uint32, groups []uint32) {
 }
 
 // Restore takes an index that a session had before this process; addr is zero for
-// one that is not a peer's. The limits were checked when it began.
+// one that is not a peer's. Limits that were lowered since hold for it, too.
 func (t *Table) Restore(index uint32, addr netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.sessions[index] != nil {
 		return full("session %08x is in use", index)
 	}
-	t.sessions[index] = &session{addr: addr}
-	if addr.IsValid() {
-		p64, p48 := prefixes(addr)
-		t.peers++
-		t.per64[p64]++
-		t.per48[p48]++
+	if !addr.IsValid() {
+		t.sessions[index] = &session{}
+		return nil
 	}
+	if err := t.room(addr); err != nil {
+		return err
+	}
+	t.start(index, addr)
 	return nil
 }
 

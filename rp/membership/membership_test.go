@@ -159,10 +159,11 @@ func TestAnyOrder(t *testing.T) {
 			"restore": func(t *rapid.T) {
 				a := rapid.SampledFrom([]netip.Addr{addr.Draw(t, "addr"), {}}).Draw(t, "of a peer")
 				index := rapid.Uint32Range(1, 9).Draw(t, "old index")
-				if err := table.Restore(index, a); (err == nil) != (model[index] == nil) {
+				err := table.Restore(index, a)
+				if model[index] != nil && err == nil || model[index] == nil && !a.IsValid() && err != nil {
 					t.Fatalf("restore %08x: %v", index, err)
 				}
-				if model[index] == nil {
+				if err == nil {
 					model[index] = &entry{addr: a}
 				}
 			},
@@ -210,4 +211,30 @@ func TestAnyOrder(t *testing.T) {
 			},
 		})
 	})
+}
+
+// The newest sessions are beyond limits that were lowered, and a session of before is
+// restored within them.
+func TestBeyond(t *testing.T) {
+	table := New(Limits{Sessions: 10, Per64: 4, Per48: 6}, seeded())
+	var all []uint32
+	for _, text := range []string{"2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:1::1", "2001:db8:2::1"} {
+		index, err := table.Reserve(netip.MustParseAddr(text))
+		require.NoError(t, err)
+		all = append(all, index)
+	}
+	require.Empty(t, table.Beyond())
+	table.SetLimits(Limits{Sessions: 10, Per64: 2})
+	require.Equal(t, []uint32{all[2]}, table.Beyond())
+	table.SetLimits(Limits{Per48: 4})
+	require.Equal(t, []uint32{all[4]}, table.Beyond())
+	table.SetLimits(Limits{Sessions: 5})
+	require.Equal(t, all[5:], table.Beyond())
+	require.EqualError(t, table.Restore(1, netip.MustParseAddr("2001:db9::1")), "full: 7 sessions")
+	require.NoError(t, table.Restore(1, netip.Addr{}))
+	require.EqualError(t, table.Restore(1, netip.Addr{}), "full: session 00000001 is in use")
+	for _, index := range all[4:] {
+		table.Release(index)
+	}
+	require.NoError(t, table.Restore(2, netip.MustParseAddr("2001:db9::1")))
 }

@@ -45,13 +45,14 @@ type link struct {
 	err   error // that ends the connection
 
 	state    *mesh.Link
-	index    uint32         // of the own session, 0 for none
-	data     netip.AddrPort // endpoint of the neighbour
-	outlives bool           // the neighbour's datapath goes on when its process dies
-	open     bool           // the core and the datapath have it
-	proven   bool           // the neighbour accepts what is sent by the session
-	over     bool           // nothing more is sent
-	heard    time.Time      // as the core knows
+	index    uint32           // of the own session, 0 for none
+	data     netip.AddrPort   // endpoint of the neighbour
+	session  datapath.Session // as the datapath has it
+	outlives bool             // the neighbour's datapath goes on when its process dies
+	open     bool             // the core and the datapath have it
+	proven   bool             // the neighbour accepts what is sent by the session
+	over     bool             // nothing more is sent
+	heard    time.Time        // as the core knows
 	hellos   bucket
 
 	// Group keys.
@@ -302,12 +303,27 @@ func (s *Server) up(l *link, a mesh.Up) {
 		l.proven = true
 	}
 	n.keep(s.now.Add(awayTimeout))
+	l.session = session
 	l.open, n.incarnation = true, a.Hello.Incarnation
 	l.rw.SetSession(true)
 	s.links[l.id], s.sessions[l.index] = l, l
 	s.reroute(n)
 	s.core.LinkUp(s.now, l.id)
 	l.log.Info("neighbour known", "incarnation", fmt.Sprintf("%08x", a.Hello.Incarnation), "data", session.Addr)
+}
+
+// SetEgress changes the limit of the copies of what one neighbour sends, for links that
+// stand, too.
+func (s *Server) SetEgress(egress, burst uint64) {
+	s.call(func() {
+		s.cfg.Egress, s.cfg.EgressBurst = egress, burst
+		for _, l := range s.links {
+			l.session.Egress, l.session.EgressBurst = egress, burst
+			if err := s.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{l.session}}); err != nil {
+				l.log.Error("limit of a neighbour not changed", "err", err)
+			}
+		}
+	})
 }
 
 // emit tells the operator what happened to a link.

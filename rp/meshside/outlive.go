@@ -60,6 +60,12 @@ func (s *Server) claim(n *neighbour) {
 			return
 		}
 		s.adopted.owners[session.Index] = n.id
+		if session.Egress != s.cfg.Egress || session.EgressBurst != s.cfg.EgressBurst {
+			session.Egress, session.EgressBurst = s.cfg.Egress, s.cfg.EgressBurst
+			if err := s.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+				s.cfg.Log.Error("limit of a neighbour not changed", "err", err)
+			}
+		}
 		o := outlived{session.Index, session.Addr, s.adopted.until}
 		if s.leads(session.Index) { // what the neighbour got came by this one
 			n.outlived = slices.Insert(n.outlived, 0, o)

@@ -47,6 +47,10 @@ var (
 	violations  = desc("violations_total", "Connections ended because the other side broke the protocol.", "role")
 	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
 
+	bans        = desc("bans_total", "Nodes and addresses that were banned for violations.")
+	peersBanned = desc("banned", "Nodes and addresses that are banned.")
+	banRefusals = desc("ban_refusals_total", "Connections of nodes and addresses that are banned.")
+
 	channels       = desc("channels", "Multicast channels: links that get one copy of each datagram.")
 	channelMembers = desc("channel_members", "Admitted peers that a multicast channel serves.")
 
@@ -168,6 +172,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(unreached, st.Peers.Unreached)
 	counter(violations, st.Peers.Violations, datapath.Peer.String())
 	counter(violations, st.Mesh.Violations, datapath.Mesh.String())
+	counter(bans, st.Peers.Bans)
+	gauge(peersBanned, float64(st.Peers.Banned))
+	counter(banRefusals, st.Peers.BanRefusals)
 	counter(missingAcks, st.Peers.MissingAcks)
 	gauge(channels, float64(st.Peers.Channels))
 	gauge(channelMembers, float64(st.Peers.ChannelMembers))

@@ -60,7 +60,7 @@ func TestCollector(t *testing.T) {
 			},
 		},
 		Peers: peerside.Stats{
-			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Received: 12, Lost: 13, Duplicates: 14,
+			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Bans: 56, Banned: 57, BanRefusals: 58, Received: 12, Lost: 13, Duplicates: 14,
 			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29, Unreached: 55, Confirmed: 50, Limited: 51,
 		},
 		Front: front.Stats{
@@ -105,6 +105,9 @@ func TestCollector(t *testing.T) {
 		s.Datapath.Verdicts[v] = 100 + uint64(v)
 	}
 	want := []string{
+		"mdcs_rp_ban_refusals_total 58",
+		"mdcs_rp_banned 57",
+		"mdcs_rp_bans_total 56",
 		"mdcs_rp_copies_total 1",
 		"mdcs_rp_copy_bytes_total 2",
 		"mdcs_rp_echoes_total 3",

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/p2p"
@@ -46,13 +47,13 @@ var (
 
 // conn is one peer's connection. All its state belongs to the goroutine of run.
 type conn struct {
-	srv    *Server
-	rw     front.Conn
-	id     enode.ID
-	addr   netip.Addr // of the connection, and of the endpoint
-	log    *slog.Logger
-	rekeys chan *rekey
-	done   chan struct{} // closed when run returns
+	srv  *Server
+	rw   front.Conn
+	id   enode.ID
+	addr netip.Addr // of the connection, and of the endpoint
+	log  *slog.Logger
+	mail mail
+	done chan struct{} // closed when run returns
 
 	adm     *proto.Admission
 	out     *msgio.Outbox
@@ -62,14 +63,18 @@ type conn struct {
 	session datapath.Session  // as the datapath has it
 	link    string            // interface by which the channel was tried
 	channel *channelID        // that serves the peer, nil in mode unicast
+	wants   bool              // to publish
 	waiting map[uint32]*rekey // by ID, not acknowledged
-	reports proto.Counter     // sums of the peer's last announce
+	missed  int               // of these, in a row and for good
+	late    atomic.Bool       // the last one that was waited for
+	report  report            // of the peer's last announce
 	fatal   error             // ends the connection
 
-	receipts chan []proto.ObjectReceipt // for the publisher that the peer is
-	counting                            // what the peer was told of the members
-	policed  uint64                     // of its confirmations, as datapath.Policer has it
-	joined   uint64                     // of its joins, likewise
+	receipts  chan []proto.ObjectReceipt // for the publisher that the peer is
+	counting                             // what the peer was told of the members
+	policed   uint64                     // of its confirmations, as datapath.Policer has it
+	joined    uint64                     // of its joins, likewise
+	announced uint64                     // of its announces, likewise
 
 	// What admits the peer, when ready is closed, and what tells its end.
 	admission proto.Admit
@@ -92,7 +97,7 @@ func newConn(s *Server, rw front.Conn) *conn {
 		id:      id,
 		addr:    addr,
 		log:     s.cfg.Log.With("peer", id.TerminalString(), "addr", addr),
-		rekeys:  make(chan *rekey),
+		mail:    newMail(),
 		done:    make(chan struct{}),
 		waiting: make(map[uint32]*rekey),
 
@@ -104,7 +109,7 @@ func newConn(s *Server, rw front.Conn) *conn {
 			Remote: id,
 			Status: s.cfg.Status,
 			Groups: s.cfg.Groups,
-			Lease:  s.cfg.Lease,
+			Lease:  s.terms.Load().Lease,
 			Rand:   s.cfg.Rand,
 			Others: s.cfg.Others,
 		}),
@@ -117,12 +122,22 @@ func (c *conn) run() error {
 	in := msgio.Receive(c.rw, proto.Decode, c.done)
 	c.out = msgio.NewOutbox(c.rw, outboxSize, outboxBytes)
 	defer c.out.Close(flushTimeout)
+	defer func() {
+		for _, f := range c.mail.close() {
+			f(time.Now()) // there is no session any more
+		}
+	}()
 
 	if !c.addr.Is6() || c.addr.Is4In6() {
 		c.violation(&proto.Error{Reason: proto.ReasonUnreachable, Detail: "the connection is not over ipv6"})
 		return c.fatal
 	}
 	opened := time.Now()
+	if err := c.srv.bans.check(opened, c.id, c.addr); err != nil {
+		c.srv.banned.Add(1)
+		c.end(err, p2p.DiscUselessPeer)
+		return c.fatal
+	}
 	timer := time.NewTimer(statusTimeout)
 	defer timer.Stop()
 	c.perform(opened)
@@ -132,8 +147,10 @@ func (c *conn) run() error {
 		select {
 		case r := <-in:
 			c.handle(r)
-		case r := <-c.rekeys:
-			c.rekey(r)
+		case <-c.mail.wake:
+			for _, f := range c.mail.take() {
+				f(time.Now())
+			}
 		case <-c.ready:
 			c.ready = nil
 			c.admit(time.Now(), c.admission)
@@ -194,6 +211,11 @@ func (c *conn) tooFast(now time.Time, m proto.Message) error {
 			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "joins faster than the back-off"}
 		}
 		c.joined = joins.Charge(c.joined, at, 1)
+	case *proto.Announce:
+		if !announces.Conforms(c.announced, at) {
+			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "announces more than once a second"}
+		}
+		c.announced = announces.Charge(c.announced, at, 1)
 	case *proto.Activate, *proto.Deactivate:
 		if !c.srv.switches.take(at, c.id, 1) {
 			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "activates and deactivates more than once a second"}
@@ -212,7 +234,13 @@ func (c *conn) violation(err error) {
 // blame logs a violation; the Leave is among the actions already.
 func (c *conn) blame(err error) {
 	c.srv.violations.Add(1)
-	c.log.Warn("peer broke the protocol", "err", err)
+	length := time.Duration(0)
+	switch proto.ReasonOf(err) {
+	case proto.ReasonChain, proto.ReasonRole, proto.ReasonUnreachable: // it only is at the wrong place
+	default:
+		length = c.srv.bans.strike(time.Now(), c.id, c.addr)
+	}
+	c.log.Warn("peer broke the protocol", "err", err, "banned", length)
 	c.emit(events.Violation, err.Error())
 	c.fatal = p2p.DiscSubprotocolError
 }
@@ -268,10 +296,10 @@ func (c *conn) perform(now time.Time) {
 			case proto.Rest:
 				c.rest()
 			case proto.Refresh:
-				c.report(a.Counters)
+				c.credit(now, a.Counters)
 				c.srv.sessions.extend(c.index, c.adm.Deadline())
 			case proto.KeysInstalled:
-				c.answer(a.ID)
+				c.acknowledged(a.ID)
 			case proto.Confirmed:
 				c.confirmed(now, a.Places)
 			case proto.Remove:
@@ -343,7 +371,7 @@ func (c *conn) reserve(now time.Time) (uint32, error) {
 // room returns an error when one more member of a group would leave less than a datagram
 // per second for each.
 func (c *conn) room() error {
-	limit := c.srv.cfg.Limit
+	limit := c.srv.terms.Load().Limit
 	if limit == 0 {
 		return nil
 	}
@@ -357,10 +385,18 @@ func (c *conn) room() error {
 
 // mayJoin returns why the peer may not have a session at all.
 func (c *conn) mayJoin() error {
-	switch joiners := c.srv.cfg.Joiners; {
-	case c.srv.Draining():
+	if err := c.listed(); err != nil {
+		return err
+	}
+	if c.srv.Draining() {
 		return &proto.Error{Reason: proto.ReasonDraining, Detail: "no more joins"}
-	case joiners != nil && !joiners[c.id]:
+	}
+	return nil
+}
+
+// listed returns why the peer may not be a member, whoever else is.
+func (c *conn) listed() error {
+	if !c.srv.listed(c.id) {
 		return &proto.Error{Reason: proto.ReasonDenied, Detail: "not among those who may join"}
 	}
 	return nil
@@ -368,7 +404,7 @@ func (c *conn) mayJoin() error {
 
 // mayPublish reports whether a peer that wants to publish may.
 func (c *conn) mayPublish(wants bool) bool {
-	publishers := c.srv.cfg.Publishers
+	publishers := c.srv.terms.Load().Publishers
 	return wants && (publishers == nil || publishers[c.id])
 }
 
@@ -404,7 +440,7 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		var err error
 		if channel, err = c.srv.channels.join(id); err != nil {
 			c.log.Error("peer not admitted", "err", err)
-			c.adm.Fail(err)
+			c.adm.Fail(refusal(err))
 			return
 		}
 		c.channel = &id
@@ -419,23 +455,17 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 		Groups:      a.Join.Groups,
 		Silent:      a.Mode == proto.ModeSSM,
 		Publish:     c.mayPublish(a.Join.Publish),
-		Egress:      atMost(cfg.Egress, cfg.Limit),
-		EgressBurst: cfg.EgressBurst,
 	}
-	if session.Publish {
-		session.Rate, session.Burst = cfg.Rate, cfg.Burst
-	}
-	if session.Egress != 0 && session.Egress != cfg.Egress {
-		session.EgressBurst = max(1, session.Egress/4)
-	}
+	c.srv.terms.Load().limit(&session)
 	if a.Join.Standby {
 		session.Groups = nil
 	}
 	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
 		c.log.Error("peer not admitted", "err", err)
-		c.adm.Fail(err)
+		c.adm.Fail(refusal(err))
 		return
 	}
+	c.wants = a.Join.Publish
 	c.begin(session, a.Join.Groups)
 	c.srv.admitted.Add(1)
 	grant := c.grant()
@@ -445,6 +475,15 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 	c.emit(events.Admitted, a.Mode.String())
 	c.log.Info("peer joined", "port", a.Join.Port, "session", fmt.Sprintf("%08x", c.index), "publish", session.Publish,
 		"delivery", a.Mode, "standby", a.Join.Standby)
+}
+
+// refusal is what the peer is told when the datapath refuses its session: that there is no
+// room, so that it turns to another RP.
+func refusal(err error) error {
+	if errors.Is(err, datapath.ErrNoRoom) {
+		return &proto.Error{Reason: proto.ReasonFull, Detail: err.Error()}
+	}
+	return err
 }
 
 // noteSession shows the operator what the session is now.
@@ -469,18 +508,11 @@ func (c *conn) emit(kind events.Kind, detail string) {
 	c.srv.cfg.Events.Emit(e)
 }
 
-// atMost returns the smaller of two limits, of which 0 is none.
-func atMost(a, b uint64) uint64 {
-	if a == 0 || b != 0 && b < a {
-		return b
-	}
-	return a
-}
-
 // begin notes that the datapath has the session.
 func (c *conn) begin(session datapath.Session, groups []uint32) {
 	c.live, c.session, c.groups = true, session, groups
 	c.rw.SetSession(true)
+	c.report = newReport(c.srv.newestMarks(time.Now()))
 	c.srv.enter(c)
 	if len(session.Groups) == 0 {
 		c.srv.standby.Add(1)
@@ -529,7 +561,7 @@ func (c *conn) serve(now time.Time, marks []proto.Mark) {
 	session.Groups = c.groups
 	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
 		c.log.Error("peer not activated", "err", err)
-		c.adm.Fail(err)
+		c.adm.Fail(refusal(err))
 		return
 	}
 	c.srv.standby.Add(-1)
@@ -546,10 +578,9 @@ func (c *conn) replay(now time.Time, marks []proto.Mark) {
 	if c.srv.cfg.Replay == nil || !c.srv.replays.take(c.srv.clock.at(now), c.id, replayCost) {
 		return
 	}
-	type stream struct{ ingress, group uint32 }
-	seen := make(map[stream]bool)
+	seen := make(map[datapath.Stream]bool)
 	c.srv.cfg.Replay(c.index, c.addr, slices.DeleteFunc(slices.Clone(marks), func(m proto.Mark) bool {
-		of := stream{m.Ingress, m.Group}
+		of := datapath.Stream{Ingress: m.Ingress, Group: m.Group}
 		again := seen[of]
 		seen[of] = true
 		return again || !slices.Contains(c.groups, m.Group)
@@ -602,7 +633,8 @@ func (c *conn) remove(reason error) {
 	}
 	c.ready, c.ended = nil, nil
 	c.rw.SetSession(false)
-	c.index, c.live, c.groups, c.reports = 0, false, nil, proto.Counter{}
+	c.index, c.live, c.groups, c.missed = 0, false, nil, 0
+	c.late.Store(false)
 }
 
 // notAdmitted logs why there is no session. What the operator of one of both ends can mend
@@ -627,10 +659,22 @@ func (c *conn) leaveChannel() {
 	c.channel = nil
 }
 
-// rekey passes keys on to a member.
-func (c *conn) rekey(r *rekey) {
-	now := time.Now()
-	maps.DeleteFunc(c.waiting, func(_ uint32, o *rekey) bool { return !now.Before(o.until) })
+// missedKeys is how many Rekeys in a row a member may leave without an acknowledgement.
+const missedKeys = 3
+
+// rekey passes keys on to a member, unless it never acknowledges any.
+func (c *conn) rekey(now time.Time, r *rekey) {
+	maps.DeleteFunc(c.waiting, func(_ uint32, o *rekey) bool {
+		if now.Before(o.until) {
+			return false
+		}
+		c.missed++
+		return true
+	})
+	if c.missed >= missedKeys && c.live {
+		c.adm.Fail(&proto.Error{Reason: proto.ReasonExpired, Detail: fmt.Sprintf("%d rekeys not acknowledged", c.missed)})
+		c.perform(now)
+	}
 	m := r.Rekey
 	m.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(k proto.GroupKey) bool { return !slices.Contains(c.groups, k.Group) })
 	if len(m.Keys)+len(m.Retired) == 0 || !c.adm.Rekey(&m) {
@@ -641,33 +685,19 @@ func (c *conn) rekey(r *rekey) {
 	c.perform(now)
 }
 
+// acknowledged notes that the peer has the keys of a Rekey.
+func (c *conn) acknowledged(id uint32) {
+	if c.waiting[id] != nil {
+		c.missed = 0
+		c.late.Store(false)
+	}
+	c.answer(id)
+}
+
 // answer says that this connection is done with a Rekey.
 func (c *conn) answer(id uint32) {
 	if r := c.waiting[id]; r != nil {
 		delete(c.waiting, id)
 		r.Answer(c)
 	}
-}
-
-// report adds what a peer counted since its last announce.
-func (c *conn) report(counters []proto.Counter) {
-	var sum proto.Counter
-	for _, n := range counters {
-		sum.Received += n.Received
-		sum.Lost += n.Lost
-		sum.Duplicates += n.Duplicates
-	}
-	for _, x := range []struct {
-		total     interface{ Add(uint64) uint64 }
-		now, last uint64
-	}{
-		{&c.srv.received, sum.Received, c.reports.Received},
-		{&c.srv.lost, sum.Lost, c.reports.Lost},
-		{&c.srv.duplicates, sum.Duplicates, c.reports.Duplicates},
-	} {
-		if x.now > x.last { // a counter that fell began anew
-			x.total.Add(x.now - x.last)
-		}
-	}
-	c.reports = sum
 }

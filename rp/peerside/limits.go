@@ -30,6 +30,10 @@ const replayCost = 10
 // once, for it may change RPs again, then as often as the cache is another one.
 var replays = datapath.NewPolicer(1, replayCost+1)
 
+// announces limits the Announces of a connection. The shortest lease has them 1.3 s apart
+// (SPEC 7.5).
+var announces = datapath.NewPolicer(1, 10)
+
 // clock is the time since a Server began, as policers have it: it does not follow when
 // the date is set.
 type clock struct{ began time.Time }

@@ -31,28 +31,14 @@ import (
 
 // Config is what a Server works with.
 type Config struct {
-	Self        enode.ID
-	Status      proto.Status // the RP's own
-	Groups      []uint32     // served
-	Lease       time.Duration
-	Rate, Burst uint32 // datagrams per second, and at once, that a peer may publish
-
-	// Egress and EgressBurst limit the copies of what a peer publishes, see
-	// datapath.Session.
-	Egress, EgressBurst uint64
+	Self   enode.ID
+	Status proto.Status // the RP's own
+	Groups []uint32     // served
+	Terms  Terms        // at first, see SetTerms
 
 	// Admit is told that a peer is about to be let in, and whether it publishes. It is
 	// let in when ready is closed; ended is called when it is gone. Nil: at once.
 	Admit func(publish bool) (ready <-chan struct{}, ended func())
-
-	// Limit is what the copies of everything may take together, bytes per second, 0 for
-	// no limit. Engine sees to that. Nobody is granted more, and the RP is full when one
-	// more member would leave less than a datagram per second.
-	Limit uint64
-
-	// Joiners and Publishers are those who may join, and of these those who may
-	// publish; nil is everybody.
-	Joiners, Publishers map[enode.ID]bool
 
 	// Others returns the enode URLs of RPs that have room, for those whom this one
 	// has none for, nil for none.
@@ -100,7 +86,11 @@ type Stats struct {
 	Channels       int // multicast channels at present
 	ChannelMembers int // that they serve
 
-	// What the peers report in their announces, summed up.
+	Bans        uint64 // nodes and addresses that were banned
+	Banned      int    // nodes and addresses that are
+	BanRefusals uint64 // connections of those
+
+	// What the peers report in their announces, summed up, as far as it can be.
 	Received, Lost, Duplicates uint64
 }
 
@@ -117,6 +107,9 @@ type Server struct {
 	sessions sessions
 	counters counters
 
+	terms atomic.Pointer[Terms]
+	bans  *bans
+
 	clock    clock
 	switches *nodeLimit
 	replays  *nodeLimit
@@ -127,7 +120,8 @@ type Server struct {
 	resumed, refused, unreached       atomic.Uint64
 	confirmed, limited                atomic.Uint64
 	standby                           atomic.Int64
-	received, lost, duplicates        atomic.Uint64
+	banned                            atomic.Uint64
+	reports                           reports
 
 	mu      sync.Mutex
 	stopped bool
@@ -141,6 +135,8 @@ func New(cfg Config) *Server {
 	s.cfg.Log = limitlog.New(cfg.Log.Handler()) // peers cause its lines
 	s.clock, s.switches = clock{time.Now()}, newNodeLimit(switches)
 	s.replays = newNodeLimit(replays)
+	s.bans = newBans()
+	s.terms.Store(&cfg.Terms)
 	s.counters.changed = make(chan struct{})
 	s.channels = channels{cfg: &s.cfg, open: make(map[channelID]*channel)}
 	return s
@@ -155,7 +151,10 @@ func (s *Server) Protocol() front.Protocol {
 }
 
 // listed reports whether a node is among those who may join.
-func (s *Server) listed(id enode.ID) bool { return s.cfg.Joiners == nil || s.cfg.Joiners[id] }
+func (s *Server) listed(id enode.ID) bool {
+	joiners := s.terms.Load().Joiners
+	return joiners == nil || joiners[id]
+}
 
 // serve serves a peer's connection until it ends.
 func (s *Server) serve(rw front.Conn) error {
@@ -180,7 +179,8 @@ func (s *Server) serve(rw front.Conn) error {
 
 // Install puts keys into the datapath, gives them to all members, and forgets
 // ingress RPs that are gone. It returns how many members had not acknowledged
-// after the timeout; they are logged. Keys that the datapath refuses go to nobody: the error
+// after the timeout; they are logged, and not waited for until they acknowledge again.
+// A connection that is busy delays none of the others. Keys that the datapath refuses go to nobody: the error
 // is then a *datapath.Refused, and the other keys are installed all the same.
 func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (missing int, err error) {
 	err = s.cfg.Engine.Apply(datapath.Change{Keys: keys, Retire: retired})
@@ -204,16 +204,13 @@ func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.D
 	}
 	var asked []*conn
 	for _, c := range conns {
-		select {
-		case c.rekeys <- r:
-			asked = append(asked, c)
-		case <-c.done:
-		case <-s.quit:
-			return 0, nil
+		if c.mail.post(func(now time.Time) { c.rekey(now, r) }) && !c.late.Load() {
+			asked = append(asked, c) // who was late before is not waited for again
 		}
 	}
 	late := r.Wait(asked, timeout, s.quit)
 	for _, c := range late {
+		c.late.Store(true)
 		c.log.Warn("keys not acknowledged", "timeout", timeout)
 	}
 	s.missingAcks.Add(uint64(len(late)))
@@ -249,9 +246,12 @@ func (s *Server) Stats() Stats {
 		Limited:        s.limited.Load(),
 		Channels:       channels,
 		ChannelMembers: members,
-		Received:       s.received.Load(),
-		Lost:           s.lost.Load(),
-		Duplicates:     s.duplicates.Load(),
+		Received:       s.reports.received.Load(),
+		Lost:           s.reports.lost.Load(),
+		Duplicates:     s.reports.duplicates.Load(),
+		Bans:           s.bans.made.Load(),
+		Banned:         s.bans.len(),
+		BanRefusals:    s.banned.Load(),
 	}
 }
 

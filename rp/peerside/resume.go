@@ -49,6 +49,7 @@ func (c *conn) readmit(now time.Time, m *proto.Resume) {
 	if len(groups) == 0 {
 		groups = m.Groups
 	}
+	c.wants = m.Publish
 	if c.srv.cfg.Admit != nil { // the datapath serves it already: nothing is to be waited for
 		_, c.ended = c.srv.cfg.Admit(session.Publish)
 	}
@@ -108,7 +109,16 @@ func (c *conn) claim(m *proto.Resume) (datapath.Session, error) {
 			return drop(err.Error())
 		}
 	}
-	return session, nil
+	limited := session
+	if c.srv.terms.Load().limit(&limited); !sameLimits(&limited, &session) {
+		if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{limited}}); err != nil {
+			c.leaveChannel()
+			cfg.Members.Release(c.index)
+			c.index = 0
+			return drop(err.Error())
+		}
+	}
+	return limited, nil
 }
 
 func (c *conn) resumeChannel(group uint32) error {

@@ -236,8 +236,8 @@ func TestResumeRefused(t *testing.T) {
 	}{
 		"other groups":      {edit: func(m *proto.Resume) { m.Groups = []uint32{otherGroup} }, want: proto.ReasonSession},
 		"publishes no more": {edit: func(m *proto.Resume) { m.Publish = false }, want: proto.ReasonSession},
-		"may not publish":   {rig: func(r *rig) { r.Server.cfg.Publishers = map[enode.ID]bool{} }, want: proto.ReasonSession},
-		"may not join":      {rig: func(r *rig) { r.Server.cfg.Joiners = map[enode.ID]bool{} }, want: proto.ReasonDenied},
+		"may not publish":   {rig: func(r *rig) { r.set(func(t *Terms) { t.Publishers = map[enode.ID]bool{} }) }, want: proto.ReasonSession},
+		"may not join":      {rig: func(r *rig) { r.set(func(t *Terms) { t.Joiners = map[enode.ID]bool{} }) }, want: proto.ReasonDenied},
 		"no channel":        {rig: func(r *rig) { session.Silent = true }, want: proto.ReasonSession},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -336,8 +336,8 @@ func TestDrain(t *testing.T) {
 func TestLists(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})
-		r.Server.cfg.Joiners = map[enode.ID]bool{{1}: true, {2}: true}
-		r.Server.cfg.Publishers = map[enode.ID]bool{{2}: true}
+		r.set(func(t *Terms) { t.Joiners = map[enode.ID]bool{{1}: true, {2}: true} })
+		r.set(func(t *Terms) { t.Publishers = map[enode.ID]bool{{2}: true} })
 		var publishes []bool
 		r.Server.cfg.Admit = func(publish bool) (<-chan struct{}, func()) {
 			publishes = append(publishes, publish)
@@ -372,12 +372,12 @@ func TestLists(t *testing.T) {
 func TestLimitOfAllCopies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})
-		r.Server.cfg.Limit = 2*wire.MaxDatagram + 1
-		r.Server.cfg.Egress, r.Server.cfg.EgressBurst = 100*wire.MaxDatagram, 25*wire.MaxDatagram
+		r.set(func(t *Terms) { t.Limit = 2*wire.MaxDatagram + 1 })
+		r.set(func(t *Terms) { t.Egress, t.EgressBurst = 100*wire.MaxDatagram, 25*wire.MaxDatagram })
 		for _, rate := range []uint32{2, 1} {
 			require.Equal(t, rate, r.joinAs(r.connect(home), func(*proto.Join) {}).Rate)
 			added := r.engine.Changes()[0].Add[0]
-			require.Equal(t, r.Server.cfg.Limit, added.Egress)
+			require.Equal(t, r.terms.Load().Limit, added.Egress)
 			require.NoError(t, added.Check())
 		}
 		p := r.connect(home)

@@ -40,7 +40,7 @@ func startRP(t *testing.T, key *ecdsa.PrivateKey, control uint16) *rp.RP {
 	t.Helper()
 	point, err := rp.New(rp.Config{
 		PrivateKey: key, Address: netip.IPv6Loopback(), ControlPort: control,
-		NetworkID: 7, Lease: proto.Lease, Rate: 1000, Burst: 100, RekeyInterval: time.Hour,
+		NetworkID: 7, Settings: rp.Settings{Lease: proto.Lease, Rate: 1000, Burst: 100}, RekeyInterval: time.Hour,
 		Engine: func(c datapath.Config) (datapath.Engine, error) { return engine.Listen(c) },
 		Log:    slog.New(slog.DiscardHandler),
 	})

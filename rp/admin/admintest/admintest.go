@@ -181,7 +181,7 @@ func (p *Point) About() rp.About {
 		Lease:       proto.Lease,
 		Rate:        2000,
 		Burst:       512,
-		MeshEgress:  600_000_000,
+		EgressPerRP: 600_000_000,
 	}
 }
 

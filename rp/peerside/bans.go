@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package peerside
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ethereum/go-ethereum/p2p"
+	"github.com/ethereum/go-ethereum/p2p/enode"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
+)
+
+const (
+	// A node that broke the protocol is not let in for banFirst, then for twice as long
+	// each time, at most banLongest. Its violations are forgotten banMemory after the
+	// last one.
+	banFirst   = time.Minute
+	banLongest = time.Hour
+	banMemory  = 2 * time.Hour
+
+	// addrStrikes is how many violations an address may have, by whatever nodes, before
+	// it is banned like a node.
+	addrStrikes = 3
+
+	// maxBans bounds the memory. With more, the oldest eighth is forgotten.
+	maxBans = 1 << 16
+)
+
+// BanNode keeps a node out for a time from now on, and ends its sessions; 0 lets it in again.
+func (s *Server) BanNode(id enode.ID, length time.Duration) {
+	s.ban(id, length, func(c *conn) bool { return c.id == id })
+}
+
+// BanAddr keeps an address out likewise.
+func (s *Server) BanAddr(addr netip.Addr, length time.Duration) {
+	s.ban(addr, length, func(c *conn) bool { return c.addr == addr })
+}
+
+func (s *Server) ban(key any, length time.Duration, of func(*conn) bool) {
+	s.bans.set(time.Now(), key, length)
+	if length <= 0 {
+		return
+	}
+	for _, c := range s.connections() {
+		if of(c) {
+			c.mail.post(func(time.Time) {
+				c.end(&proto.Error{Reason: proto.ReasonDenied, Detail: fmt.Sprintf("banned for %v", length)}, p2p.DiscUselessPeer)
+			})
+		}
+	}
+}
+
+// bans are the nodes and addresses that are not let in, until when. They are safe for
+// concurrent use.
+type bans struct {
+	made atomic.Uint64
+
+	mu    sync.Mutex
+	by    map[any]*ban // by enode.ID and netip.Addr
+	sweep time.Time
+}
+
+type ban struct {
+	strikes int
+	last    time.Time // violation
+	until   time.Time
+}
+
+func newBans() *bans { return &bans{by: make(map[any]*ban)} }
+
+// check returns why a node at an address is not let in.
+func (b *bans) check(now time.Time, id enode.ID, addr netip.Addr) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, key := range []any{id, addr} {
+		if x := b.by[key]; x != nil && now.Before(x.until) {
+			return &proto.Error{Reason: proto.ReasonDenied, Detail: fmt.Sprintf("banned for %v more", x.until.Sub(now).Round(time.Second))}
+		}
+	}
+	return nil
+}
+
+// strike notes a violation, and returns for how long the node is banned.
+func (b *bans) strike(now time.Time, id enode.ID, addr netip.Addr) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.add(now, addr, addrStrikes)
+	return b.add(now, id, 1)
+}
+
+// add notes a violation of who is banned from the free-th one on.
+func (b *bans) add(now time.Time, key any, free int) time.Duration {
+	b.forget(now)
+	x := b.by[key]
+	if x == nil {
+		x = new(ban)
+		b.by[key] = x
+	}
+	x.strikes++
+	x.last = now
+	if x.strikes < free {
+		return 0
+	}
+	length := banLongest
+	if n := x.strikes - free; n < 6 {
+		length = min(length, banFirst<<n)
+	}
+	x.until = now.Add(length)
+	b.made.Add(1)
+	return length
+}
+
+// Set bans a node or an address for a time, 0 to let it in again.
+func (b *bans) set(now time.Time, key any, length time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forget(now)
+	if length <= 0 {
+		delete(b.by, key)
+		return
+	}
+	b.by[key] = &ban{strikes: 1, last: now, until: now.Add(length)}
+	b.made.Add(1)
+}
+
+// forget drops what is over, now and then, and the oldest when there is too much.
+func (b *bans) forget(now time.Time) {
+	if now.Before(b.sweep) && len(b.by) < maxBans {
+		return
+	}
+	b.sweep = now.Add(time.Minute)
+	maps.DeleteFunc(b.by, func(_ any, x *ban) bool { return !now.Before(x.until) && now.Sub(x.last) >= banMemory })
+	if len(b.by) < maxBans {
+		return
+	}
+	last := make([]time.Time, 0, len(b.by))
+	for _, x := range b.by {
+		last = append(last, x.last)
+	}
+	slices.SortFunc(last, time.Time.Compare)
+	oldest := last[len(last)/8]
+	maps.DeleteFunc(b.by, func(_ any, x *ban) bool { return x.last.Before(oldest) })
+}
+
+// len returns how many are banned.
+func (b *bans) len() (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	for _, x := range b.by {
+		if now.Before(x.until) {
+			n++
+		}
+	}
+	return n
+}
