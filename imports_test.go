@@ -62,6 +62,7 @@ var shells = []string{
 	mdcs + "/rp/limitlog",
 	mdcs + "/rp/host",
 	mdcs + "/rp/hostnet",
+	mdcs + "/rp/mesh/meshtest",
 	mdcs + "/rp/meshside",
 	mdcs + "/rp/metrics",
 	mdcs + "/rp/msgio",

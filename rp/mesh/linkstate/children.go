@@ -312,9 +312,9 @@ func (c *Core) serving(n *neighbour) (ingress []uint32) {
 	return ascending(ingress)
 }
 
-// sumOf is of 4 bytes, 0 for nothing. As that of adverts it finds differences between
-// honest RPs.
-func sumOf(ingress []uint32) (sum uint32) {
+// SumOf is the sum of a RouteSum over some ingress RPs, 0 for none. As that of adverts it
+// finds differences between honest RPs.
+func SumOf(ingress []uint32) (sum uint32) {
 	for _, i := range ingress {
 		sum ^= uint32(mix(uint64(i)))
 	}
@@ -323,7 +323,7 @@ func sumOf(ingress []uint32) (sum uint32) {
 
 // compareRoutes answers when a neighbour is served with something else than it asks for.
 func (c *Core) compareRoutes(n *neighbour, m *RouteSum) {
-	if serving := c.serving(n); sumOf(serving) != m.Sum && n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
+	if serving := c.serving(n); SumOf(serving) != m.Sum && n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
 		c.send(n, &Serving{serving})
 	}
 }

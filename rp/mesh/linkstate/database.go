@@ -74,8 +74,11 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
+// Sum is what a version adds, by XOR, to sum Origin modulo Buckets of a Digest.
+func (v Version) Sum() uint32 { return uint32(mix(mix(mix(uint64(v.Origin))^v.Epoch) ^ v.Sequence)) }
+
 func (d *database) toggle(v Version) {
-	d.sums[v.Origin%Buckets] ^= uint32(mix(mix(mix(uint64(v.Origin))^v.Epoch) ^ v.Sequence))
+	d.sums[v.Origin%Buckets] ^= v.Sum()
 }
 
 // store keeps an advert in place of the older one and has trees follow.

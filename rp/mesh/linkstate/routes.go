@@ -515,7 +515,7 @@ func (c *Core) flushAsks(n *neighbour) {
 				all = append(all, r.ingress)
 			}
 		}
-		c.send(n, &RouteSum{sumOf(all)})
+		c.send(n, &RouteSum{SumOf(all)})
 	}
 }
 
