@@ -310,6 +310,8 @@ type Stats struct {
 	ReceiveDrops  uint64        // datagrams that came faster than the engine took them
 	Overflows     []Overflow    // of each further queue of the engine
 	Lacks         []Lack        // what the engine runs without
+	Rooms         []Room        // what is left of each pool that the engine takes from
+	Interrupted   uint64        // lists of the kernel that changed meanwhile, and were asked for again
 	Sessions      []SessionStats
 }
 
@@ -318,6 +320,13 @@ type Stats struct {
 type Overflow struct {
 	Queue string
 	Lost  uint64
+}
+
+// Room is how many elements an engine can still take from a pool. Those in quarantine come
+// back to it.
+type Room struct {
+	Pool string
+	Left int
 }
 
 // Lack is something that an engine was to have and runs without.

@@ -78,6 +78,7 @@ type Watcher struct {
 
 	mu     sync.Mutex
 	events Events
+	tables []uint32 // of routes, besides the usual ones
 }
 
 // Watch begins to watch in the network namespace of the calling thread: all IPv6 routes of
@@ -104,6 +105,13 @@ func Watch(devices []string, own netip.Addr) (*Watcher, error) {
 
 // Wake returns a channel that has an element when there is something to take.
 func (w *Watcher) Wake() <-chan struct{} { return w.wake }
+
+// Follow has the watcher tell also of the routes in these tables.
+func (w *Watcher) Follow(tables []uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tables = tables
+}
 
 // Take returns what happened since the last call.
 func (w *Watcher) Take() Events {
@@ -176,7 +184,7 @@ func (w *Watcher) take(e *Events, m *syscall.NetlinkMessage) bool {
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		some, err = e.neighbour(m)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		some, err = e.route(m)
+		some, err = w.route(e, m)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		some, err = w.link(e, m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -217,7 +225,7 @@ func stateOf(n *netlink.Neigh, deleted bool) EntryState {
 	return s
 }
 
-func (e *Events) route(m *syscall.NetlinkMessage) (bool, error) {
+func (w *Watcher) route(e *Events, m *syscall.NetlinkMessage) (bool, error) {
 	if len(m.Data) < unix.SizeofRtMsg || m.Data[0] != unix.AF_INET6 {
 		return false, nil
 	}
@@ -239,7 +247,7 @@ func (e *Events) route(m *syscall.NetlinkMessage) (bool, error) {
 			}
 		}
 	}
-	if !slices.Contains([]uint32{unix.RT_TABLE_MAIN, unix.RT_TABLE_LOCAL, unix.RT_TABLE_DEFAULT}, table) || dst.IsMulticast() {
+	if !slices.Contains([]uint32{unix.RT_TABLE_MAIN, unix.RT_TABLE_LOCAL, unix.RT_TABLE_DEFAULT}, table) && !slices.Contains(w.tables, table) || dst.IsMulticast() {
 		return false, nil
 	}
 	prefix, err := dst.Prefix(int(msg.Dst_len))
@@ -286,6 +294,18 @@ func (w *Watcher) address(e *Events, m *syscall.NetlinkMessage) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// Tables returns the tables that rules for IPv6 lead to.
+func Tables(h *netlink.Handle) (tables []uint32, err error) {
+	rules, err := Dump(func() ([]netlink.Rule, error) { return h.RuleList(netlink.FAMILY_V6) })
+	if err != nil {
+		return nil, fmt.Errorf("list rules: %w", err)
+	}
+	for i := range rules {
+		tables = append(tables, uint32(rules[i].Table))
+	}
+	return tables, nil
 }
 
 // Entries returns the ND entries of IPv6 that the kernel has.

@@ -30,6 +30,8 @@ var (
 	receiveDrops  = desc("receive_drops_total", "Datagrams that came faster than the engine took them.")
 	lacks         = desc("engine_lacks", "1 for each thing that the engine was to have and runs without.", "what")
 	overflows     = desc("overflows_total", "Copies, frames or records that a queue of the engine had no room for.", "queue")
+	roomLeft      = desc("room_left", "What is left of a pool of the engine.", "pool")
+	interrupted   = desc("netlink_lists_repeated_total", "Lists of the kernel that changed while they were read, and were asked for again.")
 
 	connections = desc("peer_connections", "Control connections of peers.")
 	strangers   = desc("strangers", "Connections to the control port that are not trusted RPs'.")
@@ -149,6 +151,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, o := range st.Datapath.Overflows {
 		counter(overflows, o.Lost, o.Queue)
 	}
+	for _, r := range st.Datapath.Rooms {
+		gauge(roomLeft, float64(r.Left), r.Pool)
+	}
+	counter(interrupted, st.Datapath.Interrupted)
 	for _, l := range st.Datapath.Lacks {
 		gauge(lacks, 1, l.What)
 	}

@@ -52,7 +52,8 @@ func TestCollector(t *testing.T) {
 			Engine: "socket",
 			Copies: 1, CopyBytes: 2, Echoes: 3, Heartbeats: 4, Probes: 5, SendErrors: 6, ReceiveErrors: 7, ReceiveDrops: 19,
 			Overflows: []datapath.Overflow{{Queue: "device", Lost: 26}, {Queue: "fan-out"}},
-			Lacks:     []datapath.Lack{{What: "engine xdp", Why: "not here"}},
+			Rooms:     []datapath.Room{{Pool: "slices", Left: 70}}, Interrupted: 71,
+			Lacks: []datapath.Lack{{What: "engine xdp", Why: "not here"}},
 			Sessions: []datapath.SessionStats{
 				{Index: 1, Role: datapath.Mesh, Received: 21, Copies: 22, Heard: time.UnixMilli(1500)},
 				{Index: 2, Role: datapath.Mesh},
@@ -122,6 +123,8 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_receive_drops_total 19",
 		`mdcs_rp_overflows_total{queue="device"} 26`,
 		`mdcs_rp_overflows_total{queue="fan-out"} 0`,
+		`mdcs_rp_room_left{pool="slices"} 70`,
+		"mdcs_rp_netlink_lists_repeated_total 71",
 		"mdcs_rp_peer_connections 8",
 		"mdcs_rp_strangers 70",
 		"mdcs_rp_handshakes 71",

@@ -72,7 +72,7 @@ func (e *Engine) adopt() error {
 	}
 
 	e.awaitAll()
-	if err := e.reconcileAll(); err != nil {
+	if err := e.follow(nil); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	for _, s := range e.table.streams {
@@ -158,7 +158,7 @@ func (e *Engine) adoptDevices() error {
 		}
 		a := dev.Attrs()
 		e.opt.Devices[i] = a.Name
-		e.devices[i] = &device{name: a.Name, index: ifindex, mac: mac(a.HardwareAddr), link: l}
+		e.setDevice(i, &device{name: a.Name, index: ifindex, mac: mac(a.HardwareAddr), link: l})
 	}
 	for _, name := range names {
 		if slices.Contains(e.opt.Devices, name) {

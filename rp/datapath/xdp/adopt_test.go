@@ -7,9 +7,11 @@ import (
 	"bytes"
 	"encoding/gob"
 	"encoding/hex"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -34,6 +36,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // childEnv makes the test binary a process that only owns an engine, and can be killed.
@@ -47,6 +50,7 @@ type childSpec struct {
 	Quiet    time.Duration
 	Validity time.Duration
 	Change   datapath.Change
+	Disturb  int // one list of the kernel in so many is interrupted, 0: none
 }
 
 func (s *childSpec) options() Options {
@@ -59,6 +63,9 @@ func child(spec string) int {
 	err := gob.NewDecoder(hex.NewDecoder(strings.NewReader(spec))).Decode(&s)
 	if err == nil {
 		var e *Engine
+		if s.Disturb > 0 {
+			hostnet.Disturb = func() bool { return rand.IntN(s.Disturb) == 0 }
+		}
 		if e, err = Attach(s.Config, s.options()); err == nil {
 			err = e.Apply(s.Change)
 			fmt.Println("ready", err, e.Adopted() != nil)
@@ -235,6 +242,45 @@ func (c *crowd) programs() (names []string) {
 		}
 	}
 	return names
+}
+
+// adoptions is how often TestXDPAdoptsWhileNetworkChanges kills the process.
+var adoptions = flag.Int("adoptions", 8, "processes that are killed while the network changes")
+
+// However often the process is killed, the next one goes on, while interfaces, addresses and
+// routes of the host come and go and the kernel interrupts one list in ten: nobody loses
+// a datagram or gets one twice.
+func TestXDPAdoptsWhileNetworkChanges(t *testing.T) {
+	const n = 40
+	c, spec := newOrphanCrowd(t, 2, n, func(i int) int { return i % 2 })
+	kill, err := c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	changes := []string{
+		"link add c0 type veth peer name c1",
+		"addr add 3fff::1/64 dev c0 nodad",
+		"link set c0 up",
+		"link set c1 up",
+		"route add 3fff:1::/48 dev c0",
+		"route add 2001:db8:ffff::/48 dev c1", // within what leads to the hosts
+		"route replace default dev c0",
+		"addr del 3fff::1/64 dev c0",
+		"link del c0",
+	}
+	stop := c.lab.events(t, func(i int) string { return changes[i%len(changes)] })
+	defer stop()
+	next := spec
+	next.Config.Incarnation, next.Config.HandleKey = 1, auth.Key{} // those that were left count
+	next.Change, next.Disturb = datapath.Change{}, 10
+	y := c.tally()
+	for range *adoptions {
+		y.during(c.sessions, func() error {
+			kill()
+			kill, err = c.lab.startChild(next, true)
+			return err
+		})
+	}
+	y.exact(c.sessions, 1)
+	kill()
 }
 
 // The kernel forwards when the process is killed, another process goes on where it

@@ -3,6 +3,7 @@
 package xdp
 
 import (
+	"maps"
 	"slices"
 	"time"
 )
@@ -22,37 +23,51 @@ type chain struct {
 	end    uint64 // reference to what follows the last slice: 0, or another anchor
 
 	slices  []*slice
-	missing int    // receivers without a next hop
-	head    uint64 // what the anchor says
+	at      map[uint32]*slice // of each session that gets copies
+	missing int               // receivers without a next hop
+	head    uint64            // what the anchor says
 }
 
-// update makes members the receivers of the chain, by as few new slices as possible.
-// A receiver that stays keeps its place: it gets each datagram exactly once. With an
-// error the chain is as it was.
-func (c *chain) update(members []member, missing int) error {
-	wanted := make(map[uint32]member, len(members)) // by session: one that is replaced stays where it is
-	for _, m := range members {
-		wanted[m.session.Index] = m
+// change makes some sessions receivers of the chain, each with its member, or none of them
+// when it is nil, by as few new slices as possible. It looks at no other receiver. One that
+// stays keeps its place: it gets each datagram exactly once. With an error the chain is
+// as it was.
+func (c *chain) change(some map[uint32]*member, missing int) error {
+	affected := make(map[*slice]bool)
+	var joins []member
+	for _, index := range slices.Sorted(maps.Keys(some)) {
+		if s := c.at[index]; s != nil {
+			affected[s] = true
+		} else if m := some[index]; m != nil {
+			joins = append(joins, *m)
+		}
 	}
 	next := make([]*plan, 0, len(c.slices)+1)
 	for _, s := range c.slices {
-		p := &plan{old: s}
-		for _, m := range s.members {
-			now, stays := wanted[m.session.Index]
-			if stays {
-				p.members = append(p.members, now)
-				delete(wanted, m.session.Index)
-			}
-			p.changed = p.changed || !stays || now != m
-		}
+		p := &plan{old: s, members: s.members}
 		next = append(next, p)
-	}
-	var joins []member
-	for _, m := range members {
-		if _, new := wanted[m.session.Index]; new {
-			joins = append(joins, m)
+		if !affected[s] {
+			continue
+		}
+		p.members = nil
+		for _, m := range s.members {
+			now, concerned := some[m.session.Index]
+			switch {
+			case !concerned:
+				p.members = append(p.members, m)
+			case now == nil:
+				p.changed = true
+			default:
+				p.members = append(p.members, *now)
+				p.changed = p.changed || *now != m
+			}
 		}
 	}
+	return c.arrange(next, joins, missing)
+}
+
+// arrange finds places for those who join, and publishes.
+func (c *chain) arrange(next []*plan, joins []member, missing int) error {
 	// Those who join take the places in slices that change anyway and in the first
 	// one, then new slices in front.
 	for i, p := range next {
@@ -67,10 +82,18 @@ func (c *chain) update(members []member, missing int) error {
 		next = slices.Insert(next, 0, &plan{members: part, changed: true})
 	}
 	next = slices.DeleteFunc(next, func(p *plan) bool { return len(p.members) == 0 })
-	if len(next) > 2*(len(members)/sliceSize+2) {
-		return c.replace(members, missing)
+	members := 0
+	for _, p := range next {
+		members += len(p.members)
 	}
-	return c.publish(next, missing)
+	if len(next) <= 2*(members/sliceSize+2) {
+		return c.publish(next, missing)
+	}
+	var all []member
+	for _, p := range next {
+		all = append(all, p.members...)
+	}
+	return c.replace(all, missing)
 }
 
 // replace makes a chain anew, in the given order. One store puts it in the old one's
@@ -90,6 +113,7 @@ func (c *chain) retire() {
 		c.e.pool.retire(s, now)
 	}
 	c.slices = nil
+	clear(c.at)
 }
 
 // plan is a slice that is to be.
@@ -136,11 +160,34 @@ func (c *chain) publish(next []*plan, missing int) error {
 	store(nexts.at(c.anchor), c.head)
 
 	now := time.Now()
+	stays := make(map[*slice]bool, len(built))
+	for i, s := range built {
+		stays[s] = s == next[i].old
+	}
 	for _, s := range c.slices {
-		if !slices.Contains(built, s) {
+		if !stays[s] {
 			pool.retire(s, now)
+			c.mark(s, nil)
+		}
+	}
+	for _, s := range built {
+		if !stays[s] {
+			c.mark(s, s)
 		}
 	}
 	c.slices = built
 	return nil
+}
+
+// mark notes that the sessions of a slice are in another one, nil for none.
+func (c *chain) mark(s, in *slice) {
+	for i := range s.members {
+		switch m := &s.members[i]; {
+		case m.session == nil: // ECHO
+		case in == nil:
+			delete(c.at, m.session.Index)
+		default:
+			c.at[m.session.Index] = in
+		}
+	}
 }

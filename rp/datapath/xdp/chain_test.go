@@ -84,7 +84,7 @@ func TestXDPChainProperty(t *testing.T) {
 
 	rapid.Check(t, func(t *rapid.T) {
 		e.pool.expire(time.Now().Add(quarantine)) // of the check before
-		c := &chain{e: e, anchor: firstAnchor + 1}
+		c := &chain{e: e, anchor: firstAnchor + 1, at: make(map[uint32]*slice)}
 		if rapid.Bool().Draw(t, "leads on") {
 			c.end = firstAnchor // an empty chain
 		}
@@ -106,23 +106,28 @@ func TestXDPChainProperty(t *testing.T) {
 				before[index] = true
 			}
 
+			some := make(map[uint32]*member)
 			for _, index := range rapid.SliceOfN(rapid.Uint32Range(1, 90), 0, 40).Draw(t, "who") {
 				if rapid.Bool().Draw(t, "there") {
 					s := &session{Session: datapath.Session{Index: index, Addr: netip.MustParseAddrPort("[::1]:1")}, state: new(sessionState)}
-					have[index] = member{session: s, hop: nextHop{device: rapid.IntRange(0, 2).Draw(t, "device")}}
+					m := member{session: s, hop: nextHop{device: rapid.IntRange(0, 2).Draw(t, "device")}}
+					have[index], some[index] = m, &m
 				} else {
 					delete(have, index)
+					some[index] = nil
 				}
 			}
-			var members []member
 			var want []uint32
-			for index, m := range have {
-				members = append(members, m)
+			for index := range have {
 				want = append(want, index)
 			}
 			slices.Sort(want)
-			slices.SortFunc(members, func(a, b member) int { return int(a.session.Index) - int(b.session.Index) })
-			require.NoError(t, c.update(members, 0))
+			require.NoError(t, c.change(some, 0))
+			require.Equal(t, len(have), len(c.at))
+			for index, s := range c.at {
+				require.Contains(t, c.slices, s)
+				require.Contains(t, s.members, have[index])
+			}
 
 			got := w.from(uint64(c.anchor))
 			slices.Sort(got)
@@ -139,7 +144,11 @@ func TestXDPChainProperty(t *testing.T) {
 			}
 			require.LessOrEqual(t, len(c.slices), 2*(len(have)/sliceSize+2))
 		}
-		require.NoError(t, c.update(nil, 0))
+		nobody := make(map[uint32]*member)
+		for index := range have {
+			nobody[index] = nil
+		}
+		require.NoError(t, c.change(nobody, 0))
 		require.Empty(t, c.slices)
 	})
 }

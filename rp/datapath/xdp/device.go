@@ -23,6 +23,8 @@ type device struct {
 	index int
 	mac   mac
 	link  link.Link
+
+	attachment uint32 // number of the attachment
 }
 
 // What is used of the kernel's netdev family (Documentation/netlink/specs/netdev.yaml).
@@ -102,11 +104,19 @@ func (e *Engine) attach(i int, name string) error {
 		xdp.Close()
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
 	}
-	e.devices[i] = &device{name: name, index: attrs.Index, mac: mac(attrs.HardwareAddr), link: xdp}
+	e.setDevice(i, &device{name: name, index: attrs.Index, mac: mac(attrs.HardwareAddr), link: xdp})
 	if err := e.devices[i].takesFrames(); err != nil {
 		e.opt.Log.Warn("copies cannot leave by a device", "reason", err)
 	}
 	return nil
+}
+
+// setDevice makes a device number i. It is unlike each device before it, also in its copies:
+// the kernel takes a device that goes out of all slices, and its index may come back.
+func (e *Engine) setDevice(i int, d *device) {
+	e.attachments++
+	d.attachment = e.attachments
+	e.devices[i] = d
 }
 
 // detach forgets a device that is gone.
@@ -138,7 +148,7 @@ func (e *Engine) checkDevices() {
 			continue
 		}
 		attrs := l.Attrs()
-		if d != nil && d.index != attrs.Index {
+		if d != nil && (d.index != attrs.Index || !attached(d.link, d.index)) {
 			e.detach(i)
 			d = nil
 			changed = true
@@ -152,7 +162,7 @@ func (e *Engine) checkDevices() {
 		}
 	}
 	if changed {
-		e.paths.stale = true
+		e.table.all = true
 		e.paths.all()
 	}
 }

@@ -128,22 +128,23 @@ type Engine struct {
 
 	watchErrors map[string]error // by pin: why a program could not be loaded
 
-	watches   map[string]link.Link // by pin: count what rings and queues drop
-	lacks     []datapath.Lack
-	ways      [MaxDevices]*slice // of whole frames of user space, by device
-	wholes    int                // of them until now
-	oldKernel bool               // which takes none
-	strayed   bool               // sessions are routed by other devices, which was logged
-	nl        *netlink.Handle
-	watch     *hostnet.Watcher
-	devices   [MaxDevices]*device // by number; nil: none, or gone
-	recirc    *recirculation
-	memory    memory
-	paths     *pathIndex
-	table     *table
-	pool      *pool
-	readers   []*reader
-	cache     *reader // one of them, nil for none; set before the thread serves
+	watches     map[string]link.Link // by pin: count what rings and queues drop
+	lacks       []datapath.Lack
+	ways        [MaxDevices]*slice // of whole frames of user space, by device
+	wholes      int                // of them until now
+	oldKernel   bool               // which takes none
+	strayed     bool               // sessions are routed by other devices, which was logged
+	nl          *netlink.Handle
+	watch       *hostnet.Watcher
+	devices     [MaxDevices]*device // by number; nil: none, or gone
+	recirc      *recirculation
+	memory      memory
+	paths       *pathIndex
+	table       *table
+	pool        *pool
+	readers     []*reader
+	cache       *reader // one of them, nil for none; set before the thread serves
+	attachments uint32  // ever
 }
 
 var (
@@ -249,7 +250,7 @@ func (e *Engine) serve() {
 	defer later.Stop()
 	telling := false
 	for {
-		if pause, some := e.paths.waits(time.Now()); some {
+		if pause, some := e.paths.waits(time.Now(), e.table.untidy()); some {
 			later.Reset(pause)
 		}
 		select {
@@ -267,6 +268,7 @@ func (e *Engine) serve() {
 			e.work()
 		case <-look.C:
 			e.checkDevices()
+			e.askMissing()
 		case <-list.C:
 			e.relist()
 		case <-expire.C:

@@ -39,6 +39,10 @@ const unicastHopLimit = 64
 // looks at what else waits.
 const turn = 128
 
+// slicesInTurn is how many slices of a group are made anew at most in a turn, about two
+// milliseconds.
+const slicesInTurn = 32
+
 // Work that events of the kernel cause takes at most one part in share of the thread's
 // time, but up to backlog of it at once.
 const (
@@ -53,23 +57,23 @@ type path = hostnet.Entry
 
 // nextHop is what a frame to an endpoint needs.
 type nextHop struct {
-	device   int // number
-	ifindex  int // of the device: one that came back is another
-	dst, src mac
-	hopLimit uint8
+	device     int    // number
+	attachment uint32 // of the device: one that came back is another
+	dst, src   mac
+	hopLimit   uint8
 }
 
 // pathIndex is what the thread knows of the ways to the sessions.
 type pathIndex struct {
-	neighbours map[hostnet.Entry]mac // ND entries that can be sent to
-	sorted     []netip.Addr          // of sessions that are no channels, distinct
+	neighbours map[hostnet.Entry]mac  // ND entries that can be sent to
+	permanent  map[hostnet.Entry]bool // whether the kernel keeps an entry by itself, of those that it told of
+	sorted     []netip.Addr           // of sessions that are no channels, distinct
 	sessions   map[netip.Addr]map[uint32]*session
-	users      map[hostnet.Entry]int // sessions by path
+	users      map[hostnet.Entry]map[uint32]*session // by path, and index
 
 	queue   []netip.Addr        // to be looked up, oldest first
 	queued  map[netip.Addr]bool // those in queue
 	unasked []hostnet.Entry     // ND entries that the kernel is to be told are in use
-	stale   bool                // the chains do not follow the paths yet
 	due     time.Time           // when the share of the thread's time is whole again
 	waiters []*waiter
 }
@@ -83,8 +87,9 @@ type waiter struct {
 func newPathIndex() *pathIndex {
 	return &pathIndex{
 		neighbours: make(map[hostnet.Entry]mac),
+		permanent:  make(map[hostnet.Entry]bool),
 		sessions:   make(map[netip.Addr]map[uint32]*session),
-		users:      make(map[hostnet.Entry]int),
+		users:      make(map[hostnet.Entry]map[uint32]*session),
 		queued:     make(map[netip.Addr]bool),
 	}
 }
@@ -97,7 +102,7 @@ func addressOf(s *session) (addr netip.Addr, ok bool) {
 
 // add notes the path of a session.
 func (p *pathIndex) add(s *session) {
-	p.users[s.path]++
+	p.use(s)
 	addr, ok := addressOf(s)
 	if !ok {
 		return
@@ -112,9 +117,7 @@ func (p *pathIndex) add(s *session) {
 
 // remove forgets the path of a session.
 func (p *pathIndex) remove(s *session) {
-	if p.users[s.path]--; p.users[s.path] == 0 {
-		delete(p.users, s.path)
-	}
+	p.leave(s)
 	addr, ok := addressOf(s)
 	if !ok || p.sessions[addr][s.Index] != s {
 		return
@@ -130,11 +133,24 @@ func (p *pathIndex) remove(s *session) {
 
 // move gives a session another path.
 func (p *pathIndex) move(s *session, to path) {
-	if p.users[s.path]--; p.users[s.path] == 0 {
+	p.leave(s)
+	s.path = to
+	p.use(s)
+}
+
+// use notes that a session goes by its path.
+func (p *pathIndex) use(s *session) {
+	if p.users[s.path] == nil {
+		p.users[s.path] = make(map[uint32]*session)
+	}
+	p.users[s.path][s.Index] = s
+}
+
+// leave undoes use.
+func (p *pathIndex) leave(s *session) {
+	if delete(p.users[s.path], s.Index); len(p.users[s.path]) == 0 {
 		delete(p.users, s.path)
 	}
-	s.path = to
-	p.users[to]++
 }
 
 // covered has the addresses looked up that a prefix covers.
@@ -168,9 +184,10 @@ func (p *pathIndex) next() (addr netip.Addr, ok bool) {
 }
 
 // waits returns how long the thread must leave its other work alone before it goes on with
-// that of events, and whether there is any.
-func (p *pathIndex) waits(now time.Time) (pause time.Duration, some bool) {
-	if len(p.queue)+len(p.unasked) == 0 && !p.stale {
+// that of events, and whether there is any; untidy says that the chains do not follow the
+// paths yet.
+func (p *pathIndex) waits(now time.Time, untidy bool) (pause time.Duration, some bool) {
+	if len(p.queue)+len(p.unasked) == 0 && !untidy {
 		return 0, false
 	}
 	return max(0, p.due.Add(-share*backlog).Sub(now)), true
@@ -189,7 +206,10 @@ func (p *pathIndex) spent(start, end time.Time) {
 // answer: the kernel does not see that it is in use, and is asked to look for it.
 func (p *pathIndex) learn(entry hostnet.Entry, s hostnet.EntryState) (changed bool) {
 	old, known := p.neighbours[entry]
-	used := p.users[entry] > 0
+	used := len(p.users[entry]) > 0
+	if p.permanent[entry] = s.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0; s.Deleted {
+		delete(p.permanent, entry)
+	}
 	switch {
 	case s.Deleted:
 		if known && used {
@@ -212,11 +232,22 @@ func (p *pathIndex) learn(entry hostnet.Entry, s hostnet.EntryState) (changed bo
 const usable = netlink.NUD_PERMANENT | netlink.NUD_NOARP | netlink.NUD_REACHABLE | netlink.NUD_PROBE |
 	netlink.NUD_STALE | netlink.NUD_DELAY
 
+// learn notes what the kernel says of an ND entry, and touches the sessions that it changes
+// anything for.
+func (e *Engine) learn(entry hostnet.Entry, s hostnet.EntryState) {
+	if !e.paths.learn(entry, s) {
+		return
+	}
+	for index, user := range e.paths.users[entry] {
+		e.table.touch(index, user)
+	}
+}
+
 // takeEvents looks at what the kernel told.
 func (e *Engine) takeEvents() {
 	events := e.watch.Take()
 	for entry, s := range events.Entries {
-		e.paths.stale = e.paths.learn(entry, s) || e.paths.stale
+		e.learn(entry, s)
 	}
 	for prefix := range events.Prefixes {
 		e.paths.covered(prefix)
@@ -235,6 +266,9 @@ func (e *Engine) takeEvents() {
 // relist takes the ND entries that the kernel has, and has all paths looked up. What the
 // kernel does not list is asked for.
 func (e *Engine) relist() {
+	if tables, err := hostnet.Tables(e.nl); err == nil { // else those of the last time
+		e.watch.Follow(tables)
+	}
 	entries, err := hostnet.Entries(e.nl)
 	if err == nil {
 		for entry := range e.paths.neighbours {
@@ -244,7 +278,7 @@ func (e *Engine) relist() {
 		}
 	}
 	for entry, s := range entries {
-		e.paths.stale = e.paths.learn(entry, s) || e.paths.stale
+		e.learn(entry, s)
 	}
 	e.paths.all()
 }
@@ -267,8 +301,8 @@ func (e *Engine) work() {
 		e.ask(p.unasked[0])
 		p.unasked = p.unasked[1:]
 	}
-	if len(p.queue) == 0 && p.stale {
-		p.stale = e.follow() != nil // what failed for want of memory is tried again
+	if t := e.table; t.untidy() && (len(p.queue) == 0 || !t.all) {
+		_ = e.follow(t.someTouched(slicesInTurn)) // what failed for want of memory is tried again
 		e.tellWaiters()
 	}
 	p.spent(start, time.Now())
@@ -287,15 +321,25 @@ func (e *Engine) resolve(addr netip.Addr) {
 	for _, s := range e.paths.sessions[addr] {
 		if s.path != to {
 			e.paths.move(s, to)
-			e.paths.stale = true
+			e.table.touch(s.Index, s)
 		}
 	}
 	e.want(to)
 }
 
-// ask makes the kernel look for a host, as if it had something to send to it.
+// ask makes the kernel look for a host, as if it had something to send to it. An entry that
+// is permanent would be so no more: it is left alone, and so is each that the kernel has
+// but did not tell of yet.
 func (e *Engine) ask(entry hostnet.Entry) {
-	_ = e.nl.NeighSet(&netlink.Neigh{ // what is wrong shows by the host not being found
+	permanent, told := e.paths.permanent[entry]
+	if permanent {
+		return
+	}
+	ask := e.nl.NeighAdd // unless it is there
+	if told {
+		ask = e.nl.NeighSet
+	}
+	_ = ask(&netlink.Neigh{ // what is wrong shows by the host not being found
 		LinkIndex: entry.Link,
 		Family:    netlink.FAMILY_V6,
 		Flags:     netlink.NTF_USE,
@@ -311,6 +355,19 @@ func (e *Engine) keepNeighbours() {
 	}
 	for entry := range e.paths.users {
 		if e.number(entry.Link) >= 0 && !entry.Addr.IsMulticast() {
+			e.paths.unasked = append(e.paths.unasked, entry)
+		}
+	}
+}
+
+// askMissing asks once more for some of the ND entries that are missing: a host that was
+// away is found soon after it is back.
+func (e *Engine) askMissing() {
+	for entry := range e.paths.users {
+		if len(e.paths.unasked) >= turn {
+			return // the order of a map is random: others the next time
+		}
+		if _, known := e.paths.neighbours[entry]; !known && e.number(entry.Link) >= 0 && !entry.Addr.IsMulticast() {
 			e.paths.unasked = append(e.paths.unasked, entry)
 		}
 	}
@@ -346,10 +403,10 @@ func (e *Engine) hop(p path) (nextHop, bool) {
 	}
 	d := e.devices[device]
 	if p.Addr.IsMulticast() {
-		return nextHop{device, d.index, groupMAC(p.Addr), d.mac, max(e.cfg.HopLimit, 1)}, true
+		return nextHop{device, d.attachment, groupMAC(p.Addr), d.mac, max(e.cfg.HopLimit, 1)}, true
 	}
 	dst, ok := e.paths.neighbours[p]
-	return nextHop{device, d.index, dst, d.mac, unicastHopLimit}, ok
+	return nextHop{device, d.attachment, dst, d.mac, unicastHopLimit}, ok
 }
 
 // groupMAC is the Ethernet address of a multicast group (RFC 2464, section 7).

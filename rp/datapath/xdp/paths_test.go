@@ -96,7 +96,7 @@ func TestPathIndexProperty(t *testing.T) {
 			t.Fatalf("users %v, want %v", p.users, users)
 		}
 		for entry, n := range users {
-			if p.users[entry] != n {
+			if len(p.users[entry]) != n {
 				t.Fatalf("users %v, want %v", p.users, users)
 			}
 		}
@@ -116,13 +116,12 @@ func TestPathIndexProperty(t *testing.T) {
 // Work for events takes its share of the time, after a backlog that may be done at once.
 func TestPathIndexShare(t *testing.T) {
 	p, now := newPathIndex(), time.Unix(1, 0)
-	_, some := p.waits(now)
+	_, some := p.waits(now, false)
 	require.False(t, some)
-	p.stale = true
 	const part = time.Millisecond
 	worked := time.Duration(0)
 	for end := now.Add(time.Minute); now.Before(end); {
-		pause, some := p.waits(now)
+		pause, some := p.waits(now, true)
 		require.True(t, some)
 		if now = now.Add(pause); !now.Before(end) {
 			break
@@ -163,7 +162,7 @@ func TestXDPDeviceDuringOverrun(t *testing.T) {
 		require.NoError(t, e.do(func() {
 			link, err := e.nl.LinkByName(l.device(0))
 			is = err == nil && e.devices[0] != nil && e.devices[0].index == link.Attrs().Index &&
-				len(e.paths.queue) == 0 && !e.paths.stale
+				len(e.paths.queue) == 0 && !e.table.untidy()
 		}))
 		return is && e.missing() == 0
 	}, 10*time.Second, 10*time.Millisecond)
@@ -195,4 +194,27 @@ func TestXDPAwaitHoldsUpNobody(t *testing.T) {
 		}
 	}
 	require.Greater(t, calls, 10)
+}
+
+// An ND entry that the host's operator made permanent stays permanent, however often the
+// engine looks after the neighbours of its sessions.
+func TestXDPKeepsPermanentEntries(t *testing.T) {
+	const hosts = 5
+	l, e, _ := newMany(t, 2*hosts, hosts)
+	for range 3 {
+		require.NoError(t, e.do(func() {
+			e.askMissing()
+			e.keepNeighbours()
+			for len(e.paths.unasked) > 0 {
+				e.work()
+			}
+		}))
+	}
+	entries, err := hostnet.Entries(e.nl)
+	require.NoError(t, err)
+	for i := range hosts {
+		entry := hostnet.Entry{Link: e.devices[0].index, Addr: l.manyAddr(i)}
+		require.Equal(t, netlink.NUD_PERMANENT, entries[entry].State, "%v", entry)
+	}
+	require.Zero(t, e.missing())
 }

@@ -158,6 +158,9 @@ func (p *pool) released() time.Time {
 	return p.retired[0].at.Add(quarantine)
 }
 
+// left is how many slices can be taken now.
+func (p *pool) left() int { return len(p.free) + len(p.bare) + maxSlices - len(p.maps) }
+
 // take returns an unused index. When all are in use or in quarantine there is none: the
 // thread does not wait for them.
 func (p *pool) take() (uint32, error) {

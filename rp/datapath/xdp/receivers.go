@@ -15,22 +15,28 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
-// reconcileAll makes the chains and the ECHOs what the table and the paths say. A
-// device that turns out to be gone is one less: its receivers wait for it.
-func (e *Engine) reconcileAll() error {
+// reconcile makes the chains and the ECHOs of some sessions what the table and the paths say,
+// and the chains of streams if routes moved. A device that turns out to be gone is one
+// less: its receivers wait for it.
+func (e *Engine) reconcile(some []uint32) error {
 	for {
-		err := e.tryReconcile()
+		err := e.tryReconcile(some)
 		gone, ok := errors.AsType[*goneError](err)
 		if !ok || e.devices[gone.device] == nil {
 			return err
 		}
 		e.detach(gone.device)
+		e.table.all = true
 	}
 }
 
 // tryReconcile updates each chain by itself: one that the kernel has no memory for holds
 // up no other. A device that is gone ends it at once.
-func (e *Engine) tryReconcile() error {
+func (e *Engine) tryReconcile(some []uint32) error {
+	t := e.table
+	if t.all {
+		some = t.everybody()
+	}
 	var failed []error
 	note := func(format string, args ...any) (stop bool) {
 		err := fmt.Errorf(format, args...)
@@ -38,70 +44,120 @@ func (e *Engine) tryReconcile() error {
 		_, gone := errors.AsType[*goneError](err)
 		return gone
 	}
-	all := make(map[uint32]*receivers, len(e.table.groups))
-	for id := range e.table.groups {
-		all[id] = new(receivers)
+	changes := make(map[*group]map[uint32]*member)
+	branches := t.all || t.meshMoved
+	for _, index := range some {
+		t.touched[index] = true // until all went well
+		s := t.sessions[index]
+		var m *member
+		if s != nil {
+			branches = branches || s.Role == datapath.Mesh
+			if hop, ok := e.hop(s.path); ok {
+				m = &member{session: s, hop: hop}
+			}
+		}
+		if err := t.updateEcho(index, m); err != nil {
+			failed = append(failed, err)
+		}
+		for _, g := range t.groups {
+			gets := s != nil && !s.Silent && slices.Contains(s.Groups, g.id)
+			if !gets && g.peers.at[index] == nil && !g.absent[index] {
+				continue
+			}
+			if changes[g] == nil {
+				changes[g] = make(map[uint32]*member)
+			}
+			changes[g][index] = nil
+			delete(g.absent, index)
+			switch {
+			case gets && m != nil:
+				changes[g][index] = m
+			case gets:
+				g.absent[index] = true
+			}
+		}
 	}
-	echoes, neighbours := make(map[uint32]member), make(map[uint32]member)
-	for _, index := range slices.Sorted(maps.Keys(e.table.sessions)) {
-		s := e.table.sessions[index]
-		hop, ok := e.hop(s.path)
-		m := member{session: s, hop: hop}
-		if ok && s.Publish {
-			echoes[index] = m
-		}
-		if ok && s.Role == datapath.Mesh {
-			neighbours[index] = m
-		}
-		if s.Silent {
-			continue
-		}
-		for _, id := range s.Groups {
-			all[id].add(m, ok)
-		}
-	}
-	if err := e.table.updateEchoes(echoes); err != nil {
-		failed = append(failed, err)
-	}
-	for id, r := range all {
-		g := e.table.groups[id]
-		if err := g.peers.update(r.members, r.missing); err != nil && note("peers of group %08x: %w", id, err) {
+	for g, members := range changes {
+		if err := g.peers.change(members, len(g.absent)); err != nil && note("peers of group %08x: %w", g.id, err) {
 			return errors.Join(failed...)
 		}
 	}
+	if branches {
+		for id, s := range t.streams {
+			if err := e.updateBranches(s); err != nil && note("branches of stream %v: %w", id, err) {
+				return errors.Join(failed...)
+			}
+		}
+	}
+	e.publishCounts()
+	if len(failed) == 0 {
+		t.all = false
+		for _, index := range some {
+			delete(t.touched, index)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// everybody returns the sessions that are there, or that anything is left of.
+func (t *table) everybody() []uint32 {
+	all := maps.Clone(t.touched)
+	for index := range t.sessions {
+		all[index] = true
+	}
+	for index := range t.echoes {
+		all[index] = true
+	}
+	for _, g := range t.groups {
+		for index := range g.peers.at {
+			all[index] = true
+		}
+		for index := range g.absent {
+			all[index] = true
+		}
+	}
+	return slices.Collect(maps.Keys(all))
+}
+
+// updateBranches makes the chain of a stream what its route says.
+func (e *Engine) updateBranches(s *stream) error {
+	var r receivers
+	if s.id.Ingress == e.cfg.Incarnation {
+		for number, d := range e.devices {
+			if d != nil {
+				r.members = append(r.members, member{hop: nextHop{device: number, attachment: d.attachment}})
+			}
+		}
+	}
+	s.branches = nil
+	if route := e.table.routes[s.id.Ingress]; route != nil {
+		for i := range route.To {
+			b := &route.To[i]
+			session := e.table.sessions[b.Session]
+			if !b.Has(s.id.Group) || session == nil {
+				continue
+			}
+			hop, ok := e.hop(session.path)
+			r.add(member{session: session, hop: hop}, ok)
+			s.branches = append(s.branches, b.Session)
+		}
+	}
+	return s.chain.replaceIfChanged(r.members, r.missing)
+}
+
+// publishCounts tells the programs how many get each stream, which is what a datagram costs,
+// known neighbour or not, and the pulse where heartbeats go.
+func (e *Engine) publishCounts() {
 	var own []ownStream
 	for id, s := range e.table.streams {
-		var r receivers
+		g := e.table.groups[id.Group]
+		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(g.receivers()+len(s.branches)))
 		if id.Ingress == e.cfg.Incarnation {
-			for number, d := range e.devices {
-				if d != nil {
-					r.members = append(r.members, member{hop: nextHop{device: number, ifindex: d.index}})
-				}
-			}
-		}
-		var branches []uint32
-		if route := e.table.routes[id.Ingress]; route != nil {
-			for i := range route.To {
-				if b := &route.To[i]; b.Has(id.Group) {
-					m, ok := neighbours[b.Session]
-					r.add(m, ok)
-					branches = append(branches, b.Session)
-				}
-			}
-		}
-		if err := s.chain.replaceIfChanged(r.members, r.missing); err != nil && note("branches of stream %v: %w", id, err) {
-			return errors.Join(failed...)
-		}
-		// What a datagram costs follows its receivers, known neighbour or not.
-		peers := len(all[id.Group].members) + all[id.Group].missing
-		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(peers+len(branches)))
-		if id.Ingress == e.cfg.Incarnation {
-			own = append(own, ownStream{id, s.keys[0], s.element, e.table.cpu(s), s.chain.anchor, e.table.groups[id.Group].peers.anchor, branches, peers})
+			own = append(own, ownStream{id, s.keys[0], s.element, e.table.cpu(s), s.chain.anchor, g.peers.anchor, s.branches, g.receivers()})
 		}
 	}
 	slices.SortFunc(own, func(a, b ownStream) int { return cmp.Compare(a.id.Group, b.id.Group) })
 	e.table.own.Store(&own)
-	return errors.Join(failed...)
 }
 
 // receivers are those of one chain.
@@ -130,22 +186,20 @@ func (c *chain) replaceIfChanged(members []member, missing int) error {
 	return c.replace(members, missing)
 }
 
-// updateEchoes makes the table of ECHOs that of the given publishers.
-func (t *table) updateEchoes(want map[uint32]member) error {
-	for index, m := range want {
-		if t.echoes[index] == m {
-			continue
+// updateEcho makes the ECHO of a session what its member says, which is nil without next hop.
+func (t *table) updateEcho(index uint32, m *member) error {
+	have, echoes := t.echoes[index]
+	switch {
+	case m != nil && m.session.Publish:
+		if have == *m {
+			return nil
 		}
 		value := bpf.RpEcho{Replica: m.replica(), Device: uint32(m.hop.device)}
 		if err := t.e.objects.Echoes.Put(index, &value); err != nil {
 			return fmt.Errorf("ECHO of session %08x: %w", index, err)
 		}
-		t.echoes[index] = m
-	}
-	for index := range t.echoes {
-		if _, ok := want[index]; ok {
-			continue
-		}
+		t.echoes[index] = *m
+	case echoes:
 		if err := t.e.objects.Echoes.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("ECHO of session %08x: %w", index, err)
 		}

@@ -45,6 +45,13 @@ func (e *Engine) Stats() (st datapath.Stats) {
 				{Queue: "hello", Lost: c.HelloLost},
 				{Queue: "netlink", Lost: hostnet.Overruns()},
 			},
+			Rooms: []datapath.Room{
+				{Pool: "slices", Left: e.pool.left()},
+				{Pool: "sessions", Left: min(MaxSessions-len(e.table.sessions), e.table.sessionStates.left())},
+				{Pool: "streams", Left: min(MaxStreams-len(e.table.streams), e.table.streamStates.left())},
+				{Pool: "routes", Left: MaxStreams - len(e.table.routes)},
+			},
+			Interrupted: hostnet.Interrupted(),
 		}
 	})
 	return st
@@ -53,7 +60,11 @@ func (e *Engine) Stats() (st datapath.Stats) {
 // lacking returns what the engine runs without now.
 func (e *Engine) lacking() []datapath.Lack {
 	lacks := slices.Concat(e.opt.Lacks, e.lacks)
-	for _, d := range e.devices {
+	for i, name := range e.opt.Devices {
+		d := e.devices[i]
+		if d == nil && name != "" {
+			lacks = append(lacks, datapath.Lack{What: "device " + name, Why: "it is not there, or takes no program; it is tried again each second"})
+		}
 		if d == nil {
 			continue
 		}

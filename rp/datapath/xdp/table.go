@@ -35,6 +35,11 @@ type table struct {
 
 	own atomic.Pointer[[]ownStream] // for heartbeats; what it leads to never changes
 
+	// What the programs' tables do not follow yet.
+	touched   map[uint32]bool // sessions: what they get, and by which next hop
+	meshMoved bool            // routes, streams, or sessions of neighbouring RPs
+	all       bool            // everything, as when a device is another one
+
 	sessionStates elements
 	streamStates  elements
 	anchors       elements
@@ -60,6 +65,8 @@ type stream struct {
 	keys    []epochKey // oldest first, at most EpochsKept
 	element uint32
 	chain   *chain // of its datagrams: ECHO when they are own, branches, then the group's peers
+
+	branches []uint32 // sessions of neighbouring RPs that get it
 }
 
 type epochKey struct {
@@ -82,9 +89,13 @@ type ownStream struct {
 
 // group is the peers and channels that get a group's datagrams.
 type group struct {
-	id    uint32
-	peers *chain
+	id     uint32
+	peers  *chain
+	absent map[uint32]bool // sessions of it without a next hop
 }
+
+// receivers is how many get a group's datagrams, with next hop or without.
+func (g *group) receivers() int { return len(g.peers.at) + len(g.absent) }
 
 // elements hands out elements of an array map, and takes them back into quarantine.
 type elements struct {
@@ -117,6 +128,11 @@ func (s *elements) retire(element uint32) {
 	s.retired = append(s.retired, retiredElement{element, time.Now()})
 }
 
+// recall takes an element out of quarantine for the session that it belonged to.
+func (s *elements) recall(element uint32) {
+	s.retired = slices.DeleteFunc(s.retired, func(r retiredElement) bool { return r.element == element })
+}
+
 // expire ends the quarantine of those who had it long enough, and returns them.
 func (s *elements) expire(now time.Time) (expired []uint32) {
 	for len(s.retired) > 0 && now.Sub(s.retired[0].at) >= quarantine {
@@ -136,6 +152,8 @@ func newTable(e *Engine) *table {
 		routes:        make(map[uint32]*datapath.Route),
 		branches:      make(map[bpf.RpBranchKey]bpf.RpBranch),
 		echoes:        make(map[uint32]member),
+		touched:       make(map[uint32]bool),
+		all:           true,
 		sessionStates: elements{end: e.objects.States.MaxEntries()},
 		streamStates:  elements{end: e.objects.StreamStates.MaxEntries()},
 		anchors:       elements{next: firstAnchor, end: e.objects.Nexts.MaxEntries()},
@@ -260,14 +278,14 @@ func (e *Engine) apply(c datapath.Change) error {
 		t.route(r)
 		undo = append(undo, func() { t.reroute(r.Ingress, old) })
 	}
-	err := e.follow()
+	err := e.followChange(c)
 	if err == nil {
 		return refused.Err()
 	}
 	for _, back := range slices.Backward(undo) {
 		back()
 	}
-	_ = e.follow() // what the kernel had room for before
+	_ = e.followChange(c) // what is left to do is tried again by time
 	why := fmt.Errorf("%w: %w", datapath.ErrNoRoom, err)
 	for i := range c.Add {
 		refused.Session(c.Add[i].Index, why)
@@ -278,25 +296,92 @@ func (e *Engine) apply(c datapath.Change) error {
 	return refused.Err()
 }
 
-// follow makes the programs do what the table says.
-func (e *Engine) follow() error {
-	if err := e.table.syncBranches(); err != nil {
+// followChange makes the programs do what the table says of the elements of a change.
+func (e *Engine) followChange(c datapath.Change) error {
+	some := slices.Clone(c.Remove)
+	for i := range c.Add {
+		some = append(some, c.Add[i].Index)
+	}
+	return e.follow(some)
+}
+
+// follow makes the programs do what the table says of some sessions, and of all routes. What
+// fails stays touched: it is to be tried again.
+func (e *Engine) follow(some []uint32) error {
+	t := e.table
+	if t.meshMoved {
+		if err := t.syncBranches(); err != nil {
+			return err
+		}
+	}
+	if err := e.reconcile(some); err != nil {
 		return err
 	}
-	if err := e.reconcileAll(); err != nil {
-		return err
+	if t.meshMoved {
+		t.syncUpstreams()
+		t.meshMoved = false
 	}
-	e.table.syncUpstreams()
 	return nil
 }
 
-// readd puts a session back that was replaced, or removes its successor when there was none.
+// touch notes that a session is another one, or has another next hop.
+func (t *table) touch(index uint32, sessions ...*session) {
+	t.touched[index] = true
+	for _, s := range sessions {
+		t.meshMoved = t.meshMoved || s != nil && s.Role == datapath.Mesh
+	}
+}
+
+// untidy reports whether the programs do not do yet what the table says.
+func (t *table) untidy() bool { return t.all || t.meshMoved || len(t.touched) > 0 }
+
+// someTouched returns touched sessions that get their copies by at most n slices of each
+// group: one slice made anew serves all that it holds.
+func (t *table) someTouched(n int) []uint32 {
+	some := make(map[uint32]bool)
+	for index := range t.touched {
+		if some[index] {
+			continue
+		}
+		if n--; n < 0 {
+			break
+		}
+		some[index] = true
+		for _, g := range t.groups {
+			s := g.peers.at[index]
+			if s == nil {
+				continue
+			}
+			for i := range s.members {
+				if beside := s.members[i].session.Index; t.touched[beside] {
+					some[beside] = true
+				}
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(some))
+}
+
+// readd puts a session back that was replaced, with the state that it had, or removes its
+// successor when there was none.
 func (t *table) readd(index uint32, old *session) {
 	if old == nil {
 		t.remove(index)
-	} else {
-		_ = t.add(old) // the BPF map has an element for its index
+		return
 	}
+	successor := t.sessions[index]
+	value := valueOf(&old.Session, old.state.element)
+	_ = t.e.objects.Sessions.Put(index, &value) // the BPF map has an element for its index
+	if successor.state != old.state {
+		t.sessionStates.recall(old.state.element)
+		t.sessionStates.retire(successor.state.element)
+	}
+	t.e.paths.remove(successor)
+	t.e.paths.add(old)
+	t.touch(index, old, successor)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sessions[index] = old
 }
 
 // reroute puts a route back that was replaced, or removes its successor when there was none.
@@ -306,6 +391,7 @@ func (t *table) reroute(ingress uint32, old *datapath.Route) {
 	} else {
 		t.routes[ingress] = old
 	}
+	t.meshMoved = true
 }
 
 // route makes a route what is wanted.
@@ -315,6 +401,7 @@ func (t *table) route(want *datapath.Route) {
 		r.To[i].Groups = distinct(r.To[i].Groups)
 	}
 	t.routes[r.Ingress] = &r
+	t.meshMoved = true
 }
 
 func (t *table) isMesh(index uint32) bool {
@@ -426,6 +513,7 @@ func (t *table) add(s *session) error {
 		t.e.paths.remove(old)
 	}
 	t.e.paths.add(s)
+	t.touch(s.Index, old, s)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sessions[s.Index] = s
@@ -444,6 +532,7 @@ func (t *table) remove(index uint32) {
 	}
 	_ = t.e.objects.Sessions.Delete(index) // it is there, and a hash map lets go of what it has
 	t.e.paths.remove(s)
+	t.touch(index, s)
 	t.mu.Lock()
 	delete(t.sessions, index)
 	t.mu.Unlock()
@@ -460,7 +549,7 @@ func (t *table) group(id uint32) (*group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("group %08x: %w", id, err)
 	}
-	t.groups[id] = &group{id: id, peers: peers}
+	t.groups[id] = &group{id: id, peers: peers, absent: make(map[uint32]bool)}
 	return t.groups[id], nil
 }
 
@@ -484,7 +573,7 @@ func (t *table) chain(end uint64) (*chain, error) {
 		return nil, err
 	}
 	store(t.e.memory.nexts.at(anchor), end)
-	return &chain{e: t.e, anchor: anchor, end: end, head: end}, nil
+	return &chain{e: t.e, anchor: anchor, end: end, at: make(map[uint32]*slice), head: end}, nil
 }
 
 func (t *table) install(k *proto.GroupKey) error {
@@ -511,7 +600,10 @@ func (t *table) install(k *proto.GroupKey) error {
 	if err := t.put(s); err != nil {
 		return err
 	}
-	t.streams[id] = s
+	if t.streams[id] == nil {
+		t.streams[id] = s
+		t.meshMoved = true
+	}
 	return nil
 }
 
@@ -544,6 +636,7 @@ func (t *table) retire(ingress uint32) {
 		s.chain.retire()
 	}
 	delete(t.routes, ingress)
+	t.meshMoved = true
 }
 
 // marks returns the newest sequence of each stream, ordered by ingress and group.

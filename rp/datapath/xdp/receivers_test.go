@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"pgregory.net/rapid"
+
+	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/hostnet"
+)
+
+// Whatever sessions come, change, go, and whatever becomes of their neighbours, by whatever
+// parts the programs' tables follow: in the end each group reaches those of its sessions
+// that have a next hop, once, and the others count as missing.
+func TestXDPFollowProperty(t *testing.T) {
+	e := newBare(t, datapath.Config{Incarnation: testOwn})
+	e.recirc = &recirculation{in: 1}
+	e.devices[0] = &device{name: "lo", index: 1}
+	t.Cleanup(func() { e.devices, e.recirc = [MaxDevices]*device{}, nil }) // before shut
+	neighbour := func(i int) hostnet.Entry {
+		return hostnet.Entry{Link: 1, Addr: netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i))}
+	}
+	groups := []uint32{1, 2, 3}
+
+	rapid.Check(t, func(t *rapid.T) {
+		tbl := e.table
+		w := &walker{e, t}
+		check := func() {
+			for _, g := range tbl.groups {
+				var want, absent []uint32
+				for index, s := range tbl.sessions {
+					if s.Silent || !slices.Contains(s.Groups, g.id) {
+						continue
+					}
+					if _, known := e.paths.neighbours[s.path]; known {
+						want = append(want, index)
+					} else {
+						absent = append(absent, index)
+					}
+				}
+				got := w.from(load(e.memory.nexts.at(g.peers.anchor)) & 0xffffffff)
+				require.ElementsMatch(t, want, got, "group %d", g.id)
+				require.ElementsMatch(t, absent, slices.Collect(maps.Keys(g.absent)), "group %d", g.id)
+				require.Equal(t, uint64(len(absent)), load(e.memory.nexts.at(g.peers.anchor))>>32&0x7fffffff)
+			}
+			for index := uint32(1); index <= 60; index++ {
+				s := tbl.sessions[index]
+				known := false
+				if s != nil {
+					_, known = e.paths.neighbours[s.path]
+				}
+				var echo bpf.RpEcho
+				err := e.objects.Echoes.Lookup(index, &echo)
+				require.Equal(t, s != nil && known && s.Publish, err == nil, "ECHO of session %d", index)
+			}
+		}
+		for range rapid.IntRange(1, 8).Draw(t, "changes") {
+			var some []uint32
+			for range rapid.IntRange(0, 20).Draw(t, "sessions") {
+				index := rapid.Uint32Range(1, 60).Draw(t, "session")
+				some = append(some, index)
+				if rapid.IntRange(0, 3).Draw(t, "goes") == 0 {
+					tbl.remove(index)
+					continue
+				}
+				s := &session{path: neighbour(rapid.IntRange(1, 9).Draw(t, "neighbour")), Session: datapath.Session{
+					Index: index, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::99]:1"),
+					Groups:  distinct(rapid.SliceOf(rapid.SampledFrom(groups)).Draw(t, "groups")),
+					Publish: rapid.Bool().Draw(t, "publish"), Silent: rapid.Bool().Draw(t, "silent"),
+				}}
+				s.ReceiveKey[0] = rapid.Byte().Draw(t, "key")
+				require.NoError(t, tbl.add(s))
+			}
+			for range rapid.IntRange(0, 6).Draw(t, "events") {
+				state := hostnet.EntryState{State: netlink.NUD_REACHABLE, MAC: mac{2, rapid.Byte().Draw(t, "mac")}}
+				if rapid.Bool().Draw(t, "fails") {
+					state = hostnet.EntryState{State: netlink.NUD_FAILED}
+				}
+				e.learn(neighbour(rapid.IntRange(1, 9).Draw(t, "entry")), state)
+			}
+			tbl.all = tbl.all || rapid.IntRange(0, 9).Draw(t, "all") == 0
+			if rapid.Bool().Draw(t, "the change first") {
+				require.NoError(t, e.follow(some))
+			}
+			for turns := 0; tbl.untidy(); turns++ {
+				require.Less(t, turns, 100)
+				require.NoError(t, e.follow(tbl.someTouched(rapid.IntRange(1, 3).Draw(t, "slices"))))
+			}
+			check()
+			late := time.Now().Add(quarantine)
+			e.pool.expire(late)
+			tbl.expire(late)
+		}
+	})
+}
