@@ -276,13 +276,13 @@ func (t *table) adoptSessions() error {
 	it := t.e.objects.Sessions.Iterate()
 	for it.Next(&index, &value) {
 		s := &session{Session: sessionOf(index, &value), state: &sessionState{element: value.State}}
-		t.sessions[index] = s
 		used[value.State], next = true, max(next, value.State+1)
 		for _, id := range s.Groups {
 			if _, err := t.group(id); err != nil {
 				return err
 			}
 		}
+		t.hold(index, s)
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("sessions: %w", err)

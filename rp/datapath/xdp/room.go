@@ -13,8 +13,9 @@ import (
 // once it was admitted.
 type room struct {
 	t         *table
-	gone      map[uint32]bool // sessions that the change removes
-	sessions  map[uint32]*datapath.Session
+	gone      map[uint32]bool              // sessions that the change removes
+	joined    map[uint32]*datapath.Session // admitted by the change
+	sessions  int
 	states    int            // elements of session states to be taken
 	receivers map[uint32]int // by group
 	streams   map[datapath.Stream]bool
@@ -30,24 +31,23 @@ func newRoom(t *table, c datapath.Change) *room {
 	r := &room{
 		t:         t,
 		gone:      make(map[uint32]bool),
-		sessions:  make(map[uint32]*datapath.Session, len(t.sessions)),
+		joined:    make(map[uint32]*datapath.Session),
+		sessions:  len(t.sessions),
 		receivers: make(map[uint32]int),
 		streams:   make(map[datapath.Stream]bool),
 		routes:    make(map[uint32]int),
 	}
+	for id, g := range t.groups {
+		r.receivers[id] = g.sessions
+	}
 	for _, index := range c.Remove {
-		r.gone[index] = true
-	}
-	for id := range t.groups {
-		r.receivers[id] = 0
-	}
-	for index, s := range t.sessions {
-		if !r.gone[index] {
-			r.sessions[index] = &s.Session
+		if s := t.sessions[index]; s != nil && !r.gone[index] {
+			r.sessions--
 			for _, group := range s.Groups {
-				r.receivers[group]++
+				r.receivers[group]--
 			}
 		}
+		r.gone[index] = true
 	}
 	for _, n := range r.receivers {
 		r.slices += slicesOfGroup(n)
@@ -116,10 +116,12 @@ func (r *room) stream(id datapath.Stream) error {
 
 // session admits a session, or tells what it finds no room in.
 func (r *room) session(s *datapath.Session) error {
-	old := r.sessions[s.Index]
-	states := 1
-	if had := r.t.sessions[s.Index]; old != nil && had != nil && !r.gone[s.Index] && had.ReceiveKey == s.ReceiveKey {
-		states = 0 // it keeps its state
+	old, states := r.joined[s.Index], 1
+	if had := r.t.sessions[s.Index]; old == nil && had != nil && !r.gone[s.Index] {
+		old = &had.Session
+		if had.ReceiveKey == s.ReceiveKey {
+			states = 0 // it keeps its state
+		}
 	}
 	receivers := make(map[uint32]int)
 	if old != nil {
@@ -137,14 +139,17 @@ func (r *room) session(s *datapath.Session) error {
 		slices += more + slicesOfGroup(r.receivers[group]+n) - slicesOfGroup(r.receivers[group])
 	}
 	switch {
-	case old == nil && len(r.sessions) >= MaxSessions || r.states+states > r.t.sessionStates.left():
-		return fmt.Errorf("%w: session %08x beyond %d sessions", datapath.ErrNoRoom, s.Index, len(r.sessions))
+	case old == nil && r.sessions >= MaxSessions || r.states+states > r.t.sessionStates.left():
+		return fmt.Errorf("%w: session %08x beyond %d sessions", datapath.ErrNoRoom, s.Index, r.sessions)
 	case r.anchors+anchors > r.t.anchors.left():
 		return fmt.Errorf("%w: groups of session %08x", datapath.ErrNoRoom, s.Index)
 	case r.slices+slices > maxSlices:
 		return fmt.Errorf("%w: slices of session %08x", datapath.ErrNoRoom, s.Index)
 	}
-	r.sessions[s.Index] = s
+	if old == nil {
+		r.sessions++
+	}
+	r.joined[s.Index] = s
 	r.states += states
 	r.anchors += anchors
 	r.slices += slices

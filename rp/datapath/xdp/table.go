@@ -89,9 +89,10 @@ type ownStream struct {
 
 // group is the peers and channels that get a group's datagrams.
 type group struct {
-	id     uint32
-	peers  *chain
-	absent map[uint32]bool // sessions of it without a next hop
+	id       uint32
+	peers    *chain
+	sessions int             // that name it, silent ones too
+	absent   map[uint32]bool // sessions of it without a next hop
 }
 
 // receivers is how many get a group's datagrams, with next hop or without.
@@ -379,9 +380,7 @@ func (t *table) readd(index uint32, old *session) {
 	t.e.paths.remove(successor)
 	t.e.paths.add(old)
 	t.touch(index, old, successor)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.sessions[index] = old
+	t.hold(index, old)
 }
 
 // reroute puts a route back that was replaced, or removes its successor when there was none.
@@ -514,10 +513,28 @@ func (t *table) add(s *session) error {
 	}
 	t.e.paths.add(s)
 	t.touch(s.Index, old, s)
+	t.hold(s.Index, s)
+	return nil
+}
+
+// hold makes a session that of an index, or with nil leaves the index without one. The
+// groups of the session are there.
+func (t *table) hold(index uint32, s *session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.sessions[s.Index] = s
-	return nil
+	if old := t.sessions[index]; old != nil {
+		for _, id := range old.Groups {
+			t.groups[id].sessions--
+		}
+	}
+	if s == nil {
+		delete(t.sessions, index)
+		return
+	}
+	for _, id := range s.Groups {
+		t.groups[id].sessions++
+	}
+	t.sessions[index] = s
 }
 
 // policer is a Policer as the programs need it.
@@ -533,9 +550,7 @@ func (t *table) remove(index uint32) {
 	_ = t.e.objects.Sessions.Delete(index) // it is there, and a hash map lets go of what it has
 	t.e.paths.remove(s)
 	t.touch(index, s)
-	t.mu.Lock()
-	delete(t.sessions, index)
-	t.mu.Unlock()
+	t.hold(index, nil)
 	t.sessionStates.retire(s.state.element)
 }
 
