@@ -485,7 +485,7 @@ func FuzzReceiver(f *testing.F) {
 }
 
 // A PROBE from anywhere but the data endpoint of an RP that is being joined gets
-// no Echo.
+// no ProbeAck.
 func TestForeignProbe(t *testing.T) {
 	s, err := New(Config{RPs: []*enode.Node{nil}, Publish: PublishAll}, nil)
 	if err != nil {
@@ -513,7 +513,7 @@ func TestForeignProbe(t *testing.T) {
 		s.receive(now, proto.ModeUnicast, src, append(nonce, make([]byte, wire.MaxPayload-4)...))
 		s.drain(now, rp)
 		for len(out) > 0 {
-			if m := <-out; m.Code() == proto.EchoMsg {
+			if m := <-out; m.Code() == proto.ProbeAckMsg {
 				echoes++
 			}
 		}

@@ -46,7 +46,7 @@ func TestViolations(t *testing.T) {
 		{"join before status", nil, func(r *rawPeer) { r.send(goodJoin(9)) }, proto.ReasonUnexpected},
 		{"second status", idle, func(r *rawPeer) { r.send(goodStatus()) }, proto.ReasonUnexpected},
 		{"second join", probing, func(r *rawPeer) { r.send(goodJoin(9)) }, proto.ReasonUnexpected},
-		{"echo of another nonce", probing, func(r *rawPeer) { r.send(&proto.Echo{Size: wire.MaxDatagram}) }, proto.ReasonUnexpected},
+		{"ProbeAck with another nonce", probing, func(r *rawPeer) { r.send(&proto.ProbeAck{Size: wire.MaxDatagram}) }, proto.ReasonUnexpected},
 		{"welcome from a peer", idle, func(r *rawPeer) {
 			r.send(&proto.Welcome{Session: 1, Lease: 10, Rate: 1, Burst: 1})
 		}, proto.ReasonUnexpected},

@@ -281,7 +281,7 @@ func (p *lightPeer) perform() {
 	for _, a := range p.joiner.Actions() {
 		switch a := a.(type) {
 		case proto.Send:
-			if _, echo := a.Message.(*proto.Echo); echo && p.opt.deaf {
+			if _, echo := a.Message.(*proto.ProbeAck); echo && p.opt.deaf {
 				continue
 			}
 			p.send(a.Message)
@@ -537,11 +537,11 @@ func goodStatus() *proto.Status {
 
 func goodJoin(port uint16) *proto.Join {
 	return &proto.Join{
-		Groups:      []uint32{testGroup},
-		Publish:     true,
-		Port:        port,
-		MaxDatagram: wire.MaxDatagram,
-		Session:     77,
-		Share:       auth.Share{1},
+		Groups:    []uint32{testGroup},
+		Publish:   true,
+		Port:      port,
+		ProbeSize: wire.MaxDatagram,
+		Session:   77,
+		Share:     auth.Share{1},
 	}
 }

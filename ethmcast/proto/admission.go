@@ -114,7 +114,7 @@ type AdmissionConfig struct {
 // Admission is the RP's side of one connection to a peer: it proves the
 // endpoint, admits, and keeps the lease. At most MaxProbes datagrams go to an
 // endpoint before it is proven. Only then does it try the channel, if the peer
-// wishes mode ssm: with MaxProbes at most, and without an Echo it admits in mode
+// wishes mode ssm: with MaxProbes at most, and without a ProbeAck it admits in mode
 // unicast.
 //
 // A violation by the peer ends the session: Handle returns it for the log, the
@@ -180,8 +180,8 @@ func (a *Admission) handle(now time.Time, m Message) error {
 	switch m := m.(type) {
 	case *Join:
 		return a.joined(now, m)
-	case *Echo:
-		return a.echo(now, m)
+	case *ProbeAck:
+		return a.probed(now, m)
 	case *Announce:
 		if a.state == AdmissionActive {
 			a.deadline = now.Add(a.cfg.Lease)
@@ -294,7 +294,7 @@ func (a *Admission) newNonce() (nonce [wire.NonceSize]byte, err error) {
 }
 
 func (a *Admission) sendProbe(now time.Time) {
-	probe := SendProbe{Nonce: a.nonce, Size: int(a.join.MaxDatagram), Port: a.join.Port}
+	probe := SendProbe{Nonce: a.nonce, Size: int(a.join.ProbeSize), Port: a.join.Port}
 	if a.state == AdmissionProving {
 		probe.Nonce, probe.Mode, probe.Port, probe.Group = a.channel, ModeSSM, a.cfg.Status.GroupPort, a.join.Groups[0]
 	}
@@ -303,19 +303,19 @@ func (a *Admission) sendProbe(now time.Time) {
 	a.probes++
 }
 
-func (a *Admission) echo(now time.Time, m *Echo) error {
+func (a *Admission) probed(now time.Time, m *ProbeAck) error {
 	switch {
 	case a.state == AdmissionIdle: // it crossed our Leave
 	case m.Nonce != a.nonce && m.Nonce != a.channel:
-		return unexpected("echo of a nonce that was not sent")
+		return unexpected("ProbeAck with a nonce that was not sent")
 	case a.state == AdmissionProving && m.Nonce == a.channel:
 		mode := ModeSSM
-		if m.Size != a.join.MaxDatagram {
+		if m.Size != a.join.ProbeSize {
 			mode = ModeUnicast
 		}
 		a.admit(mode)
-	case m.Size != a.join.MaxDatagram:
-		return &Error{ReasonUnreachable, fmt.Sprintf("probe of %d bytes arrived with %d", a.join.MaxDatagram, m.Size)}
+	case m.Size != a.join.ProbeSize:
+		return &Error{ReasonUnreachable, fmt.Sprintf("probe of %d bytes arrived with %d", a.join.ProbeSize, m.Size)}
 	case a.state == AdmissionProbing && a.wantsChannel():
 		var err error
 		if a.channel, err = a.newNonce(); err != nil {
@@ -326,7 +326,7 @@ func (a *Admission) echo(now time.Time, m *Echo) error {
 	case a.state == AdmissionProbing:
 		a.admit(ModeUnicast)
 	}
-	return nil // else the echo of a second probe
+	return nil // else the ProbeAck of a second PROBE
 }
 
 // wantsChannel reports whether a channel is wished and offered.
@@ -447,7 +447,7 @@ func (a *Admission) Tick(now time.Time) {
 	case AdmissionProbing:
 		switch {
 		case !now.Before(a.deadline):
-			a.Fail(&Error{ReasonUnreachable, fmt.Sprintf("no echo of %d probes", a.probes)})
+			a.Fail(&Error{ReasonUnreachable, fmt.Sprintf("no ProbeAck of %d probes", a.probes)})
 		case !now.Before(a.probe) && a.probes < MaxProbes:
 			a.sendProbe(now)
 		}

@@ -137,7 +137,7 @@ type JoinerConfig struct {
 	Rand         io.Reader
 }
 
-// ErrUncopied is why a peer is not joined when the RP got no Echo of its PROBEs.
+// ErrUncopied is why a peer is not joined when the RP got no ProbeAck of its PROBEs.
 var ErrUncopied = errors.New("the copies of the rp do not reach this node: let its datagrams in to the mdcs port (firewall); " +
 	"on a veth, as containers have it, switch on the gro of the node's end: ethtool -K DEV gro on; the path must take 1280 bytes")
 
@@ -386,13 +386,13 @@ func (j *Joiner) start(now time.Time) {
 		return
 	}
 	j.join = Join{
-		Groups:      j.cfg.Groups,
-		Publish:     j.cfg.Publish,
-		Standby:     j.want == wantStandby,
-		Mode:        ModeUnicast,
-		Port:        j.cfg.Port,
-		MaxDatagram: wire.MaxDatagram,
-		MaxRate:     j.cfg.MaxRate,
+		Groups:    j.cfg.Groups,
+		Publish:   j.cfg.Publish,
+		Standby:   j.want == wantStandby,
+		Mode:      ModeUnicast,
+		Port:      j.cfg.Port,
+		ProbeSize: wire.MaxDatagram,
+		MaxRate:   j.cfg.MaxRate,
 	}
 	var random [4 + auth.ShareSize]byte
 	if _, err := io.ReadFull(j.cfg.Rand, random[:]); err != nil {
@@ -486,7 +486,7 @@ func (j *Joiner) announceAt(now time.Time) {
 // One that is for another member of the channel is ignored.
 func (j *Joiner) Probe(nonce [wire.NonceSize]byte, size int) {
 	if j.state == JoinerJoining && !j.subscribing && binary.BigEndian.Uint32(nonce[:]) == j.join.Session {
-		j.send(&Echo{Nonce: nonce, Size: uint16(size)})
+		j.send(&ProbeAck{Nonce: nonce, Size: uint16(size)})
 	}
 }
 

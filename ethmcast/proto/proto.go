@@ -31,7 +31,7 @@ const (
 const (
 	StatusMsg   = 0x00
 	JoinMsg     = 0x01
-	EchoMsg     = 0x02
+	ProbeAckMsg = 0x02
 	WelcomeMsg  = 0x03
 	AnnounceMsg = 0x04
 	RekeyMsg    = 0x05
@@ -63,7 +63,7 @@ const (
 	MaxOperator = 32        // bytes of an operator's name
 	MaxLease    = 10 * time.Minute
 	MinLease    = 5 * time.Second
-	MinDatagram = 256 // bytes; a peer that takes less cannot join
+	MinProbe    = 256 // bytes of a PROBE
 
 	MaxNeighbours = 64 // RPs in a Counters
 	MaxPlaces     = 64 // objects in a Confirm or a Receipt
@@ -77,8 +77,8 @@ const (
 	JoinTimeout       = 5 * time.Second  // Join to Welcome
 	HeartbeatInterval = 500 * time.Millisecond
 	HeartbeatTimeout  = 1500 * time.Millisecond // silence after which an RP is lost
-	ProbeTimeout      = 3 * time.Second         // Join to Echo, at the RP
-	ChannelTimeout    = 1500 * time.Millisecond // first PROBE on a channel to its Echo, at the RP
+	ProbeTimeout      = 3 * time.Second         // Join to ProbeAck, at the RP
+	ChannelTimeout    = 1500 * time.Millisecond // first PROBE on a channel to its ProbeAck, at the RP
 	MaxProbes         = 3                       // datagrams sent to an unproven endpoint, and for a Join on a channel
 	MinBackoff        = 500 * time.Millisecond  // between attempts to join
 	MaxBackoff        = 30 * time.Second
@@ -169,7 +169,7 @@ const (
 	ReasonRole        Reason = 4 // the roles do not fit
 	ReasonGroup       Reason = 5 // none of the groups is served
 	ReasonFull        Reason = 6 // a limit of the RP is reached
-	ReasonUnreachable Reason = 7 // no Echo came back
+	ReasonUnreachable Reason = 7 // no ProbeAck came back
 	ReasonExpired     Reason = 8 // the lease ran out
 	ReasonMode        Reason = 9 // delivery mode not offered
 
@@ -235,20 +235,20 @@ type Status struct {
 // Join asks an RP for membership. The endpoint is the address of the RLPx
 // connection and Port.
 type Join struct {
-	Groups      []uint32
-	Publish     bool
-	Standby     bool         // proven and keyed, but in no group until Activate
-	Mode        DeliveryMode // a wish: an RP that cannot serve it serves in unicast
-	Port        uint16
-	MaxDatagram uint16     // largest datagram that the peer takes, bytes
-	MaxRate     uint64     // bytes per second that the peer takes, 0: no limit
-	Session     uint32     // index that datagrams to the peer must carry
-	Share       auth.Share // the peer's part of the hop keys
+	Groups    []uint32
+	Publish   bool
+	Standby   bool         // proven and keyed, but in no group until Activate
+	Mode      DeliveryMode // a wish: an RP that cannot serve it serves in unicast
+	Port      uint16
+	ProbeSize uint16     // bytes of UDP payload of the PROBE that proves the endpoint; copies may be larger
+	MaxRate   uint64     // bytes per second that the peer takes, 0: no limit
+	Session   uint32     // index that datagrams to the peer must carry
+	Share     auth.Share // the peer's part of the hop keys
 }
 
-// Echo returns the nonce of a PROBE and the length of the datagram it came in. A
+// ProbeAck returns the nonce of a PROBE and the length of the datagram it came in. A
 // nonce begins with the session index of the Join that it is for.
-type Echo struct {
+type ProbeAck struct {
 	Nonce [wire.NonceSize]byte
 	Size  uint16
 }
@@ -443,7 +443,7 @@ type Have struct {
 // Code returns the message's code.
 func (*Status) Code() uint64   { return StatusMsg }
 func (*Join) Code() uint64     { return JoinMsg }
-func (*Echo) Code() uint64     { return EchoMsg }
+func (*ProbeAck) Code() uint64 { return ProbeAckMsg }
 func (*Welcome) Code() uint64  { return WelcomeMsg }
 func (*Announce) Code() uint64 { return AnnounceMsg }
 func (*Rekey) Code() uint64    { return RekeyMsg }
@@ -486,13 +486,13 @@ func (m *Join) check() error {
 		return malformed("join: port 0")
 	case m.Session == 0:
 		return malformed("join: session 0")
-	case m.MaxDatagram < MinDatagram || m.MaxDatagram > wire.MaxDatagram:
-		return malformed("join: datagram size %d", m.MaxDatagram)
+	case m.ProbeSize < MinProbe || m.ProbeSize > wire.MaxDatagram:
+		return malformed("join: PROBE of %d bytes", m.ProbeSize)
 	}
 	return nil
 }
 
-func (m *Echo) check() error { return nil }
+func (m *ProbeAck) check() error { return nil }
 
 func (m *Welcome) check() error {
 	lease := time.Duration(m.Lease) * time.Second
@@ -644,8 +644,8 @@ func Decode(code uint64, payload []byte) (Message, error) {
 		m = new(Status)
 	case JoinMsg:
 		m = new(Join)
-	case EchoMsg:
-		m = new(Echo)
+	case ProbeAckMsg:
+		m = new(ProbeAck)
 	case WelcomeMsg:
 		m = new(Welcome)
 	case AnnounceMsg:

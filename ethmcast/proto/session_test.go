@@ -267,7 +267,7 @@ func TestProbeNotAsked(t *testing.T) {
 	p := newPair(t, nil)
 	p.joiner.Probe([wire.NonceSize]byte{1}, 1232)
 	p.flush()
-	if n := p.count("peer sends Echo"); n != 0 {
+	if n := p.count("peer sends ProbeAck"); n != 0 {
 		t.Errorf("%d echoes while idle", n)
 	}
 }
@@ -277,7 +277,7 @@ func TestWrongNonce(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	if err := p.admission.Handle(p.now, &Echo{Nonce: [16]byte{1, 2, 3}, Size: 1232}); ReasonOf(err) != ReasonUnexpected {
+	if err := p.admission.Handle(p.now, &ProbeAck{Nonce: [16]byte{1, 2, 3}, Size: 1232}); ReasonOf(err) != ReasonUnexpected {
 		t.Errorf("guessed nonce: %v", err)
 	}
 	p.flush()
@@ -378,7 +378,7 @@ func TestWrongStatus(t *testing.T) {
 // Messages that the state does not allow end the session and nothing else: the
 // next Join is admitted.
 func TestViolations(t *testing.T) {
-	for _, m := range []Message{&Have{}, &Welcome{Session: 1}, &Status{Role: RolePeer}, &Join{Groups: []uint32{testGroup}}, &Echo{}} {
+	for _, m := range []Message{&Have{}, &Welcome{Session: 1}, &Status{Role: RolePeer}, &Join{Groups: []uint32{testGroup}}, &ProbeAck{}} {
 		p := newPair(t, nil)
 		p.joiner.Want(p.now, true)
 		p.flush()
@@ -424,7 +424,7 @@ func TestCrossedLeave(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	echo := &Echo{Nonce: p.admission.nonce, Size: p.admission.join.MaxDatagram}
+	echo := &ProbeAck{Nonce: p.admission.nonce, Size: p.admission.join.ProbeSize}
 	p.now = p.now.Add(ProbeTimeout)
 	p.admission.Tick(p.now)
 	p.expect(JoinerJoining, AdmissionIdle)
@@ -460,7 +460,7 @@ func FuzzAdmission(f *testing.F) {
 				case *Join:
 					m.Groups = m.Groups[:1] // as mode ssm takes no more
 					probes, proven = [2]int{}, [2]bool{}
-				case *Echo:
+				case *ProbeAck:
 					switch {
 					case echoes%3 == 0:
 						m.Nonce, proven[ModeUnicast] = a.nonce, true
@@ -483,7 +483,7 @@ func FuzzAdmission(f *testing.F) {
 					}
 				case Admit:
 					if !proven[ModeUnicast] || !proven[x.Mode] {
-						t.Fatalf("admitted in mode %v without an echo", x.Mode)
+						t.Fatalf("admitted in mode %v without a ProbeAck", x.Mode)
 					}
 					a.Admitted(now, Grant{Session: 1, Rate: 1, Burst: 1})
 				case Readmit:

@@ -34,8 +34,8 @@ func TestSSMJoin(t *testing.T) {
 		t.Errorf("channel %+v, want %+v", p.joined.Channel, want)
 	}
 	want := []string{
-		"peer subscribes to 1234 on 30502", "peer sends Join", "probe", "peer sends Echo", "probe of 1234 on 30502",
-		"peer sends Echo", "rp sends Welcome", "peer joined",
+		"peer subscribes to 1234 on 30502", "peer sends Join", "probe", "peer sends ProbeAck", "probe of 1234 on 30502",
+		"peer sends ProbeAck", "rp sends Welcome", "peer joined",
 	}
 	if got := strings.Join(p.log, "\n"); got != strings.Join(want, "\n") {
 		t.Errorf("log:\n%s", got)
@@ -75,11 +75,11 @@ func TestSSMNotPossible(t *testing.T) {
 // An RP that does not know mode ssm of a peer that asks all the same.
 func TestSSMWishUnserved(t *testing.T) {
 	p := newPair(t, nil)
-	join := &Join{Groups: []uint32{testGroup}, Mode: ModeSSM, Port: 1, MaxDatagram: MinDatagram, Session: 5}
+	join := &Join{Groups: []uint32{testGroup}, Mode: ModeSSM, Port: 1, ProbeSize: MinProbe, Session: 5}
 	if err := p.admission.Handle(p.now, join); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.admission.Handle(p.now, &Echo{Nonce: p.admission.nonce, Size: MinDatagram}); err != nil {
+	if err := p.admission.Handle(p.now, &ProbeAck{Nonce: p.admission.nonce, Size: MinProbe}); err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range p.admission.Actions() {
@@ -180,12 +180,12 @@ func TestSSMForeignProbe(t *testing.T) {
 	p.cut = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	echoes := p.count("peer sends Echo")
+	echoes := p.count("peer sends ProbeAck")
 	foreign := p.admission.channel
 	foreign[3] ^= 2
 	p.joiner.Probe(foreign, wire.MaxDatagram)
 	p.flush()
-	if p.count("peer sends Echo") != echoes {
+	if p.count("peer sends ProbeAck") != echoes {
 		t.Error("answered the PROBE for another peer")
 	}
 	p.expect(JoinerJoining, AdmissionProving)

@@ -411,7 +411,7 @@ type Engine interface {
 
 	// Probe sends one PROBE of size bytes of UDP payload, which holds at least
 	// the header and the nonce, to an endpoint without a session. It leaves the way that
-	// copies to the endpoint would, so that an Echo proves this way; with an error that
+	// copies to the endpoint would, so that a ProbeAck proves this way; with an error that
 	// wraps ErrNoWay there is none. The caller limits how many an unproven endpoint gets.
 	Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error
 

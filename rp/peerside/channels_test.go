@@ -46,7 +46,7 @@ func (r *rig) wish(p *peer) {
 	p.prove(<-r.engine.probes)
 }
 
-func (p *peer) prove(sent probe) { p.send(&proto.Echo{Nonce: sent.nonce, Size: uint16(sent.size)}) }
+func (p *peer) prove(sent probe) { p.send(&proto.ProbeAck{Nonce: sent.nonce, Size: uint16(sent.size)}) }
 
 // joinChannel goes on to the Welcome.
 func (r *rig) joinChannel(p *peer) *proto.Welcome {

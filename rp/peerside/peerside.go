@@ -77,7 +77,7 @@ type Stats struct {
 	Admitted    uint64
 	Resumed     uint64
 	Refused     uint64 // joins
-	Unreached   uint64 // attempts that ended without an Echo, or for want of a way for copies
+	Unreached   uint64 // attempts that ended without a ProbeAck, or for want of a way for copies
 	Violations  uint64
 	MissingAcks uint64 // members that did not acknowledge keys in time
 	Confirmed   uint64 // objects that peers said they have

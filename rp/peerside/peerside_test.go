@@ -143,7 +143,7 @@ func (p *peer) greet() {
 }
 
 var theJoin = proto.Join{
-	Groups: []uint32{group}, Publish: true, Port: 4000, MaxDatagram: wire.MaxDatagram, Session: 77, Share: auth.Share{8},
+	Groups: []uint32{group}, Publish: true, Port: 4000, ProbeSize: wire.MaxDatagram, Session: 77, Share: auth.Share{8},
 }
 
 // join goes on to the Welcome.
@@ -153,7 +153,7 @@ func (r *rig) join(p *peer) *proto.Welcome {
 	join := theJoin
 	p.send(&join)
 	probe := <-r.engine.probes
-	p.send(&proto.Echo{Nonce: probe.nonce, Size: uint16(probe.size)})
+	p.send(&proto.ProbeAck{Nonce: probe.nonce, Size: uint16(probe.size)})
 	return expect[*proto.Welcome](p)
 }
 
@@ -177,7 +177,7 @@ func TestAdmission(t *testing.T) {
 		require.Equal(t, wire.MaxDatagram, sent.size)
 		require.Empty(t, r.engine.Changes(), "nothing before the endpoint is proven")
 
-		p.send(&proto.Echo{Nonce: sent.nonce, Size: wire.MaxDatagram})
+		p.send(&proto.ProbeAck{Nonce: sent.nonce, Size: wire.MaxDatagram})
 		changes := r.engine.Changes()
 		require.Len(t, changes, 1, "live before the Welcome is read")
 		welcome := expect[*proto.Welcome](p)
@@ -219,7 +219,7 @@ func TestGrantFollowsMembers(t *testing.T) {
 				join := theJoin
 				p.send(&join)
 				sent := <-r.engine.probes
-				p.send(&proto.Echo{Nonce: sent.nonce, Size: wire.MaxDatagram})
+				p.send(&proto.ProbeAck{Nonce: sent.nonce, Size: wire.MaxDatagram})
 				welcome := expect[*proto.Welcome](p)
 				require.Equal(t, c.rates[i], welcome.Rate)
 				require.Equal(t, c.bursts[i], welcome.Burst)
@@ -253,7 +253,7 @@ func testEngineRefuses(t *testing.T, want proto.Reason, reason func(datapath.Cha
 		join := theJoin
 		p.send(&join)
 		probe := <-r.engine.probes
-		p.send(&proto.Echo{Nonce: probe.nonce, Size: uint16(probe.size)})
+		p.send(&proto.ProbeAck{Nonce: probe.nonce, Size: uint16(probe.size)})
 		require.Equal(t, want, expect[*proto.Leave](p).Reason)
 		require.Zero(t, r.cfg.Members.Sessions())
 		require.Empty(t, r.cfg.Members.Members())

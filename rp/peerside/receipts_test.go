@@ -91,7 +91,7 @@ func TestReceipts(t *testing.T) {
 		join := theJoin
 		p.send(&join)
 		probe := <-r.engine.probes
-		p.send(&proto.Echo{Nonce: probe.nonce, Size: uint16(probe.size)})
+		p.send(&proto.ProbeAck{Nonce: probe.nonce, Size: uint16(probe.size)})
 		expect[*proto.Welcome](p) // and nothing before
 		p.close()
 		other.close()

@@ -55,7 +55,7 @@ func TestSocketEngineRefusesToListen(t *testing.T) {
 func TestSocketEngineProbe(t *testing.T) {
 	e, c := listen(t), node(t)
 	nonce := [wire.NonceSize]byte{1, 2, 3}
-	for _, size := range []int{wire.HeaderSize + wire.NonceSize, proto.MinDatagram, wire.MaxDatagram} {
+	for _, size := range []int{wire.HeaderSize + wire.NonceSize, proto.MinProbe, wire.MaxDatagram} {
 		require.NoError(t, e.Probe(localAddr(c), nonce, size))
 		b := make([]byte, 2048)
 		require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
