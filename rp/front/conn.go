@@ -42,6 +42,13 @@ const (
 	// every 15 seconds.
 	pingBurst = 8
 	pingPause = 2 * time.Second
+
+	// A stranger's messages are read no faster than paceMessages and paceBytes per second,
+	// but for those of paceBurst: peers send some 20 small ones per second at most. What
+	// waits fills the buffers of the connection, until the other side has to wait, too.
+	paceMessages = 64
+	paceBytes    = 256 << 10
+	paceBurst    = 4 * time.Second
 )
 
 // conn is a connection.
@@ -64,7 +71,8 @@ type conn struct {
 	stop   atomic.Int32 // 1 + the reason for which the front ends the connection
 
 	read    time.Time    // of the last message; of the reader, as what follows
-	pings   time.Time    // when the bucket of Pongs is full again
+	pings   bucket       // of Pongs
+	pace    bucket       // of all messages of a stranger
 	written atomic.Int64 // when something was, as the time since the Server began
 
 	wmu sync.Mutex
@@ -114,10 +122,20 @@ func (c *conn) readDeadline(at time.Time) {
 	}
 }
 
+// writeDeadline bounds a write. When the front ends the connection nothing is waited for
+// long.
+func (c *conn) writeDeadline(timeout time.Duration) {
+	_ = c.fd.SetWriteDeadline(time.Now().Add(timeout))
+	if c.isInterrupted() {
+		_ = c.fd.SetWriteDeadline(time.Now().Add(min(timeout, closeTimeout)))
+	}
+}
+
 // interrupt has the reader return a reason. It does not wait.
 func (c *conn) interrupt(reason p2p.DiscReason) {
 	c.stop.CompareAndSwap(0, 1+int32(reason))
 	_ = c.fd.SetReadDeadline(time.Unix(1, 0))
+	c.writeDeadline(closeTimeout)
 }
 
 func (c *conn) isInterrupted() bool { return c.stop.Load() != 0 }
@@ -180,6 +198,9 @@ func (c *conn) ReadMsg() (code uint64, payload []byte, err error) {
 			return 0, nil, c.lost(err)
 		}
 		c.read = time.Now()
+		if c.place != nil {
+			c.wait(len(payload))
+		}
 		if code >= c.offset && code < c.offset+c.proto.Length {
 			return code - c.offset, payload, nil
 		}
@@ -238,7 +259,7 @@ func (c *conn) base(code uint64, payload []byte) error {
 		c.ended = true
 		return fmt.Errorf("disconnected: %w", rlpx.ParseDisconnect(payload))
 	case rlpx.PingMsg:
-		if !c.mayPing(time.Now()) {
+		if c.pings.take(c.read, pingPause) > (pingBurst-1)*pingPause {
 			return c.broken("pings")
 		}
 		return c.write(rlpx.PongMsg, emptyList)
@@ -248,17 +269,27 @@ func (c *conn) base(code uint64, payload []byte) error {
 	return c.broken(fmt.Sprintf("message 0x%02x after hello", code))
 }
 
-// mayPing accounts for one Ping.
-func (c *conn) mayPing(now time.Time) bool {
-	if c.pings.Before(now) {
-		c.pings = now
+// wait accounts for a message of some bytes, and waits when they come too fast.
+func (c *conn) wait(bytes int) {
+	cost := time.Second/paceMessages + time.Duration(bytes)*time.Second/paceBytes
+	if early := c.pace.take(c.read, cost) - paceBurst; early > 0 {
+		c.srv.delayed.Add(1)
+		time.Sleep(early)
 	}
-	full := c.pings.Add(pingPause)
-	if full.Sub(now) > pingBurst*pingPause {
-		return false
+}
+
+// bucket is what was taken of something that comes back with the time.
+type bucket struct{ full time.Time } // when all is back
+
+// take takes an amount that is back after cost, and returns when all that was taken before
+// is back.
+func (b *bucket) take(now time.Time, cost time.Duration) time.Duration {
+	if b.full.Before(now) {
+		b.full = now
 	}
-	c.pings = full
-	return true
+	before := b.full.Sub(now)
+	b.full = b.full.Add(cost)
+	return before
 }
 
 // WriteMsg implements Conn.
@@ -276,7 +307,7 @@ func (c *conn) write(code uint64, payload []byte) error {
 func (c *conn) writeWithin(timeout time.Duration, code uint64, payload []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	_ = c.fd.SetWriteDeadline(time.Now().Add(timeout))
+	c.writeDeadline(timeout)
 	err := c.rlpx.Write(c.fd, code, payload)
 	if err != nil {
 		c.fd.Close() // the reader notices

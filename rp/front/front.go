@@ -102,5 +102,6 @@ type Stats struct {
 	Idle       int // strangers without a session, handshakes not counted
 	Neighbours int // at present
 	Accepted   uint64
+	Delayed    uint64            // messages of strangers who send faster than they are read
 	Refused    map[Reason]uint64 // or ended by the front; has all reasons
 }

@@ -65,6 +65,7 @@ type Server struct {
 	wg     sync.WaitGroup
 
 	accepted atomic.Uint64
+	delayed  atomic.Uint64
 	refused  [reasons]atomic.Uint64
 
 	mu      sync.Mutex
@@ -123,6 +124,7 @@ func (s *Server) Stats() Stats {
 		Handshakes: s.table.shaking.root.n,
 		Idle:       s.table.idle.root.n - s.table.shaking.root.n,
 		Accepted:   s.accepted.Load(),
+		Delayed:    s.delayed.Load(),
 		Refused:    make(map[Reason]uint64, int(reasons)),
 	}
 	for c := range s.conns {
@@ -296,6 +298,7 @@ func (s *Server) serve(c *conn, node *enode.Node, opened func()) error {
 		if reason != Taken && s.ctx.Err() == nil && !c.isInterrupted() {
 			s.count(reason)
 		}
+		s.absent(c)
 		c.close(cmp.Or(c.interrupted(), err), false)
 		s.leave(c)
 		return err
@@ -310,8 +313,9 @@ func (s *Server) serve(c *conn, node *enode.Node, opened func()) error {
 	if c.breach.Load() {
 		s.count(Breach)
 	}
-	s.leave(c)
+	s.absent(c)
 	c.close(err, true)
+	s.leave(c)
 	if s.cfg.Closed != nil {
 		s.cfg.Closed(c.id)
 	}
@@ -448,6 +452,16 @@ func (s *Server) shook(c *conn) {
 	}
 }
 
+// absent says that a node is no longer served, and may come again, while its connection
+// takes its place until it is closed.
+func (s *Server) absent(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns[c.id] == c {
+		delete(s.conns, c.id)
+	}
+}
+
 // leave forgets a connection.
 func (s *Server) leave(c *conn) {
 	s.mu.Lock()
@@ -457,9 +471,6 @@ func (s *Server) leave(c *conn) {
 		s.table.Close(c.place)
 	}
 	delete(s.open, c)
-	if s.conns[c.id] == c {
-		delete(s.conns, c.id)
-	}
 }
 
 // remoteAddr returns the address that a connection comes from or goes to, zero when it

@@ -404,6 +404,95 @@ func (g *guest) pings(n int) {
 	}
 }
 
+// A stranger who sends faster than is read has to wait, and is not harmed; a neighbour is
+// read as fast as it sends.
+func TestPace(t *testing.T) {
+	for _, x := range []struct {
+		name    string
+		size, n int
+		wait    time.Duration
+	}{
+		{"small messages", 0, 1000, (1000 - 256) * time.Second / paceMessages},
+		{"large messages", firstMessages, 200, 200*(time.Second*firstMessages/paceBytes+time.Second/paceMessages) - paceBurst},
+		{"as many as may come at once", 0, 256, 0},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			for _, neighbour := range []bool{false, true} {
+				synctest.Test(t, func(t *testing.T) {
+					key := newKey(t)
+					h := newHouse(t, func(c *Config) {
+						c.Limits.Idle = 0
+						if neighbour {
+							c.Trusted = []*enode.Node{enode.NewV4(&key.PublicKey, other.AsSlice(), 1, 0)}
+						}
+					})
+					g, err := h.visit(home, key)
+					require.NoError(t, err)
+					began := time.Now()
+					go func() {
+						for range x.n {
+							if g.Write(g.fd, 0x10, make([]byte, x.size)) != nil {
+								return
+							}
+						}
+					}()
+					for range x.n {
+						code, _ := g.next()
+						require.Equal(t, uint64(0x10), code)
+					}
+					if neighbour {
+						require.Zero(t, time.Since(began))
+						require.Zero(t, h.Stats().Delayed)
+						return
+					}
+					require.InDelta(t, x.wait, time.Since(began), float64(time.Second))
+					require.Equal(t, x.wait > 0, h.Stats().Delayed > 0)
+				})
+			}
+		})
+	}
+}
+
+// A connection takes its place until it is closed, whether the other side reads or not, and
+// its node may come again before.
+func TestPlaceUntilClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil)
+		key := newKey(t)
+		g, err := h.visit(home, key)
+		require.NoError(t, err)
+		g.send(0x13, nil) // ends it, and the reason is not read
+		require.Equal(t, 1, h.Stats().Strangers)
+		again, err := h.visit(home, key)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, 2, h.Stats().Strangers)
+		time.Sleep(closeTimeout)
+		synctest.Wait()
+		require.Equal(t, 1, h.Stats().Strangers)
+		again.fd.Close()
+	})
+}
+
+// Whoever the front sends away is gone soon, although it reads nothing of what is written
+// to it at that time.
+func TestEndOfWhomReadsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.Limits.Idle = 10 * time.Second })
+		g := h.welcome(home)
+		time.Sleep(9500 * time.Millisecond)
+		g.send(0x10, []byte("what")) // the answer may take 5 s
+		time.Sleep(sweepInterval)
+		synctest.Wait()
+		require.Equal(t, uint64(1), h.Stats().Refused[Idle])
+		time.Sleep(closeTimeout)
+		synctest.Wait()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		require.Empty(t, h.open)
+	})
+}
+
 // Before its first session a node can send but small messages.
 func TestMessagesBeforeASession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

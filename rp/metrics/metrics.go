@@ -38,6 +38,7 @@ var (
 	shaking     = desc("handshakes", "Handshakes of strangers that are under way.")
 	idle        = desc("idle_connections", "Connections of strangers without a session.")
 	accepted    = desc("connections_accepted_total", "Connections that the control port accepted, refused ones among them.")
+	delayed     = desc("messages_delayed_total", "Messages of strangers that were read later, for they come too fast.")
 	turnedAway  = desc("connections_refused_total", "Connections that were refused or ended by the control port, by reason.", "reason")
 	sessions    = desc("sessions", "Sessions of peers, admitted or being proven.")
 	members     = desc("members", "Admitted peers, by group.", "group")
@@ -164,6 +165,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(shaking, float64(st.Front.Handshakes))
 	gauge(idle, float64(st.Front.Idle))
 	counter(accepted, st.Front.Accepted)
+	counter(delayed, st.Front.Delayed)
 	for _, r := range front.Reasons() {
 		counter(turnedAway, st.Front.Refused[r], r.String())
 	}

@@ -65,7 +65,7 @@ func TestCollector(t *testing.T) {
 			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29, Unreached: 55, Confirmed: 50, Limited: 51,
 		},
 		Front: front.Stats{
-			Strangers: 70, Handshakes: 71, Idle: 72, Neighbours: 1, Accepted: 73,
+			Strangers: 70, Handshakes: 71, Idle: 72, Neighbours: 1, Accepted: 73, Delayed: 74,
 			Refused: map[front.Reason]uint64{front.Full48: 74, front.Idle: 75},
 		},
 		Mesh: meshside.Stats{
@@ -130,6 +130,7 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_handshakes 71",
 		"mdcs_rp_idle_connections 72",
 		"mdcs_rp_connections_accepted_total 73",
+		"mdcs_rp_messages_delayed_total 74",
 		"mdcs_rp_admissions_total 9",
 		`mdcs_rp_violations_total{role="peer"} 10`,
 		"mdcs_rp_rekey_missing_total 11",

@@ -58,6 +58,7 @@ func (e *SizeError) Error() string {
 var (
 	ErrHeaderMAC = errors.New("wrong MAC of a frame header")
 	ErrFrameMAC  = errors.New("wrong MAC of a frame")
+	ErrCode      = errors.New("frame without a message code")
 )
 
 // Conn reads and writes messages. One goroutine may read while another one writes.
@@ -166,8 +167,8 @@ func (c *Conn) Read(r io.Reader, limit int, begun func()) (code uint64, payload 
 	}
 	c.dec.XORKeyStream(body, body)
 	code, payload, err = rlp.SplitUint64(body[:size])
-	if err != nil {
-		return 0, nil, fmt.Errorf("message code: %w", err)
+	if err != nil { // of an empty frame that of a connection which ended
+		return 0, nil, fmt.Errorf("%w: %v", ErrCode, err)
 	}
 	if !c.snappy {
 		if len(payload) > limit {
@@ -225,9 +226,20 @@ func (c *Conn) Write(w io.Writer, code uint64, payload []byte) error {
 	} else {
 		frame = append(frame, payload...)
 	}
+	frame, err := c.seal(frame)
+	if err != nil {
+		return err
+	}
+	*b = frame
+	_, err = w.Write(frame)
+	return err
+}
+
+// seal pads and encrypts a frame, which has room for the header before what it carries.
+func (c *Conn) seal(frame []byte) ([]byte, error) {
 	size := len(frame) - headerSize
 	if size > maxFrame {
-		return &SizeError{size, maxFrame}
+		return nil, &SizeError{size, maxFrame}
 	}
 	for (len(frame)-headerSize)%aes.BlockSize != 0 {
 		frame = append(frame, 0)
@@ -239,8 +251,5 @@ func (c *Conn) Write(w io.Writer, code uint64, payload []byte) error {
 	copy(frame[aes.BlockSize:], c.out.header(header))
 	body := frame[headerSize:]
 	c.enc.XORKeyStream(body, body)
-	frame = append(frame, c.out.frame(body)...)
-	*b = frame
-	_, err := w.Write(frame)
-	return err
+	return append(frame, c.out.frame(body)...), nil
 }

@@ -160,6 +160,22 @@ func TestForgedFrames(t *testing.T) {
 	}
 }
 
+// A frame that has no message code is a fault of the other side, not the end of the
+// connection.
+func TestFramesWithoutCode(t *testing.T) {
+	for name, body := range map[string]string{"empty": "", "a code that is cut off": "\x88\x01", "a list": "\xc0", "two zeroes": "\x82\x00\x01"} {
+		t.Run(name, func(t *testing.T) {
+			here, there := agreed(t, newKey(t, 1), newKey(t, 2))
+			frame, err := there.seal(append(make([]byte, headerSize), body...))
+			require.NoError(t, err)
+			_, _, err = here.Read(bytes.NewReader(frame), 100, nil)
+			require.ErrorIs(t, err, ErrCode)
+			require.NotErrorIs(t, err, io.EOF)
+			require.NotErrorIs(t, err, io.ErrUnexpectedEOF)
+		})
+	}
+}
+
 // agreed returns both ends of a connection without a handshake.
 func agreed(t testing.TB, a, b *ecdsa.PrivateKey) (here, there *Conn) {
 	var err error
