@@ -301,18 +301,20 @@ func TestParseVersion(t *testing.T) {
 }
 
 func TestParseNames(t *testing.T) {
-	for _, s := range []string{"auto", "netem", "wire"} {
+	for _, s := range []string{"netem", "wire"} {
 		b, err := ParseLinkBackend(s)
 		require.NoError(t, err)
 		require.Equal(t, LinkBackend(s), b)
 	}
-	_, err := ParseLinkBackend("tc")
-	require.Error(t, err)
+	for _, s := range []string{"auto", "tc", ""} {
+		_, err := ParseLinkBackend(s)
+		require.ErrorContains(t, err, "neither wire nor netem", s)
+	}
 	for _, s := range []string{"gossip", "mdcs"} {
 		m, err := ParseMode(s)
 		require.NoError(t, err)
 		require.Equal(t, Mode(s), m)
 	}
-	_, err = ParseMode("")
+	_, err := ParseMode("")
 	require.Error(t, err)
 }

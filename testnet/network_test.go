@@ -3,6 +3,7 @@
 package testnet
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"path/filepath"
@@ -67,24 +68,39 @@ func TestNetnsTenAS(t *testing.T) {
 	for i, as := range top.ASes {
 		region[as.Name] = i
 	}
-	paths, worst, late := top.BGP(), 0.0, []time.Duration(nil)
 	first := func(h topology.Host) bool { return h.Name == h.AS+"-g1" } // in a data centre
-	for pair, times := range p.rounds(first, 5, 350*time.Millisecond) {
-		a, b := top.Hosts[pair[0]], top.Hosts[pair[1]]
-		there, _ := paths.Delay(a, b)
-		back, _ := paths.Delay(b, a)
-		got := median(times)
-		require.Greater(t, got, there+back-time.Millisecond, "%s to %s", a.Name, b.Name)
-		i, k := region[a.AS], region[b.AS]
-		want := (regionRTT[i][k] + regionRTT[k][i]) / 2
-		late = append(late, got-there-back)
-		deviation := got.Seconds()*1000/want - 1
-		worst = max(worst, math.Abs(deviation))
-		require.LessOrEqual(t, math.Abs(deviation), 0.1, "%s to %s: %v instead of %.1f ms", a.Name, b.Name, got, want)
+	paths, fastest := top.BGP(), make(map[[2]int]time.Duration)
+
+	// A busy machine adds to what a path takes, and takes nothing away: pairs that it
+	// delayed each time are asked more often.
+	const most, enough = 0.1, 20
+	var worst float64
+	var late []time.Duration
+	for round := 1; round == 1 || worst > most && round <= enough; round++ {
+		for pair, times := range p.rounds(first, 5, 350*time.Millisecond) {
+			times = append(times, cmp.Or(fastest[pair], time.Hour))
+			fastest[pair] = slices.Min(times)
+		}
+		worst, late = 0, nil
+		for pair, got := range fastest {
+			a, b := top.Hosts[pair[0]], top.Hosts[pair[1]]
+			there, _ := paths.Delay(a, b)
+			back, _ := paths.Delay(b, a)
+			require.Greater(t, got, there+back-time.Millisecond, "%s to %s", a.Name, b.Name)
+			i, k := region[a.AS], region[b.AS]
+			want := (regionRTT[i][k] + regionRTT[k][i]) / 2
+			late = append(late, got-there-back)
+			deviation := math.Abs(got.Seconds()*1000/want - 1)
+			worst = max(worst, deviation)
+			if round == enough {
+				require.LessOrEqual(t, deviation, most, "%s to %s: %v instead of %.1f ms", a.Name, b.Name, got, want)
+			}
+		}
 	}
-	require.NotEmpty(t, late)
+	require.Len(t, fastest, len(regionRTT)*(len(regionRTT)-1))
+	slices.Sort(late)
 	t.Logf("round-trip times are at most %.1f %% away from the table; the machine adds %v at the median, %v at most",
-		100*worst, median(late), slices.Max(late))
+		100*worst, late[len(late)/2], late[len(late)-1])
 
 	for _, failure := range []LinkState{Down, Blackhole} {
 		out := p.outage("frankfurt-g1", "stockholm-g1", func() {
@@ -140,7 +156,7 @@ func TestNetnsLinkChanges(t *testing.T) {
 	p.requireAll()
 	rtt := func() time.Duration {
 		isRP := func(h topology.Host) bool { return h.Role == topology.RP }
-		return median(p.rounds(isRP, 5, 300*time.Millisecond)[[2]int{p.index("as1-rp"), p.index("as2-rp")}])
+		return slices.Min(p.rounds(isRP, 5, 300*time.Millisecond)[[2]int{p.index("as1-rp"), p.index("as2-rp")}])
 	}
 	require.NoError(t, n.SetLink("as1-as2", LinkChange{Delay: new(50 * time.Millisecond)}))
 	require.InDelta(t, 100, rtt().Seconds()*1000, 10)

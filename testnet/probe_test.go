@@ -245,8 +245,3 @@ func (p *prober) index(host string) int {
 	require.GreaterOrEqual(p.t, i, 0, host)
 	return i
 }
-
-func median(times []time.Duration) time.Duration {
-	slices.Sort(times)
-	return times[len(times)/2]
-}
