@@ -67,7 +67,8 @@ type conn struct {
 
 	limit  atomic.Int64 // of a message
 	breach atomic.Bool  // of devp2p
-	ended  bool         // by the other side: it sent Disconnect; of the reader
+	ended  atomic.Bool  // by the other side: it sent Disconnect
+	closed atomic.Bool  // or about to be, by close
 	stop   atomic.Int32 // 1 + the reason for which the front ends the connection
 
 	read    time.Time    // of the last message; of the reader, as what follows
@@ -114,11 +115,14 @@ func (c *conn) deadline(at time.Time) {
 	}
 }
 
-// readDeadline bounds the next reads.
+// readDeadline bounds the next reads. It never extends the time that close takes.
 func (c *conn) readDeadline(at time.Time) {
 	_ = c.fd.SetReadDeadline(at)
-	if c.isInterrupted() {
+	switch {
+	case c.isInterrupted():
 		_ = c.fd.SetReadDeadline(time.Unix(1, 0))
+	case c.closed.Load():
+		_ = c.fd.SetReadDeadline(time.Now().Add(closeTimeout))
 	}
 }
 
@@ -155,6 +159,9 @@ type firstByte struct{ *conn }
 func (r firstByte) Read(b []byte) (int, error) {
 	c := r.conn
 	for {
+		if c.closed.Load() { // what still comes is read by close
+			return 0, net.ErrClosed
+		}
 		now := time.Now()
 		silent, ping := c.read.Add(rlpx.ReadTimeout), c.lastWritten().Add(rlpx.PingInterval)
 		if !now.Before(ping) {
@@ -256,7 +263,7 @@ func (c *conn) base(code uint64, payload []byte) error {
 	}
 	switch code {
 	case rlpx.DisconnectMsg:
-		c.ended = true
+		c.ended.Store(true)
 		return fmt.Errorf("disconnected: %w", rlpx.ParseDisconnect(payload))
 	case rlpx.PingMsg:
 		if c.pings.take(c.read, pingPause) > (pingBurst-1)*pingPause {
@@ -318,11 +325,13 @@ func (c *conn) writeWithin(timeout time.Duration, code uint64, payload []byte) e
 }
 
 // close tells the other side the reason in err, if there is one, and closes the
-// connection. Gently is to let it read all that it was sent.
+// connection. Gently is to let it read all that it was sent. A reader that still waits for
+// a message gives up within closeTimeout, however silent the other side is.
 func (c *conn) close(err error, gently bool) {
+	c.closed.Store(true)
 	defer c.fd.Close()
 	reason, ok := errors.AsType[p2p.DiscReason](err)
-	if !ok || c.rlpx == nil || c.ended {
+	if !ok || c.rlpx == nil || c.ended.Load() {
 		return
 	}
 	if c.writeWithin(closeTimeout, rlpx.DisconnectMsg, rlpx.Disconnect(reason)) != nil || !gently {

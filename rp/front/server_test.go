@@ -493,6 +493,49 @@ func TestEndOfWhomReadsNothing(t *testing.T) {
 	})
 }
 
+// A reader that still waits when its capability has ended does not keep the connection of a
+// host that neither answers nor closes: closing takes no longer than that of any other.
+func TestEndWhileReading(t *testing.T) {
+	tcp, err := net.Listen("tcp6", "[::1]:0")
+	require.NoError(t, err)
+	read := make(chan error, 1)
+	h := newHouse(t, func(c *Config) {
+		c.Listener = tcp
+		c.Protocols[0].Run = func(c Conn) error {
+			first, began := make(chan struct{}), false
+			go func() {
+				for {
+					_, _, err := c.ReadMsg()
+					if err != nil {
+						read <- err
+						return
+					}
+					if !began {
+						close(first)
+						began = true
+					}
+				}
+			}()
+			<-first
+			return p2p.DiscRequested
+		}
+	})
+	fd, err := net.Dial("tcp6", tcp.Addr().String())
+	require.NoError(t, err)
+	defer fd.Close()
+	g := &guest{t: t, fd: fd}
+	key := newKey(t)
+	g.Conn, err = rlpx.Dial(fd, key, &h.key.PublicKey)
+	require.NoError(t, err)
+	require.NoError(t, g.WriteHello(fd, rlpx.NewHello(key, "guest", []p2p.Cap{{Name: "echo", Version: 1}})))
+	_, err = g.ReadHello(fd)
+	require.NoError(t, err)
+	require.NoError(t, g.Write(fd, 0x10, nil))
+	require.Eventually(t, func() bool { return h.Stats().Accepted == 1 && h.Stats().Strangers == 0 }, 10*time.Second, 10*time.Millisecond)
+	require.Error(t, <-read)
+	g.disconnected(p2p.DiscRequested) // the reason was sent, although nobody read it
+}
+
 // Before its first session a node can send but small messages.
 func TestMessagesBeforeASession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
