@@ -175,11 +175,17 @@ pin = %q
 [admin]
 listen = ""
 `, keyFile, testNetwork, testGenesis, i.pin), 0o600))
-	i.binary = filepath.Join(dir, "rpd")
-	build := exec.Command("go", "build", "-o", i.binary, "github.com/ethmcast/mdcs/cmd/rpd")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	i.binary = buildDaemon(t)
 	return i
+}
+
+// buildDaemon returns the path of an rpd of this source.
+func buildDaemon(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "rpd")
+	out, err := exec.Command("go", "build", "-o", binary, "github.com/ethmcast/mdcs/cmd/rpd").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return binary
 }
 
 func newNamespace(t *testing.T) (ns netns.NsHandle) {

@@ -205,10 +205,11 @@ func (c *conn) ReadMsg() (code uint64, payload []byte, err error) {
 			return 0, nil, c.lost(err)
 		}
 		c.read = time.Now()
-		if c.place != nil {
+		own := code >= c.offset && code < c.offset+c.proto.Length
+		if c.place != nil && !(own && c.proto.Bounded) {
 			c.wait(len(payload))
 		}
-		if code >= c.offset && code < c.offset+c.proto.Length {
+		if own {
 			return code - c.offset, payload, nil
 		}
 		if err := c.base(code, payload); err != nil {

@@ -49,6 +49,10 @@ type Protocol struct {
 	Length     uint64 // message codes
 	MaxMessage int    // bytes
 
+	// Bounded says that the capability itself ends connections on which too much comes.
+	// Messages of others are read at a pace, except those of trusted nodes.
+	Bounded bool
+
 	// Allowed reports whether a node may be served; nil is everybody. It is asked when
 	// the node is known, before anything of it is read.
 	Allowed func(enode.ID) bool

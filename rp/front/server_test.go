@@ -404,8 +404,8 @@ func (g *guest) pings(n int) {
 	}
 }
 
-// A stranger who sends faster than is read has to wait, and is not harmed; a neighbour is
-// read as fast as it sends.
+// A stranger who sends faster than is read has to wait, and is not harmed. Trusted nodes,
+// and messages of a capability with bounds of its own, are read as fast as they come.
 func TestPace(t *testing.T) {
 	for _, x := range []struct {
 		name    string
@@ -417,12 +417,13 @@ func TestPace(t *testing.T) {
 		{"as many as may come at once", 0, 256, 0},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			for _, neighbour := range []bool{false, true} {
+			for _, who := range []string{"stranger", "trusted", "of a bounded capability"} {
 				synctest.Test(t, func(t *testing.T) {
 					key := newKey(t)
 					h := newHouse(t, func(c *Config) {
 						c.Limits.Idle = 0
-						if neighbour {
+						c.Protocols[0].Bounded = who == "of a bounded capability"
+						if who == "trusted" {
 							c.Trusted = []*enode.Node{enode.NewV4(&key.PublicKey, other.AsSlice(), 1, 0)}
 						}
 					})
@@ -440,7 +441,7 @@ func TestPace(t *testing.T) {
 						code, _ := g.next()
 						require.Equal(t, uint64(0x10), code)
 					}
-					if neighbour {
+					if who != "stranger" {
 						require.Zero(t, time.Since(began))
 						require.Zero(t, h.Stats().Delayed)
 						return
