@@ -206,6 +206,11 @@ func TestDeadRP(t *testing.T) {
 	if len(r.got) != MaxAttempts || len(r.failed) != 1 || r.failed[0] != hash || r.o.Len() != 0 {
 		t.Errorf("%d datagrams, failed %v", len(r.got), r.failed)
 	}
+	for i, h := range r.got { // an RP drops a sequence that it had: it acknowledges nothing then
+		if h.Sequence != uint64(i+1) || h.ESI != r.got[0].ESI || h.ObjectID != r.got[0].ObjectID {
+			t.Errorf("sending %d: %+v", i, h)
+		}
+	}
 }
 
 // What the former RP did not acknowledge goes to the next one, flagged.

@@ -237,21 +237,29 @@ func (a *Admission) status(status *Status) error {
 	return nil
 }
 
-// served returns those of the groups that are served, each once.
-func (a *Admission) served(groups []uint32) []uint32 {
-	groups = slices.DeleteFunc(slices.Clone(groups), func(g uint32) bool { return !slices.Contains(a.cfg.Groups, g) })
+// served returns the groups in order, each once. Any group that is not served is an error: a
+// peer would not learn which of its groups it is a member of.
+func (a *Admission) served(groups []uint32) ([]uint32, error) {
+	for _, g := range groups {
+		if !slices.Contains(a.cfg.Groups, g) {
+			return nil, &Error{ReasonGroup, fmt.Sprintf("group %08x is not served", g)}
+		}
+	}
+	groups = slices.Clone(groups)
 	slices.Sort(groups)
-	return slices.Compact(groups)
+	return slices.Compact(groups), nil
 }
 
 func (a *Admission) resume(m *Resume) error {
 	if a.state != AdmissionIdle {
 		return unexpected("resume in state %v", a.state)
 	}
-	again := *m
-	if again.Groups = a.served(m.Groups); len(again.Groups) == 0 {
-		return &Error{ReasonGroup, fmt.Sprintf("none of %d groups is served", len(m.Groups))}
+	groups, err := a.served(m.Groups)
+	if err != nil {
+		return err
 	}
+	again := *m
+	again.Groups = groups
 	a.state = AdmissionAdmitting
 	a.act(Readmit{again})
 	return nil
@@ -261,11 +269,11 @@ func (a *Admission) joined(now time.Time, m *Join) error {
 	if a.state != AdmissionIdle {
 		return unexpected("join in state %v", a.state)
 	}
-	groups := a.served(m.Groups)
-	switch {
-	case len(groups) == 0:
-		return &Error{ReasonGroup, fmt.Sprintf("none of %d groups is served", len(m.Groups))}
-	case m.Mode > ModeSSM:
+	groups, err := a.served(m.Groups)
+	if err != nil {
+		return err
+	}
+	if m.Mode > ModeSSM {
 		return &Error{ReasonMode, fmt.Sprintf("delivery mode %d", m.Mode)}
 	}
 	if _, err := io.ReadFull(a.cfg.Rand, a.share[:]); err != nil {
@@ -273,7 +281,6 @@ func (a *Admission) joined(now time.Time, m *Join) error {
 	}
 	a.join = *m
 	a.join.Groups = groups
-	var err error
 	if a.nonce, err = a.newNonce(); err != nil {
 		return err
 	}
@@ -314,19 +321,20 @@ func (a *Admission) probed(now time.Time, m *ProbeAck) error {
 			mode = ModeUnicast
 		}
 		a.admit(mode)
+	case a.state != AdmissionProbing: // of a second PROBE: far peers answer it after the first
 	case m.Size != a.join.ProbeSize:
 		return &Error{ReasonUnreachable, fmt.Sprintf("probe of %d bytes arrived with %d", a.join.ProbeSize, m.Size)}
-	case a.state == AdmissionProbing && a.wantsChannel():
+	case a.wantsChannel():
 		var err error
 		if a.channel, err = a.newNonce(); err != nil {
 			return err
 		}
 		a.state, a.probes, a.deadline = AdmissionProving, 0, now.Add(ChannelTimeout)
 		a.sendProbe(now)
-	case a.state == AdmissionProbing:
+	default:
 		a.admit(ModeUnicast)
 	}
-	return nil // else the ProbeAck of a second PROBE
+	return nil
 }
 
 // wantsChannel reports whether a channel is wished and offered.

@@ -167,7 +167,7 @@ const (
 	ReasonUnexpected  Reason = 2 // a message is not allowed in this state
 	ReasonChain       Reason = 3 // other network id or genesis
 	ReasonRole        Reason = 4 // the roles do not fit
-	ReasonGroup       Reason = 5 // none of the groups is served
+	ReasonGroup       Reason = 5 // one of the groups is not served
 	ReasonFull        Reason = 6 // a limit of the RP is reached
 	ReasonUnreachable Reason = 7 // no ProbeAck came back
 	ReasonExpired     Reason = 8 // the lease ran out

@@ -505,3 +505,97 @@ func FuzzAdmission(f *testing.F) {
 		}
 	})
 }
+
+// What a ProbeAck does depends on its nonce, its size and the state.
+func TestProbeAckCases(t *testing.T) {
+	for name, c := range map[string]struct {
+		admitted bool // the first PROBE was answered
+		own      bool // the nonce is the one of the PROBE
+		size     uint16
+		want     Reason // of the Leave, ReasonQuit for none
+		next     AdmissionState
+	}{
+		"right":                       {false, true, wire.MaxDatagram, ReasonQuit, AdmissionActive},
+		"smaller":                     {false, true, wire.MaxDatagram - 1, ReasonUnreachable, AdmissionIdle},
+		"larger":                      {false, true, wire.MaxDatagram + 1, ReasonUnreachable, AdmissionIdle},
+		"other nonce":                 {false, false, wire.MaxDatagram, ReasonUnexpected, AdmissionIdle},
+		"second after the Welcome":    {true, true, wire.MaxDatagram, ReasonQuit, AdmissionActive},
+		"smaller after the Welcome":   {true, true, wire.MaxDatagram - 1, ReasonQuit, AdmissionActive},
+		"other nonce after a Welcome": {true, false, wire.MaxDatagram, ReasonUnexpected, AdmissionIdle},
+	} {
+		p := newPair(t, nil)
+		p.deaf = !c.admitted
+		p.joiner.Want(p.now, true)
+		p.flush()
+		nonce := p.admission.nonce
+		if !c.own {
+			nonce[len(nonce)-1]++
+		}
+		err := p.admission.Handle(p.now, &ProbeAck{nonce, c.size})
+		p.flush()
+		if ReasonOf(err) != c.want || p.admission.State() != c.next {
+			t.Errorf("%s: %v, then %v", name, err, p.admission.State())
+		}
+	}
+}
+
+// A Join or a Resume with any group that is not served is refused, and the connection may go on.
+func TestGroupNotServed(t *testing.T) {
+	for _, m := range []Message{
+		&Join{Groups: []uint32{testGroup, testGroup + 1}, Port: 1, ProbeSize: wire.MaxDatagram, Session: 5},
+		&Resume{Groups: []uint32{testGroup + 1, testGroup}, Port: 1, Session: 5},
+	} {
+		p := newPair(t, nil)
+		if err := p.admission.Handle(p.now, m); ReasonOf(err) != ReasonGroup || p.admission.State() != AdmissionIdle {
+			t.Errorf("%T: %v, then %v", m, err, p.admission.State())
+		}
+		for _, a := range p.admission.Actions() {
+			if s, ok := a.(Send); !ok || *s.Message.(*Leave) != (Leave{ReasonGroup}) {
+				t.Errorf("%T: %+v", m, a)
+			}
+		}
+		p.joiner.Want(p.now, true)
+		p.flush()
+		p.expect(JoinerActive, AdmissionActive)
+	}
+}
+
+// Messages of a member that come at the wrong time (SPEC 8.2): some are ignored, some break the protocol.
+func TestMessagesOutOfPlace(t *testing.T) {
+	for name, c := range map[string]struct {
+		standby, probing bool
+		m                Message
+		want             Reason // ReasonQuit: ignored
+	}{
+		"announce while probing":   {false, true, &Announce{}, ReasonQuit},
+		"confirm while probing":    {false, true, &Confirm{}, ReasonQuit},
+		"rekeyack while probing":   {false, true, &RekeyAck{}, ReasonQuit},
+		"activate while probing":   {false, true, &Activate{}, ReasonUnexpected},
+		"deactivate while probing": {false, true, &Deactivate{}, ReasonUnexpected},
+		"join while probing":       {false, true, &Join{Groups: []uint32{testGroup}}, ReasonUnexpected},
+		"activate in groups":       {false, false, &Activate{}, ReasonUnexpected},
+		"deactivate in standby":    {true, false, &Deactivate{}, ReasonUnexpected},
+		"confirm in standby":       {true, false, &Confirm{}, ReasonQuit},
+		"rekeyack of an id":        {false, false, &RekeyAck{ID: 5}, ReasonQuit},
+		"resume in groups":         {false, false, &Resume{Groups: []uint32{testGroup}}, ReasonUnexpected},
+		"have":                     {false, false, &Have{}, ReasonUnexpected},
+		"second status":            {false, false, &Status{Role: RolePeer}, ReasonUnexpected},
+	} {
+		p := newPair(t, nil)
+		p.deaf = c.probing
+		if p.joiner.Want(p.now, true); c.standby {
+			p.joiner.Want(p.now, false)
+			p.joiner.WantStandby(p.now)
+		}
+		p.flush()
+		before := p.admission.State()
+		err := p.admission.Handle(p.now, c.m)
+		next := before
+		if c.want != ReasonQuit {
+			next = AdmissionIdle
+		}
+		if ReasonOf(err) != c.want || p.admission.State() != next || before == AdmissionIdle {
+			t.Errorf("%s: %v, from %v to %v", name, err, before, p.admission.State())
+		}
+	}
+}

@@ -41,6 +41,7 @@ func newChannelRig(t *testing.T) *rig {
 func (r *rig) wish(p *peer) {
 	p.t.Helper()
 	join := theJoin
+	join.Port = p.port
 	join.Mode = proto.ModeSSM
 	p.send(&join)
 	p.prove(<-r.engine.probes)

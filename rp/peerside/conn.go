@@ -460,7 +460,11 @@ func (c *conn) admit(now time.Time, a proto.Admit) {
 	if a.Join.Standby {
 		session.Groups = nil
 	}
-	if err := cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+	change := datapath.Change{Add: []datapath.Session{session}}
+	if earlier, ok := c.srv.replace(session.Addr); ok { // in one change: the endpoint is served all the time, and once
+		change.Remove = []uint32{earlier}
+	}
+	if err := cfg.Engine.Apply(change); err != nil {
 		c.log.Error("peer not admitted", "err", err)
 		c.adm.Fail(refusal(err))
 		return

@@ -152,6 +152,7 @@ func TestSwitchesOfASite(t *testing.T) {
 func (p *peer) joinStandby(r *rig) bool {
 	p.greet()
 	join := theJoin
+	join.Port = p.port
 	join.Standby = true
 	p.send(&join)
 	select {
@@ -187,7 +188,9 @@ func TestLimitOfStandby(t *testing.T) {
 			require.Empty(t, c.Add)
 		}
 		waiting[0].send(&proto.Deactivate{})
-		waiting[2].send(&theStandby)
+		standby := theJoin
+		standby.Standby, standby.Port = true, waiting[2].port
+		waiting[2].send(&standby)
 		waiting[2].prove(<-r.engine.probes)
 		expect[*proto.Welcome](waiting[2])
 		waiting[2].send(&proto.Activate{})
@@ -198,8 +201,6 @@ func TestLimitOfStandby(t *testing.T) {
 		r.Stop()
 	})
 }
-
-var theStandby = func() proto.Join { j := theJoin; j.Standby = true; return j }()
 
 func TestNodeLimit(t *testing.T) {
 	l := newNodeLimit(datapath.NewPolicer(1, 2))

@@ -127,11 +127,14 @@ type Server struct {
 	stopped bool
 	conns   map[*conn]struct{}
 	members map[uint32]*conn // by session
+
+	endpoints map[netip.AddrPort]member // the session that proved each endpoint last
 }
 
 // New returns a Server. It serves when its Protocol runs.
 func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{}), members: make(map[uint32]*conn)}
+	s.endpoints = make(map[netip.AddrPort]member)
 	s.cfg.Log = limitlog.New(cfg.Log.Handler()) // peers cause its lines
 	s.clock, s.switches = clock{time.Now()}, newNodeLimit(switches)
 	s.replays = newNodeLimit(replays)

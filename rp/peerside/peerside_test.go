@@ -40,6 +40,7 @@ type rig struct {
 	*Server
 	t      *testing.T
 	engine *engine
+	ports  uint16 // UDP, of the peers so far: each has an endpoint of its own
 }
 
 // engine is a Recorder that tells the nonces of its PROBEs.
@@ -89,13 +90,15 @@ type peer struct {
 	rw   *p2p.MsgPipeRW
 	done chan struct{} // closed when the Server's end has returned
 	err  error         // of it
+	port uint16        // UDP
 }
 
 func (r *rig) connect(addr netip.Addr) *peer { return r.connectAs(enode.ID{1}, addr) }
 
 func (r *rig) connectAs(id enode.ID, addr netip.Addr) *peer {
 	near, far := p2p.MsgPipe()
-	p := &peer{t: r.t, rw: far, done: make(chan struct{})}
+	p := &peer{t: r.t, rw: far, done: make(chan struct{}), port: theJoin.Port + r.ports}
+	r.ports++
 	go func() {
 		defer close(p.done)
 		p.err = r.serve(&fronttest.Conn{Node: id, Remote: addr, RW: near})
@@ -151,6 +154,7 @@ func (r *rig) join(p *peer) *proto.Welcome {
 	p.t.Helper()
 	p.greet()
 	join := theJoin
+	join.Port = p.port
 	p.send(&join)
 	probe := <-r.engine.probes
 	p.send(&proto.ProbeAck{Nonce: probe.nonce, Size: uint16(probe.size)})
@@ -217,6 +221,7 @@ func TestGrantFollowsMembers(t *testing.T) {
 				p := r.connect(home)
 				p.greet()
 				join := theJoin
+				join.Port = p.port
 				p.send(&join)
 				sent := <-r.engine.probes
 				p.send(&proto.ProbeAck{Nonce: sent.nonce, Size: wire.MaxDatagram})

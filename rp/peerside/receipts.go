@@ -40,20 +40,6 @@ func (c *conn) confirmed(now time.Time, places []proto.Place) {
 	}
 }
 
-// enter notes whose session an index is.
-func (s *Server) enter(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.members[c.index] = c
-}
-
-// exit forgets a session.
-func (s *Server) exit(session uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.members, session)
-}
-
 // Receipts sends a publisher what is known of its objects, as far as it is a member and
 // reads what it is sent. It does not wait.
 func (s *Server) Receipts(session uint32, objects []proto.ObjectReceipt) {
@@ -124,10 +110,10 @@ func moved(now, told uint64) bool {
 
 // counting is what one peer was told of the members.
 type counting struct {
-	changed <-chan struct{} // closed when there is more to tell
-	countAt time.Time       // when it is to be told, zero for never
-	counted time.Time       // when it was
-	told    []*proto.Counters
+	changed <-chan struct{}            // closed when there is more to tell
+	countAt time.Time                  // when it is to be told, zero for never
+	counted time.Time                  // when it was
+	told    map[uint32]*proto.Counters // by group
 }
 
 // countSoon has the peer told what changed, not too often, and not all peers at once.
@@ -143,19 +129,33 @@ func (c *conn) countSoon(now time.Time) {
 	c.countAt = c.countAt.Add(rand.N(proto.CountersJitter))
 }
 
-// count tells the peer what is due.
+// count tells the peer what is due: at first everything, then what changed since it was told.
 func (c *conn) count(now time.Time) {
 	if c.countAt.IsZero() || now.Before(c.countAt) {
 		return
 	}
-	c.countAt, c.counted = time.Time{}, now
+	c.countAt = time.Time{}
 	c.srv.counters.mu.Lock()
 	groups := c.srv.counters.groups
 	c.srv.counters.mu.Unlock()
+	here := c.srv.cfg.Members.Members()
 	for _, g := range groups {
-		if slices.Contains(c.session.Groups, g.Group) && !slices.Contains(c.told, g) {
-			c.adm.Tell(g)
+		told := c.told[g.Group]
+		switch {
+		case !slices.Contains(c.session.Groups, g.Group):
+			continue
+		case told == nil: // what was counted is older than this membership
+			first := *g
+			first.Here = uint64(here[g.Group])
+			first.Members += first.Here - g.Here
+			g = &first
+		case !countersMoved(g, told):
+			continue
 		}
+		if c.told == nil {
+			c.told = make(map[uint32]*proto.Counters)
+		}
+		c.adm.Tell(g)
+		c.told[g.Group], c.counted = g, now
 	}
-	c.told = groups
 }

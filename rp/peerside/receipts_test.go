@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
@@ -147,6 +148,38 @@ func TestCounters(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		r.nothingElse(p)
 		p.close()
+		r.Stop()
+	})
+}
+
+// The first Counters of a membership count the member itself, although what was counted last
+// is older, and say no more than that when the next count comes.
+func TestCountersOfANewMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		r.SetCounters([]proto.Counters{{Group: group}, {Group: otherGroup}})
+		first := r.connect(home)
+		r.join(first)
+		start := time.Now()
+		counts := func(p *peer) [2]uint64 {
+			c := expect[*proto.Counters](p)
+			require.EqualValues(t, group, c.Group)
+			return [2]uint64{c.Members, c.Here}
+		}
+		require.Equal(t, [2]uint64{1, 1}, counts(first))
+		require.Zero(t, time.Since(start))
+
+		r.SetCounters([]proto.Counters{{Group: group, Members: 4, Here: 1}}) // 3 elsewhere
+		require.Equal(t, [2]uint64{4, 1}, counts(first))
+		second := r.connectAs(enode.ID{2}, home.Next())
+		r.join(second)
+		require.Equal(t, [2]uint64{5, 2}, counts(second))
+		r.SetCounters([]proto.Counters{{Group: group, Members: 5, Here: 2}})
+		require.Equal(t, [2]uint64{5, 2}, counts(first))
+		time.Sleep(10 * time.Second)
+		r.nothingElse(first, second)
+		first.close()
+		second.close()
 		r.Stop()
 	})
 }

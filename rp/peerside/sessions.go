@@ -25,6 +25,63 @@ type Session struct {
 	Lease   time.Time // when it ends unless the peer announces itself
 }
 
+// member is a session of a connection, for other goroutines than the connection's.
+type member struct {
+	*conn
+	index uint32
+}
+
+// errReplaced is why a session ends whose endpoint another session proved.
+var errReplaced = &proto.Error{Reason: proto.ReasonQuit, Detail: "another session proved its endpoint"}
+
+// replace ends the session that proved an endpoint, because a node proves it anew, and
+// returns its index. Only a node that receives at the endpoint can prove it, and it would be
+// served twice.
+func (s *Server) replace(endpoint netip.AddrPort) (index uint32, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.replaceLocked(endpoint)
+}
+
+func (s *Server) replaceLocked(endpoint netip.AddrPort) (index uint32, ok bool) {
+	earlier, ok := s.endpoints[endpoint]
+	if !ok {
+		return 0, false
+	}
+	delete(s.endpoints, endpoint)
+	earlier.mail.post(func(now time.Time) {
+		if earlier.conn.index == earlier.index {
+			earlier.adm.Fail(errReplaced)
+			earlier.perform(now)
+		}
+	})
+	return earlier.index, true
+}
+
+// enter notes whose session an index is, and that it has its endpoint.
+func (s *Server) enter(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.members[c.index] == c {
+		return
+	}
+	s.replaceLocked(c.session.Addr) // a session that was admitted at the same time
+	s.members[c.index] = c
+	s.endpoints[c.session.Addr] = member{c, c.index}
+}
+
+// exit forgets a session.
+func (s *Server) exit(session uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.members[session]; c != nil {
+		delete(s.members, session)
+		if s.endpoints[c.session.Addr] == (member{c, session}) {
+			delete(s.endpoints, c.session.Addr)
+		}
+	}
+}
+
 // sessions are the members. Each belongs to the connection that notes it.
 type sessions struct {
 	mu sync.Mutex

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
@@ -86,4 +87,78 @@ func TestSessions(t *testing.T) {
 		p.close()
 		r.Stop()
 	})
+}
+
+// Who proves an endpoint takes it over: the earlier session ends in the same change, and its
+// end takes nothing from the later one.
+func TestEndpointProvenAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		first, other, second := r.connectAs(enode.ID{1}, home), r.connectAs(enode.ID{2}, home.Next()), r.connectAs(enode.ID{3}, home)
+		old, far := r.join(first), r.join(other)
+		r.engine.Changes()
+
+		second.port = first.port
+		welcome := r.join(second)
+		require.Equal(t, proto.ReasonQuit, expect[*proto.Leave](first).Reason)
+		synctest.Wait()
+		changes := r.engine.Changes()
+		require.Equal(t, []uint32{old.Session}, changes[0].Remove, "with the session that comes")
+		require.Equal(t, welcome.Session, changes[0].Add[0].Index)
+		require.NotEqual(t, old.Session, welcome.Session)
+		sessions := r.Sessions()
+		require.Len(t, sessions, 2)
+		for _, s := range sessions {
+			require.Contains(t, []uint32{welcome.Session, far.Session}, s.Index)
+		}
+		require.Equal(t, map[uint32]int{group: 2}, r.cfg.Members.Members())
+
+		// The connection goes on, and so does the game.
+		join := theJoin
+		join.Port = first.port
+		first.send(&join)
+		probe := <-r.engine.probes
+		first.send(&proto.ProbeAck{Nonce: probe.nonce, Size: uint16(probe.size)})
+		expect[*proto.Welcome](first)
+		require.Equal(t, proto.ReasonQuit, expect[*proto.Leave](second).Reason)
+
+		// Standby and back is the same session.
+		first.send(&proto.Deactivate{})
+		first.send(&proto.Activate{})
+		expect[*proto.Activated](first)
+		require.Len(t, r.Sessions(), 2)
+		first.close()
+		second.close()
+		other.close()
+		require.Empty(t, r.endpoints)
+		require.Empty(t, r.members)
+		require.Zero(t, r.cfg.Members.Sessions())
+		r.Stop()
+	})
+}
+
+// Without the proof nobody loses a session: a Join, its PROBEs and a wrong nonce are not enough.
+func TestEndpointNotProven(t *testing.T) {
+	for _, nonce := range [][wire.NonceSize]byte{{}, {1}} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, membership.Limits{})
+			first, second := r.connectAs(enode.ID{1}, home), r.connectAs(enode.ID{3}, home)
+			old := r.join(first)
+			second.greet()
+			join := theJoin
+			second.send(&join)
+			if nonce != ([wire.NonceSize]byte{}) {
+				second.send(&proto.ProbeAck{Nonce: nonce, Size: wire.MaxDatagram})
+			} else {
+				time.Sleep(proto.ProbeTimeout + time.Second)
+			}
+			expect[*proto.Leave](second)
+			require.Len(t, r.Sessions(), 1)
+			require.Equal(t, old.Session, r.Sessions()[0].Index)
+			r.nothingElse(first)
+			first.close()
+			second.close()
+			r.Stop()
+		})
+	}
 }

@@ -24,6 +24,7 @@ func (r *rig) joinAs(p *peer, change func(*proto.Join)) *proto.Welcome {
 	p.t.Helper()
 	p.greet()
 	join := theJoin
+	join.Port = p.port
 	change(&join)
 	p.send(&join)
 	p.prove(<-r.engine.probes)
