@@ -68,6 +68,9 @@ func TestAdoptedIncarnation(t *testing.T) {
 	}
 	cfg := sites[1].config(t, sites[0])
 	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
+		require.True(t, c.MayBe(c.Incarnation), "drawn")
+		require.True(t, c.MayBe(old), "left")
+		require.False(t, c.MayBe(points[0].Incarnation()), "of another RP")
 		c.Incarnation, c.HandleKey = state.Incarnation, state.HandleKey
 		e, err := socket.Listen(c)
 		if err != nil {

@@ -209,6 +209,7 @@ func (r *RP) start() error {
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
 		Owner:       r.owner(),
+		MayBe:       func(incarnation uint32) bool { return linkstate.Belongs(linkstate.IDOf(r.self), incarnation) },
 		HopLimit:    cfg.HopLimit,
 		Egress:      cfg.EgressTotal,
 		EgressBurst: egressBurst(cfg.EgressTotal),

@@ -342,6 +342,10 @@ type Config struct {
 	// of the same Owner.
 	Owner [16]byte
 
+	// MayBe reports whether this RP may be an incarnation; nil: any. An Adopter does not go
+	// on with the datapath of another one: no other RP would take it (SPEC 12.4).
+	MayBe func(incarnation uint32) bool
+
 	// HopLimit is that of the IPv6 packets to channels, 0 for 1: they stay on the link.
 	HopLimit uint8
 

@@ -334,7 +334,7 @@ func (e *Engine) open() error {
 			return err
 		}
 		e.pins.sweep(e.nl, e.boot, e.opt.Log)
-		if e.left, err = e.pins.find(e.nl, e.addr, e.cfg.Owner, e.boot); err != nil {
+		if e.left, err = e.pins.find(e.nl, e.addr, &e.cfg, e.boot); err != nil {
 			e.opt.Log.Warn("datapath that was left cannot be adopted", "pin", e.pins.dir, "reason", err)
 		}
 	}

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
 // layoutVersion is raised when something in the tables changes its meaning, but not
@@ -329,7 +330,7 @@ func (left *legacy) close() {
 
 // find returns the datapath that was left, nil when there is none. With an error it
 // cannot be adopted.
-func (p *pins) find(nl *netlink.Handle, addr netip.AddrPort, owner [16]byte, boot time.Time) (*legacy, error) {
+func (p *pins) find(nl *netlink.Handle, addr netip.AddrPort, cfg *datapath.Config, boot time.Time) (*legacy, error) {
 	files, err := os.ReadDir(p.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -342,9 +343,13 @@ func (p *pins) find(nl *netlink.Handle, addr netip.AddrPort, owner [16]byte, boo
 		left.close()
 		return nil, err
 	}
-	if left.life.Owner != owner {
+	if left.life.Owner != cfg.Owner {
 		left.close()
 		return nil, errors.New("it is of another node key or chain")
+	}
+	if i := left.life.Incarnation; cfg.MayBe != nil && !cfg.MayBe(i) {
+		left.close()
+		return nil, fmt.Errorf("its incarnation %08x is none that this node may have: an older rpd drew it; members join anew", i)
 	}
 	if over(left.life, boot) {
 		left.close()

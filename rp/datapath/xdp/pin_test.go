@@ -97,6 +97,27 @@ func TestXDPOthersPins(t *testing.T) {
 	require.NoError(t, e.Close())
 	c.nothingLeft(spec.Pin)
 
+	// As does the same one, when it may not be the incarnation that was left.
+	kill, err = c.lab.startChild(spec, false)
+	require.NoError(t, err)
+	kill()
+	var asked []uint32
+	other = spec
+	other.Config.Incarnation = 78
+	other.Config.MayBe = func(incarnation uint32) bool {
+		asked = append(asked, incarnation)
+		return incarnation == 78
+	}
+	e, err = c.adoptHere(other, &log)
+	require.NoError(t, err)
+	require.Nil(t, e.Adopted())
+	require.Equal(t, []uint32{spec.Config.Incarnation}, asked)
+	require.Contains(t, log.String(), "is none that this node may have")
+	require.Equal(t, uint32(78), e.memory.lives.at(0).Incarnation)
+	require.Empty(t, e.Stats().Sessions)
+	require.NoError(t, e.Close())
+	c.nothingLeft(spec.Pin)
+
 	second := c.lab.rpAddr(0).Next().Next()
 	c.lab.addAddr(c.lab.rp, "rp0", second, 128)
 	for name, addr := range map[string]netip.AddrPort{
