@@ -133,8 +133,9 @@ func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Anno
 		if _, known := n.marks[s]; !known && len(n.marks) >= proto.MaxMarks {
 			continue
 		}
+		old := before[s] // of the same map as the new one, if that is not whole
 		n.marks[s] = mark
-		if seq, ok := n.suspended[s]; ok && (mark.Next > seq || mark.Next < before[s].Next) { // or it began anew
+		if seq, ok := n.suspended[s]; ok && (mark.Next > seq || mark.Next < old.Next) { // or it began anew
 			delete(n.suspended, s)
 		}
 	}

@@ -71,7 +71,12 @@ func TestRestart(t *testing.T) {
 	const lie = 1 << 30
 	for name, restart := range map[string]func(now time.Time, c *Coverage[string, string]){
 		"there": func(now time.Time, c *Coverage[string, string]) { c.Have(now, "b", covered(6)) },
-		"here":  func(_ time.Time, c *Coverage[string, string]) { c.Restart(testStream, 6) },
+		"there, in changes": func(now time.Time, c *Coverage[string, string]) {
+			have := covered(6)
+			have.Whole = false
+			c.Have(now, "b", have)
+		},
+		"here": func(_ time.Time, c *Coverage[string, string]) { c.Restart(testStream, 6) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			now := time.Unix(100, 0)
