@@ -39,7 +39,7 @@ type Choice struct {
 // receivers that are still in use.
 const stall = 6 * time.Second
 
-// turnInterval is how often the mesh is asked for a turn.
+// turnInterval is how often the engine and the mesh are asked for a turn.
 const turnInterval = time.Second
 
 // pulse is when a part of the RP last did its work.
@@ -88,6 +88,21 @@ func (v *vitals) sent(err error) {
 		return
 	}
 	v.beats.Store(new(err.Error()))
+}
+
+// feelEngine asks the engine for its marks every second until ctx ends.
+func (r *RP) feelEngine(ctx context.Context) {
+	ticker := time.NewTicker(turnInterval)
+	defer ticker.Stop()
+	for {
+		r.engine.Marks()
+		r.vitals.engine.beat()
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // feelMesh asks the mesh for a turn every second until ctx ends.

@@ -76,6 +76,27 @@ func TestHealthOfWhatHangs(t *testing.T) {
 	}
 }
 
+// TestHeartbeatsWhileTheEngineHangs has the thread of the engine answer nothing, as during a
+// long change: the RP sends its heartbeats all the same.
+func TestHeartbeatsWhileTheEngineHangs(t *testing.T) {
+	t.Parallel()
+	cfg := newSite(t).config(t)
+	h := new(hanging)
+	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
+		var err error
+		h.Engine, err = socket.Listen(c)
+		return h, err
+	}
+	point := start(t, cfg)
+	awaitReady(t, point)
+	members(t, newPeer(t, point, peerOptions{}))
+	on := make(chan struct{})
+	h.marks.Store(&on)
+	defer close(on)
+	before := h.Stats().Heartbeats
+	require.Eventually(t, func() bool { return h.Stats().Heartbeats >= before+4 }, patience, 5*time.Millisecond)
+}
+
 // TestHealthWhenFull has room for one session.
 func TestHealthWhenFull(t *testing.T) {
 	t.Parallel()

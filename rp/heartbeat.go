@@ -76,7 +76,8 @@ func (b *beats) look(now time.Time, newest []proto.Mark) datapath.HeartbeatScope
 	return 0
 }
 
-// heartbeat sends heart-beats until ctx ends.
+// heartbeat sends heart-beats until ctx ends. Members leave when they hear none, so it asks
+// the engine for nothing that waits for a change.
 func (r *RP) heartbeat(ctx context.Context) {
 	ticker := time.NewTicker(beatLook)
 	defer ticker.Stop()
@@ -84,9 +85,7 @@ func (r *RP) heartbeat(ctx context.Context) {
 	for {
 		select {
 		case now := <-ticker.C:
-			own := slices.DeleteFunc(r.engine.Marks(), func(m proto.Mark) bool { return m.Ingress != r.incarnation })
-			r.vitals.engine.beat()
-			scope := b.look(now, own)
+			scope := b.look(now, r.engine.OwnMarks())
 			if scope == 0 {
 				continue
 			}

@@ -347,6 +347,7 @@ func (r *RP) start() error {
 	r.vitals.engine.beat()
 	r.vitals.mesh.beat()
 	r.wg.Go(func() { r.heartbeat(ctx) })
+	r.wg.Go(func() { r.feelEngine(ctx) })
 	r.wg.Go(func() { r.feelMesh(ctx) })
 	r.wg.Go(func() { r.rekey(ctx) })
 	if orphans != nil {

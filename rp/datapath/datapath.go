@@ -413,6 +413,11 @@ type Engine interface {
 	// is sent to them. An ingress RP of which nothing was heard has no mark.
 	Marks() []proto.Mark
 
+	// OwnMarks returns the newest sequence of each own stream, ordered by group. It waits
+	// for no change: heartbeats, of which it is the measure, must not. It may not yet have
+	// the streams of a change that is being made. None after Close.
+	OwnMarks() []proto.Mark
+
 	// Probe sends one PROBE of size bytes of UDP payload, which holds at least
 	// the header and the nonce, to an endpoint without a session. It leaves the way that
 	// copies to the endpoint would, so that a ProbeAck proves this way; with an error that

@@ -76,6 +76,9 @@ func (r *Recorder) Changes() []datapath.Change { return take(r, &r.changes) }
 // Marks implements datapath.Engine.
 func (r *Recorder) Marks() []proto.Mark { return nil }
 
+// OwnMarks implements datapath.Engine.
+func (r *Recorder) OwnMarks() []proto.Mark { return nil }
+
 // Probe implements datapath.Engine.
 func (r *Recorder) Probe(netip.AddrPort, [wire.NonceSize]byte, int) error { return nil }
 

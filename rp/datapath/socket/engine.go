@@ -182,6 +182,11 @@ func (e *Engine) Age(newest, heartbeat time.Duration) { e.table.age(newest, hear
 // Marks implements datapath.Engine.
 func (e *Engine) Marks() []proto.Mark { return e.table.marks() }
 
+// OwnMarks implements datapath.Engine. A change of the table takes no time worth a wait.
+func (e *Engine) OwnMarks() []proto.Mark {
+	return slices.DeleteFunc(e.table.marks(), func(m proto.Mark) bool { return m.Ingress != e.table.own })
+}
+
 // Probe implements datapath.Engine.
 func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error {
 	if e.closed.Load() {

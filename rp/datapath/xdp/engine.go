@@ -573,6 +573,12 @@ func (e *Engine) Marks() (marks []proto.Mark) {
 	return marks
 }
 
+// OwnMarks implements datapath.Engine. The thread of the pulse tells them.
+func (e *Engine) OwnMarks() (marks []proto.Mark) {
+	_ = e.pulse.do(func() { marks = e.table.ownMarks() }) // none after Close
+	return marks
+}
+
 // Adopted implements datapath.Adopter.
 func (e *Engine) Adopted() *datapath.State { return e.adopted }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
@@ -25,6 +26,7 @@ func TestXDPPulse(t *testing.T) {
 	go func() { ended <- e.do(func() { close(held); <-release }) }()
 	<-held
 	for range beats {
+		require.Equal(t, []proto.Mark{{Ingress: testOwn, Group: testGroup}}, e.OwnMarks())
 		require.NoError(t, e.Heartbeat(datapath.Local))
 	}
 	until := load(life)

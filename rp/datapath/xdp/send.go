@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -321,6 +322,19 @@ func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 		beats = append(beats, b)
 	}
 	return beats
+}
+
+// ownMarks returns the newest sequence of each own stream, ordered by group. It is for the
+// thread of the pulse.
+func (t *table) ownMarks() (marks []proto.Mark) {
+	own := t.own.Load()
+	if own == nil {
+		return nil
+	}
+	for _, s := range *own {
+		marks = append(marks, proto.Mark{Ingress: s.id.Ingress, Group: s.id.Group, Sequence: load(&t.e.memory.streams.at(s.element).Newest)})
+	}
+	return marks
 }
 
 // receivers returns the sessions that get a beat.
