@@ -43,8 +43,12 @@ type count struct {
 	leftOut uint64
 }
 
-// New returns a logger that writes to h what the limits let pass.
+// New returns a logger that writes to h what the limits let pass. If h has limits already,
+// these hold, and there are no others.
 func New(h slog.Handler) *slog.Logger {
+	if _, limited := h.(*Handler); limited {
+		return slog.New(h)
+	}
 	return slog.New(&Handler{h, &counts{by: make(map[string]*count)}})
 }
 

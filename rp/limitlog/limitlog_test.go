@@ -18,6 +18,7 @@ func TestLinesAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer
 		log := New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		require.Same(t, log.Handler(), New(log.Handler()).Handler(), "limits are not doubled")
 		lines := func() int {
 			n := strings.Count(text.String(), "\n")
 			text.Reset()

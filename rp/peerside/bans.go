@@ -29,7 +29,9 @@ const (
 	// it is banned like a node.
 	addrStrikes = 3
 
-	// maxBans bounds the memory. With more, the oldest eighth is forgotten.
+	// maxBans bounds the memory. With more, an eighth is forgotten: nodes and addresses
+	// that are let in before those that are banned, the oldest first, and no ban of the
+	// operator.
 	maxBans = 1 << 16
 )
 
@@ -71,7 +73,11 @@ type ban struct {
 	strikes int
 	last    time.Time // violation
 	until   time.Time
+	set     bool // by the operator
 }
+
+// banned reports whether the node or address is not let in.
+func (x *ban) banned(now time.Time) bool { return now.Before(x.until) }
 
 func newBans() *bans { return &bans{by: make(map[any]*ban)} }
 
@@ -80,7 +86,7 @@ func (b *bans) check(now time.Time, id enode.ID, addr netip.Addr) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, key := range []any{id, addr} {
-		if x := b.by[key]; x != nil && now.Before(x.until) {
+		if x := b.by[key]; x != nil && x.banned(now) {
 			return &proto.Error{Reason: proto.ReasonDenied, Detail: fmt.Sprintf("banned for %v more", x.until.Sub(now).Round(time.Second))}
 		}
 	}
@@ -95,7 +101,8 @@ func (b *bans) strike(now time.Time, id enode.ID, addr netip.Addr) time.Duration
 	return b.add(now, id, 1)
 }
 
-// add notes a violation of who is banned from the free-th one on.
+// add notes a violation of a node or address that is banned from the free-th one on, and
+// returns for how long it is. A longer ban stays as it is.
 func (b *bans) add(now time.Time, key any, free int) time.Duration {
 	b.forget(now)
 	x := b.by[key]
@@ -112,12 +119,14 @@ func (b *bans) add(now time.Time, key any, free int) time.Duration {
 	if n := x.strikes - free; n < 6 {
 		length = min(length, banFirst<<n)
 	}
-	x.until = now.Add(length)
+	if until := now.Add(length); until.After(x.until) {
+		x.until, x.set = until, false
+	}
 	b.made.Add(1)
-	return length
+	return x.until.Sub(now)
 }
 
-// Set bans a node or an address for a time, 0 to let it in again.
+// set bans a node or an address for a time, 0 to let it in again.
 func (b *bans) set(now time.Time, key any, length time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -126,27 +135,39 @@ func (b *bans) set(now time.Time, key any, length time.Duration) {
 		delete(b.by, key)
 		return
 	}
-	b.by[key] = &ban{strikes: 1, last: now, until: now.Add(length)}
+	b.by[key] = &ban{strikes: 1, last: now, until: now.Add(length), set: true}
 	b.made.Add(1)
 }
 
-// forget drops what is over, now and then, and the oldest when there is too much.
+// forget drops what is over, now and then, and more when there is too much.
 func (b *bans) forget(now time.Time) {
 	if now.Before(b.sweep) && len(b.by) < maxBans {
 		return
 	}
 	b.sweep = now.Add(time.Minute)
-	maps.DeleteFunc(b.by, func(_ any, x *ban) bool { return !now.Before(x.until) && now.Sub(x.last) >= banMemory })
+	maps.DeleteFunc(b.by, func(_ any, x *ban) bool { return !x.banned(now) && now.Sub(x.last) >= banMemory })
 	if len(b.by) < maxBans {
 		return
 	}
-	last := make([]time.Time, 0, len(b.by))
-	for _, x := range b.by {
-		last = append(last, x.last)
+	var keys []any
+	for key, x := range b.by {
+		if !x.set || !x.banned(now) {
+			keys = append(keys, key)
+		}
 	}
-	slices.SortFunc(last, time.Time.Compare)
-	oldest := last[len(last)/8]
-	maps.DeleteFunc(b.by, func(_ any, x *ban) bool { return x.last.Before(oldest) })
+	slices.SortFunc(keys, func(i, j any) int {
+		x, y := b.by[i], b.by[j]
+		if banned := x.banned(now); banned != y.banned(now) {
+			if banned {
+				return 1
+			}
+			return -1
+		}
+		return x.last.Compare(y.last)
+	})
+	for _, key := range keys[:min(len(keys), len(b.by)/8)] {
+		delete(b.by, key)
+	}
 }
 
 // len returns how many are banned.
@@ -155,7 +176,7 @@ func (b *bans) len() (n int) {
 	defer b.mu.Unlock()
 	now := time.Now()
 	for _, x := range b.by {
-		if now.Before(x.until) {
+		if x.banned(now) {
 			n++
 		}
 	}

@@ -87,20 +87,46 @@ func TestBans(t *testing.T) {
 func TestBansAreBounded(t *testing.T) {
 	b := newBans()
 	now := time.Now()
-	for n := range uint32(maxBans + 10) {
-		var id enode.ID
-		binary.BigEndian.PutUint32(id[:], n)
-		b.set(now.Add(time.Duration(n)), id, time.Hour)
+	node := func(n int) (id enode.ID) {
+		binary.BigEndian.PutUint32(id[:], uint32(n))
+		return id
+	}
+	b.set(now.Add(-time.Hour), enode.ID{0xfe}, 2*time.Hour)
+	for n := range maxBans + 10 {
+		at := now.Add(time.Duration(n))
+		b.mu.Lock()
+		b.add(at, node(n), 1+n%2) // each second one is let in
+		b.mu.Unlock()
 	}
 	require.LessOrEqual(t, len(b.by), maxBans)
-	require.NoError(t, b.check(now, enode.ID{}, home), "the oldest are forgotten")
-	var last enode.ID
-	binary.BigEndian.PutUint32(last[:], maxBans+9)
-	require.Error(t, b.check(now, last, home))
+	require.Nil(t, b.by[node(1)], "the oldest of those that are let in is forgotten first")
+	require.Error(t, b.check(now, node(0), home))
+	require.Error(t, b.check(now, node(maxBans+8), home))
+	for n := range maxBans {
+		b.mu.Lock()
+		b.add(now.Add(time.Second+time.Duration(n)), node(maxBans+10+n), 1)
+		b.mu.Unlock()
+	}
+	require.LessOrEqual(t, len(b.by), maxBans)
+	require.NoError(t, b.check(now, node(0), home), "and then the oldest of all")
+	require.Error(t, b.check(now, enode.ID{0xfe}, home), "but for what the operator banned")
 	require.Equal(t, banLongest, func() (d time.Duration) {
 		for range 20 {
 			d = b.strike(now, enode.ID{0xff}, home)
 		}
 		return d
 	}())
+}
+
+// A violation shortens no ban.
+func TestLongerBansStay(t *testing.T) {
+	b := newBans()
+	now := time.Now()
+	id := enode.ID{1}
+	b.set(now, id, 24*time.Hour)
+	require.Equal(t, 24*time.Hour, b.strike(now, id, home))
+	require.Error(t, b.check(now.Add(23*time.Hour), id, home))
+	require.NoError(t, b.check(now.Add(24*time.Hour), id, home))
+	b.set(now, id, time.Minute) // an operator may shorten it
+	require.NoError(t, b.check(now.Add(time.Minute), id, home))
 }

@@ -312,7 +312,10 @@ func (c *conn) perform(now time.Time) {
 func (c *conn) send(m proto.Message) {
 	payload, err := proto.Encode(m)
 	if err != nil { // a message of ours always encodes
-		c.fatal = fmt.Errorf("encode message 0x%02x: %w", m.Code(), err)
+		if c.fatal == nil {
+			c.fatal = fmt.Errorf("encode message 0x%02x: %w", m.Code(), err)
+			c.adm.Fail(c.fatal)
+		}
 		return
 	}
 	if !c.out.Send(m.Code(), payload) && c.fatal == nil {
@@ -434,6 +437,11 @@ func (c *conn) prepare(now time.Time, a proto.Admit) {
 // admit puts the session into the datapath, and only then lets the Welcome go.
 func (c *conn) admit(now time.Time, a proto.Admit) {
 	cfg := &c.srv.cfg
+	if err := c.listed(); err != nil { // no longer: the lists may have changed since it joined
+		c.srv.refused.Add(1)
+		c.adm.Fail(err)
+		return
+	}
 	var channel proto.Channel
 	if a.Mode == proto.ModeSSM {
 		id := channelID{a.Join.Groups[0], c.link}

@@ -84,22 +84,22 @@ func (c *conn) renew(now time.Time) {
 	}
 }
 
-// End ends sessions for a reason, which the peers are told. It does not wait.
-func (s *Server) End(sessions []uint32, reason *proto.Error) (found int) {
+// End ends sessions for a reason, which the peers are told: members, and those that are
+// about to be. It does not wait.
+func (s *Server) End(sessions []uint32, reason *proto.Error) {
+	if len(sessions) == 0 {
+		return
+	}
+	ends := make(map[uint32]bool, len(sessions))
 	for _, index := range sessions {
-		s.mu.Lock()
-		c := s.members[index]
-		s.mu.Unlock()
-		if c == nil {
-			continue
-		}
-		found++
+		ends[index] = true
+	}
+	for _, c := range s.connections() { // which index one reserved, it alone knows
 		c.mail.post(func(now time.Time) {
-			if c.index == index {
+			if c.index != 0 && ends[c.index] {
 				c.adm.Fail(reason)
 				c.perform(now)
 			}
 		})
 	}
-	return found
 }

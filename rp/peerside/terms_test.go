@@ -86,11 +86,44 @@ func TestListsOfPresentMembers(t *testing.T) {
 		peers[0].send(&join)
 		require.Equal(t, proto.ReasonDenied, expect[*proto.Leave](peers[0]).Reason)
 
-		require.Equal(t, 1, r.End([]uint32{r.members0(enode.ID{3}), 12345}, &proto.Error{Reason: proto.ReasonFull}))
+		r.End([]uint32{r.members0(enode.ID{3}), 12345}, &proto.Error{Reason: proto.ReasonFull})
 		require.Equal(t, proto.ReasonFull, expect[*proto.Leave](peers[2]).Reason)
 		for _, p := range peers {
 			p.close()
 		}
+		r.Stop()
+	})
+}
+
+// What changes while a peer joins holds for it, too: the lists, and limits that leave no room.
+func TestTermsOfJoiningPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		delisted, beyond := r.connectAs(enode.ID{1}, home), r.connectAs(enode.ID{2}, home)
+		first, err := r.cfg.Members.Reserve(home)
+		require.NoError(t, err)
+		join := theJoin
+		var probes []probe
+		for _, p := range []*peer{delisted, beyond} {
+			p.greet()
+			p.send(&join)
+			probes = append(probes, <-r.engine.probes)
+		}
+		require.Equal(t, 3, r.cfg.Members.Sessions())
+		r.set(func(t *Terms) { t.Joiners = map[enode.ID]bool{{2}: true} })
+		delisted.prove(probes[0])
+		require.Equal(t, proto.ReasonDenied, expect[*proto.Leave](delisted).Reason)
+		synctest.Wait()
+		require.Equal(t, 2, r.cfg.Members.Sessions())
+		r.cfg.Members.SetLimits(membership.Limits{Sessions: 1})
+		r.End(r.cfg.Members.Beyond(), &proto.Error{Reason: proto.ReasonFull})
+		require.Equal(t, proto.ReasonFull, expect[*proto.Leave](beyond).Reason)
+		synctest.Wait()
+		require.Empty(t, r.cfg.Members.Beyond())
+		require.Empty(t, r.engine.Changes())
+		r.cfg.Members.Release(first)
+		delisted.close()
+		beyond.close()
 		r.Stop()
 	})
 }
