@@ -130,12 +130,12 @@ type Admission struct {
 	probes  int
 	actions []Action
 
-	deadline time.Time // of the state, or the lease
-	probe    time.Time // next PROBE
+	deadline time.Time // next PROBE, or the end of the wait for its ProbeAck, or the lease
 }
 
-// probeIntervals are the pauses after each PROBE.
-var probeIntervals = [MaxProbes]time.Duration{250 * time.Millisecond, 750 * time.Millisecond, ProbeTimeout}
+// probePauses are the pauses after each PROBE. After the last one the RP waits for the
+// rest of ProbeTimeout or ChannelTimeout.
+var probePauses = [MaxProbes - 1]time.Duration{250 * time.Millisecond, 750 * time.Millisecond}
 
 // NewAdmission returns an Admission for a connection that was just made.
 func NewAdmission(cfg AdmissionConfig) *Admission {
@@ -285,7 +285,7 @@ func (a *Admission) joined(now time.Time, m *Join) error {
 		return err
 	}
 	a.channel = a.nonce
-	a.state, a.probes, a.deadline = AdmissionProbing, 0, now.Add(ProbeTimeout)
+	a.state, a.probes = AdmissionProbing, 0
 	a.sendProbe(now)
 	return nil
 }
@@ -306,8 +306,30 @@ func (a *Admission) sendProbe(now time.Time) {
 		probe.Nonce, probe.Mode, probe.Port, probe.Group = a.channel, ModeSSM, a.cfg.Status.GroupPort, a.join.Groups[0]
 	}
 	a.act(probe)
-	a.probe = now.Add(probeIntervals[a.probes])
 	a.probes++
+	a.ProbeLeft(now)
+}
+
+// ProbeLeft says when the PROBE left that was asked for last, if that took a while: a slow
+// RP tries as often, and waits for the ProbeAck as long.
+func (a *Admission) ProbeLeft(now time.Time) {
+	var wait time.Duration
+	switch a.state {
+	case AdmissionProbing:
+		wait = ProbeTimeout
+	case AdmissionProving:
+		wait = ChannelTimeout
+	default:
+		return
+	}
+	if a.probes < MaxProbes {
+		a.deadline = now.Add(probePauses[a.probes-1])
+		return
+	}
+	for _, pause := range probePauses {
+		wait -= pause
+	}
+	a.deadline = now.Add(wait)
 }
 
 func (a *Admission) probed(now time.Time, m *ProbeAck) error {
@@ -329,7 +351,7 @@ func (a *Admission) probed(now time.Time, m *ProbeAck) error {
 		if a.channel, err = a.newNonce(); err != nil {
 			return err
 		}
-		a.state, a.probes, a.deadline = AdmissionProving, 0, now.Add(ChannelTimeout)
+		a.state, a.probes = AdmissionProving, 0
 		a.sendProbe(now)
 	default:
 		a.admit(ModeUnicast)
@@ -451,37 +473,25 @@ func (a *Admission) end(err error) {
 
 // Tick does what is due.
 func (a *Admission) Tick(now time.Time) {
-	switch a.state {
-	case AdmissionProbing:
-		switch {
-		case !now.Before(a.deadline):
-			a.Fail(&Error{ReasonUnreachable, fmt.Sprintf("no ProbeAck of %d probes", a.probes)})
-		case !now.Before(a.probe) && a.probes < MaxProbes:
-			a.sendProbe(now)
-		}
-	case AdmissionProving:
-		switch {
-		case !now.Before(a.deadline):
-			a.admit(ModeUnicast)
-		case !now.Before(a.probe) && a.probes < MaxProbes:
-			a.sendProbe(now)
-		}
-	case AdmissionActive:
-		if !now.Before(a.deadline) {
-			a.Fail(&Error{ReasonExpired, fmt.Sprintf("no announce for %v", a.cfg.Lease)})
-		}
+	if due := a.Deadline(); due.IsZero() || now.Before(due) {
+		return
+	}
+	switch {
+	case a.state == AdmissionActive:
+		a.Fail(&Error{ReasonExpired, fmt.Sprintf("no announce for %v", a.cfg.Lease)})
+	case a.probes < MaxProbes:
+		a.sendProbe(now)
+	case a.state == AdmissionProbing:
+		a.Fail(&Error{ReasonUnreachable, fmt.Sprintf("no ProbeAck of %d probes", a.probes)})
+	case a.state == AdmissionProving:
+		a.admit(ModeUnicast)
 	}
 }
 
 // Deadline returns when Tick is due next, zero for never.
 func (a *Admission) Deadline() time.Time {
 	switch a.state {
-	case AdmissionProbing, AdmissionProving:
-		if a.probes < MaxProbes && a.probe.Before(a.deadline) {
-			return a.probe
-		}
-		return a.deadline
-	case AdmissionActive:
+	case AdmissionProbing, AdmissionProving, AdmissionActive:
 		return a.deadline
 	}
 	return time.Time{}

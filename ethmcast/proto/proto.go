@@ -77,8 +77,8 @@ const (
 	JoinTimeout       = 5 * time.Second  // Join to Welcome
 	HeartbeatInterval = 500 * time.Millisecond
 	HeartbeatTimeout  = 1500 * time.Millisecond // silence after which an RP is lost
-	ProbeTimeout      = 3 * time.Second         // Join to ProbeAck, at the RP
-	ChannelTimeout    = 1500 * time.Millisecond // first PROBE on a channel to its ProbeAck, at the RP
+	ProbeTimeout      = 3 * time.Second         // first PROBE to its ProbeAck, at the RP, if no PROBE is late
+	ChannelTimeout    = 1500 * time.Millisecond // the same on a channel
 	MaxProbes         = 3                       // datagrams sent to an unproven endpoint, and for a Join on a channel
 	MinBackoff        = 500 * time.Millisecond  // between attempts to join
 	MaxBackoff        = 30 * time.Second

@@ -251,6 +251,37 @@ func TestUnprovenEndpoint(t *testing.T) {
 	p.expect(JoinerActive, AdmissionActive)
 }
 
+// An RP that is slow tries as often, and waits for the last ProbeAck as long.
+func TestSlowProbes(t *testing.T) {
+	p := newPair(t, nil)
+	p.deaf = true
+	p.joiner.Want(p.now, true)
+	p.flush()
+	const late = 2 * ProbeTimeout
+	for n := 1; ; n++ {
+		p.expect(JoinerJoining, AdmissionProbing)
+		if got := p.count("probe"); got != n {
+			t.Fatalf("%d probes, want %d", got, n)
+		}
+		p.now = p.now.Add(late) // to send it takes this long
+		p.admission.ProbeLeft(p.now)
+		if n == MaxProbes {
+			break
+		}
+		p.now = p.now.Add(late)
+		p.admission.Tick(p.now)
+		for _, x := range p.admission.Actions() {
+			p.rpDoes(x)
+		}
+	}
+	p.now = p.now.Add(ProbeTimeout - time.Second - 1)
+	p.admission.Tick(p.now)
+	p.expect(JoinerJoining, AdmissionProbing)
+	p.now = p.now.Add(1)
+	p.admission.Tick(p.now)
+	p.expect(JoinerJoining, AdmissionIdle)
+}
+
 // A path that cuts the largest datagram is not proven.
 func TestProbeSize(t *testing.T) {
 	p := newPair(t, nil)
@@ -425,8 +456,10 @@ func TestCrossedLeave(t *testing.T) {
 	p.joiner.Want(p.now, true)
 	p.flush()
 	echo := &ProbeAck{Nonce: p.admission.nonce, Size: p.admission.join.ProbeSize}
-	p.now = p.now.Add(ProbeTimeout)
-	p.admission.Tick(p.now)
+	for range MaxProbes {
+		p.now = p.now.Add(ProbeTimeout)
+		p.admission.Tick(p.now)
+	}
 	p.expect(JoinerJoining, AdmissionIdle)
 	p.admission.Actions()
 	for _, m := range []Message{echo, &Announce{}, &RekeyAck{}, &Activate{}, &Deactivate{}, &Confirm{}} {

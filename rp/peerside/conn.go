@@ -161,7 +161,14 @@ func (c *conn) run() error {
 		case <-c.changed:
 			c.countSoon(time.Now())
 		case <-timer.C:
-			c.tick(opened)
+			select {
+			case r := <-in: // a ProbeAck that waits is not late
+				c.handle(r)
+			default:
+			}
+			if c.fatal == nil {
+				c.tick(opened)
+			}
 		case <-drain:
 			drain = nil
 			c.adm.Redirect()
@@ -326,6 +333,7 @@ func (c *conn) send(m proto.Message) {
 
 // probe sends a PROBE, as far as the limits allow it.
 func (c *conn) probe(now time.Time, a proto.SendProbe) {
+	defer func() { c.adm.ProbeLeft(time.Now()) }()
 	if a.Mode == proto.ModeSSM {
 		c.probeChannel(a)
 		return

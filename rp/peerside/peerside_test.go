@@ -47,8 +47,9 @@ type rig struct {
 type engine struct {
 	datapathtest.Recorder
 	probes chan probe
-	noWay  error        // to everybody
-	marks  []proto.Mark // nil for those of a test that does not care
+	noWay  error         // to everybody
+	slow   time.Duration // to send a PROBE
+	marks  []proto.Mark  // nil for those of a test that does not care
 }
 
 type probe struct {
@@ -59,6 +60,7 @@ type probe struct {
 
 func (e *engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error {
 	e.probes <- probe{dst, nonce, size}
+	time.Sleep(e.slow)
 	return e.noWay
 }
 
@@ -364,6 +366,27 @@ func TestRefusals(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An engine that is slow to send costs no peer its membership: each PROBE is sent, and a
+// ProbeAck that came meanwhile counts.
+func TestSlowEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		r.engine.slow = 2 * proto.ProbeTimeout
+		p := r.connect(home)
+		p.greet()
+		join := theJoin
+		p.send(&join)
+		for range proto.MaxProbes - 1 {
+			<-r.engine.probes
+		}
+		sent := <-r.engine.probes
+		p.send(&proto.ProbeAck{Nonce: sent.nonce, Size: uint16(sent.size)})
+		expect[*proto.Welcome](p)
+		r.Stop()
+		<-p.done
+	})
 }
 
 // Install waits for those who are members, as long as it may.

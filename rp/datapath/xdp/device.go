@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"math"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -42,10 +43,14 @@ type genlHeader [nl.SizeofGenlmsg]byte
 func (h genlHeader) Len() int          { return len(h) }
 func (h genlHeader) Serialize() []byte { return h[:] }
 
+// netdevFamily is looked up once. A kernel without the family starts modprobe at each look,
+// and the family is part of no module.
+var netdevFamily = sync.OnceValues(func() (*netlink.GenlFamily, error) { return netlink.GenlFamilyGet("netdev") })
+
 // takesFrames returns an error when the kernel says that a device refuses what programs
 // redirect to it, which the programs do not see. It says so from Linux 6.3 on.
 func (d *device) takesFrames() error {
-	family, err := netlink.GenlFamilyGet("netdev")
+	family, err := netdevFamily()
 	if err != nil {
 		return nil // the kernel does not say
 	}
