@@ -326,6 +326,7 @@ func (r *RP) start() error {
 		Limits:    front.LimitsFor(cfg.Limits.Sessions, cfg.Limits.Per64, cfg.Limits.Per48),
 		Trusted:   cfg.Neighbours,
 		Protocols: []front.Protocol{r.mesh.Protocol(), r.peers.Protocol()}, // between RPs the mesh has the word
+		Banned:    r.peers.BannedAddr,
 		Log:       cfg.Log,
 	})
 	if err != nil {

@@ -24,6 +24,7 @@ type serverConfig struct {
 	Limits    front.Limits
 	Trusted   []*enode.Node // the other RPs, at first
 	Protocols []front.Protocol
+	Banned    func(netip.Addr) bool // addresses that may not come in
 	Log       *slog.Logger
 }
 
@@ -66,6 +67,7 @@ func startServer(cfg serverConfig) (*server, error) {
 		Name:      "mdcs-rpd",
 		Listener:  tcp,
 		Protocols: cfg.Protocols,
+		Banned:    cfg.Banned,
 		Trusted:   cfg.Trusted,
 		Limits:    cfg.Limits,
 		Opened:    s.dialer.opened,

@@ -76,6 +76,7 @@ const (
 	Displaced                    // a connection of a smaller prefix needed the place
 	Silent                       // the handshake was not done in time
 	BadHandshake                 // nor would it ever
+	Banned                       // the address may not come in for some time
 	Unlisted                     // the node may not be served
 	Useless                      // no capability in common
 	Duplicate                    // the node has a connection
@@ -87,7 +88,7 @@ const (
 
 func (r Reason) String() string {
 	return [...]string{"taken", "too_fast", "full_64", "full_48", "full", "full_handshakes", "displaced", "silent", "bad_handshake",
-		"unlisted", "useless", "duplicate", "idle", "breach", "host"}[r]
+		"banned", "unlisted", "useless", "duplicate", "idle", "breach", "host"}[r]
 }
 
 // Reasons returns all reasons for which a connection is refused or ended.

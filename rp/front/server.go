@@ -46,6 +46,10 @@ type Config struct {
 	Trusted   []*enode.Node
 	Limits    Limits
 
+	// Banned reports whether an address may not come in now, asked before anything is read
+	// from it; nil is none. Addresses of trusted nodes are not asked for.
+	Banned func(netip.Addr) bool
+
 	// Opened and Closed are told which connections stand, once each; nil: nobody.
 	Opened, Closed func(enode.ID)
 
@@ -208,6 +212,10 @@ func (s *Server) admit(c *conn) bool {
 
 // takePlace gives a connection the place of a stranger. The caller holds mu.
 func (s *Server) takePlace(c *conn) bool {
+	if s.cfg.Banned != nil && s.cfg.Banned(c.addr) {
+		s.count(Banned)
+		return false
+	}
 	place, victim, reason := s.table.Open(time.Now(), c.addr)
 	if reason != Taken {
 		s.count(reason)

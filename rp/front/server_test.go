@@ -838,3 +838,46 @@ func TestMemoryOfASite(t *testing.T) {
 	require.Less(t, time.Since(began), 5*time.Second)
 	runtime.KeepAlive(guests)
 }
+
+// A banned address is asked for before anything is read from it, takes no place, and is counted.
+// The address of a trusted node is never banned, but a stranger that comes from it is.
+func TestBannedAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		banned := map[netip.Addr]bool{netip.MustParseAddr("2001:db8::1"): true}
+		var mu sync.Mutex
+		rp := newKey(t)
+		trusted := netip.MustParseAddr("2001:db8::2")
+		h := newHouse(t, func(c *Config) {
+			c.Banned = func(addr netip.Addr) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return banned[addr]
+			}
+			c.Trusted = []*enode.Node{enode.NewV4(&rp.PublicKey, trusted.AsSlice(), 30303, 0)}
+		})
+		ban := func(addr string, on bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			banned[netip.MustParseAddr(addr)] = on
+		}
+		_, err := h.knock(netip.MustParseAddr("2001:db8::1")).Read(make([]byte, 1))
+		require.Error(t, err)
+		synctest.Wait()
+		st := h.Server.Stats()
+		require.Equal(t, uint64(1), st.Refused[Banned])
+		require.Zero(t, st.Strangers)
+		require.Equal(t, uint64(1), st.Accepted)
+
+		h.welcome(netip.MustParseAddr("2001:db8::3"))
+		ban("2001:db8::1", false)
+		h.welcome(netip.MustParseAddr("2001:db8::1"))
+
+		ban("2001:db8::2", true)
+		_, err = h.visit(trusted, rp)
+		require.NoError(t, err)
+		_, err = h.visit(trusted, newKey(t))
+		require.Error(t, err)
+		synctest.Wait()
+		require.Equal(t, uint64(2), h.Server.Stats().Refused[Banned])
+	})
+}

@@ -45,6 +45,11 @@ func (s *Server) BanAddr(addr netip.Addr, length time.Duration) {
 	s.ban(addr, length, func(c *conn) bool { return c.addr == addr })
 }
 
+// BannedAddr reports whether an address is kept out now.
+func (s *Server) BannedAddr(addr netip.Addr) bool {
+	return s.bans.check(time.Now(), addr) != nil
+}
+
 func (s *Server) ban(key any, length time.Duration, of func(*conn) bool) {
 	s.bans.set(time.Now(), key, length)
 	if length <= 0 {
@@ -81,11 +86,11 @@ func (x *ban) banned(now time.Time) bool { return now.Before(x.until) }
 
 func newBans() *bans { return &bans{by: make(map[any]*ban)} }
 
-// check returns why a node at an address is not let in.
-func (b *bans) check(now time.Time, id enode.ID, addr netip.Addr) error {
+// check returns why a node or an address is not let in: what is banned of the keys.
+func (b *bans) check(now time.Time, keys ...any) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, key := range []any{id, addr} {
+	for _, key := range keys {
 		if x := b.by[key]; x != nil && x.banned(now) {
 			return &proto.Error{Reason: proto.ReasonDenied, Detail: fmt.Sprintf("banned for %v more", x.until.Sub(now).Round(time.Second))}
 		}

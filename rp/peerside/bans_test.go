@@ -46,6 +46,7 @@ func TestBans(t *testing.T) {
 		require.False(t, in(bad, home))
 		require.False(t, in(bad, far), "a node is banned wherever it is")
 		require.True(t, in(enode.ID{2}, home), "and others at its address are not")
+		require.False(t, r.BannedAddr(home))
 		time.Sleep(banFirst)
 		breaks(bad)
 		time.Sleep(2*banFirst - time.Second)
@@ -55,6 +56,8 @@ func TestBans(t *testing.T) {
 
 		breaks(enode.ID{3})
 		require.False(t, in(enode.ID{2}, home), "the third violation of an address")
+		require.True(t, r.BannedAddr(home))
+		require.False(t, r.BannedAddr(far))
 		require.True(t, in(enode.ID{2}, far))
 		require.Equal(t, uint64(4), r.Stats().Bans)
 		require.Equal(t, 2, r.Stats().Banned)
