@@ -18,7 +18,7 @@ const (
 	minRedial   = 200 * time.Millisecond // first pause, with jitter
 	maxRedial   = 10 * time.Second       // longest pause
 	maxDetached = time.Second            // the same, while a membership waits for the connection
-	steadyAfter = 10 * time.Second       // a connection that lived as long resets the pause
+	steadyAfter = 10 * time.Second       // a connection of a member that lived as long resets the pause
 	dialTimeout = 5 * time.Second        // of the TCP handshake; those of RLPx have their own
 )
 
@@ -101,7 +101,7 @@ func (s *Service) keepConnected(rp *rpConn) {
 		} else {
 			waitFor(ctx, rp.ended)
 		}
-		if time.Since(began) >= steadyAfter {
+		if time.Since(began) >= steadyAfter && s.wasMember(rp) { // an RP ends others when they are idle
 			pause = minRedial
 		}
 		if s.isDetached(rp) {

@@ -24,6 +24,7 @@ type fakeNetwork struct {
 	takes    time.Duration // of a handshake
 	refuse   bool
 	busy     bool
+	member   bool // the node, when a connection ends
 	attempts []time.Time
 	hungUp   bool
 }
@@ -57,6 +58,7 @@ func (n *fakeNetwork) set(connected bool) {
 		n.rp.conn = new(conn)
 		return
 	}
+	n.rp.member = n.member
 	n.rp.ended <- struct{}{}
 }
 
@@ -103,6 +105,7 @@ func TestRedialBacksOff(t *testing.T) {
 func TestRedialAfterTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newFakeNetwork(t)
+		n.member = true
 		time.Sleep(time.Minute)
 		if len(n.attempts) != 1 || !n.s.isConnected(n.rp) {
 			t.Fatalf("%d attempts", len(n.attempts))
@@ -127,6 +130,30 @@ func TestRedialAfterTheEnd(t *testing.T) {
 }
 
 // A connection that somebody else made is as good.
+// An RP that this node does not use ends the connection when it was idle for too long, and is
+// left alone for longer each time.
+func TestRedialOfUnused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newFakeNetwork(t)
+		var pause time.Duration
+		for range 8 {
+			time.Sleep(time.Minute)
+			if !n.s.isConnected(n.rp) {
+				t.Fatal("not connected")
+			}
+			n.set(false)
+			ended, attempts := time.Now(), len(n.attempts)
+			for len(n.attempts) == attempts {
+				time.Sleep(time.Millisecond)
+			}
+			pause = time.Since(ended)
+		}
+		if pause < maxRedial/2 {
+			t.Errorf("pause of %v after 8 idle connections", pause)
+		}
+	})
+}
+
 func TestNoDialBesideAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newFakeNetwork(t)

@@ -35,6 +35,7 @@ type rpConn struct {
 	socket net.Conn      // of the connection, nil if it was not dialled here
 	joiner *proto.Joiner // nil before the first connection
 	role   role          // that the joiner was told
+	member bool          // this node was one when the last connection ended
 
 	// Of the membership.
 	sender   *sender            // nil without one
@@ -132,6 +133,13 @@ func (s *Service) isDetached(rp *rpConn) bool {
 	return rp.state() == proto.JoinerDetached
 }
 
+// wasMember reports whether this node was a member when the last connection ended.
+func (s *Service) wasMember(rp *rpConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return rp.member
+}
+
 func (s *Service) setSocket(rp *rpConn, socket net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -214,6 +222,8 @@ func (h *rpHandler) close(now time.Time) {
 		return
 	}
 	rp.conn, rp.socket = nil, nil
+	groups, standby := rp.joiner.Member()
+	rp.member = groups || standby
 	rp.joiner.Disconnected(now)
 	h.s.drain(now, rp)
 	h.s.choose(now)
