@@ -106,8 +106,12 @@ func (t *Table) Open(now time.Time, addr netip.Addr) (place, victim *Place, reas
 	case t.rates.Room(now, addr) != nil:
 		return nil, nil, TooFast
 	case over(t.per48[p.prefixes[1]], t.limits.Per48):
-		if victim = t.idle.victim(p.prefixes, 2); victim == nil {
-			return nil, nil, Full48
+		from, none := &t.idle, Full48
+		if over(t.shaking.root.n, t.limits.Handshakes) {
+			from, none = &t.shaking, FullHandshakes // else there would be one more of these
+		}
+		if victim = from.victim(p.prefixes, 2); victim == nil {
+			return nil, nil, none
 		}
 	case over(t.shaking.root.n, t.limits.Handshakes):
 		if victim = t.shaking.victim(p.prefixes, 0); victim == nil {

@@ -93,6 +93,29 @@ func TestHandshakesAreBounded(t *testing.T) {
 	require.Equal(t, 5, table.n)
 }
 
+// A site that is full takes no further handshake where all are under way, whatever else of it
+// could make room.
+func TestHandshakesOfAFullSite(t *testing.T) {
+	table := NewTable(Limits{Per48: 4, Handshakes: 3})
+	for range 4 {
+		p, _ := open(t, table, start, at(1, 1, 1))
+		table.Shaken(p)
+	}
+	var shaking []*Place
+	for range 3 {
+		p, _ := open(t, table, start, at(2, 1, 1))
+		shaking = append(shaking, p)
+	}
+	require.Equal(t, FullHandshakes, refused(t, table, start, at(1, 1, 2)), "no handshake of its site makes room")
+	require.Equal(t, 3, table.shaking.root.n)
+
+	table.SetLimits(Limits{Per48: 3, Handshakes: 3})
+	_, victim := open(t, table, start, at(2, 1, 2))
+	require.Same(t, shaking[0], victim)
+	require.Equal(t, 3, table.shaking.root.n)
+	require.Equal(t, 7, table.n)
+}
+
 func TestRateOfConnections(t *testing.T) {
 	table := NewTable(Limits{Rates: membership.Rates{All: 1000, Per48: 20, Per64: 2}})
 	flood := func(now time.Time) (taken int) {
