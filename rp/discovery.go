@@ -119,7 +119,6 @@ func (r *RP) find() error {
 		Self:      r.self,
 		NetworkID: cfg.NetworkID,
 		Genesis:   cfg.Genesis,
-		Static:    cfg.Neighbours,
 		Trees:     cfg.Discovery.Trees,
 		Allow:     cfg.Discovery.Allow,
 		Open:      cfg.Discovery.Open,

@@ -63,6 +63,30 @@ func TestDiscoveryTree(t *testing.T) {
 	require.NotEmpty(t, points[2].Health().LinksDown)
 }
 
+// A configured neighbour that is taken out of the list is none any more, though others are
+// looked for.
+func TestDiscoveryForgetsWhatWasConfigured(t *testing.T) {
+	t.Parallel()
+	zone, signer := new(discoverytest.Zone), discoverytest.Key(t)
+	found, err := rp.Record(newSite(t).config(t), time.Now())
+	require.NoError(t, err)
+	configured, err := rp.Record(newSite(t).config(t), time.Now())
+	require.NoError(t, err)
+	cfg := newSite(t).config(t)
+	cfg.Neighbours = []*enode.Node{configured}
+	cfg.Discovery.Trees = []string{zone.Publish(t, signer, "rps.example.org", 1, []*enode.Node{found})}
+	cfg.Discovery.Resolver = zone
+	p := start(t, cfg)
+	neighbours := func(n int) func() bool {
+		return func() bool { return len(p.Status().Mesh.Neighbours) == n }
+	}
+	require.Eventually(t, neighbours(2), patience, 5*time.Millisecond)
+	settings := p.Settings()
+	settings.Neighbours = nil
+	require.NoError(t, p.Set(settings))
+	require.True(t, neighbours(1)(), "%+v", p.Status().Mesh)
+}
+
 // RPs find each other in the DHT when they let strangers in.
 func TestDiscoveryWalk(t *testing.T) {
 	t.Parallel()

@@ -99,8 +99,11 @@ func (r *RP) Set(next Settings) error {
 }
 
 // allow lets the configured neighbours and those that were found be neighbours, and no others.
-// Those that nobody trusts count for the limits of the front.
+// Those that nobody trusts count for the limits of the front. One call follows the other, so
+// that the settings of now hold in the end.
 func (r *RP) allow() {
+	r.allowing.Lock()
+	defer r.allowing.Unlock()
 	r.settings.Lock()
 	nodes, trusted := slices.Clone(r.cfg.Neighbours), slices.Clone(r.cfg.Neighbours)
 	for _, c := range r.foundRPs {

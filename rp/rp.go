@@ -118,6 +118,7 @@ type RP struct {
 	redirects redirects
 	vitals    *vitals
 
+	allowing sync.Mutex            // held by allow, before settings
 	settings sync.Mutex            // of cfg.Settings and foundRPs
 	foundRPs []discovery.Candidate // in the order in which they are preferred
 
