@@ -56,7 +56,7 @@ func (l *Limits) joins() Rates {
 }
 
 // switches are more than joins: when another RP dies, all that stand by here are activated
-// within a second, and each session of a prefix must be able to.
+// within a second, and each session, in all and of a prefix, must be able to.
 func (l *Limits) switches() Rates {
 	least := func(joins, sessions int) float64 {
 		if joins == 0 || sessions == 0 {
@@ -64,7 +64,7 @@ func (l *Limits) switches() Rates {
 		}
 		return float64(max(joins, sessions))
 	}
-	return Rates{All: 4 * float64(l.Joins), Per48: least(l.JoinsPer48, l.Per48), Per64: least(l.JoinsPer64, l.Per64)}
+	return Rates{All: least(4*l.Joins, l.Sessions), Per48: least(l.JoinsPer48, l.Per48), Per64: least(l.JoinsPer64, l.Per64)}
 }
 
 // Table is the set of sessions. It is safe for concurrent use.

@@ -238,3 +238,13 @@ func TestBeyond(t *testing.T) {
 	}
 	require.NoError(t, table.Restore(2, netip.MustParseAddr("2001:db9::1")))
 }
+
+// When another RP dies, all sessions that stand by may be activated at once.
+func TestSwitchesOfAllSessions(t *testing.T) {
+	const sessions = 4096
+	require.Equal(t, Rates{All: sessions, Per48: 10, Per64: 16},
+		(&Limits{Sessions: sessions, Per48: 1, Per64: 16, Joins: 10, JoinsPer48: 10, JoinsPer64: 10}).switches())
+	require.Equal(t, 8000.0, (&Limits{Sessions: sessions, Joins: 2000}).switches().All)
+	require.Zero(t, (&Limits{Sessions: sessions}).switches().All, "no limit of joins")
+	require.Zero(t, (&Limits{Joins: 10}).switches().All, "no limit of sessions")
+}
