@@ -12,7 +12,7 @@ type deque[T any] struct {
 // at returns the i-th element, from 0.
 func (d *deque[T]) at(i int) *T { return &d.ring[(d.head+i)&(len(d.ring)-1)] }
 
-// insert puts v before the i-th element; those behind move.
+// insert puts v before the i-th element; those before or behind move, whichever are fewer.
 func (d *deque[T]) insert(i int, v T) {
 	if d.n == len(d.ring) {
 		ring := make([]T, max(16, 2*d.n))
@@ -22,6 +22,14 @@ func (d *deque[T]) insert(i int, v T) {
 		d.ring, d.head = ring, 0
 	}
 	d.n++
+	if i < d.n/2 {
+		d.head = (d.head - 1) & (len(d.ring) - 1)
+		for j := range i {
+			*d.at(j) = *d.at(j + 1)
+		}
+		*d.at(i) = v
+		return
+	}
 	for j := d.n - 1; j > i; j-- {
 		*d.at(j) = *d.at(j - 1)
 	}
