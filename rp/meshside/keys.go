@@ -297,7 +297,7 @@ func (s *Server) keysInstalled(batch []installed, missing int, err error) {
 			in.installAt = s.now.Add(retryPause)
 			in.retired = in.retired || done.version == 0
 		case done.version == 0:
-			s.cfg.Log.Info("ingress rp retired", "ingress", name)
+			s.log.Info("ingress rp retired", "ingress", name)
 			if in.routed() { // the datapath forgot the route, too
 				s.want(in.incarnation)
 				s.applyRoutes()

@@ -19,6 +19,8 @@ const (
 	reserve    = 2   // times that one route is served from the cache at once,
 	reserveIn  = 5.0 // and seconds until once more
 	waitingMax = MaxRoutes
+	joinRate   = 0.5 // times per second that a neighbour becomes a child of one route,
+	joinBurst  = 8   // and at once: each is a change of the datapath
 )
 
 // child is a neighbour that gets the datagrams of a route.
@@ -28,9 +30,9 @@ type child struct {
 	guest time.Time // since when it is there without a tree that names it; zero for not
 }
 
-// standing is what is left to a neighbour of one route: time as a guest, in seconds, and
-// times that it is served from the cache.
-type standing struct{ guest, served limiter }
+// standing is what is left to a neighbour of one route: time as a guest, in seconds, times
+// that it is served from the cache, and times that it becomes a child.
+type standing struct{ guest, served, joins limiter }
 
 // waiting is a route that a neighbour asked for before this RP had an advert with it.
 type waiting struct {
@@ -95,7 +97,7 @@ func (c *Core) grafted(n *neighbour, m *Graft) {
 // claims returns the RP whose advert has an incarnation, the lowest if there are several.
 func (c *Core) claims(incarnation uint32) (origin ID) {
 	for id, e := range c.entries {
-		if e.Advert.Incarnation == incarnation && (origin == 0 || id < origin) {
+		if e.publishes() && e.Advert.Incarnation == incarnation && (origin == 0 || id < origin) {
 			origin = id
 		}
 	}
@@ -142,15 +144,20 @@ func (c *Core) grantWaiting() {
 // permit makes a neighbour a child of a route, if it may be one.
 func (c *Core) permit(n *neighbour, r *route) bool {
 	ch := r.children[n.id]
-	switch {
-	case ch != nil:
+	if ch != nil {
 		return true
+	}
+	st := c.standing(n, r)
+	switch {
 	case r.names(n.id):
+		if !st.join(c.now) {
+			return false
+		}
 		ch = &child{named: true}
 		c.makeRoom(r)
 	default:
-		left := c.standing(n, r).guest.fill(c.now, guestRate, guestBurst)
-		if len(r.children) >= c.room(r) || left < 1 {
+		left := st.guest.fill(c.now, guestRate, guestBurst)
+		if len(r.children) >= c.room(r) || left < 1 || !st.join(c.now) {
 			c.compareSoon(n)
 			return false
 		}
@@ -171,7 +178,8 @@ func (c *Core) room(r *route) int {
 }
 
 // makeRoom dismisses the guest that would be the first to go, when a child that the tree names
-// has no place.
+// has no place. Nobody tells the guest: so there is one child beyond the budget while that guest
+// is so new that the trees may not know why it asked.
 func (c *Core) makeRoom(r *route) {
 	if len(r.children) < c.room(r) {
 		return
@@ -182,7 +190,12 @@ func (c *Core) makeRoom(r *route) {
 			first = id
 		}
 	}
-	if n := c.neighbour(first); n != nil {
+	n, ch := c.neighbour(first), r.children[first]
+	switch {
+	case n == nil:
+	case len(r.children) == c.room(r) && c.now.Before(ch.guest.Add(Overlap)):
+		c.endChild(r, ch, min(ch.guest.Add(Overlap).Sub(c.now), ch.until.Sub(c.now)))
+	default:
 		c.dismiss(n, r)
 	}
 }
@@ -244,6 +257,9 @@ func (c *Core) chargeGuest(n *neighbour, r *route, ch *child) {
 	}
 }
 
+// join takes one of the times that a neighbour becomes a child, if there is one.
+func (st *standing) join(now time.Time) bool { return st.joins.allow(now, joinRate, joinBurst) }
+
 func (c *Core) standing(n *neighbour, r *route) *standing {
 	st := n.standings[r.ingress]
 	if st == nil {
@@ -273,7 +289,8 @@ func (c *Core) tickStandings(n *neighbour) {
 	for ingress, st := range n.standings {
 		r := c.routes[ingress]
 		guest := r != nil && r.children[n.id] != nil && !r.children[n.id].guest.IsZero()
-		if !guest && st.guest.fill(c.now, guestRate, guestBurst) >= guestBurst && st.served.fill(c.now, 1/reserveIn, reserve) >= reserve {
+		if !guest && st.guest.fill(c.now, guestRate, guestBurst) >= guestBurst && st.served.fill(c.now, 1/reserveIn, reserve) >= reserve &&
+			st.joins.fill(c.now, joinRate, joinBurst) >= joinBurst {
 			delete(n.standings, ingress)
 		}
 	}

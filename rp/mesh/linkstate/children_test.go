@@ -3,6 +3,7 @@
 package linkstate
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -23,6 +24,9 @@ func (w *network) stranger(n, name int) *stranger {
 	s := &stranger{w, n, name}
 	s.core().LinkUp(w.now, rp(name))
 	s.run(time.Second)
+	for by := w.now.Add(holdLast); !s.core().alive(rp(name)) && w.now.Before(by); {
+		s.run(TreeInterval)
+	}
 	require.True(w.t, s.core().alive(rp(name)))
 	w.forget()
 	return s
@@ -103,7 +107,7 @@ func TestGuest(t *testing.T) {
 		s.run(TreeInterval)
 	}
 	require.LessOrEqual(t, got, all/4+Grace)
-	require.GreaterOrEqual(t, got, all/8)
+	require.GreaterOrEqual(t, got, all/10)
 	for _, r := range []int{2, 3, 4} {
 		require.NotZero(t, w.route(r, ingress1).Parent)
 	}
@@ -111,6 +115,32 @@ func TestGuest(t *testing.T) {
 	s.says(&Prune{[]uint32{ingress1}})
 	s.run(5 * Grace)
 	require.Empty(t, w.cores[1].neighbour(rp(9)).standings, "forgotten")
+}
+
+// A neighbour that connects anew has what it had left before, for a minute.
+func TestGuestThatConnectsAnew(t *testing.T) {
+	w := square(t)
+	s := w.stranger(1, 9)
+	c := w.cores[1]
+	require.True(t, s.asks(ingress1))
+	s.run(Grace - time.Second)
+	verify := c.neighbour(rp(9)).verify.fill(w.now, verifyRate, verifyBurst)
+	c.neighbour(rp(9)).verify.left -= verifyBurst
+	for range 3 {
+		c.LinkDown(w.now, rp(9))
+		w.perform(1)
+		require.Len(t, c.conducts, 1)
+		s = w.stranger(1, 9)
+		s.asks(ingress1)
+		require.Less(t, c.neighbour(rp(9)).verify.fill(w.now, verifyRate, verifyBurst), verify)
+		s.run(2 * time.Second)
+	}
+	require.False(t, s.gets(ingress1))
+	require.Empty(t, c.conducts)
+	c.LinkDown(w.now, rp(9))
+	w.run(conductMemory + time.Second)
+	require.Empty(t, c.conducts, "forgotten")
+	require.True(t, w.stranger(1, 9).asks(ingress1))
 }
 
 // A guest has no place beyond the copy budget, and makes room for one that the tree names.
@@ -131,8 +161,11 @@ func TestBudgetOfGuests(t *testing.T) {
 	require.Len(t, w.route(1, ingress1).Children, 3)
 	require.NoError(t, w.cores[1].Handle(w.now, rp(3), &Graft{ID: 99, Routes: []GraftRoute{{Ingress: ingress1}}}))
 	w.perform(1)
-	require.Len(t, w.route(1, ingress1).Children, 3)
+	require.Len(t, w.route(1, ingress1).Children, 4, "no guest is there for long")
+	require.True(t, s.gets(ingress1))
 	require.True(t, w.cores[1].Counts(ingress1, rp(3)))
+	s.run(Overlap)
+	require.Len(t, w.route(1, ingress1).Children, 3)
 	require.False(t, s.gets(ingress1), "the one whose time would have been over first")
 	require.True(t, again.gets(ingress1))
 }
@@ -244,6 +277,39 @@ func TestManyIncarnationsOfOne(t *testing.T) {
 	}
 }
 
+// A new incarnation that comes too soon after three others has a tree later, and the one that
+// stays has one in the end.
+func TestRateOfIncarnations(t *testing.T) {
+	w := square(t)
+	c := w.cores[1]
+	w.edit = func(_, to int, m Message) Message { // 2 does not hear of them
+		if to == 2 {
+			return nil
+		}
+		return m
+	}
+	var last uint32
+	trees := 0
+	for life := range 30 {
+		last = incarnation(2, 10+life)
+		s := advertOf(t, 2, 2000, uint64(life+1), func(a *Advert) {
+			*a = w.cores[2].entries[rp(2)].Advert
+			a.Epoch, a.Sequence, a.Publishes, a.Incarnation = 2000, uint64(life+1), true, last
+		})
+		require.NoError(t, c.Handle(w.now, rp(3), adverts(s)))
+		w.perform(1)
+		w.run(time.Second)
+		if c.routes[last] != nil {
+			trees++
+		}
+	}
+	require.InDelta(t, livesBurst+30*livesRate, trees, 2)
+	require.InDelta(t, 30-trees, c.Stats().Limited, 3)
+	w.run(12 * time.Second)
+	require.NotNil(t, c.routes[last])
+	require.Equal(t, rp(2), c.routes[last].origin)
+}
+
 // A parent that refuses is left for the backup at once.
 func TestRefusal(t *testing.T) {
 	w := square(t)
@@ -311,6 +377,57 @@ func TestParentThatRefuses(t *testing.T) {
 	}
 }
 
+// The link of a parent that refuses ends, too, when the backup refuses as well.
+func TestParentAndBackupThatRefuse(t *testing.T) {
+	w := square(t)
+	w.edit = func(from, to int, m Message) Message {
+		if ack, ok := m.(*GraftAck); ok && to == 4 {
+			return &GraftAck{ID: ack.ID, Refused: ack.Granted}
+		}
+		return m
+	}
+	w.unlink(2, 4)
+	w.unlink(3, 4)
+	w.link(2, 4, 10*time.Millisecond)
+	w.link(3, 4, 15*time.Millisecond)
+	w.run(15 * time.Second)
+	require.NotZero(t, w.cores[4].Stats().GivenUp)
+}
+
+// The link of a parent that has no room for one route goes on for another one.
+func TestParentWithoutRoom(t *testing.T) {
+	w := square(t)
+	w.cores[2].SetPublishes(w.now, true)
+	w.run(2 * time.Second)
+	w.unlink(2, 4)
+	w.run(time.Second)
+	w.edit = func(from, to int, m Message) Message {
+		if ack, ok := m.(*GraftAck); ok && from == 2 && to == 4 && slices.Contains(ack.Granted, ingress1) {
+			rest := slices.DeleteFunc(slices.Clone(ack.Granted), func(i uint32) bool { return i == ingress1 })
+			return &GraftAck{ID: ack.ID, Granted: rest, Refused: []uint32{ingress1}}
+		}
+		return m
+	}
+	w.link(2, 4, 10*time.Millisecond)
+	w.run(15 * time.Second)
+	require.Greater(t, w.cores[4].Stats().Refusals, uint64(3))
+	require.Zero(t, w.cores[4].Stats().GivenUp)
+	require.Equal(t, rp(2), w.route(4, incarnation(2, 1)).Parent)
+}
+
+// A parent that is away cannot answer.
+func TestParentThatIsAway(t *testing.T) {
+	w := square(t)
+	c := w.cores[4]
+	w.detach(2)
+	r := c.routes[ingress1]
+	r.acked, r.failing, r.failingOf = false, w.now.Add(-2*giveUpDelay), rp(2)
+	w.run(2 * TreeInterval)
+	require.True(t, c.alive(rp(2)))
+	require.Zero(t, c.Stats().GivenUp)
+	require.Zero(t, r.failing)
+}
+
 // A parent that the child leaves is pruned when its time is over, and not by what a RouteSum
 // finds later.
 func TestPruneInTime(t *testing.T) {
@@ -368,6 +485,26 @@ func TestTwins(t *testing.T) {
 	require.Equal(t, before.Outbids+1, c.Stats().Outbids)
 	require.Equal(t, before.Twins, c.Stats().Twins)
 	require.Equal(t, s.Advert.Epoch+1, c.epoch)
+}
+
+// An RP that resumes is told by each neighbour of the advert of its earlier life: that is no twin.
+func TestOwnEarlierAdvertIsNoTwin(t *testing.T) {
+	w := square(t)
+	for n := 2; n <= 6; n++ {
+		if n > 4 {
+			w.start(n)
+			w.link(1, n, 10*time.Millisecond)
+		}
+	}
+	w.run(8 * time.Second)
+	w.detach(1)
+	w.run(time.Second)
+	c := w.resume(1)
+	c.expected[rp(9)] = true // and is not there: the first advert waits
+	w.run(returnDelay + 3*time.Second)
+	require.Zero(t, c.Stats().Outbids)
+	require.Zero(t, c.Stats().Twins)
+	require.Equal(t, c.epoch, w.cores[4].entries[rp(1)].Advert.Epoch)
 }
 
 // An advert with the own key and the largest epoch does not make the own epoch small.

@@ -158,7 +158,7 @@ func (c *Core) link(origin ID) {
 func (c *Core) root() {
 	claimed := make(map[uint32]ID)
 	for origin, e := range c.entries {
-		if e.Advert.Publishes && c.reached(origin) {
+		if e.publishes() && c.reached(origin) {
 			if other, ok := claimed[e.Advert.Incarnation]; !ok || origin < other {
 				claimed[e.Advert.Incarnation] = origin
 			}

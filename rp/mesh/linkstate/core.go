@@ -4,6 +4,7 @@ package linkstate
 
 import (
 	"cmp"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -47,6 +48,8 @@ const (
 	verifyBurst   = 2 * MaxOrigins
 	originRate    = 2 // adverts per second of one origin
 	originBurst   = 20
+	livesRate     = 0.1 // new incarnations per second of one origin: each costs the members of all RPs something
+	livesBurst    = 3
 	offerRate     = 1000 // adverts per second that one neighbour may say it has
 	offerBurst    = 2 * MaxOrigins
 	answerRate    = 1000 // adverts per second sent on request to one neighbour
@@ -206,8 +209,9 @@ type Stats struct {
 //   - Parents, former parents and children of a route are neighbours that are up.
 //   - A route is of an incarnation that an advert of an RP which publishes has or had, two of
 //     an RP at most; its number is never 0.
-//   - A neighbour that no tree names is a child for Grace at most, and never beyond the
-//     budget. What one neighbour does changes no child and no parent that is another one.
+//   - A neighbour that no tree names is a child for Grace at a time at most. It takes no place
+//     beyond the budget; one guest may keep its place for Overlap when a named child comes.
+//   - What a neighbour asks for or ends changes no other child, but for a guest that makes room.
 //   - Each list that a neighbour can make longer has a bound, each work that it can cause a rate.
 //   - Equal databases give equal trees, in whatever order adverts came.
 //   - An AckGraft comes behind the routes that it grants.
@@ -225,7 +229,8 @@ type Core struct {
 	actions  []Action
 	messages []Action // go behind the actions of the same input
 
-	neighbours []*neighbour // by id
+	neighbours []*neighbour         // by id
+	conducts   map[ID]formerConduct // of those that were neighbours shortly before
 	tickAt     time.Time
 	late       time.Duration // how late ticks come, at worst of those of some seconds
 
@@ -243,7 +248,7 @@ type Core struct {
 
 // New returns the Core of an RP that starts now.
 func New(now time.Time, cfg Config) *Core {
-	c := &Core{cfg: cfg, begun: now, now: now, routes: make(map[uint32]*route)}
+	c := &Core{cfg: cfg, begun: now, now: now, routes: make(map[uint32]*route), conducts: make(map[ID]formerConduct)}
 	c.cfg.Alpha = cmp.Or(cfg.Alpha, tree.DefaultAlpha)
 	c.tickAt = now.Add(time.Duration(cfg.Rand.Int64N(int64(TreeInterval))))
 	c.database.init(now)
@@ -286,7 +291,12 @@ func (c *Core) LinkUp(now time.Time, id ID) {
 	case ok:
 		c.back(c.neighbours[i])
 	case id != c.cfg.Self:
-		c.neighbours = slices.Insert(c.neighbours, i, newNeighbour(now, id))
+		n := newNeighbour(now, id)
+		if f, known := c.conducts[id]; known {
+			n.conduct = f.conduct
+			delete(c.conducts, id)
+		}
+		c.neighbours = slices.Insert(c.neighbours, i, n)
 	}
 }
 
@@ -317,7 +327,9 @@ func (c *Core) LinkAway(now time.Time, id ID, until time.Time) time.Time {
 func (c *Core) LinkDown(now time.Time, id ID) {
 	c.now = now
 	if i, ok := c.find(id); ok {
-		c.down(c.neighbours[i])
+		n := c.neighbours[i]
+		c.down(n)
+		c.conducts[id] = formerConduct{n.conduct, now.Add(conductMemory)}
 		c.neighbours = slices.Delete(c.neighbours, i, i+1)
 	}
 }
@@ -391,6 +403,7 @@ func (c *Core) Tick(now time.Time) {
 	for _, n := range c.neighbours {
 		c.tickNeighbour(n)
 	}
+	maps.DeleteFunc(c.conducts, func(_ ID, f formerConduct) bool { return due(f.until, now) })
 	c.tickAdvertising()
 	c.tickRequests()
 	c.forgetAdverts()

@@ -29,7 +29,12 @@ type entry struct {
 	signed time.Time // as far as is known
 	mask   uint64    // groups with members, by index in Config.Groups
 	rate   limiter
+	lives  limiter
+	muted  bool // it has a new incarnation too soon after others: that has no tree for a while
 }
+
+// publishes reports whether the RP of an advert is to have a tree.
+func (e *entry) publishes() bool { return e.Advert.Publishes && !e.muted }
 
 func (e *entry) version() Version { return e.Advert.Version() }
 
@@ -91,15 +96,16 @@ func (c *Core) store(s *Signed, signed time.Time) {
 		c.stats.Changed = c.now
 	} else {
 		c.toggle(e.version())
-		c.unlist(&e.Advert)
+		c.unlist(e)
 		if e.Advert.Incarnation != s.Advert.Incarnation {
 			c.endFormer(origin)
+			if e.muted = !e.lives.allow(c.now, livesRate, livesBurst); e.muted {
+				c.stats.Limited++
+			}
 		}
 	}
 	e.Signed, e.signed, e.mask = s, signed, 0
-	if s.Advert.Publishes {
-		c.ingress[s.Advert.Incarnation]++
-	}
+	c.list(e)
 	for _, m := range s.Advert.Groups {
 		if i := slices.Index(c.cfg.Groups, m.Group); i >= 0 && m.Count > 0 {
 			e.mask |= 1 << i
@@ -109,13 +115,30 @@ func (c *Core) store(s *Signed, signed time.Time) {
 	c.changed(origin)
 }
 
+// list notes the incarnation of an advert, if that is to have a tree.
+func (d *database) list(e *entry) {
+	if e.publishes() {
+		d.ingress[e.Advert.Incarnation]++
+	}
+}
+
 // unlist notes that an advert does not count any more.
-func (d *database) unlist(a *Advert) {
-	if !a.Publishes {
+func (d *database) unlist(e *entry) {
+	i := e.Advert.Incarnation
+	if !e.publishes() {
 		return
 	}
-	if d.ingress[a.Incarnation]--; d.ingress[a.Incarnation] == 0 {
-		delete(d.ingress, a.Incarnation)
+	if d.ingress[i]--; d.ingress[i] == 0 {
+		delete(d.ingress, i)
+	}
+}
+
+// unmute has an incarnation that came too soon have a tree, when it is time.
+func (c *Core) unmute(origin ID, e *entry) {
+	if e.muted && e.lives.allow(c.now, livesRate, livesBurst) {
+		e.muted = false
+		c.list(e)
+		c.changed(origin)
 	}
 }
 
@@ -368,6 +391,7 @@ func (c *Core) forgetAdverts() {
 	}
 	c.sweepAt = c.now.Add(Interval)
 	for origin, e := range c.entries {
+		c.unmute(origin, e)
 		switch {
 		case origin == c.cfg.Self:
 		case c.reached(origin):
@@ -375,7 +399,7 @@ func (c *Core) forgetAdverts() {
 		case c.dirty[origin]: // it is not in the trees yet
 		case !c.now.Before(c.settledAt) && c.now.Sub(c.seen[origin]) > MaxAge && c.now.Sub(e.signed) > MaxAge:
 			c.toggle(e.version())
-			c.unlist(&e.Advert)
+			c.unlist(e)
 			delete(c.entries, origin)
 			delete(c.seen, origin)
 			c.stats.Changed = c.now

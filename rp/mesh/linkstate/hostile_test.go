@@ -299,8 +299,6 @@ func TestFloodOfGrafts(t *testing.T) {
 			switch a := a.(type) {
 			case Serve:
 				served += len(a.Marks)
-			case AckGraft:
-				require.Equal(t, []uint32{ingress1}, a.Granted, "it is a child")
 			}
 		}
 		return served
@@ -323,6 +321,33 @@ func TestFloodOfGrafts(t *testing.T) {
 		served += graft()
 	}
 	require.InDelta(t, reserve+2, served, 1)
+}
+
+// A child that leaves and comes back again and again changes the datapath eight times, and then
+// every 2 s, whether the tree names it or not.
+func TestFloodOfFlips(t *testing.T) {
+	for name, n := range map[string]int{"named": 2, "guest": 9} {
+		t.Run(name, func(t *testing.T) {
+			w := square(t)
+			s := &stranger{w, 1, n}
+			if n == 9 {
+				s = w.stranger(1, n)
+			}
+			const seconds = 4
+			for i := range seconds * 250 {
+				s.says(&Graft{ID: 7, Routes: []GraftRoute{{Ingress: ingress1}}})
+				s.says(&Prune{[]uint32{ingress1}})
+				if i%25 == 0 {
+					s.run(TreeInterval)
+				}
+			}
+			joins := joinBurst + joinRate*seconds + 1
+			require.GreaterOrEqual(t, len(took[Route](w, 1)), 2*joinBurst-2)
+			require.LessOrEqual(t, float64(len(took[Route](w, 1))), 2*joins)
+			s.run(3 * time.Second)
+			require.True(t, s.asks(ingress1))
+		})
+	}
 }
 
 // A parent that says again and again that it serves nothing is asked anew once for

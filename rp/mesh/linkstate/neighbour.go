@@ -28,11 +28,9 @@ type neighbour struct {
 	slowing   int       // hellos that still go often, although a longer interval is announced
 	doubted   bool      // missed since it was heard, so that backups were asked
 	polled    time.Time // asked whether it lives, since another RP lost it; zero for not
-	polls     limiter
 	away      time.Time // until when it is up without a process that hears and is heard; zero for not
 	awayBy    time.Time // until when it had to be back
 	awaySince time.Time
-	lost      int // times that it was found dead while it was up for less than holdMemory
 
 	// Cost.
 	rtt      time.Duration           // the lower quartile of rtts, 0 before the first
@@ -47,31 +45,50 @@ type neighbour struct {
 	adverts    []Aged         // to be sent after this input
 	ack        bool           // with an acknowledgement
 	offers     map[ID]Version // of it, newer than what is here, for which it was not asked
-	offer      limiter
-	requests   []ID // after this input
-	exchanged  bool // a digest went to it since both ends are up
+	requests   []ID           // after this input
+	exchanged  bool           // a digest went to it since both ends are up
 	digestAt   time.Time
 	comparedAt time.Time // when the last digest went to it
-	verify     limiter
-	answers    limiter
-	exchange   limiter
 
 	// Routes.
-	served    limiter
-	graft     []uint32 // ingress RPs to ask for after this input
-	prune     []uint32
-	sum       bool // after this input, what it is asked for
-	sumAt     time.Time
-	summed    bool                 // it may answer that it does something else
-	standings map[uint32]*standing // by ingress RP
-	waiting   map[uint32]waiting   // likewise
+	graft   []uint32 // ingress RPs to ask for after this input
+	prune   []uint32
+	sum     bool // after this input, what it is asked for
+	sumAt   time.Time
+	summed  bool               // it may answer that it does something else
+	waiting map[uint32]waiting // by ingress RP
+
+	conduct
 }
+
+// conduct is what a neighbour did, and what it may still cause. It outlasts the connection for
+// a time, see Core.conducts: to connect anew is no way around a limit.
+type conduct struct {
+	lost      int // times that it was found dead while it was up for less than holdMemory
+	polls     limiter
+	offer     limiter
+	verify    limiter
+	answers   limiter
+	exchange  limiter
+	served    limiter
+	standings map[uint32]*standing // by ingress RP
+}
+
+// formerConduct is the conduct of an RP without a connection.
+type formerConduct struct {
+	conduct
+	until time.Time // when it is forgotten
+}
+
+// conductMemory is for how long the conduct of an RP without a connection is known: longer than
+// each of its limits takes to be what it was.
+const conductMemory = time.Minute + 5*time.Second
 
 func newNeighbour(now time.Time, id ID) *neighbour {
 	return &neighbour{
 		id: id, since: now, interval: Interval,
 		untold: make(map[ID]bool), offers: make(map[ID]Version),
-		standings: make(map[uint32]*standing), waiting: make(map[uint32]waiting),
+		waiting: make(map[uint32]waiting), conduct: conduct{standings: make(map[uint32]*standing)},
 	}
 }
 

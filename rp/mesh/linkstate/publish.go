@@ -127,7 +127,11 @@ const (
 // bids again, it is another RP that lives. The mesh can have one of both, and hears less often
 // from time to time that it is the other one.
 func (c *Core) outbid(v Version) {
-	if !v.newer(c.beat) {
+	switch {
+	case v.Epoch < c.epoch: // of an earlier life: the first advert of this one is newer
+		c.publishWithin(0)
+		return
+	case !v.newer(c.beat):
 		return
 	}
 	c.beat = v
@@ -143,7 +147,6 @@ func (c *Core) tickOutbid() {
 		return
 	}
 	switch v := c.beat; {
-	case v.Epoch < c.epoch:
 	case v.Epoch < math.MaxUint64:
 		c.epoch, c.sequence = v.Epoch+1, 0
 	case c.epoch < v.Epoch:
@@ -189,6 +192,9 @@ func (c *Core) publish() {
 		c.ackBy = c.now.Add(AckDelay)
 	}
 	c.stats.Published++
+	if a.Version().newer(c.beat) {
+		c.beat = Version{}
+	}
 	c.store(signed, c.now)
 	c.forward(a.Version(), nil)
 }

@@ -39,7 +39,8 @@ type route struct {
 	children map[ID]*child // those that are up, and asked
 	expireAt time.Time     // when a child has to go; zero for never
 
-	failing time.Time // since when the parent of the tree does not do its part; zero for not
+	failing   time.Time // since when the parent of the tree does not do its part; zero for not
+	failingOf ID        // that parent
 
 	told  *Route // as the datapath has it
 	dirty bool
@@ -88,7 +89,7 @@ func (c *Core) touch(r *route) {
 // follow has the route of an ingress RP follow its tree.
 func (c *Core) follow(t *root) {
 	r := c.route(t.incarnation)
-	if r.root == nil || r.wanted != t.parent && t.parent != r.failed {
+	if r.failingOf != t.parent {
 		r.failing = time.Time{}
 	}
 	r.root, r.origin, r.wanted, r.gone = t, c.graph.ID(t.slot), t.parent, time.Time{}
@@ -414,18 +415,34 @@ func (c *Core) tickRoutes() {
 }
 
 // giveUp has the links end whose far ends are parents in a tree and do not replicate, so that
-// all RPs compute trees without them.
+// all RPs compute trees without them. A parent that replicates another route may have no room
+// for this one: its link is of use. The time of one that is away does not count.
 func (c *Core) giveUp() {
 	for _, r := range c.order {
-		if r.failing.IsZero() || r.root == nil || c.now.Sub(r.failing) < giveUpDelay {
+		if r.failing.IsZero() {
 			continue
 		}
-		r.failing = time.Time{}
-		if n := c.neighbour(r.root.parent); n != nil && n.up {
+		n := c.neighbour(r.failingOf)
+		switch {
+		case n == nil || !n.up || n.isAway():
+			r.failing = time.Time{}
+		case c.now.Sub(r.failing) < giveUpDelay:
+		case c.replicates(n):
+			r.failing = time.Time{}
+		default:
+			r.failing = time.Time{}
 			c.stats.GivenUp++
 			c.down(n)
 		}
 	}
+}
+
+// replicates reports whether a neighbour granted a route that this RP asks it for.
+func (c *Core) replicates(n *neighbour) bool {
+	return slices.ContainsFunc(c.order, func(r *route) bool {
+		a := r.asks(n.id)
+		return a != nil && a.acked
+	})
 }
 
 func (c *Core) tickOld(r *route) {
@@ -452,7 +469,7 @@ func (c *Core) turnAway(r *route) {
 		r.wanted = 0
 	}
 	if r.root != nil && r.root.parent == failed && r.failing.IsZero() {
-		r.failing = c.now
+		r.failing, r.failingOf = c.now, failed
 	}
 	r.backups = slices.DeleteFunc(r.backups, func(id ID) bool { return id == failed })
 	c.prune(r, failed)
