@@ -111,14 +111,34 @@ type AdmissionConfig struct {
 	Others func() []string
 }
 
-// Admission is the RP's side of one connection to a peer: it proves the
-// endpoint, admits, and keeps the lease. At most MaxProbes datagrams go to an
-// endpoint before it is proven. Only then does it try the channel, if the peer
-// wishes mode ssm: with MaxProbes at most, and without a ProbeAck it admits in mode
-// unicast.
+// Admission is the RP's side of one connection to a peer: it proves the endpoint, admits,
+// and keeps the lease (SPEC 8.2).
 //
-// A violation by the peer ends the session: Handle returns it for the log, the
-// actions hold the Leave and the Remove.
+//	connected  Status -> idle            any other message -> barred
+//	idle       Join -> probing           Resume -> admitting
+//	probing    ProbeAck -> admitting, for mode ssm -> proving
+//	proving    ProbeAck, or the time is over -> admitting
+//	admitting  Admitted or Resumed -> active
+//
+// Probing, proving, admitting and active have a session. It ends, and the state is idle, by a
+// Leave, a violation, Fail, the end of the wait for a ProbeAck, or the end of the lease.
+//
+// Proving is there for mode ssm alone: the endpoint is proven, and PROBEs go to the channel;
+// without a ProbeAck the peer is admitted in mode unicast. An active session is in groups or in
+// standby.
+//
+// Invariants:
+//   - at most MaxProbes PROBEs go to an endpoint for a Join, and as many to the channel, none
+//     before the endpoint is proven;
+//   - Admit comes only after the endpoint is proven, in mode ssm the channel too; Welcome only
+//     after Admitted, when the datapath replicates;
+//   - a session ends with exactly one Remove;
+//   - Deadline is not zero while the RP waits for the peer: in probing, proving and active.
+//
+// A violation by the peer, or a refusal, ends the session: Handle returns it for the log, and the
+// actions hold the Leave with its reason (ReasonOf), and the Remove if there was a session.
+// A wrong first message bars the connection. An Admission that is barred takes everything and
+// answers nothing.
 type Admission struct {
 	cfg     AdmissionConfig
 	state   AdmissionState
