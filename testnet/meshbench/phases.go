@@ -173,12 +173,41 @@ func (m *mesh) deaths(ctx context.Context) error {
 	for _, n := range downs {
 		m.result.FalseDowns += n // nobody has died so far
 	}
-	for _, v := range m.victims() {
+	died := make(map[int]bool)
+	for range m.cfg.Deaths {
+		v, ok, err := m.victim(ctx, died)
+		if err != nil || !ok {
+			return err
+		}
+		died[v.rp] = true
 		if err := m.death(ctx, v); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// victim returns the next of the victims that has not died, false when there is none. Trees
+// may have changed since the ways were measured, and the death of an RP with none behind it
+// would seem to heal at once: the ways of its source are measured again.
+func (m *mesh) victim(ctx context.Context, died map[int]bool) (v victim, ok bool, err error) {
+	for range traceTries {
+		list := m.victims()
+		i := slices.IndexFunc(list, func(v victim) bool { return !died[v.rp] })
+		if i < 0 {
+			return victim{}, false, nil
+		}
+		v = list[i]
+		t, err := m.trace(ctx, v.source)
+		if err != nil {
+			return victim{}, false, err
+		}
+		m.ways[slices.Index(m.sources, v.source)] = t.ways
+		if t.ways.below()[v.rp] > 0 {
+			return v, true, nil
+		}
+	}
+	return victim{}, false, errors.New("trees change too fast: no inner rp stays one")
 }
 
 // victim is an inner RP on the ways of a source.
