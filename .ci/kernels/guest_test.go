@@ -136,6 +136,7 @@ func TestPeersBehindDevices(t *testing.T) {
 		})
 	}))
 
+	asked := modprobes(t)
 	key, err := crypto.GenerateKey()
 	require.NoError(t, err)
 	log := filepath.Join(t.TempDir(), "rpd.log")
@@ -196,7 +197,29 @@ func TestPeersBehindDevices(t *testing.T) {
 	}
 	require.NoError(t, swarm.Stop())
 	require.NoError(t, rp.Stop())
+	require.LessOrEqual(t, strings.Count(asked(), "family-netdev"), 1, "one question to an old kernel, and none for each PROBE")
 	require.NoError(t, rpSpace.Do(func() error { return nothingLeft("eth0") }))
+}
+
+// modprobes has the kernel note what modules it looks for, until the test ends.
+func modprobes(t *testing.T) (asked func() string) {
+	t.Helper()
+	const setting = "/proc/sys/kernel/modprobe"
+	before, err := os.ReadFile(setting)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	script, notes := filepath.Join(dir, "modprobe"), filepath.Join(dir, "notes")
+	text := fmt.Sprintf("#!/bin/sh\necho \"$@\" >>%s\nexec %s \"$@\"\n", notes, strings.TrimSpace(string(before)))
+	require.NoError(t, os.WriteFile(script, []byte(text), 0o755))
+	require.NoError(t, os.WriteFile(setting, []byte(script), 0o644))
+	t.Cleanup(func() { require.NoError(t, os.WriteFile(setting, before, 0o644)) })
+	return func() string {
+		b, err := os.ReadFile(notes)
+		if !errors.Is(err, os.ErrNotExist) {
+			require.NoError(t, err)
+		}
+		return string(b)
+	}
 }
 
 // nothingLeft returns what rpd left of the XDP engine in the network namespace of the thread.
@@ -267,8 +290,8 @@ func TestNetem(t *testing.T) {
 	require.False(t, ok)
 }
 
-// systemd runs the unit as it is shipped, with all that it takes from rpd: the XDP engine starts nevertheless, and
-// after a stop nothing is left.
+// systemd runs the unit as it is shipped, with all that it takes from rpd: the XDP engine starts nevertheless, a reload
+// reloads, an rpd that is killed is started again and goes on, and after a stop nothing is left.
 func TestUnit(t *testing.T) {
 	needGuest(t)
 	for from, to := range map[string]string{rpdBinary: "/usr/local/bin/rpd", rpdUnit: "/etc/systemd/system/rpd.service"} {
@@ -294,22 +317,41 @@ func TestUnit(t *testing.T) {
 		}
 		command("systemctl", "stop", "rpd")
 	})
-	command("systemctl", "daemon-reload")
+	require.Equal(t, "", command("systemctl", "daemon-reload"))
 	require.Equal(t, "", command("systemctl", "start", "rpd"))
 	ctx := within(t)
-	var metrics string
-	require.NoError(t, node.Wait(ctx, "metrics of rpd", func(ctx context.Context) error {
-		var err error
-		metrics, err = get(ctx, "http://[::1]:9300/metrics")
-		return err
-	}))
-	require.Equal(t, "active", command("systemctl", "is-active", "rpd"))
-	require.Contains(t, metrics, `mdcs_rp_engine_info{engine="xdp"} 1`)
-	require.Contains(t, command("journalctl", "--no-pager", "-u", "rpd"), "engine=xdp")
-	require.Equal(t, "0", command("systemctl", "show", "-P", "NRestarts", "rpd"))
-	pins, err := filepath.Glob("/sys/fs/bpf/mdcs/*")
-	require.NoError(t, err)
-	require.NotEmpty(t, pins, "the unit lets rpd pin its datapath")
+	says := func(what string) {
+		t.Helper()
+		require.NoError(t, node.Wait(ctx, what, func(context.Context) error {
+			if !strings.Contains(command("journalctl", "--no-pager", "-u", "rpd"), what) {
+				return errors.New("rpd did not say so")
+			}
+			return nil
+		}))
+	}
+	serves := func(restarts string) {
+		t.Helper()
+		require.NoError(t, node.Wait(ctx, "service", func(context.Context) error {
+			got := command("systemctl", "is-active", "rpd") + " " + command("systemctl", "show", "-P", "NRestarts", "rpd")
+			if got != "active "+restarts {
+				return errors.New(got)
+			}
+			return nil
+		}))
+		metrics, err := get(ctx, "http://[::1]:9300/metrics")
+		require.NoError(t, err, "rpd is ready before it serves")
+		require.Contains(t, metrics, `mdcs_rp_engine_info{engine="xdp",reason="auto"} 1`)
+	}
+	pins := func() []string {
+		t.Helper()
+		pins, err := filepath.Glob("/sys/fs/bpf/mdcs/*")
+		require.NoError(t, err)
+		return pins
+	}
+	serves("0")
+	says("engine=xdp")
+	pinned := pins()
+	require.NotEmpty(t, pinned, "the unit lets rpd pin its datapath")
 
 	// Without an address the pair sends nothing of its own that the programs would have to tell from datagrams.
 	links, err := netlink.LinkList()
@@ -326,12 +368,20 @@ func TestUnit(t *testing.T) {
 	}
 	require.Equal(t, 2, pair)
 
+	require.NoError(t, os.WriteFile("/etc/rpd/rpd.toml", []byte(config+"[log]\nlevel = \"debug\"\n"), 0o644))
+	require.Equal(t, "", command("systemctl", "reload", "rpd"))
+	says("changed=log.level")
+	serves("0")
+
+	require.Equal(t, "", command("systemctl", "kill", "--signal=KILL", "rpd"))
+	says("datapath adopted")
+	serves("1")
+	require.Equal(t, pinned, pins())
+
 	require.Equal(t, "", command("systemctl", "stop", "rpd"))
 	require.Equal(t, "inactive", command("systemctl", "is-active", "rpd"))
 	require.NoError(t, nothingLeft("eth0"))
-	pins, err = filepath.Glob("/sys/fs/bpf/mdcs/*")
-	require.NoError(t, err)
-	require.Empty(t, pins)
+	require.Empty(t, pins())
 }
 
 // command runs a program and returns what it prints.
