@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,11 @@ const (
 	// firstMessages is the size of a message that a node can send before it has a
 	// session, bytes.
 	firstMessages = 16 << 10
+
+	// largeFrames is how many frames of strangers that are larger than firstMessages are
+	// read at a time: 60 MiB in all. What a frame claims is allocated before it is read,
+	// and thousands of members may each claim the most.
+	largeFrames = 400
 
 	// A node may ask for pingBurst Pongs at once, and then for one in pingPause. geth asks
 	// every 15 seconds.
@@ -218,9 +224,31 @@ func (c *conn) ReadMsg() (code uint64, payload []byte, err error) {
 	}
 }
 
-// next returns the next message of any kind.
+// next returns the next message of any kind. A large frame of a stranger first waits for its
+// turn, which counts in the time that a message may take.
 func (c *conn) next() (code uint64, payload []byte, err error) {
-	first := true
+	first, large := true, false
+	begun := func(size int) error {
+		if size <= firstMessages || c.place == nil {
+			return nil
+		}
+		timer := time.NewTimer(frameTimeout)
+		defer timer.Stop()
+		select {
+		case c.srv.large <- struct{}{}:
+			large = true
+			return nil
+		case <-timer.C:
+			return os.ErrDeadlineExceeded
+		case <-c.srv.quit:
+			return net.ErrClosed
+		}
+	}
+	defer func() {
+		if large {
+			<-c.srv.large
+		}
+	}()
 	from := readerFunc(func(b []byte) (int, error) {
 		if first {
 			first = false
@@ -228,7 +256,7 @@ func (c *conn) next() (code uint64, payload []byte, err error) {
 		}
 		return c.fd.Read(b)
 	})
-	return c.rlpx.Read(from, int(c.limit.Load()), nil)
+	return c.rlpx.Read(from, int(c.limit.Load()), begun)
 }
 
 type readerFunc func([]byte) (int, error)

@@ -63,6 +63,8 @@ type Server struct {
 	id    enode.ID
 	began time.Time
 	turns chan struct{} // of handshakes that compute: has an element for each
+	large chan struct{} // of large frames that are read: has an element for each
+	quit  chan struct{} // closed by Stop
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -89,6 +91,8 @@ func New(cfg Config) *Server {
 		id:      enode.PubkeyToIDV4(&cfg.Key.PublicKey),
 		began:   time.Now(),
 		turns:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		large:   make(chan struct{}, largeFrames),
+		quit:    make(chan struct{}),
 		ctx:     ctx,
 		cancel:  cancel,
 		table:   NewTable(cfg.Limits),
@@ -153,7 +157,10 @@ func (s *Server) Close() {
 func (s *Server) Stop() {
 	s.Close()
 	s.mu.Lock()
-	s.stopped = true
+	if !s.stopped {
+		s.stopped = true
+		close(s.quit)
+	}
 	for c := range s.open {
 		c.interrupt(p2p.DiscQuitting)
 	}

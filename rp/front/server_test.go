@@ -537,6 +537,43 @@ func TestEndWhileReading(t *testing.T) {
 	g.disconnected(p2p.DiscRequested) // the reason was sent, although nobody read it
 }
 
+// Large frames that are not whole take a bounded memory, however many members send them. Others
+// wait, no longer than a message may take; small messages do not.
+func TestLargeFramesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, func(c *Config) { c.Limits = Limits{Idle: time.Minute} })
+		large := make([]byte, testLimit)
+		rand.NewChaCha8([32]byte{}).Read(large) // does not compress
+		var frame bytes.Buffer
+		for range largeFrames {
+			g := h.welcome(home)
+			g.send(0x11, nil)
+			frame.Reset()
+			require.NoError(t, g.Write(&frame, 0x10, large))
+			_, err := g.fd.Write(frame.Bytes()[:frame.Len()-1])
+			require.NoError(t, err)
+		}
+		require.Len(t, h.large, largeFrames)
+		small, honest := h.welcome(other), h.welcome(other)
+		small.send(0x10, []byte("hello"))
+		code, _ := small.next()
+		require.Equal(t, uint64(0x10), code)
+
+		honest.send(0x11, nil)
+		time.Sleep(time.Second)
+		began := time.Now()
+		go func() { _ = honest.Write(honest.fd, 0x10, large) }()
+		synctest.Wait()
+		require.Len(t, h.large, largeFrames)
+		code, payload := honest.next()
+		require.Equal(t, uint64(0x10), code)
+		require.Len(t, payload, testLimit)
+		require.Equal(t, frameTimeout-time.Second, time.Since(began), "when the others had to be whole")
+		synctest.Wait()
+		require.Empty(t, h.large, "those that were not whole in time have ended")
+	})
+}
+
 // Before its first session a node can send but small messages.
 func TestMessagesBeforeASession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

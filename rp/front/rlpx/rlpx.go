@@ -138,9 +138,10 @@ func (c *Conn) frameLimit(limit int) int {
 }
 
 // Read returns the next message, of at most limit bytes; of one that is larger it
-// returns *SizeError. Before it waits for the rest of a message it calls begun, when the
-// header is there. The payload belongs to the caller.
-func (c *Conn) Read(r io.Reader, limit int, begun func()) (code uint64, payload []byte, err error) {
+// returns *SizeError. When the header is there, and before it takes memory for the rest and
+// waits for it, it calls begun with the size of the frame, and returns the error of that. The
+// payload belongs to the caller.
+func (c *Conn) Read(r io.Reader, limit int, begun func(size int) error) (code uint64, payload []byte, err error) {
 	if _, err := io.ReadFull(r, c.header[:]); err != nil {
 		return 0, nil, err
 	}
@@ -154,7 +155,9 @@ func (c *Conn) Read(r io.Reader, limit int, begun func()) (code uint64, payload 
 		return 0, nil, &SizeError{size, most}
 	}
 	if begun != nil {
-		begun()
+		if err := begun(size); err != nil {
+			return 0, nil, err
+		}
 	}
 	padded := (size + aes.BlockSize - 1) / aes.BlockSize * aes.BlockSize
 	frame := make([]byte, padded+macSize)

@@ -111,7 +111,7 @@ func TestSizesAreLimited(t *testing.T) {
 			}
 			go func() { _, _ = there.Write(0x10, send) }() // blocks: not all is read
 			begun := 0
-			_, _, err := here.Read(fd, limit, func() { begun++ })
+			_, _, err := here.Read(fd, limit, func(int) error { begun++; return nil })
 			size, ok := errors.AsType[*SizeError](err)
 			require.True(t, ok, "%v", err)
 			require.Greater(t, size.Size, size.Limit)
