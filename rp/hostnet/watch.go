@@ -34,12 +34,16 @@ const (
 	maxPrefixes = 1 << 12
 )
 
-// watchBuffer is the size of the socket's buffer in bytes: a router may tell of ten
-// thousand ND entries at once.
-const watchBuffer = 4 << 20
+// WatchBuffer is the size of the socket's buffer in bytes: a router may tell of ten
+// thousand ND entries at once. Tests make it small before a watch begins, for overruns.
+var WatchBuffer = 4 << 20
 
 // readPause is the pause after an error of the socket that is no overrun.
 const readPause = time.Second
+
+// gather is the pause after all events were read, so that those of a stream of events are
+// read together: a wake-up costs more than an event.
+const gather = 5 * time.Millisecond
 
 // Entry names a host on a link: an ND entry (RFC 4861) without its state.
 type Entry struct {
@@ -89,8 +93,8 @@ func Watch(devices []string, own netip.Addr) (*Watcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch the kernel's events: %w", err)
 	}
-	if err := socket.SetReceiveBufferSize(watchBuffer, true); err != nil {
-		_ = socket.SetReceiveBufferSize(watchBuffer, false) // without the right to more; overruns are noticed
+	if err := socket.SetReceiveBufferSize(WatchBuffer, true); err != nil {
+		_ = socket.SetReceiveBufferSize(WatchBuffer, false) // without the right to more; overruns are noticed
 	}
 	w := &Watcher{
 		devices: devices,
@@ -153,7 +157,18 @@ func (w *Watcher) read() {
 			}
 			return some
 		})
+		if !w.more() {
+			time.Sleep(gather)
+		}
 	}
+}
+
+// more reports whether events wait in the socket. While it is being closed the answer does
+// not matter.
+func (w *Watcher) more() bool {
+	poll := []unix.PollFd{{Fd: int32(w.socket.GetFd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n > 0
 }
 
 // note changes the events, and wakes their user if f says so.

@@ -132,6 +132,7 @@ func (e *Engine) detach(i int) {
 		e.ways[i] = nil
 		e.pool.retire(way, time.Now())
 	}
+	e.paths.forget(d.index)
 	e.pins.drop(d.index)
 	d.link.Close()
 	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
@@ -168,7 +169,7 @@ func (e *Engine) checkDevices() {
 	}
 	if changed {
 		e.table.all = true
-		e.paths.all()
+		e.relist()
 	}
 }
 

@@ -248,7 +248,7 @@ func (e *Engine) serve() {
 	told, later := stopped(), stopped() // events wait; work goes on
 	defer told.Stop()
 	defer later.Stop()
-	telling := false
+	wake := e.watch.Wake() // nil while told runs
 	for {
 		if pause, some := e.paths.waits(time.Now(), e.table.untidy()); some {
 			later.Reset(pause)
@@ -256,16 +256,16 @@ func (e *Engine) serve() {
 		select {
 		case f := <-e.calls:
 			f()
-		case <-e.watch.Wake():
-			if !telling {
-				telling = true
-				told.Reset(settle)
-			}
+		case <-wake:
+			wake = nil
+			told.Reset(max(settle, e.paths.pause(time.Now())))
 		case <-told.C:
-			telling = false
+			wake = e.watch.Wake()
 			e.takeEvents()
 		case <-later.C:
 			e.work()
+		case g := <-e.pool.growing:
+			_ = e.pool.add(g) // what failed for want of memory is tried again
 		case <-look.C:
 			e.checkDevices()
 			e.askMissing()

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -140,11 +141,13 @@ func (l *lab) events(t testing.TB, command func(i int) string) (stop func() int)
 				ended <- n
 				return
 			}
+			var some strings.Builder // written at once: this process is measured
 			for range int(part * manyPerSecond / time.Second) {
-				if _, err := io.WriteString(in, command(n)+"\n"); err != nil {
-					break
-				}
+				some.WriteString(command(n) + "\n")
 				n++
+			}
+			if _, err := io.WriteString(in, some.String()); err != nil {
+				n = 0 // it has ended
 			}
 		}
 	}()

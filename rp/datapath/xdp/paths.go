@@ -5,6 +5,7 @@ package xdp
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -46,7 +47,7 @@ const slicesInTurn = 32
 // Work that events of the kernel cause takes at most one part in share of the thread's
 // time, but up to backlog of it at once.
 const (
-	share   = 25
+	share   = 50
 	backlog = 250 * time.Millisecond
 )
 
@@ -190,7 +191,12 @@ func (p *pathIndex) waits(now time.Time, untidy bool) (pause time.Duration, some
 	if len(p.queue)+len(p.unasked) == 0 && !untidy {
 		return 0, false
 	}
-	return max(0, p.due.Add(-share*backlog).Sub(now)), true
+	return p.pause(now), true
+}
+
+// pause is how long the thread must leave work that events cause alone.
+func (p *pathIndex) pause(now time.Time) time.Duration {
+	return max(0, p.due.Add(-share*backlog).Sub(now))
 }
 
 // spent charges work.
@@ -228,6 +234,13 @@ func (p *pathIndex) learn(entry hostnet.Entry, s hostnet.EntryState) (changed bo
 	return false
 }
 
+// forget forgets the ND entries of an interface that is gone: the next one of its index may be
+// another one.
+func (p *pathIndex) forget(link int) {
+	maps.DeleteFunc(p.neighbours, func(entry hostnet.Entry, _ mac) bool { return entry.Link == link })
+	maps.DeleteFunc(p.permanent, func(entry hostnet.Entry, _ bool) bool { return entry.Link == link })
+}
+
 // usable are the states in which the kernel itself would send to a host.
 const usable = netlink.NUD_PERMANENT | netlink.NUD_NOARP | netlink.NUD_REACHABLE | netlink.NUD_PROBE |
 	netlink.NUD_STALE | netlink.NUD_DELAY
@@ -245,6 +258,8 @@ func (e *Engine) learn(entry hostnet.Entry, s hostnet.EntryState) {
 
 // takeEvents looks at what the kernel told.
 func (e *Engine) takeEvents() {
+	start := time.Now()
+	defer func() { e.paths.spent(start, time.Now()) }()
 	events := e.watch.Take()
 	for entry, s := range events.Entries {
 		e.learn(entry, s)

@@ -50,6 +50,15 @@ func TestLearn(t *testing.T) {
 	p.remove(s)
 	require.False(t, p.learn(at, hostnet.EntryState{Deleted: true}))
 	require.Empty(t, p.neighbours)
+
+	// Those of an interface go with it.
+	other := path{Link: 4, Addr: at.Addr}
+	for _, entry := range []path{at, other} {
+		p.learn(entry, hostnet.EntryState{State: netlink.NUD_PERMANENT, MAC: mac{2, 5: 5}})
+	}
+	p.forget(at.Link)
+	require.Equal(t, map[hostnet.Entry]mac{other: {2, 5: 5}}, p.neighbours)
+	require.Equal(t, map[hostnet.Entry]bool{other: true}, p.permanent)
 }
 
 // A prefix has exactly those addresses looked up that it covers, each once, however often
@@ -133,8 +142,14 @@ func TestPathIndexShare(t *testing.T) {
 }
 
 // A device that comes back as another interface, of which the engine hears nothing because
-// the kernel lost its events, forwards again.
+// the kernel lost its events, forwards again, also when it has the index of before.
 func TestXDPDeviceDuringOverrun(t *testing.T) {
+	for _, same := range []bool{false, true} {
+		t.Run(fmt.Sprintf("same index=%v", same), func(t *testing.T) { testDeviceDuringOverrun(t, same) })
+	}
+}
+
+func testDeviceDuringOverrun(t *testing.T, same bool) {
 	const n = 10
 	l := newLab(t, 1)
 	c := newCrowd(t, l, 0, n, func(int) int { return 0 })
@@ -151,7 +166,11 @@ func TestXDPDeviceDuringOverrun(t *testing.T) {
 		link, err := e.nl.LinkByName(l.device(0))
 		require.NoError(t, err)
 		require.NoError(t, e.nl.LinkDel(link))
+		if same {
+			l.links -= 10
+		}
 		l.connect(0)
+		require.Equal(t, same, l.index(0) == link.Attrs().Index)
 		e.watch.Take()
 	}))
 	for _, s := range c.sessions {
@@ -161,7 +180,7 @@ func TestXDPDeviceDuringOverrun(t *testing.T) {
 		var is bool
 		require.NoError(t, e.do(func() {
 			link, err := e.nl.LinkByName(l.device(0))
-			is = err == nil && e.devices[0] != nil && e.devices[0].index == link.Attrs().Index &&
+			is = err == nil && e.devices[0] != nil && e.devices[0].index == link.Attrs().Index && attached(e.devices[0].link, e.devices[0].index) &&
 				len(e.paths.queue) == 0 && !e.table.untidy()
 		}))
 		return is && e.missing() == 0

@@ -50,6 +50,7 @@ type pool struct {
 	free        []uint32
 	bare        []uint32       // unused, but without a map
 	retired     []retiredSlice // oldest first
+	growing     <-chan growth  // gets the device maps that are being installed; nil: none are
 }
 
 type retiredSlice struct {
@@ -61,47 +62,94 @@ func newPool(e *Engine) *pool {
 	return &pool{e: e, maps: make([]*ebpf.Map, 1), slots: make([]int, 1), generations: make([]uint16, 1)}
 }
 
-// grow installs poolStep more device maps.
+// ahead is how many unused slices are left when the pool begins to grow: a change then
+// waits only when it takes more than these at once.
+const ahead = poolStep / 2
+
+// growth is device maps that were installed for slices.
+type growth struct {
+	keys []uint32 // of the slices
+	maps []*ebpf.Map
+	err  error
+}
+
+// grow installs poolStep more device maps, unless that is under way already, and waits.
 func (p *pool) grow() error {
-	first := len(p.maps)
+	if p.growing == nil {
+		keys := p.next()
+		if len(keys) == 0 {
+			return errors.New("no slice is left")
+		}
+		return p.add(installMaps(p.e.objects.Targets, keys))
+	}
+	return p.add(<-p.growing)
+}
+
+// growAhead begins to install poolStep more device maps, which ends with an element of
+// growing, when few slices are left.
+func (p *pool) growAhead() {
+	if p.growing != nil || len(p.free) >= ahead {
+		return
+	}
+	if keys := p.next(); len(keys) > 0 {
+		done := make(chan growth, 1)
+		p.growing = done
+		go func() { done <- installMaps(p.e.objects.Targets, keys) }()
+	}
+}
+
+// next returns the slices that get device maps next, at most poolStep.
+func (p *pool) next() []uint32 {
 	keys := slices.Clone(p.bare[:min(poolStep, len(p.bare))])
-	for i := first; i < maxSlices && len(keys) < poolStep; i++ {
+	for i := len(p.maps); i < maxSlices && len(keys) < poolStep; i++ {
 		keys = append(keys, uint32(i))
 	}
-	if len(keys) == 0 {
-		return errors.New("no slice is left")
+	return keys
+}
+
+// add takes device maps that were installed.
+func (p *pool) add(g growth) error {
+	p.growing = nil
+	if g.err != nil {
+		return fmt.Errorf("grow slices: %w", g.err)
 	}
-	spec, err := bpf.LoadRp()
-	if err != nil {
-		return fmt.Errorf("grow slices: %w", err)
-	}
-	inner := spec.Maps[bpf.RpMapTargets].InnerMap
-	inner.Name = "target"
-	values := make([]uint32, len(keys))
-	maps := make([]*ebpf.Map, len(keys))
-	for i := range maps {
-		if maps[i], err = ebpf.NewMap(inner); err != nil {
-			closeAll(maps)
-			return fmt.Errorf("grow slices: %w", err)
-		}
-		values[i] = uint32(maps[i].FD())
-	}
-	if err := install(p.e.objects.Targets, keys, values); err != nil {
-		closeAll(maps)
-		return fmt.Errorf("grow slices: %w", err)
-	}
-	for i, index := range keys {
+	first := len(p.maps)
+	for i, index := range g.keys {
 		if int(index) < first {
-			p.maps[index] = maps[i]
+			p.maps[index] = g.maps[i]
 			p.bare = p.bare[1:]
 		} else {
-			p.maps = append(p.maps, maps[i])
+			p.maps = append(p.maps, g.maps[i])
 			p.slots = append(p.slots, 0)
 			p.generations = append(p.generations, 0)
 		}
 		p.free = append(p.free, index)
 	}
 	return nil
+}
+
+// installMaps makes device maps for slices. It needs not run on the thread.
+func installMaps(targets *ebpf.Map, keys []uint32) growth {
+	spec, err := bpf.LoadRp()
+	if err != nil {
+		return growth{err: err}
+	}
+	inner := spec.Maps[bpf.RpMapTargets].InnerMap
+	inner.Name = "target"
+	g := growth{keys: keys, maps: make([]*ebpf.Map, len(keys))}
+	values := make([]uint32, len(keys))
+	for i := range g.maps {
+		if g.maps[i], err = ebpf.NewMap(inner); err != nil {
+			closeAll(g.maps)
+			return growth{err: err}
+		}
+		values[i] = uint32(g.maps[i].FD())
+	}
+	if err := install(targets, keys, values); err != nil {
+		closeAll(g.maps)
+		return growth{err: err}
+	}
+	return g
 }
 
 // installing is how many updates of the map of maps wait at a time.
@@ -145,7 +193,12 @@ func closeAll(maps []*ebpf.Map) {
 	}
 }
 
-func (p *pool) close() { closeAll(p.maps) }
+func (p *pool) close() {
+	if p.growing != nil {
+		_ = p.add(<-p.growing) // nobody takes from it any more
+	}
+	closeAll(p.maps)
+}
 
 // errQuarantine says that a slice will be free when a quarantine ends.
 var errQuarantine = errors.New("all slices are in quarantine")
@@ -176,6 +229,7 @@ func (p *pool) take() (uint32, error) {
 	}
 	index := p.free[0]
 	p.free = p.free[1:]
+	p.growAhead()
 	return index, nil
 }
 

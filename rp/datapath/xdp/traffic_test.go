@@ -3,6 +3,7 @@
 package xdp
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -213,8 +214,15 @@ func TestXDPTwoDevices(t *testing.T) {
 	}
 }
 
-// A device may go and come back; the receivers behind the other one do not notice.
+// A device may go and come back, with its index or another one; the receivers behind the
+// other device do not notice.
 func TestXDPDeviceComesBack(t *testing.T) {
+	for _, same := range []bool{false, true} {
+		t.Run(fmt.Sprintf("same index=%v", same), func(t *testing.T) { testDeviceComesBack(t, same) })
+	}
+}
+
+func testDeviceComesBack(t *testing.T, same bool) {
 	const n = 40
 	l := newLab(t, 2)
 	c := newCrowd(t, l, 0, n, func(i int) int { return i % 2 })
@@ -258,7 +266,12 @@ func TestXDPDeviceComesBack(t *testing.T) {
 		c.nodes[s.Addr].conn.Close()
 		delete(c.nodes, s.Addr)
 	}
+	index := link.Attrs().Index
+	if same {
+		l.links -= 10
+	}
 	l.connect(1)
+	require.Equal(t, same, l.index(1) == index)
 	for _, s := range far {
 		c.node(s.Addr)
 	}
