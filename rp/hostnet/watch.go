@@ -43,7 +43,7 @@ const readPause = time.Second
 
 // gather is the pause after all events were read, so that those of a stream of events are
 // read together: a wake-up costs more than an event.
-const gather = 5 * time.Millisecond
+const gather = 10 * time.Millisecond
 
 // Entry names a host on a link: an ND entry (RFC 4861) without its state.
 type Entry struct {
