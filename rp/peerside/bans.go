@@ -154,14 +154,17 @@ func (b *bans) forget(now time.Time) {
 	if len(b.by) < maxBans {
 		return
 	}
-	var keys []any
+	type entry struct {
+		key any
+		*ban
+	}
+	var all []entry // looked up once each: connections wait for this
 	for key, x := range b.by {
 		if !x.set || !x.banned(now) {
-			keys = append(keys, key)
+			all = append(all, entry{key, x})
 		}
 	}
-	slices.SortFunc(keys, func(i, j any) int {
-		x, y := b.by[i], b.by[j]
+	slices.SortFunc(all, func(x, y entry) int {
 		if banned := x.banned(now); banned != y.banned(now) {
 			if banned {
 				return 1
@@ -170,8 +173,8 @@ func (b *bans) forget(now time.Time) {
 		}
 		return x.last.Compare(y.last)
 	})
-	for _, key := range keys[:min(len(keys), len(b.by)/8)] {
-		delete(b.by, key)
+	for _, x := range all[:min(len(all), len(b.by)/8)] {
+		delete(b.by, x.key)
 	}
 }
 
