@@ -45,32 +45,33 @@ func (b *bucket) take(now time.Time, tokens, burst int, each time.Duration) (sho
 
 // ban is what a neighbour did not keep to.
 type ban struct {
-	until  time.Time // nothing is taken from it
-	shun   time.Time // no connection is made to it
-	last   time.Duration
-	strike time.Time // the last one
+	until  time.Time     // until when its connections are ended at once
+	shun   time.Time     // until when no connection is made to it
+	last   time.Duration // of the series
+	strike time.Time     // the last one
 	links  bucket
 }
 
-// strike bans a neighbour that broke the protocol.
-func (s *Server) strike(n *neighbour) {
-	s.prolong(n)
-	n.ban.until = s.now.Add(n.ban.last)
-	s.shun(n)
-	n.log.Warn("neighbour banned", "for", n.ban.last)
-}
-
-func (s *Server) prolong(n *neighbour) {
-	if s.now.Sub(n.ban.strike) > banMemory {
-		n.ban.last = 0
+// strike bans a neighbour that broke the protocol. One that did so before its Hello was taken may
+// be of another version or configuration, which its operator mends: such a ban is short each time.
+func (s *Server) strike(n *neighbour, known bool) {
+	d := banFirst
+	if known {
+		if s.now.Sub(n.ban.strike) > banMemory {
+			n.ban.last = 0
+		}
+		n.ban.strike = s.now
+		n.ban.last = min(max(2*n.ban.last, banFirst), banLast)
+		d = n.ban.last
 	}
-	n.ban.strike = s.now
-	n.ban.last = min(max(2*n.ban.last, banFirst), banLast)
+	n.ban.until = s.now.Add(d)
+	s.shun(n, d)
+	n.log.Warn("neighbour banned", "for", d)
 }
 
-// shun has no connection made to a neighbour for the time of its last ban.
-func (s *Server) shun(n *neighbour) {
-	n.ban.shun = s.now.Add(n.ban.last)
+// shun has no connection made to a neighbour for a time.
+func (s *Server) shun(n *neighbour, d time.Duration) {
+	n.ban.shun = s.now.Add(d)
 	s.relist()
 }
 
@@ -79,8 +80,7 @@ func (s *Server) shun(n *neighbour) {
 func (s *Server) byed(n *neighbour, bye mesh.ByeError) {
 	switch bye.Reason {
 	case proto.ReasonMalformed, proto.ReasonUnexpected, proto.ReasonChain, proto.ReasonRole:
-		s.prolong(n)
-		s.shun(n)
+		s.shun(n, banFirst)
 	}
 }
 

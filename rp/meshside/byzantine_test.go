@@ -541,6 +541,42 @@ func TestBans(t *testing.T) {
 	})
 }
 
+// An RP of another chain or version is banned for a minute each time, so that it is back soon when
+// that is mended. One that leaves the allow-list while it is not dialed is dialed when it returns.
+func TestBanBeforeHello(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
+		for range 4 {
+			c := p.connect(2)
+			c.drain()
+			require.NoError(t, p2p.Send(c.rw, mesh.HelloMsg, &mesh.Hello{NetworkID: 5, Incarnation: incarnationOf(2, 0), DataPort: 1, Session: 1}))
+			<-c.done
+			synctest.Wait()
+			require.Equal(t, Banned, p.neighbour(2).State)
+			time.Sleep(banFirst + time.Second)
+			synctest.Wait()
+			require.Equal(t, Disconnected, p.neighbour(2).State)
+		}
+		c := p.connect(2)
+		c.open(incarnationOf(2, 0))
+		c.drain()
+		c.up()
+		require.NoError(t, c.rw.WriteMsg(p2p.Msg{Code: 31}))
+		<-c.done
+		synctest.Wait()
+		dialable := func() bool {
+			nodes, _, _ := p.dialable()
+			return slices.ContainsFunc(nodes, func(n *enode.Node) bool { return n.ID() == nodeOf(t, 2).ID() })
+		}
+		require.False(t, dialable())
+		all := p.Neighbours()
+		p.SetNeighbours(nil)
+		time.Sleep(banLast)
+		p.SetNeighbours(all)
+		require.True(t, dialable())
+	})
+}
+
 // A route that the datapath refuses keeps no other one out, and is not acknowledged; its child
 // is told so.
 func TestDatapathRefusesRoutes(t *testing.T) {

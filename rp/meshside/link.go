@@ -140,7 +140,7 @@ func (s *Server) connected(l *link) {
 		return
 	case n.ban.links.take(s.now, 1, linkBurst, linkEach) > 0:
 		s.counters.Violations++
-		s.strike(n)
+		s.strike(n, true)
 		l.end(p2p.DiscUselessPeer)
 		return
 	}
@@ -221,7 +221,7 @@ func (s *Server) blame(l *link, err error) {
 	s.emit(l, events.Violation, err.Error())
 	l.err = p2p.DiscSubprotocolError
 	l.state.Fail(err)
-	s.strike(l.neighbour)
+	s.strike(l.neighbour, l.open)
 }
 
 // fail ends a link.

@@ -61,13 +61,13 @@ func (s *Server) setNeighbours(nodes []*enode.Node) {
 			s.cfg.Log.Info("neighbour removed", "rp", id.TerminalString(), "addr", n.addr())
 		}
 	}
+	changed := !slices.Equal(s.list, list)
 	s.mu.Lock()
-	if !slices.Equal(s.list, list) {
-		close(s.listed)
-		s.listed = make(chan struct{})
-	}
 	s.neighbours, s.list, s.rps = neighbours, list, rps
 	s.mu.Unlock()
+	if changed {
+		s.relist()
+	}
 	for _, n := range removed {
 		if n.link != nil {
 			s.fail(n.link, errRemoved)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,9 +17,9 @@ import (
 )
 
 const (
-	maxHole         = 512  // how far behind the newest sequence a hole is asked for
-	maxServed       = 1024 // datagrams of one stream
-	childrenWaiting = 4096 // routes
+	maxHole         = 512                  // how far behind the newest sequence a hole is asked for
+	maxServed       = 1024                 // datagrams of one stream
+	childrenWaiting = linkstate.MaxServing // routes of one child
 	peersWaiting    = 16384
 	serveBatch      = 64
 	servePause      = time.Millisecond
@@ -36,21 +37,82 @@ type serve struct {
 	marks   []proto.Mark
 }
 
+// turns is what children wait for. Each child has its turn for one batch, whatever the others
+// ask for.
+type turns struct {
+	mu      sync.Mutex
+	waiting map[uint32][]*turn // by session
+	order   []uint32           // sessions, the next one first
+	wake    chan struct{}      // that there is something
+}
+
+// turn is a route of one child.
+type turn struct {
+	serve           // marks: without those that are under way
+	left  [][]byte  // of the mark under way
+	by    time.Time // when room for the next batch has to be there; zero: it was there
+}
+
+// add has a child wait. It returns false when the child waits for too much.
+func (t *turns) add(v serve) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := t.waiting[v.session]
+	if len(all) == childrenWaiting {
+		return false
+	}
+	if len(all) == 0 {
+		t.order = append(t.order, v.session)
+	}
+	t.waiting[v.session] = append(all, &turn{serve: v})
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// next returns the oldest turn of the next child, nil for none.
+func (t *turns) next() *turn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.order) == 0 {
+		return nil
+	}
+	session := t.order[0]
+	t.order = append(t.order[1:], session)
+	return t.waiting[session][0]
+}
+
+// done ends the turn that next returned.
+func (t *turns) done(session uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waiting[session] = t.waiting[session][1:]
+	if len(t.waiting[session]) == 0 {
+		delete(t.waiting, session)
+		t.order = slices.DeleteFunc(t.order, func(s uint32) bool { return s == session })
+	}
+}
+
 // resender sends children and peers what they missed, from the cache. Children go first,
 // even between two batches of a peer: all below them miss the same. Peers have limits by
 // where they are.
 type resender struct {
 	cfg      *Config
 	quit     <-chan struct{}
-	children chan serve
+	children turns
 	peers    chan serve
 
 	served  atomic.Uint64 // datagrams
-	leftOut atomic.Uint64 // peers that did not get all, for want of room or by a limit
+	leftOut atomic.Uint64 // peers, and routes of children, that did not get all, for want of room or by a limit
 }
 
 func newResender(cfg *Config, quit <-chan struct{}) *resender {
-	return &resender{cfg: cfg, quit: quit, children: make(chan serve, childrenWaiting), peers: make(chan serve, peersWaiting)}
+	return &resender{
+		cfg: cfg, quit: quit, peers: make(chan serve, peersWaiting),
+		children: turns{waiting: make(map[uint32][]*turn), wake: make(chan struct{}, 1)},
+	}
 }
 
 // Replay sends a session of the datapath, whose peer is at an address, what the cache has
@@ -74,9 +136,7 @@ func (s *Server) queueServe(a linkstate.Serve) {
 	for _, m := range a.Marks {
 		v.marks = append(v.marks, proto.Mark{Ingress: a.Ingress, Group: m.Group, Sequence: m.Sequence})
 	}
-	select {
-	case s.resender.children <- v:
-	default:
+	if !s.resender.children.add(v) {
 		s.counters.NotServed++
 	}
 }
@@ -86,8 +146,7 @@ func (r *resender) run() {
 	for {
 		r.serveChildren()
 		select {
-		case v := <-r.children:
-			r.serve(v)
+		case <-r.children.wake:
 		case v := <-r.peers:
 			r.serve(v)
 		case <-r.quit:
@@ -98,45 +157,79 @@ func (r *resender) run() {
 
 // serveChildren serves all children that wait.
 func (r *resender) serveChildren() {
-	for {
+	for v := r.children.next(); v != nil; v = r.children.next() {
+		if r.serveTurn(v) {
+			r.children.done(v.session)
+		}
 		select {
-		case v := <-r.children:
-			r.serve(v)
-		default:
+		case <-r.quit:
 			return
+		default:
 		}
 	}
 }
 
+// serveTurn sends a child one batch, and reports whether that was the last one of the route. A
+// batch without room is tried again in the next turn, for a while.
+func (r *resender) serveTurn(v *turn) (over bool) {
+	for ; len(v.left) == 0; v.marks = v.marks[1:] {
+		if len(v.marks) == 0 {
+			return true
+		}
+		v.left = r.since(v.marks[0])
+	}
+	batch := v.left[:min(serveBatch, len(v.left))]
+	err := r.cfg.Engine.Resend(v.session, batch)
+	if !errors.Is(err, datapath.ErrOverRate) {
+		v.left, v.by = v.left[len(batch):], time.Time{}
+		return !r.sent(v.serve, batch, err) || len(v.left) == 0 && len(v.marks) == 0
+	}
+	if v.by.IsZero() {
+		v.by = time.Now().Add(servePatience)
+	}
+	if !time.Now().Before(v.by) {
+		r.leftOut.Add(1)
+		return true
+	}
+	return !r.pause(serveLook)
+}
+
+// since returns what the cache has behind a mark.
+func (r *resender) since(m proto.Mark) [][]byte {
+	return r.cfg.Cache.Since(time.Now(), m.Ingress, m.Group, m.Sequence, maxServed)
+}
+
+// serve serves a peer.
 func (r *resender) serve(v serve) {
 	for _, m := range v.marks {
-		datagrams := r.cfg.Cache.Since(time.Now(), m.Ingress, m.Group, m.Sequence, maxServed)
-		for batch := range slices.Chunk(datagrams, serveBatch) {
-			if v.peer.IsValid() {
-				r.serveChildren()
-				if err := r.cfg.Members.Replay(time.Now(), v.peer, size(batch)); err != nil {
-					r.leftOut.Add(1)
-					return
-				}
-			}
-			switch err := r.send(v, batch); {
-			case errors.Is(err, datapath.ErrOverRate):
+		for batch := range slices.Chunk(r.since(m), serveBatch) {
+			r.serveChildren()
+			if err := r.cfg.Members.Replay(time.Now(), v.peer, size(batch)); err != nil {
 				r.leftOut.Add(1)
 				return
-			case err != nil:
-				r.cfg.Log.Debug("repairs not sent", "session", fmt.Sprintf("%08x", v.session), "err", err)
-				return // the session ended
 			}
-			r.served.Add(uint64(len(batch)))
-			if !r.pause(servePause) {
+			if !r.sent(v, batch, r.send(v, batch)) {
 				return
 			}
 		}
 	}
 }
 
-// send sends a batch as soon as new datagrams leave room for it. A child need not wait
-// behind a peer.
+// sent notes how a batch was sent. It returns false when nothing more is to be sent.
+func (r *resender) sent(v serve, batch [][]byte, err error) bool {
+	switch {
+	case errors.Is(err, datapath.ErrOverRate):
+		r.leftOut.Add(1)
+		return false
+	case err != nil:
+		r.cfg.Log.Debug("repairs not sent", "session", fmt.Sprintf("%08x", v.session), "err", err)
+		return false // the session ended
+	}
+	r.served.Add(uint64(len(batch)))
+	return r.pause(servePause)
+}
+
+// send sends a peer a batch as soon as new datagrams leave room for it.
 func (r *resender) send(v serve, batch [][]byte) error {
 	began := time.Now()
 	for {
@@ -144,9 +237,7 @@ func (r *resender) send(v serve, batch [][]byte) error {
 		if !errors.Is(err, datapath.ErrOverRate) || time.Since(began) >= servePatience || !r.pause(serveLook) {
 			return err
 		}
-		if v.peer.IsValid() {
-			r.serveChildren()
-		}
+		r.serveChildren()
 	}
 }
 

@@ -54,11 +54,37 @@ func TestChildrenAreServedBeforePeers(t *testing.T) {
 		r.peers <- serve{1, peer, all}
 		r.peers <- serve{2, peer, all}
 		synctest.Wait()
-		r.children <- serve{9, netip.Addr{}, all}
+		r.children.add(serve{9, netip.Addr{}, all})
 		time.Sleep(time.Second)
 		require.Equal(t, []uint32{1, 9, 9, 9, 1, 1, 2, 2, 2}, order)
 		require.Equal(t, uint64(len(order)*serveBatch), r.served.Load())
 		require.Zero(t, r.leftOut.Load())
+	})
+}
+
+// A child that misses much, on many routes, has its turn as each other child.
+func TestChildrenInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, engine := newTestResender(t, 3*serveBatch, membership.Limits{})
+		var order []uint32
+		engine.OnResend = func(session uint32, _ [][]byte) error {
+			order = append(order, session)
+			if session == 7 {
+				return datapath.ErrOverRate // it keeps nobody else waiting
+			}
+			return nil
+		}
+		for range childrenWaiting {
+			require.True(t, r.children.add(serve{9, netip.Addr{}, all}))
+		}
+		require.False(t, r.children.add(serve{9, netip.Addr{}, all}), "of one child there is room for so many")
+		require.True(t, r.children.add(serve{7, netip.Addr{}, all}))
+		require.True(t, r.children.add(serve{8, netip.Addr{}, all}))
+		time.Sleep(100 * time.Millisecond)
+		require.Equal(t, []uint32{9, 7, 8, 9, 7, 8, 9, 7, 8, 9, 7, 9, 7}, order[:13])
+		time.Sleep(time.Minute)
+		require.Equal(t, uint64(1), r.leftOut.Load(), "the route of 7")
+		require.Nil(t, r.children.next())
 	})
 }
 
@@ -76,7 +102,7 @@ func TestRepairsWaitForRoom(t *testing.T) {
 		r.peers <- serve{1, peer, all}
 		time.Sleep(100 * time.Millisecond)
 		require.Empty(t, engine.Resends())
-		r.children <- serve{9, netip.Addr{}, all} // need not wait behind the peer
+		r.children.add(serve{9, netip.Addr{}, all}) // need not wait behind the peer
 		time.Sleep(100 * time.Millisecond)
 		require.Len(t, engine.Resends(), 2)
 		time.Sleep(200 * time.Millisecond)

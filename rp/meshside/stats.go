@@ -83,7 +83,7 @@ type Counters struct {
 	KeyConflicts   uint64 // group keys of a new parent that were others than those of the one before
 	RoutesRefused  uint64 // routes that the datapath did not take
 	Served         uint64 // datagrams sent again, to children and peers
-	PeersNotServed uint64 // peers that did not get all that they missed: too many, or by a limit
+	PeersNotServed uint64 // peers, and routes of children, that did not get all that they missed: too many, or by a limit
 	NotServed      uint64 // routes of children that were not served, for want of time
 
 	Receipts        uint64 // objects whose confirmations were counted

@@ -84,7 +84,7 @@ var (
 	routeRepairs  = desc("mesh_route_repairs_total", "Neighbours that served something else than they were asked for.")
 	notServed     = desc("mesh_not_served_total", "Routes of other RPs that were not served from the cache.")
 	served        = desc("mesh_served_total", "Datagrams sent again from the cache, to other RPs and to members.")
-	replaysLost   = desc("replays_left_out_total", "Members that were not sent all that they missed: too many, or by a limit.")
+	replaysLost   = desc("replays_left_out_total", "Members, and routes of other RPs, that were not sent all that they missed: too many, or by a limit.")
 	badHellos     = desc("mesh_bad_hellos_total", "Hellos that no RP sends: with impossible times, or of another form.")
 	hellosLost    = desc("mesh_hellos_lost_total", "Hellos that were dropped because a neighbouring RP sent too many.")
 	slowed        = desc("mesh_slowed_total", "Messages that were read later because a neighbouring RP sent too many.")

@@ -34,6 +34,7 @@ package linkstate
 import (
 	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/ethereum/go-ethereum/rlp"
 
@@ -214,6 +215,11 @@ func (m *Graft) check() error {
 	for _, r := range m.Routes {
 		if err := checkCount("marks", len(r.Marks), MaxGroups); err != nil {
 			return err
+		}
+		for i, m := range r.Marks {
+			if slices.ContainsFunc(r.Marks[:i], func(o Mark) bool { return o.Group == m.Group }) {
+				return malformed("graft: two marks of group %08x", m.Group)
+			}
 		}
 	}
 	if len(m.Routes) > 0 && m.Routes[0].Ingress == 0 {

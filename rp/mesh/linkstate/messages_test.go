@@ -60,9 +60,13 @@ func TestLargestMessagesFit(t *testing.T) {
 	var routes []GraftRoute
 	var versions []Version
 	var ingress []uint32
+	var marks []Mark
+	for i := range uint32(MaxGroups) {
+		marks = append(marks, Mark{1<<31 + i, 1 << 40})
+	}
 	for i := range MaxServing {
 		ingress = append(ingress, 1<<31+uint32(i))
-		routes = append(routes, GraftRoute{ingress[i], slices.Repeat([]Mark{{1 << 31, 1 << 40}}, MaxGroups)})
+		routes = append(routes, GraftRoute{ingress[i], marks})
 		versions = append(versions, Version{1<<63 + ID(i), 1 << 40, 1 << 40})
 	}
 	for _, m := range []Message{
@@ -91,6 +95,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"long prune":          &Prune{make([]uint32, MaxVersions+1)},
 		"long serving":        &Serving{make([]uint32, MaxServing+1)},
 		"long graft":          &Graft{1, make([]GraftRoute, MaxRoutes+1)},
+		"marks of one group":  &Graft{1, []GraftRoute{{1, []Mark{{7, 1}, {8, 1}, {7, 2}}}}},
 		"many marks":          &Graft{1, []GraftRoute{{1, make([]Mark, MaxGroups+1)}}},
 		"many adverts":        adverts(slices.Repeat([]*Signed{advertOf(t, 1, 1, 1, nil)}, MaxAdverts+1)...),
 		"summary twice":       &Summary{[]Version{{5, 1, 1}, {5, 1, 2}}},
