@@ -85,12 +85,15 @@ func (r *RP) Set(next Settings) error {
 		return errors.New("rp: not serving")
 	}
 	r.settings.Lock()
+	before := r.cfg.Settings
 	r.cfg.Settings = next
 	r.settings.Unlock()
 
 	r.members.SetLimits(next.Limits)
 	r.server.SetLimits(front.LimitsFor(next.Limits.Sessions, next.Limits.Per64, next.Limits.Per48))
-	r.engine.SetEgress(next.EgressTotal, egressBurst(next.EgressTotal))
+	if next.EgressTotal != before.EgressTotal { // else the burst would come at once again
+		r.engine.SetEgress(next.EgressTotal, egressBurst(next.EgressTotal))
+	}
 	r.peers.SetTerms(next.terms())
 	r.peers.End(r.members.Beyond(), errBeyond)
 	r.mesh.SetEgress(next.EgressPerRP, egressBurst(next.EgressPerRP))

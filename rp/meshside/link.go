@@ -317,11 +317,31 @@ func (s *Server) up(l *link, a mesh.Up) {
 func (s *Server) SetEgress(egress, burst uint64) {
 	s.call(func() {
 		s.cfg.Egress, s.cfg.EgressBurst = egress, burst
+		var change datapath.Change
 		for _, l := range s.links {
-			l.session.Egress, l.session.EgressBurst = egress, burst
-			if err := s.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{l.session}}); err != nil {
-				l.log.Error("limit of a neighbour not changed", "err", err)
+			if l.session.Egress == egress && l.session.EgressBurst == burst {
+				continue
 			}
+			session := l.session
+			session.Egress, session.EgressBurst = egress, burst
+			change.Add = append(change.Add, session)
+		}
+		if len(change.Add) == 0 {
+			return
+		}
+		err := s.cfg.Engine.Apply(change)
+		refused, some := errors.AsType[*datapath.Refused](err)
+		if err != nil && !some {
+			s.log.Error("limits of neighbours not changed", "err", err)
+			return
+		}
+		for _, session := range change.Add {
+			l := s.sessions[session.Index]
+			if some && refused.Sessions[session.Index] != nil {
+				l.log.Error("limit of a neighbour not changed", "err", refused.Sessions[session.Index])
+				continue
+			}
+			l.session = session
 		}
 	})
 }
