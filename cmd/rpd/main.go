@@ -173,8 +173,6 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 		return err
 	}
 	defer point.Stop()
-	total, source := egressTotal(cfg)
-	log.Info("limit of all copies", "egress_total", total, "source", source)
 	if path := cfg.Admin.Socket; path != "" {
 		operator := admin.Operator{Point: point, Version: version}
 		server, err := admin.StartSocket(path, operator.Handler(), log)
@@ -202,7 +200,9 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	for now := cfg; ctx.Err() == nil; {
 		select {
 		case <-hangups:
+			systemd.reloading()
 			now = reload(point, path, now, level, log)
+			systemd.reloaded()
 		case <-ctx.Done():
 		}
 	}

@@ -135,11 +135,14 @@ func TestReloadsAreDocumented(t *testing.T) {
 // The line's speed bounds the copies unless a limit is configured.
 func TestEgressTotal(t *testing.T) {
 	cfg := config.Default()
-	total := func() uint64 { n, _ := egressTotal(&cfg); return n }
+	total := func() uint64 { return egressTotal(&cfg, 0).total }
 	cfg.Node.Address = netip.IPv6Loopback() // a device without a speed
 	require.Equal(t, uint64(93_750_000), total())
 	cfg.Datapath.Devices = []string{"nosuch"}
 	require.Equal(t, uint64(93_750_000), total())
+	require.True(t, egressTotal(&cfg, 0).guessed)
+	require.Equal(t, uint64(7), egressTotal(&cfg, 7).total, "a line that is down has the limit of before")
 	cfg.Limits.EgressTotal = 5
+	require.False(t, egressTotal(&cfg, 0).guessed)
 	require.Equal(t, uint64(5), total())
 }

@@ -34,10 +34,12 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	if err != nil {
 		return nil, err
 	}
-	settings, err := settingsOf(cfg)
+	copies := egressTotal(cfg, 0)
+	settings, err := settingsOf(cfg, copies.total)
 	if err != nil {
 		return nil, err
 	}
+	copies.log(log)
 	mode, err := cfg.Mesh.TreeMode()
 	if err != nil {
 		return nil, err
@@ -85,8 +87,9 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 	})
 }
 
-// settingsOf returns what of a configuration may change while the replication point serves.
-func settingsOf(cfg *config.Config) (*rp.Settings, error) {
+// settingsOf returns what of a configuration may change while the replication point serves. All
+// copies may take total bytes per second, see egressTotal.
+func settingsOf(cfg *config.Config, total uint64) (*rp.Settings, error) {
 	neighbours, err := cfg.Neighbours()
 	if err != nil {
 		return nil, err
@@ -95,7 +98,6 @@ func settingsOf(cfg *config.Config) (*rp.Settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	total, _ := egressTotal(cfg)
 	return &rp.Settings{
 		Neighbours: neighbours,
 		Limits: membership.Limits{
@@ -120,16 +122,27 @@ func settingsOf(cfg *config.Config) (*rp.Settings, error) {
 	}, nil
 }
 
-// defaultSpeed is that of a line which does not tell it, in Mbit/s.
-const defaultSpeed = 1000
+const (
+	// defaultSpeed is assumed of a line that does not tell it, leastSpeed is the least that
+	// is believed, in Mbit/s.
+	defaultSpeed = 1000
+	leastSpeed   = 10
+)
 
-// egressTotal returns what all copies may take, bytes per second: what is configured, else
-// three quarters of the speed of the slowest device. The rest is for headers, which are a
-// fifteenth of full datagrams and more of smaller ones, and for whatever else the host sends.
-// Source says in words where it comes from.
-func egressTotal(cfg *config.Config) (total uint64, source string) {
+// egress is what all copies may take.
+type egress struct {
+	total   uint64 // bytes per second
+	source  string // where it comes from, in words
+	guessed bool   // no device tells its speed
+}
+
+// egressTotal returns what all copies may take: what is configured, else three quarters of the
+// speed of the slowest device. The rest is for headers, which are a fifteenth of full datagrams
+// and more of smaller ones, and for whatever else the host sends. A line that is down tells no
+// speed: then the limit is the one that was found before, 0 for none.
+func egressTotal(cfg *config.Config, before uint64) egress {
 	if cfg.Limits.EgressTotal != 0 {
-		return cfg.Limits.EgressTotal, "configured"
+		return egress{total: cfg.Limits.EgressTotal, source: "configured"}
 	}
 	devices := cfg.Datapath.Devices
 	if len(devices) == 0 {
@@ -137,16 +150,29 @@ func egressTotal(cfg *config.Config) (total uint64, source string) {
 			devices = []string{name}
 		}
 	}
-	speed := 0
+	speed, slowest := 0, ""
 	for _, name := range devices {
-		if s, ok := host.Speed(name); ok && (speed == 0 || s < speed) {
-			speed, source = s, fmt.Sprintf("3/4 of the %d Mbit/s of %s", s, name)
+		if s, ok := host.Speed(name); ok && s >= leastSpeed && (speed == 0 || s < speed) {
+			speed, slowest = s, name
 		}
 	}
-	if speed == 0 {
-		speed, source = defaultSpeed, fmt.Sprintf("3/4 of %d Mbit/s: no device tells its speed", defaultSpeed)
+	of := func(mbit int) uint64 { return uint64(mbit) * 1e6 / 8 * 3 / 4 }
+	switch {
+	case speed != 0:
+		return egress{total: of(speed), source: fmt.Sprintf("3/4 of the %d Mbit/s of %s", speed, slowest)}
+	case before != 0:
+		return egress{total: before, source: "as before: no device tells its speed", guessed: true}
 	}
-	return uint64(speed) * 1e6 / 8 * 3 / 4, source
+	return egress{total: of(defaultSpeed), source: fmt.Sprintf("3/4 of %d Mbit/s: no device tells its speed", defaultSpeed), guessed: true}
+}
+
+// log tells the operator the limit, which decides how many geths can be served.
+func (e egress) log(log *slog.Logger) {
+	if e.guessed {
+		log.Warn("limit of all copies is a guess", "egress_total", e.total, "source", e.source, "cure", "set egress_total in [limits] to what the line can take")
+		return
+	}
+	log.Info("limit of all copies", "egress_total", e.total, "source", e.source)
 }
 
 // maxPeers returns the limit of the sessions of peers. With another engine than the socket

@@ -52,7 +52,7 @@ func (s *supervisor) tell(variables ...string) {
 func (s *supervisor) ready()    { s.tell("READY=1", "STATUS=serves") }
 func (s *supervisor) stopping() { s.tell("STOPPING=1", "STATUS=drains") }
 
-// reloading says that the configuration is read anew; ready ends that.
+// reloading says that the configuration is read again; reloaded ends that.
 func (s *supervisor) reloading() {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
@@ -60,6 +60,9 @@ func (s *supervisor) reloading() {
 	}
 	s.tell("RELOADING=1", "MONOTONIC_USEC="+strconv.FormatInt(now.Nano()/1000, 10))
 }
+
+// reloaded leaves the status as watch told it.
+func (s *supervisor) reloaded() { s.tell("READY=1") }
 
 // lookInterval is how often watch looks at the health when no watchdog wants it sooner.
 const lookInterval = 5 * time.Second

@@ -77,6 +77,8 @@ func TestWatchdogFollowsLife(t *testing.T) {
 		text = next()
 	}
 	require.True(t, strings.HasPrefix(text, "RELOADING=1\nMONOTONIC_USEC="), text)
+	s.reloaded()
+	require.Equal(t, "READY=1", next())
 	s.stopping()
 	require.Equal(t, "STOPPING=1\nSTATUS=drains", next())
 }

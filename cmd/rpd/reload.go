@@ -47,9 +47,6 @@ func changes(before, after *config.Config) (reloaded, restart []string) {
 // serves. It returns the configuration that holds: that of before when the file is bad.
 func reload(point *rp.RP, path string, now *config.Config, level *slog.LevelVar, log *slog.Logger) *config.Config {
 	next, err := config.Load(path)
-	if err == nil {
-		err = next.CheckEdited()
-	}
 	if err != nil {
 		log.Error("configuration not reloaded: nothing changed", "err", err)
 		return now
@@ -57,7 +54,12 @@ func reload(point *rp.RP, path string, now *config.Config, level *slog.LevelVar,
 	reloaded, restart := changes(now, next)
 	applied := *now // what needs a restart stays as it is
 	applied.Mesh.Peers, applied.Limits, applied.Admission, applied.Log = next.Mesh.Peers, next.Limits, next.Admission, next.Log
-	settings, err := settingsOf(&applied)
+	found := uint64(0) // the limit of now, if it is that of the line
+	if now.Limits.EgressTotal == 0 {
+		found = point.Settings().EgressTotal
+	}
+	copies := egressTotal(&applied, found)
+	settings, err := settingsOf(&applied, copies.total)
 	if err == nil {
 		err = point.Set(*settings)
 	}
@@ -66,6 +68,7 @@ func reload(point *rp.RP, path string, now *config.Config, level *slog.LevelVar,
 		return now
 	}
 	level.Set(applied.Log.Level)
+	copies.log(log)
 	log.Info("configuration reloaded", "changed", strings.Join(reloaded, " "))
 	if len(restart) > 0 {
 		log.Warn("these changes need a restart of rpd", "keys", strings.Join(restart, " "))
