@@ -11,7 +11,7 @@
  *	                     |      +-------------------------------------------------------------------+
  *	                     +--> at once, when nothing else is in flight
  *
- * mdcs_rp_own puts what user space sends before the queue: heart-beats, and PROBEs, which so prove the way that copies take.
+ * mdcs_rp_own puts what user space sends before the queue: heartbeats, and PROBEs, which so prove the way that copies take.
  *
  * A broadcast to a device map makes at most 8 copies, and the frame then goes around
  * for the next 8. The kernel takes 8 frames at once out of the queue: that makes 64

@@ -254,7 +254,7 @@ func TestReceiverChannel(t *testing.T) {
 		want wire.Verdict
 	}{
 		{"data", proto.ModeSSM, channelDatagram(nil), wire.Pass},
-		{"heart-beat", proto.ModeSSM, channelDatagram(beat), wire.Pass},
+		{"heartbeat", proto.ModeSSM, channelDatagram(beat), wire.Pass},
 		{"echo", proto.ModeSSM, channelDatagram(echo), wire.BadType},
 		{"our session by the channel", proto.ModeSSM, datagram(nil, nil), wire.NoSession},
 		{"the channel's session by our socket", proto.ModeUnicast, channelDatagram(nil), wire.NoSession},

@@ -12,7 +12,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
-// Times of heart-beats (SPEC 6.5).
+// Times of heartbeats (SPEC 6.5).
 const (
 	beatLook  = 250 * time.Millisecond // between looks at the own streams
 	beatIdle  = 5 * time.Second        // between heartbeats to the mesh, of streams at rest
@@ -21,8 +21,8 @@ const (
 	beatTimes = 3                      // that it doubles
 )
 
-// beats says when heart-beats are due, without a clock. Peers must hear their RP, or
-// they leave it: they get one when an own stream was silent for a heart-beat interval.
+// beats says when heartbeats are due, without a clock. Peers must hear their RP, or
+// they leave it: they get one when an own stream was silent for a heartbeat interval.
 // The mesh has hellos; it gets some when a stream comes to rest, so that the loss of the
 // last DATA is seen, and few from then on. While streams move it gets one each second: what
 // a neighbour that is no parent any more said of a stream ends with it.
@@ -30,7 +30,7 @@ type beats struct {
 	newest []proto.Mark // of the own streams
 	rest   time.Time    // since no stream had DATA
 	silent time.Time    // since some stream had nothing for the peers
-	mesh   int          // heart-beats to the mesh since then
+	mesh   int          // heartbeats to the mesh since then
 	meshAt time.Time    // the next one
 	busyAt time.Time    // the next one of a stream that moves
 }
@@ -41,7 +41,7 @@ func newBeats(now time.Time) *beats {
 }
 
 // look tells the newest sequences of the own streams, and returns whom to send a
-// heart-beat, 0 for nobody.
+// heartbeat, 0 for nobody.
 func (b *beats) look(now time.Time, newest []proto.Mark) datapath.HeartbeatScope {
 	moved := 0
 	for _, m := range newest {
@@ -76,7 +76,7 @@ func (b *beats) look(now time.Time, newest []proto.Mark) datapath.HeartbeatScope
 	return 0
 }
 
-// heartbeat sends heart-beats until ctx ends. Members leave when they hear none, so it asks
+// heartbeat sends heartbeats until ctx ends. Members leave when they hear none, so it asks
 // the engine for nothing that waits for a change.
 func (r *RP) heartbeat(ctx context.Context) {
 	ticker := time.NewTicker(beatLook)

@@ -83,7 +83,7 @@ func TestPublishAlongChain(t *testing.T) {
 	}
 	members(t, peers...)
 	for _, p := range peers {
-		see(p, func(p *lightPeer) any { p.bad = nil; return nil }) // heart-beats that came before the Welcome
+		see(p, func(p *lightPeer) any { p.bad = nil; return nil }) // heartbeats that came before the Welcome
 	}
 	const n = 30 // within a lease
 	sent := make([][]string, len(peers))

@@ -113,7 +113,7 @@ type RP struct {
 	finder  *discovery.Finder // nil when neighbours are not looked for
 
 	cancel context.CancelFunc
-	wg     sync.WaitGroup // heart-beat and rekeying
+	wg     sync.WaitGroup // heartbeat and rekeying
 
 	redirects redirects
 	vitals    *vitals

@@ -183,7 +183,7 @@ func members(t *testing.T, peers ...*lightPeer) {
 	}
 }
 
-// knows waits until a peer has heard a heart-beat of an ingress RP.
+// knows waits until a peer has heard a heartbeat of an ingress RP.
 func knows(t *testing.T, p *lightPeer, ingress uint32) {
 	t.Helper()
 	require.Eventually(t, func() bool {

@@ -390,7 +390,7 @@ func watchSSM(t *testing.T, ns *netns.Namespace, name string, port uint16) *ssmW
 }
 
 // frames counts the frames with datagrams of the RP since the last call, without
-// heart-beats, whose number is that of the clock.
+// heartbeats, whose number is that of the clock.
 func (w *ssmWatch) frames() map[ssmFrame]int {
 	w.t.Helper()
 	const ethernet, ipv6, udp = 14, 40, 8

@@ -609,7 +609,7 @@ func (j *Joiner) lose(now time.Time, err error) {
 }
 
 // Tick does what is due. Time that passed without a Tick for longer than a
-// heart-beat interval does not count as the RP's silence: it was the peer's own.
+// heartbeat interval does not count as the RP's silence: it was the peer's own.
 func (j *Joiner) Tick(now time.Time) {
 	if limit := j.silence(); limit > 0 {
 		if stall := now.Sub(j.ticked); stall > HeartbeatInterval {

@@ -24,7 +24,7 @@ type pair struct {
 	log       []string // what happened, for assertions
 	deaf      bool     // PROBEs do not arrive
 	short     bool     // PROBEs arrive cut
-	silent    bool     // no heart-beats
+	silent    bool     // no heartbeats
 	cut       bool     // nothing arrives by the channel
 	joinless  bool     // the peer's host cannot join groups
 	joined    *Joined
@@ -173,7 +173,7 @@ func (p *pair) rpDoes(x Action) {
 	}
 }
 
-// run lets time pass in steps of 50 ms, with a heart-beat each.
+// run lets time pass in steps of 50 ms, with a heartbeat each.
 func (p *pair) run(d time.Duration) {
 	for end := p.now.Add(d); p.now.Before(end); {
 		p.now = p.now.Add(50 * time.Millisecond)

@@ -382,10 +382,10 @@ func NewRecord(session uint32, datagram []byte) Record {
 	return Record{Session: session, Ingress: h.Ingress, Group: h.Group, Sequence: h.Sequence, Datagram: datagram}
 }
 
-// HeartbeatScope says who gets a heart-beat.
+// HeartbeatScope says who gets a heartbeat.
 type HeartbeatScope uint8
 
-// Scopes of a heart-beat.
+// Scopes of a heartbeat.
 const (
 	Local HeartbeatScope = iota + 1 // peers and channels of this RP
 	All                             // those, and the branches of the own route

@@ -270,7 +270,7 @@ func (s *Server) greet() {
 	}
 	s.beat = false
 	if err := s.cfg.Engine.Heartbeat(datapath.All); err != nil {
-		s.cfg.Log.Debug("heart-beat not sent", "err", err) // the next one is due soon
+		s.cfg.Log.Debug("heartbeat not sent", "err", err) // the next one is due soon
 	}
 }
 
@@ -334,7 +334,7 @@ func (s *Server) sweep() {
 	maps.DeleteFunc(s.known, func(id linkstate.ID, _ known) bool { return !seen[id] })
 }
 
-// sweepSoon is sweep, but not oftener than is good.
+// sweepSoon is sweep, but not more often than is good.
 func (s *Server) sweepSoon() {
 	if s.now.Sub(s.swept) >= linkstate.TreeInterval {
 		s.sweep()

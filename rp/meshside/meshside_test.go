@@ -139,7 +139,7 @@ func TestParentDies(t *testing.T) {
 		for _, sequence := range []uint64{1, 2, 4} {
 			p[3].cfg.Cache.Add(time.Now(), data(p[0].incarnation, sequence))
 		}
-		p[3].engine.marks = []proto.Mark{{Ingress: p[0].incarnation, Group: group, Sequence: 9}} // by a heart-beat
+		p[3].engine.marks = []proto.Mark{{Ingress: p[0].incarnation, Group: group, Sequence: 9}} // by a heartbeat
 		p[2].engine.Resends()
 
 		p[1].dead.Store(true)

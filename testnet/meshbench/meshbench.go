@@ -72,7 +72,7 @@ const (
 	calmTime      = 2 * time.Second
 	waitMax       = time.Minute // for a mesh to deliver, all in all
 
-	settleQuiet = 2*linkstate.LinkDelay + 2*time.Second // after the last datagram: trees get better, heart-beats rare
+	settleQuiet = 2*linkstate.LinkDelay + 2*time.Second // after the last datagram: trees get better, heartbeats rare
 	quietTime   = 20 * time.Second
 
 	shapeRate      = 50.0

@@ -18,7 +18,7 @@ import (
 )
 
 // Result is what a mesh of processes showed. Rates of control traffic are kbit/s that
-// an RP sends to one neighbour, whole IPv6 packets: hellos, heart-beats, and TCP with its
+// an RP sends to one neighbour, whole IPv6 packets: hellos, heartbeats, and TCP with its
 // acknowledgements.
 type Result struct {
 	RPs     int    `json:"rps"`

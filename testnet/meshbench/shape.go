@@ -21,7 +21,7 @@ type ways []int
 var errNoTree = errors.New("not a tree")
 
 // observe finds the ways that n datagrams of a source took, from how many datagrams
-// each RP sent to each other one meanwhile. Heart-beats are among these, so that a
+// each RP sent to each other one meanwhile. Heartbeats are among these, so that a
 // parent is who sent the most, and at least half of n.
 func observe(source, n int, sent [][]float64) (ways, error) {
 	w := make(ways, len(sent))

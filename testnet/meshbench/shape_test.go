@@ -12,7 +12,7 @@ import (
 	"github.com/ethmcast/mdcs/testnet/topology"
 )
 
-// TestObserve has 0 send to 1 and 2, and 2 to 3; all send heart-beats to all.
+// TestObserve has 0 send to 1 and 2, and 2 to 3; all send heartbeats to all.
 func TestObserve(t *testing.T) {
 	sent := make([][]float64, 4)
 	for i := range sent {

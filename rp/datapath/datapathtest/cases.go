@@ -40,7 +40,7 @@ func neighbourSent(seq uint64) func(*world) {
 	}
 }
 
-// neighbourBeat lets the neighbour send a heart-beat.
+// neighbourBeat lets the neighbour send a heartbeat.
 func neighbourBeat(beat, seq uint64) func(*world) {
 	return func(w *world) {
 		w.pass(w.heartbeat(rp, beat, seq))
@@ -145,7 +145,7 @@ var cases = []testCase{
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's sequence ahead of a heart-beat", from: rp, verdict: wire.Pass,
+		name: "neighbour's sequence ahead of a heartbeat", from: rp, verdict: wire.Pass,
 		before: neighbourBeat(1, 1<<30),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = 1<<30 + datapath.MaxAhead },
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
@@ -168,12 +168,12 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's heart-beat goes to local subscribers", from: rp, verdict: wire.Pass,
+		name: "neighbour's heartbeat goes to local subscribers", from: rp, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9) },
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's next heart-beat, nothing published", from: rp, verdict: wire.Pass,
+		name: "neighbour's next heartbeat, nothing published", from: rp, verdict: wire.Pass,
 		before: neighbourBeat(1, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(2, 9) },
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
@@ -279,7 +279,7 @@ var cases = []testCase{
 	{name: "payload padded", from: publisher, verdict: wire.BadLength, edit: raw(func(b []byte) []byte { return append(b, 0) })},
 	{name: "no payload", from: publisher, verdict: wire.BadLength, edit: func(_ *world, p *packet) { p.payload = nil }},
 	{
-		name: "heart-beat with payload", from: rp, verdict: wire.BadLength,
+		name: "heartbeat with payload", from: rp, verdict: wire.BadLength,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1); p.payload = []byte{0} },
 	},
 	{
@@ -326,7 +326,7 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.toHello(1); p.hopKey = auth.Key{} },
 	},
 	{
-		name: "neighbour's heart-beat with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
+		name: "neighbour's heartbeat with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40); p.hopKey = auth.Key{} },
 	},
 
@@ -361,12 +361,12 @@ var cases = []testCase{
 	},
 	{name: "neighbour without ingress", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Ingress = 0 }},
 	{
-		name: "neighbour's heart-beat of another", from: rp, verdict: wire.BadUpstream,
+		name: "neighbour's heartbeat of another", from: rp, verdict: wire.BadUpstream,
 		edit: func(w *world, p *packet) { p.toHeartbeat(1, 9); p.header.Ingress = ingressOf(silent) },
 	},
 	{name: "neighbour's datagram at its end", from: rp, verdict: wire.HopLimit, edit: func(_ *world, p *packet) { p.header.HopLimit = 0 }},
 	{
-		name: "neighbour's heart-beat at its end", from: rp, verdict: wire.HopLimit,
+		name: "neighbour's heartbeat at its end", from: rp, verdict: wire.HopLimit,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.HopLimit = 0 },
 	},
 
@@ -375,7 +375,7 @@ var cases = []testCase{
 	{name: "neighbour's epoch not installed", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Epoch = epoch - 1 }},
 	{name: "neighbour's group without key", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Group = otherGroup }},
 	{
-		name: "neighbour's heart-beat of a group without key", from: rp, verdict: wire.NoKey,
+		name: "neighbour's heartbeat of a group without key", from: rp, verdict: wire.NoKey,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.Group = otherGroup },
 	},
 	{
@@ -493,7 +493,7 @@ var cases = []testCase{
 		before: neighbourSent(auth.WindowSize + 1),
 	},
 	{
-		name: "neighbour's heart-beat again", from: rp, verdict: wire.Replayed,
+		name: "neighbour's heartbeat again", from: rp, verdict: wire.Replayed,
 		before: neighbourBeat(2, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(2, 9) },
 	},
@@ -517,11 +517,11 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1<<40, 9) },
 	},
 	{
-		name: "neighbour's heart-beat 0", from: rp, verdict: wire.Replayed,
+		name: "neighbour's heartbeat 0", from: rp, verdict: wire.Replayed,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(0, 9) },
 	},
 	{
-		name: "neighbour's sequence too far ahead of a heart-beat", from: rp, verdict: wire.FarAhead,
+		name: "neighbour's sequence too far ahead of a heartbeat", from: rp, verdict: wire.FarAhead,
 		before: soon(neighbourBeat(1, 0)),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = datapath.MaxAhead + 1 },
 	},

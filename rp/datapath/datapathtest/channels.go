@@ -82,7 +82,7 @@ func RunChannels(t *testing.T, new New) {
 		p = w.heartbeat(rp, 1, 9)
 		compare(t, w.with(w.relayed(p, reader)), w.pass(p))
 	})
-	t.Run("own heart-beats go to the channel", func(t *testing.T) {
+	t.Run("own heartbeats go to the channel", func(t *testing.T) {
 		w := newChannelWorld(t, new)
 		want := w.with(append(w.beat(otherGroup, 2, 0, stranger), w.beat(group, 1, 0, rp, reader)...))
 		compare(t, want, w.subject.Heartbeat(datapath.All))

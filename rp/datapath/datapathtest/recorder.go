@@ -90,7 +90,7 @@ func (r *Recorder) Heartbeat(scope datapath.HeartbeatScope) error {
 	return nil
 }
 
-// Heartbeats returns the scopes of the heart-beats since the last call.
+// Heartbeats returns the scopes of the heartbeats since the last call.
 func (r *Recorder) Heartbeats() []datapath.HeartbeatScope { return take(r, &r.heartbeats) }
 
 // Hello implements datapath.Engine.

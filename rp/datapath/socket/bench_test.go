@@ -21,9 +21,9 @@ import (
 func benchTable(b *testing.B, t *table, n int, dst netip.AddrPort) (rp datapath.Session, next func(seq uint64) []byte) {
 	rp = datapath.Session{Index: 1, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[::1]:9")}
 	change := datapath.Change{
-		Keys:   []proto.GroupKey{{Ingress: neighbor, Group: txs, Key: neighborKey}},
+		Keys:   []proto.GroupKey{{Ingress: otherIngress, Group: txs, Key: otherKey}},
 		Add:    []datapath.Session{rp},
-		Routes: []datapath.Route{{Ingress: neighbor, From: []uint32{rp.Index}}},
+		Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{rp.Index}}},
 	}
 	for i := range n {
 		change.Add = append(change.Add, datapath.Session{
@@ -34,11 +34,11 @@ func benchTable(b *testing.B, t *table, n int, dst netip.AddrPort) (rp datapath.
 		b.Fatal(err)
 	}
 	h := wire.Header{
-		Type: wire.Data, HopLimit: 8, Session: 1, Group: txs, Ingress: neighbor, K: 1, N: 1,
+		Type: wire.Data, HopLimit: 8, Session: 1, Group: txs, Ingress: otherIngress, K: 1, N: 1,
 		PayloadLen: wire.MaxPayload, ObjectLen: wire.MaxPayload,
 	}
 	datagram := append(h.Append(nil), make([]byte, wire.MaxPayload)...)
-	wire.SetPayloadTag(datagram, neighborKey.PayloadTag(datagram))
+	wire.SetPayloadTag(datagram, otherKey.PayloadTag(datagram))
 	return rp, func(seq uint64) []byte {
 		for i := range 8 {
 			datagram[16+i] = byte(seq >> (56 - 8*i))

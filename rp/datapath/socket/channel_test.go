@@ -238,7 +238,7 @@ func TestNetnsChannelInterface(t *testing.T) {
 			require.NoError(t, e.Heartbeat(datapath.Local))
 		}
 		_, beaten := l.index(i)
-		require.GreaterOrEqual(t, beaten-probed, uint64(many), "heart-beats by this interface")
+		require.GreaterOrEqual(t, beaten-probed, uint64(many), "heartbeats by this interface")
 		_, after := l.index(1 - i)
 		require.Less(t, after-beside, uint64(many), "nothing by the other one")
 	}

@@ -39,7 +39,7 @@ type Engine struct {
 	start time.Time
 
 	// sending orders what leaves: a sequence is assigned and its copies are sent,
-	// or a heart-beat with the newest sequence is, but not one within the other.
+	// or a heartbeat with the newest sequence is, but not one within the other.
 	sending sync.Mutex
 	sender  *sender
 

@@ -20,7 +20,7 @@ func FuzzProcess(f *testing.F) {
 		f.Add(data(&sessions[i], 1), uint8(i), uint8(0))
 		f.Add(data(&sessions[i], 1<<40), uint8(i), uint8(15))
 	}
-	beat := (&wire.Header{Type: wire.Heartbeat, HopLimit: wire.InitialHopLimit, Ingress: neighbor, Sequence: 9, ObjectID: 1}).Append(nil)
+	beat := (&wire.Header{Type: wire.Heartbeat, HopLimit: wire.InitialHopLimit, Ingress: otherIngress, Sequence: 9, ObjectID: 1}).Append(nil)
 	f.Add(beat, uint8(2), uint8(15))
 	f.Add(beat, uint8(0), uint8(15))
 	hello := wire.NewHello(0, 9, [wire.HelloSize]byte{1})
@@ -45,7 +45,7 @@ func FuzzProcess(f *testing.F) {
 			if mend&4 != 0 && len(b) <= wire.MaxDatagram {
 				key := ownKey
 				if session.Role == datapath.Mesh {
-					key = neighborKey
+					key = otherKey
 				}
 				wire.SetPayloadTag(b, key.PayloadTag(b))
 			}
@@ -73,7 +73,7 @@ func FuzzProcess(f *testing.F) {
 				}
 			}
 			if h.Type == wire.Data && h.Ingress == own && !ownKey.CheckPayloadTag(o.Data, h.PayloadTag) ||
-				h.Type == wire.Heartbeat && !neighborKey.CheckPayloadTag(o.Data, h.PayloadTag) {
+				h.Type == wire.Heartbeat && !otherKey.CheckPayloadTag(o.Data, h.PayloadTag) {
 				t.Fatal("wrong payload tag")
 			}
 		}

@@ -16,9 +16,9 @@ import (
 
 // beatFrom returns a HEARTBEAT from a session, with right tags.
 func beatFrom(from *datapath.Session, beat, seq uint64) []byte {
-	h := wire.Header{Type: wire.Heartbeat, HopLimit: wire.InitialHopLimit, Session: from.Index, Group: txs, Ingress: neighbor, Sequence: seq, ObjectID: beat}
+	h := wire.Header{Type: wire.Heartbeat, HopLimit: wire.InitialHopLimit, Session: from.Index, Group: txs, Ingress: otherIngress, Sequence: seq, ObjectID: beat}
 	b := h.Append(nil)
-	wire.SetPayloadTag(b, neighborKey.PayloadTag(b))
+	wire.SetPayloadTag(b, otherKey.PayloadTag(b))
 	wire.SetHopTag(b, from.ReceiveKey.HopTag(b))
 	return b
 }
@@ -32,7 +32,7 @@ func TestWholeAfterLies(t *testing.T) {
 	good.Index, good.SendKey, good.ReceiveKey = 77, auth.Key{'S'}, auth.Key{'R'}
 	good.Addr = s.Endpoint(500)
 	step := func(c datapath.Change) { require.NoError(t, s.apply(c)) }
-	step(datapath.Change{Add: []datapath.Session{good}, Routes: []datapath.Route{{Ingress: neighbor, From: []uint32{evil.Index, good.Index}}}})
+	step(datapath.Change{Add: []datapath.Session{good}, Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{evil.Index, good.Index}}}})
 	verdict := func(from *datapath.Session, b []byte) wire.Verdict {
 		v, _ := s.Receive(from.Addr, b)
 		return v
@@ -47,8 +47,8 @@ func TestWholeAfterLies(t *testing.T) {
 	for i := range uint64(128) {
 		require.Equal(t, wire.Pass, verdict(&evil, data(&evil, top+32*i)))
 	}
-	step(datapath.Change{Remove: []uint32{evil.Index}, Routes: []datapath.Route{{Ingress: neighbor, From: []uint32{good.Index}}},
-		Keys: []proto.GroupKey{{Ingress: neighbor, Group: txs, Key: neighborKey}}})
+	step(datapath.Change{Remove: []uint32{evil.Index}, Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{good.Index}}},
+		Keys: []proto.GroupKey{{Ingress: otherIngress, Group: txs, Key: otherKey}}})
 	s.now += auth.RestartAfter - 1
 	require.Equal(t, wire.Pass, verdict(&good, beatFrom(&good, 1, 1000)))
 	require.Equal(t, wire.TooOld, verdict(&good, data(&good, 1001)))

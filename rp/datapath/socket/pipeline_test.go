@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	own      = 0x0a0a0a0a
-	neighbor = 0x0b0b0b0b
-	txs      = 0x00007478
+	own          = 0x0a0a0a0a
+	otherIngress = 0x0b0b0b0b
+	txs          = 0x00007478
 )
 
 var (
-	ownKey      = auth.Key{'o'}
-	neighborKey = auth.Key{'n'}
+	ownKey   = auth.Key{'o'}
+	otherKey = auth.Key{'n'}
 )
 
 // smallNet is a table with peers 0 to n-1, which may all publish at a datagram per
@@ -58,11 +58,11 @@ func smallNet(peers int) (*tableSubject, []datapath.Session) {
 		Add: sessions,
 		Keys: []proto.GroupKey{
 			{Ingress: own, Group: txs, Key: ownKey},
-			{Ingress: neighbor, Group: txs, Key: neighborKey},
+			{Ingress: otherIngress, Group: txs, Key: otherKey},
 		},
 		Routes: []datapath.Route{
 			{Ingress: own, To: []datapath.Branch{{Session: rp, Groups: []uint32{txs}}}},
-			{Ingress: neighbor, From: []uint32{rp}},
+			{Ingress: otherIngress, From: []uint32{rp}},
 		},
 	})
 	if err != nil {
@@ -86,7 +86,7 @@ func data(from *datapath.Session, seq uint64) []byte {
 	}
 	key := ownKey
 	if from.Role == datapath.Mesh {
-		h.Ingress, h.HopLimit, key = neighbor, wire.InitialHopLimit, neighborKey
+		h.Ingress, h.HopLimit, key = otherIngress, wire.InitialHopLimit, otherKey
 	}
 	b := append(h.Append(nil), "bytes"...)
 	wire.SetPayloadTag(b, key.PayloadTag(b))

@@ -296,7 +296,7 @@ func TestXDPChannelBehindSnoopingBridge(t *testing.T) {
 	require.NoError(t, s.Engine.Heartbeat(datapath.Local))
 	beat := map[tapped]int{{wire.Heartbeat, group, groupMAC, hopLimit}: 1}
 	require.True(t, eventually(func() bool { return len(members[2].take(t, s.Addr())) == 1 }))
-	require.Equal(t, beat, link.frames(), "a silent peer gets no heart-beat")
+	require.Equal(t, beat, link.frames(), "a silent peer gets no heartbeat")
 	require.Empty(t, outside.frames())
 	st := s.Stats()
 	require.Equal(t, []uint64{datagrams, datagrams, 1, 0}, []uint64{st.Copies, st.Echoes, st.Heartbeats, st.SendErrors})

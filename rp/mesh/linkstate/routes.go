@@ -361,7 +361,7 @@ func (c *Core) refused(r *route, n *neighbour) {
 // repair asks a neighbour anew for what it acknowledged and does not know any more,
 // and prunes it from what it was not asked for.
 func (c *Core) repair(n *neighbour, m *Serving) {
-	if !n.up || !n.summed { // nobody is asked for it oftener than that
+	if !n.up || !n.summed { // nobody is asked for it more often than that
 		return
 	}
 	n.summed = false

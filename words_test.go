@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package mdcs_test
+
+import (
+	"bytes"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// A bannedWord is a second word for a thing that docs/glossary.md has a word for.
+type bannedWord struct {
+	word   *regexp.Regexp
+	say    string
+	in     []string // files or directories; none is the whole repository
+	except []string // files or directories that may use the word
+}
+
+var bannedWords = []bannedWord{{
+	word: regexp.MustCompile(`(?i)\bheart-beat`),
+	say:  "heartbeat",
+}, {
+	word: regexp.MustCompile(`(?i)\bneighbors?\b`),
+	say:  "ND entry for a host on the link, RP neighbour for another RP, gossip peer for another geth",
+	in:   []string{"README.md", "SPEC.md", "docs", "ethmcast", "cmd", "rp", "bpf"},
+}, {
+	word: regexp.MustCompile(`(?i)\bmode[ =]+"?last\b|\btree\.Last\b`),
+	say:  "mode light",
+}, {
+	word: regexp.MustCompile(`\b(bpf|BPF|kernel) tables?\b`),
+	say:  "BPF map",
+}, {
+	word: regexp.MustCompile(`\b(publish_egress|mesh_egress|egress_limit)\b`),
+	say:  "egress_per_geth, egress_per_rp, egress_total",
+	in:   []string{"README.md", "SPEC.md", "docs"},
+}, {
+	word: regexp.MustCompile(`\bproto\.Echo\b|\bRouteAck\b`),
+	say:  "ProbeAck for the answer to a PROBE, GraftAck for the answer to a Graft",
+}}
+
+// historic files tell what was: their words stay.
+var historic = []string{"CHANGELOG.md", "decisions", "docs/glossary.md", "words_test.go"}
+
+// find returns the lines of a text that use the word, "" when name is none of its files.
+func (b bannedWord) find(name string, text []byte) (lines []string) {
+	covers := func(path string) bool { return name == path || within(name, path) }
+	if len(b.in) > 0 && !slices.ContainsFunc(b.in, covers) || slices.ContainsFunc(slices.Concat(b.except, historic), covers) {
+		return nil
+	}
+	for line := range bytes.Lines(text) {
+		if b.word.Match(line) {
+			lines = append(lines, strings.TrimSpace(string(line)))
+		}
+	}
+	return lines
+}
+
+// One word for one thing: docs/glossary.md.
+func TestWords(t *testing.T) {
+	for _, name := range sources(t) {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.IndexByte(text, 0) >= 0 {
+			continue // binary
+		}
+		for _, b := range bannedWords {
+			for _, line := range b.find(name, text) {
+				t.Errorf("%s: say %s: %s", name, b.say, line)
+			}
+		}
+	}
+}
+
+func TestBannedWordsThemselves(t *testing.T) {
+	for _, c := range []struct {
+		name, line string
+		found      bool
+	}{
+		{"rp/heartbeat.go", "// a heart-beat is due", true},
+		{"rp/heartbeat.go", "// a heartbeat is due", false},
+		{"CHANGELOG.md", "heart-beat", false},
+		{"rp/host/host.go", "// the neighbor is not known", true},
+		{"testnet/bgp/config.go", "neighbor fe80::1", false},
+		{"README.md", `mode = "last"`, true},
+		{"README.md", "the last mode", false},
+		{"bpf/include/mdcs/maps.h", "the BPF tables", true},
+	} {
+		found := slices.ContainsFunc(bannedWords, func(b bannedWord) bool { return b.find(c.name, []byte(c.line)) != nil })
+		if found != c.found {
+			t.Errorf("%s: %q: found %t, want %t", c.name, c.line, found, c.found)
+		}
+	}
+}
