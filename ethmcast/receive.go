@@ -130,6 +130,13 @@ func (r *receiver) retire(ingress uint32) {
 	maps.DeleteFunc(r.streams, func(s coverage.Stream, _ *streamState) bool { return s.Ingress == ingress })
 }
 
+// reached notes that an RP told by control message how far a stream has come.
+func (r *receiver) reached(now time.Time, s coverage.Stream, seq uint64) {
+	if st := r.streams[s]; st != nil {
+		st.taken.Raise(now, seq)
+	}
+}
+
 // known reports whether a stream has come as far as a sequence: what was collected when
 // somebody claimed more is delivered, and not marked.
 func (r *receiver) known(s coverage.Stream, seq uint64) bool {

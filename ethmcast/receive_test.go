@@ -230,6 +230,24 @@ func TestReceiverFollowsTrusted(t *testing.T) {
 	}
 }
 
+// The mark with which a membership begins may be a lie, too: it ends as each other one.
+func TestReceiverFollowsTrustedBehindMark(t *testing.T) {
+	s := newTestService(t)
+	s.group, s.covered = testGroup, true
+	s.receiver = newTestReceiver()
+	now := testNow
+	s.begin(now, []proto.Mark{{Ingress: testIngress, Group: testGroup, Sequence: 1 << 30}})
+	now = now.Add(auth.RestartAfter)
+	s.receive(now, proto.ModeUnicast, testRP, datagram(func(h *wire.Header) { h.Type, h.ObjectID, h.Sequence = wire.Heartbeat, 1, 6 }, nil))
+	s.receive(now, proto.ModeUnicast, testRP, datagram(func(h *wire.Header) {
+		h.Sequence, h.ObjectID = 7, objectID(crypto.Keccak256Hash([]byte("payload")))
+	}, nil))
+	marks, _ := s.marks.Have(0)
+	if len(marks) != 1 || marks[0].First != 7 || marks[0].Next != 8 || len(marks[0].Missing) > 0 {
+		t.Errorf("marks %+v", marks)
+	}
+}
+
 // channelDatagram returns a right datagram of the channel.
 func channelDatagram(header func(*wire.Header)) []byte {
 	return datagram(func(h *wire.Header) {

@@ -314,15 +314,17 @@ func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
 	case !j.Standby:
 		s.serve(now, rp, j.Marks)
 	case s.covered:
-		s.begin(rp.marks)
+		s.begin(now, rp.marks)
 	}
 }
 
-// begin begins the streams that are not known, after their marks.
-func (s *Service) begin(marks []proto.Mark) {
+// begin begins the streams that are not known, after their marks. The receiver learns how far
+// they have come: when the active RP tells of less, the mark was a lie.
+func (s *Service) begin(now time.Time, marks []proto.Mark) {
 	for _, m := range marks {
-		if m.Group == s.group {
-			s.marks.Begin(coverage.Stream{Ingress: m.Ingress, Group: m.Group}, m.Sequence)
+		stream := coverage.Stream{Ingress: m.Ingress, Group: m.Group}
+		if m.Group == s.group && s.marks.Begin(stream, m.Sequence) {
+			s.receiver.reached(now, stream, m.Sequence)
 		}
 	}
 }
@@ -341,9 +343,9 @@ func (s *Service) serve(now time.Time, rp *rpConn, marks []proto.Mark) {
 	if !s.covered {
 		s.marks.Reset()
 	}
-	s.begin(marks)
+	s.begin(now, marks)
 	if s.standby != nil { // whose own stream comes from the active one meanwhile
-		s.begin(s.standby.marks)
+		s.begin(now, s.standby.marks)
 	}
 	s.hints, s.redirects = nil, 0
 	changed := !s.covered

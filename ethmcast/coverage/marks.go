@@ -69,11 +69,13 @@ func (m *Marks) Restart(s Stream, seq uint64) {
 	st.first, st.next, st.missing = seq+1, seq+1, nil
 }
 
-// Begin is Start for a stream that is not known yet.
-func (m *Marks) Begin(s Stream, seq uint64) {
-	if m.streams[s] == nil {
-		m.Start(s, seq)
+// Begin is Start for a stream that is not known yet. It reports whether it was not.
+func (m *Marks) Begin(s Stream, seq uint64) (began bool) {
+	if m.streams[s] != nil {
+		return false
 	}
+	m.Start(s, seq)
+	return true
 }
 
 // Retire forgets all streams of an ingress RP.

@@ -245,6 +245,25 @@ func TestStreamStartsAfresh(t *testing.T) {
 	require.Equal(t, uint64(10_000), p.find(9, 4).got)
 }
 
+// So is the claim of a mark with which a membership begins.
+func TestMarkStartsAfresh(t *testing.T) {
+	p, datagram := member(t)
+	now := time.Now()
+	m := *p.member
+	m.Marks = []proto.Mark{{Ingress: 9, Group: 4, Sequence: 1 << 30}}
+	m.Keys = p.find(9, 4).keys
+	p.join(now, &m)
+	now = now.Add(auth.RestartAfter)
+	for _, b := range [][]byte{
+		datagram(6, func(h *wire.Header) { h.Type, h.PayloadLen, h.ObjectID = wire.Heartbeat, 0, 1 }),
+		datagram(7),
+	} {
+		p.receive(now, netip.MustParseAddrPort("[::1]:5"), b, 1)
+	}
+	require.Zero(t, p.lost())
+	require.Equal(t, uint64(1), p.find(9, 4).got)
+}
+
 // The process of a swarm answers every line, and ends with its input.
 func TestMainAnswers(t *testing.T) {
 	var out bytes.Buffer

@@ -182,13 +182,7 @@ func (p *peer) perform() {
 		case proto.Send:
 			p.send(a.Message)
 		case proto.Joined:
-			p.member, p.streams, p.beats, p.sent, p.welcome = &a, nil, 0, 0, true
-			for _, m := range a.Marks {
-				s := p.stream(m.Ingress, m.Group)
-				s.begun, s.base, s.newest = true, m.Sequence, m.Sequence
-			}
-			p.install(a.Keys)
-			p.swarm.joined.Add(1)
+			p.join(time.Now(), &a)
 		case proto.Install:
 			p.install(a.Keys)
 			p.streams = slices.DeleteFunc(p.streams, func(s *stream) bool {
@@ -205,6 +199,18 @@ func (p *peer) perform() {
 			p.member, p.streams = nil, nil
 		}
 	}
+}
+
+// join begins a membership. p.mu is held.
+func (p *peer) join(now time.Time, m *proto.Joined) {
+	p.member, p.streams, p.beats, p.sent, p.welcome = m, nil, 0, 0, true
+	for _, mark := range m.Marks {
+		s := p.stream(mark.Ingress, mark.Group)
+		s.begun, s.base, s.newest = true, mark.Sequence, mark.Sequence
+		s.taken.Raise(now, mark.Sequence)
+	}
+	p.install(m.Keys)
+	p.swarm.joined.Add(1)
 }
 
 func (p *peer) send(m proto.Message) {
