@@ -239,6 +239,7 @@ type RpStreamState struct {
 	BeatDue   uint64
 	Known     uint64
 	Parent    uint64
+	Followed  uint64
 	Upstreams [6]uint64
 	Window    [128]uint64
 }

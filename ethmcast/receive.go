@@ -188,7 +188,7 @@ func (r *receiver) check(now time.Time, by proto.DeliveryMode, src netip.AddrPor
 		return h, nil, false, wire.NoKey
 	}
 	if h.Type == wire.Heartbeat {
-		_, v = from.hops[by].beats.Check(h.ObjectID)
+		v = from.hops[by].beats.Check(h.ObjectID)
 	} else {
 		v = st.taken.Check(h.Sequence)
 	}
@@ -200,8 +200,9 @@ func (r *receiver) check(now time.Time, by proto.DeliveryMode, src netip.AddrPor
 	case h.Type == wire.Data:
 		return h, payload, false, st.taken.Take(now, h.Sequence)
 	}
-	if highest, _ := from.hops[by].beats.Take(h.ObjectID); highest && from == r.trusted {
-		restarted = st.taken.Follow(now, h.Sequence)
+	_ = from.hops[by].beats.Take(h.ObjectID) // as checked
+	if from == r.trusted {
+		restarted = st.taken.Follow(now, from, h.ObjectID, h.Sequence)
 	}
 	return h, nil, restarted, wire.Pass
 }

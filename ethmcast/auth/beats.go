@@ -16,35 +16,34 @@ const (
 type Beats uint64
 
 // Check returns what Take would return, and changes nothing.
-func (s Beats) Check(beat uint64) (highest bool, v wire.Verdict) {
-	_, highest, v = s.next(beat)
-	return highest, v
+func (s Beats) Check(beat uint64) wire.Verdict {
+	_, v := s.next(beat)
+	return v
 }
 
 // Take takes a number: wire.Pass the first time, wire.Replayed when it was taken before,
-// is too far below the highest or is no number of a HEARTBEAT. It reports whether the
-// number is the highest so far.
-func (s *Beats) Take(beat uint64) (highest bool, v wire.Verdict) {
-	next, highest, v := s.next(beat)
+// is too far below the highest or is no number of a HEARTBEAT.
+func (s *Beats) Take(beat uint64) wire.Verdict {
+	next, v := s.next(beat)
 	if v == wire.Pass {
 		*s = next
 	}
-	return highest, v
+	return v
 }
 
-func (s Beats) next(beat uint64) (next Beats, highest bool, v wire.Verdict) {
+func (s Beats) next(beat uint64) (next Beats, v wire.Verdict) {
 	const mask = 1<<beatsKept - 1
 	top, taken := uint64(s)>>beatsKept, uint64(s)&mask
 	if beat == 0 || beat >= beatEnd {
-		return s, false, wire.Replayed
+		return s, wire.Replayed
 	}
 	if beat > top {
 		taken = taken<<min(beat-top, beatsKept)&mask | 1
-		return Beats(beat<<beatsKept | taken), true, wire.Pass
+		return Beats(beat<<beatsKept | taken), wire.Pass
 	}
 	bit := uint64(1) << min(top-beat, 63)
 	if top-beat >= beatsKept || taken&bit != 0 {
-		return s, false, wire.Replayed
+		return s, wire.Replayed
 	}
-	return s | Beats(bit), false, wire.Pass
+	return s | Beats(bit), wire.Pass
 }

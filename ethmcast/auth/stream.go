@@ -22,6 +22,9 @@ type Stream struct {
 	newest uint64
 	known  bool
 	moved  time.Time // when newest was raised last
+
+	by   any    // the sender whose HEARTBEAT was believed last
+	beat uint64 // the highest number of its HEARTBEATs that were
 }
 
 // Check returns what Take would return, and changes nothing.
@@ -43,10 +46,19 @@ func (s *Stream) Raise(now time.Time, seq uint64) {
 	}
 }
 
-// Follow takes the newest sequence that the trusted sender tells by a HEARTBEAT with the
-// highest number of its session so far. It reports whether the stream started afresh there:
-// a higher one had been claimed, for so long that the sender would know of it.
-func (s *Stream) Follow(now time.Time, seq uint64) (restarted bool) {
+// Overtaken reports whether a HEARTBEAT of a sender with a higher number was believed for the
+// stream before. Those of other streams do not count: one sender numbers them all, and they
+// may overtake each other. A sender is any comparable value.
+func (s *Stream) Overtaken(by any, beat uint64) bool { return s.by == by && s.beat > beat }
+
+// Follow takes the newest sequence that the trusted sender tells by the HEARTBEAT of a number,
+// unless it was overtaken. It reports whether the stream started afresh there: a higher one had
+// been claimed, for so long that the sender would know of it.
+func (s *Stream) Follow(now time.Time, by any, beat, seq uint64) (restarted bool) {
+	if s.Overtaken(by, beat) {
+		return false
+	}
+	s.by, s.beat = by, beat
 	if s.known && seq < s.newest && now.Sub(s.moved) >= RestartAfter {
 		s.window.Restart(seq)
 		s.newest, s.moved = seq, now

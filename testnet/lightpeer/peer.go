@@ -383,9 +383,9 @@ func (p *peer) check(now time.Time, h *wire.Header, src netip.AddrPort, b []byte
 		return wire.BadPayloadTag
 	}
 	if h.Type == wire.Heartbeat {
-		highest, v := p.beats.Take(h.ObjectID)
+		v := p.beats.Take(h.ObjectID)
 		if v == wire.Pass {
-			s.beat(h.Sequence, highest && s.taken.Follow(now, h.Sequence))
+			s.beat(h.Sequence, s.taken.Follow(now, p.member, h.ObjectID, h.Sequence))
 		}
 		return v
 	}

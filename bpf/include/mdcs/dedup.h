@@ -83,12 +83,11 @@ __inline_always int raise(__u64 *word, __u64 value)
  * beats_next returns what a session's word of taken HEARTBEATs becomes by a number, or 0 when
  * the number was taken, is too far below the highest, or is none. spec: 5.7
  */
-__inline_always __u64 beats_next(__u64 word, __u64 beat, int *highest)
+__inline_always __u64 beats_next(__u64 word, __u64 beat)
 {
 	const __u64 mask = (1ULL << BEATS_KEPT) - 1;
 	__u64 top = word >> BEATS_KEPT, taken = word & mask, bit;
 
-	*highest = beat > top;
 	if (beat == 0 || beat >> (64 - BEATS_KEPT))
 		return 0;
 	if (beat > top) {
@@ -104,10 +103,8 @@ __inline_always __u64 beats_next(__u64 word, __u64 beat, int *highest)
 /* beats_take takes the number of a HEARTBEAT at most once. */
 __inline_always int beats_take(__u64 *word, __u64 beat)
 {
-	int highest;
-
 	for (int i = 0; i < TRIES; i++) {
-		__u64 old = load(word), next = beats_next(old, beat, &highest);
+		__u64 old = load(word), next = beats_next(old, beat);
 
 		if (!next)
 			return VERDICT_REPLAYED;

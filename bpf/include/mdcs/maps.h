@@ -120,6 +120,9 @@ struct {
 	__type(value, struct stream);
 } streams SEC(".maps");
 
+/* A word of a number of HEARTBEATs, less than 2^40, holds the index of a session's state beside it. */
+#define FOLLOWED_STATE_BITS 24
+
 /* What moves of a stream. */
 struct stream_state {
 	__u64 newest;	/* sequence assigned, of an own stream; else known by DATA or HEARTBEAT */
@@ -129,6 +132,7 @@ struct stream_state {
 	__u64 beat_due; /* ns, when the next HEARTBEAT may pass */
 	__u64 known;	/* not 0: newest is */
 	__u64 parent;	/* session whose HEARTBEATs are believed, by user space; 0: none */
+	__u64 followed; /* the highest number of a HEARTBEAT that was: number << FOLLOWED_STATE_BITS | state of its session */
 	__u64 upstreams[MAX_UPSTREAMS]; /* sessions that are accepted from, by user space; 0: none */
 	__u64 window[WINDOW_WORDS];
 };

@@ -189,11 +189,16 @@ __inline_always int far_ahead(const struct stream_state *s, __u64 seq, __u64 now
 	return load(&s->known) && seq > top && seq - top > MAX_AHEAD + (now > at ? (now - at) / AHEAD_EACH_NS : 0);
 }
 
-/* reached notes the sequence of a DATA or HEARTBEAT that passed. The times follow: until then there is more room. */
+/*
+ * reached notes the sequence of a DATA or HEARTBEAT that passed. The time of the newest one comes before it: else
+ * a HEARTBEAT on another CPU would find it old and forget it. The time of the highest follows: until then there is
+ * more room.
+ */
 __inline_always void reached(struct stream_state *s, __u64 seq, __u64 now)
 {
-	if (raise(&s->newest, seq) || !load(&s->known))
+	if (seq > load(&s->newest) || !load(&s->known))
 		s->moved = now;
+	raise(&s->newest, seq);
 	if (raise(&s->top, seq) || load(&s->top) == seq)
 		s->top_at = now;
 	s->known = 1;
@@ -208,9 +213,20 @@ __inline_always void follow_parent(const struct stream *stream, struct stream_st
 		s->moved = now;
 }
 
+/*
+ * overtaken tells whether a later HEARTBEAT of the sender was believed for the stream. HEARTBEATs of other streams
+ * do not count: one sender numbers them all, and CPUs that send them overtake each other. spec: 5.5
+ */
+__inline_always int overtaken(const struct stream_state *s, __u32 state, __u64 beat)
+{
+	__u64 word = load(&s->followed);
+
+	return (word & ((1ULL << FOLLOWED_STATE_BITS) - 1)) == state && word >> FOLLOWED_STATE_BITS > beat;
+}
+
 /* accept_heartbeat takes a right HEARTBEAT of a neighbouring RP. */
 __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, const struct session *from,
-				     struct session_state *state, int highest, __u64 now)
+				     struct session_state *state, __u64 now)
 {
 	__u64 seq = bpf_be64_to_cpu(p->h->sequence), beat = bpf_be64_to_cpu(p->h->object_id);
 	struct stream_state *s = o->stream_state;
@@ -218,7 +234,7 @@ __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, 
 	int v;
 
 	/* It says no more than that the sender is there. */
-	if (!highest || load(&s->parent) != bpf_ntohl(p->h->session)) {
+	if (load(&s->parent) != bpf_ntohl(p->h->session) || overtaken(s, from->state, beat)) {
 		o->stream = NULL;
 		return beats_take(&state->beats, beat);
 	}
@@ -229,8 +245,10 @@ __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, 
 	if (__sync_val_compare_and_swap(&s->beat_due, due, now + HEARTBEAT_GAP_NS) != due)
 		return VERDICT_OVER_RATE;
 	v = beats_take(&state->beats, beat);
-	if (v == VERDICT_PASS)
+	if (v == VERDICT_PASS) {
+		s->followed = beat << FOLLOWED_STATE_BITS | from->state;
 		follow_parent(o->stream, s, seq, now);
+	}
 	return v;
 }
 
@@ -239,7 +257,7 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 				   const struct session *from, struct session_state *state, __u64 now)
 {
 	__u64 seq = bpf_be64_to_cpu(p->h->sequence);
-	int heartbeat = (p->h->version_type & 15) == TYPE_HEARTBEAT, highest = 0, v;
+	int heartbeat = (p->h->version_type & 15) == TYPE_HEARTBEAT, v;
 
 	v = find_stream(bpf_ntohl(p->h->ingress), bpf_ntohl(p->h->group), o);
 	if (v != VERDICT_PASS)
@@ -250,13 +268,13 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 		return VERDICT_HOP_LIMIT;
 	if (!heartbeat)
 		v = window_check(o->stream_state->window, seq);
-	else if (!beats_next(load(&state->beats), bpf_be64_to_cpu(p->h->object_id), &highest))
+	else if (!beats_next(load(&state->beats), bpf_be64_to_cpu(p->h->object_id)))
 		v = VERDICT_REPLAYED;
 	v = authentic(ctx, p, o, v);
 	if (v != VERDICT_PASS)
 		return v;
 	if (heartbeat) {
-		v = accept_heartbeat(p, o, from, state, highest, now);
+		v = accept_heartbeat(p, o, from, state, now);
 	} else {
 		if (!within_rates(from, state, now))
 			return VERDICT_OVER_RATE;

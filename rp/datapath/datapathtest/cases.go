@@ -204,6 +204,15 @@ var cases = []testCase{
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40) },
 	},
 	{
+		name: "neighbour's heartbeat that another stream's overtook", from: rp, verdict: wire.Pass,
+		before: func(w *world) {
+			w.routes(w.route(ingressOf(silent), []int{rp}))
+			w.pass(w.from(w.heartbeat(silent, 24, 9), rp))
+		},
+		edit: func(_ *world, p *packet) { p.toHeartbeat(23, 9) },
+		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
+	},
+	{
 		name: "peer's keep-alive with a payload tag that does not count", from: reader, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(0, 0); p.header.Epoch = epoch - 7 },
 	},

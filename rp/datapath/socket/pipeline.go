@@ -153,24 +153,24 @@ func (t *table) relayed(s *session, h *wire.Header) (*stream, wire.Verdict) {
 // relay takes a neighbouring RP's DATA or HEARTBEAT: it goes on along the route of its
 // ingress RP and to the local subscribers. A HEARTBEAT gets a number of this RP, so that
 // nobody but the next hop's sender numbers what the next hop takes. One that does not come
-// from the parent, or was overtaken, says no more than that the sender is there.
+// from the parent, or was overtaken by another of its stream, says no more than that the sender
+// is there.
 func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, payload []byte, f *fanout) wire.Verdict {
 	stream, v := t.relayed(s, h)
 	if v != wire.Pass {
 		return v
 	}
-	beat, highest := h.Type == wire.Heartbeat, false
+	beat := h.Type == wire.Heartbeat
 	if beat {
-		highest, v = s.state.beats.Check(h.ObjectID)
+		v = s.state.beats.Check(h.ObjectID)
 	} else {
 		v = stream.taken.Check(h.Sequence)
 	}
 	if v = authentic(stream, b, h, v); v != wire.Pass {
 		return v
 	}
-	if beat && !(highest && stream.upstreams[0] == s.Index) {
-		_, v = s.state.beats.Take(h.ObjectID)
-		return v
+	if beat && (stream.upstreams[0] != s.Index || stream.taken.Overtaken(s.state, h.ObjectID)) {
+		return s.state.beats.Take(h.ObjectID)
 	}
 	switch {
 	case !t.conforms(s, now) || beat && now < stream.beatDue:
@@ -181,9 +181,9 @@ func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, p
 	at := time.Unix(0, int64(now))
 	f.header, f.payload = [wire.HeaderSize]byte(b), payload
 	if beat {
-		_, _ = s.state.beats.Take(h.ObjectID) // as checked
+		_ = s.state.beats.Take(h.ObjectID) // as checked
 		stream.beatDue = now + datapath.HeartbeatGap
-		stream.taken.Follow(at, h.Sequence)
+		stream.taken.Follow(at, s.state, h.ObjectID, h.Sequence)
 		t.number(f.header[:], stream.key(h.Epoch))
 	} else {
 		_ = stream.taken.Take(at, h.Sequence) // as checked

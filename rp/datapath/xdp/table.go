@@ -495,6 +495,9 @@ func (t *table) add(s *session) error {
 		}
 		s.state = &sessionState{element: element}
 		*t.e.memory.sessions.at(element) = bpf.RpSessionState{}
+		if s.Role == datapath.Mesh {
+			t.unfollow(element)
+		}
 	} else {
 		s.state = old.state
 	}
@@ -515,6 +518,19 @@ func (t *table) add(s *session) error {
 	t.touch(s.Index, old, s)
 	t.hold(s.Index, s)
 	return nil
+}
+
+// followedElement are the bits of a stream's followed HEARTBEAT that name the state of its
+// session, FOLLOWED_STATE_BITS of the programs.
+const followedElement = 1<<24 - 1
+
+// unfollow forgets the HEARTBEATs that streams followed of the session that had an element before.
+func (t *table) unfollow(element uint32) {
+	for _, s := range t.streams {
+		if word := &t.e.memory.streams.at(s.element).Followed; load(word)&followedElement == uint64(element) {
+			store(word, 0)
+		}
+	}
 }
 
 // hold makes a session that of an index, or with nil leaves the index without one. The
