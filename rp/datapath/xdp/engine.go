@@ -506,25 +506,31 @@ func (e *Engine) Apply(c datapath.Change) error {
 const quarantineTries = 3
 
 // Stage implements datapath.Stager. A change for which all slices are in quarantine waits,
-// outside of the thread, until one is free.
+// outside of the thread, until one is free; so does one while copies still go to a session that
+// it removes.
 func (e *Engine) Stage(c datapath.Change) error {
 	final, routes := new(datapath.Refused), len(c.Routes) > 0
 	for try := 0; ; try++ {
 		var err error
 		var free time.Time
-		if closed := e.do(func() { err, free = e.apply(c), e.pool.released() }); closed != nil {
+		var stay []uint32 // sessions that are to go
+		if closed := e.do(func() {
+			err, free, stay = e.apply(c), e.pool.released(), e.table.staying(c.Remove)
+		}); closed != nil {
 			return closed
 		}
-		refused, some := errors.AsType[*datapath.Refused](err)
-		if !some {
-			break
+		next := datapath.Change{}
+		if refused, some := errors.AsType[*datapath.Refused](err); some {
+			next = again(c, refused, final, try < quarantineTries)
 		}
-		c = again(c, refused, final, try < quarantineTries)
-		if len(c.Add)+len(c.Routes) == 0 {
+		if try < quarantineTries {
+			next.Remove = stay
+		}
+		if c = next; len(c.Add)+len(c.Routes)+len(c.Remove) == 0 {
 			break
 		}
 		select {
-		case <-time.After(time.Until(free)):
+		case <-time.After(max(time.Until(free), settle)): // at least, when it is memory that is short
 		case <-e.done:
 			return datapath.ErrClosed
 		}

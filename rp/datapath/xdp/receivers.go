@@ -15,6 +15,70 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
+// arrears is an error: what the programs do not do yet of what the table says, and why.
+type arrears struct {
+	echoes  map[uint32]error // by session
+	groups  map[uint32]error // peers, by group
+	streams map[datapath.Stream]error
+}
+
+func newArrears() *arrears {
+	return &arrears{make(map[uint32]error), make(map[uint32]error), make(map[datapath.Stream]error)}
+}
+
+// Error implements error.
+func (b *arrears) Error() string { return errors.Join(b.Unwrap()...).Error() }
+
+// Unwrap returns the reasons.
+func (b *arrears) Unwrap() []error {
+	all := slices.Collect(maps.Values(b.echoes))
+	all = slices.AppendSeq(all, maps.Values(b.groups))
+	return slices.AppendSeq(all, maps.Values(b.streams))
+}
+
+// err returns b, nil without reasons.
+func (b *arrears) err() error {
+	if len(b.echoes)+len(b.groups)+len(b.streams) == 0 {
+		return nil
+	}
+	return b
+}
+
+// session returns why the copies to a session may not be what the table says: as it was and as
+// it is, either of which may be nil.
+func (b *arrears) session(t *table, index uint32, versions ...*session) error {
+	if why := b.echoes[index]; why != nil {
+		return why
+	}
+	for id, why := range b.groups {
+		for _, s := range versions {
+			if s != nil && slices.Contains(s.Groups, id) {
+				return why
+			}
+		}
+		if t.groups[id].peers.at[index] != nil {
+			return why
+		}
+	}
+	for id, why := range b.streams {
+		names := func(to datapath.Branch) bool { return to.Session == index }
+		if r := t.routes[id.Ingress]; r != nil && slices.ContainsFunc(r.To, names) || t.streams[id].chain.at[index] != nil {
+			return why
+		}
+	}
+	return nil
+}
+
+// route returns why a route is not followed.
+func (b *arrears) route(ingress uint32) error {
+	for id, why := range b.streams {
+		if id.Ingress == ingress {
+			return why
+		}
+	}
+	return nil
+}
+
 // reconcile makes the chains and the ECHOs of some sessions what the table and the paths say,
 // and the chains of streams if routes moved. A device that turns out to be gone is one
 // less: its receivers wait for it.
@@ -37,13 +101,7 @@ func (e *Engine) tryReconcile(some []uint32) error {
 	if t.all {
 		some = t.everybody()
 	}
-	var failed []error
-	note := func(format string, args ...any) (stop bool) {
-		err := fmt.Errorf(format, args...)
-		failed = append(failed, err)
-		_, gone := errors.AsType[*goneError](err)
-		return gone
-	}
+	failed := newArrears()
 	changes := make(map[*group]map[uint32]*member)
 	branches := t.all || t.meshMoved
 	for _, index := range some {
@@ -57,7 +115,7 @@ func (e *Engine) tryReconcile(some []uint32) error {
 			}
 		}
 		if err := t.updateEcho(index, m); err != nil {
-			failed = append(failed, err)
+			failed.echoes[index] = err
 		}
 		for _, g := range t.groups {
 			gets := s != nil && !s.Silent && slices.Contains(s.Groups, g.id)
@@ -78,25 +136,38 @@ func (e *Engine) tryReconcile(some []uint32) error {
 		}
 	}
 	for g, members := range changes {
-		if err := g.peers.change(members, len(g.absent)); err != nil && note("peers of group %08x: %w", g.id, err) {
-			return errors.Join(failed...)
+		if err := g.peers.change(members, len(g.absent)); err != nil {
+			failed.groups[g.id] = fmt.Errorf("peers of group %08x: %w", g.id, err)
+			if isGone(err) {
+				return failed
+			}
 		}
 	}
 	if branches {
 		for id, s := range t.streams {
-			if err := e.updateBranches(s); err != nil && note("branches of stream %v: %w", id, err) {
-				return errors.Join(failed...)
+			if err := e.updateBranches(s); err != nil {
+				failed.streams[id] = fmt.Errorf("branches of stream %v: %w", id, err)
+				if isGone(err) {
+					return failed
+				}
 			}
 		}
 	}
 	e.publishCounts()
-	if len(failed) == 0 {
+	if failed.err() == nil {
 		t.all = false
-		for _, index := range some {
+	}
+	for _, index := range some {
+		if failed.session(t, index, t.sessions[index]) == nil {
 			delete(t.touched, index)
 		}
 	}
-	return errors.Join(failed...)
+	return failed.err()
+}
+
+func isGone(err error) bool {
+	_, gone := errors.AsType[*goneError](err)
+	return gone
 }
 
 // everybody returns the sessions that are there, or that anything is left of.

@@ -256,7 +256,12 @@ func (e *Engine) apply(c datapath.Change) error {
 			refused.Key(id, fmt.Errorf("%w: %w", datapath.ErrNoRoom, err))
 		}
 	}
-	undo := make([]func(), 0, len(c.Add)+len(c.Routes))
+	type made struct {
+		undo   func()
+		late   func(*arrears) error // why it is to be undone
+		refuse func(error)
+	}
+	all := make([]made, 0, len(c.Add)+len(c.Routes))
 	for i := range c.Add {
 		s := &session{Session: c.Add[i], path: paths[i]}
 		if refused.Sessions[s.Index] != nil {
@@ -268,7 +273,11 @@ func (e *Engine) apply(c datapath.Change) error {
 			refused.Session(s.Index, fmt.Errorf("%w: %w", datapath.ErrNoRoom, err))
 			continue
 		}
-		undo = append(undo, func() { t.readd(s.Index, old) })
+		all = append(all, made{
+			func() { t.readd(s.Index, old) },
+			func(b *arrears) error { return b.session(t, s.Index, old, s) },
+			func(why error) { refused.Session(s.Index, why) },
+		})
 	}
 	for i := range c.Routes {
 		r := &c.Routes[i]
@@ -277,22 +286,32 @@ func (e *Engine) apply(c datapath.Change) error {
 		}
 		old := t.routes[r.Ingress]
 		t.route(r)
-		undo = append(undo, func() { t.reroute(r.Ingress, old) })
+		all = append(all, made{
+			func() { t.reroute(r.Ingress, old) },
+			func(b *arrears) error { return b.route(r.Ingress) },
+			func(why error) { refused.Route(r.Ingress, why) },
+		})
 	}
 	err := e.followChange(c)
 	if err == nil {
 		return refused.Err()
 	}
-	for _, back := range slices.Backward(undo) {
-		back()
+	// What failed may be of others, and then none of these is to blame.
+	b, chains := errors.AsType[*arrears](err)
+	undone := false
+	for _, m := range slices.Backward(all) {
+		why := err
+		if chains {
+			why = m.late(b)
+		}
+		if why != nil {
+			m.refuse(fmt.Errorf("%w: %w", datapath.ErrNoRoom, why))
+			m.undo()
+			undone = true
+		}
 	}
-	_ = e.followChange(c) // what is left to do is tried again by time
-	why := fmt.Errorf("%w: %w", datapath.ErrNoRoom, err)
-	for i := range c.Add {
-		refused.Session(c.Add[i].Index, why)
-	}
-	for i := range c.Routes {
-		refused.Route(c.Routes[i].Ingress, why)
+	if undone {
+		_ = e.followChange(c) // what is left to do is tried again by time
 	}
 	return refused.Err()
 }
@@ -315,14 +334,13 @@ func (e *Engine) follow(some []uint32) error {
 			return err
 		}
 	}
-	if err := e.reconcile(some); err != nil {
-		return err
-	}
+	err := e.reconcile(some)
 	if t.meshMoved {
-		t.syncUpstreams()
-		t.meshMoved = false
+		b, _ := errors.AsType[*arrears](err)
+		t.syncUpstreams(b)
+		t.meshMoved = err != nil
 	}
-	return nil
+	return err
 }
 
 // touch notes that a session is another one, or has another next hop.
@@ -331,6 +349,16 @@ func (t *table) touch(index uint32, sessions ...*session) {
 	for _, s := range sessions {
 		t.meshMoved = t.meshMoved || s != nil && s.Role == datapath.Mesh
 	}
+}
+
+// staying returns those of some sessions that are not there any more and may still get copies.
+func (t *table) staying(removed []uint32) (stay []uint32) {
+	for _, index := range removed {
+		if t.touched[index] && t.sessions[index] == nil {
+			stay = append(stay, index)
+		}
+	}
+	return stay
 }
 
 // untidy reports whether the programs do not do yet what the table says.
@@ -447,14 +475,18 @@ func (t *table) syncBranches() error {
 }
 
 // syncUpstreams makes the programs accept each stream from the upstreams of its route, and
-// follow the heartbeats of the first. One that stays is accepted all the time.
-func (t *table) syncUpstreams() {
+// follow the heartbeats of the first. One that stays is accepted all the time. A stream whose
+// branches are behind is accepted from no other upstream yet.
+func (t *table) syncUpstreams(b *arrears) {
 	for id, s := range t.streams {
 		var from []uint32
 		if r := t.routes[id.Ingress]; r != nil {
 			from = r.From
 		}
 		words := &t.e.memory.streams.at(s.element).Upstreams
+		if b != nil && b.streams[id] != nil {
+			from = slices.DeleteFunc(slices.Clone(from), func(session uint32) bool { return !slices.Contains(words[:], uint64(session)) })
+		}
 		stays := func(word uint64) bool { return word != 0 && slices.Contains(from, uint32(word)) }
 		next := 0
 		for _, session := range from {

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package xdp
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// A chain that the kernel has no memory for refuses those who join it, and nobody else. A
+// session that is to leave it gets copies until it is made anew: the change waits for that.
+func TestXDPChainBehind(t *testing.T) {
+	const other = testGroup + 1
+	c := newCrowd(t, newLab(t, 1), 0, 2, func(int) int { return 0 })
+	e := c.Engine.(*Engine)
+	more := crowdSessions(c.lab, 10, func(int) int { return 0 })[2:]
+	for i := range more {
+		more[i].Groups = []uint32{[]uint32{testGroup, other}[i%2]}
+	}
+	require.NoError(t, c.Apply(datapath.Change{Add: more[:4]}))
+	sick := func(is bool) {
+		require.NoError(t, e.do(func() {
+			if e.table.groups[other].peers.e = e; is {
+				e.table.groups[other].peers.e = &Engine{memory: e.memory, pool: &pool{e: e, maps: make([]*ebpf.Map, maxSlices)}}
+			}
+		}))
+	}
+	gets := func(s *datapath.Session) (is bool) {
+		require.NoError(t, e.do(func() { is = e.table.groups[s.Groups[0]].peers.at[s.Index] != nil }))
+		return is
+	}
+
+	sick(true)
+	joined, refused := &more[4], &more[5]
+	err := e.Apply(datapath.Change{Add: []datapath.Session{*joined, *refused}})
+	why, ok := err.(*datapath.Refused)
+	require.True(t, ok, "%v", err)
+	require.Len(t, why.Sessions, 1)
+	require.ErrorIs(t, why.Sessions[refused.Index], datapath.ErrNoRoom)
+	require.True(t, gets(joined))
+	require.Nil(t, e.table.lookup(refused.Index))
+
+	// What is behind is of no concern to a later one.
+	leaves := &more[1]
+	require.NoError(t, e.do(func() { e.table.touch(leaves.Index); e.table.all = true }))
+	require.NoError(t, e.Apply(datapath.Change{Add: more[6:7]}))
+	require.True(t, gets(&more[6]))
+
+	healed := make(chan struct{})
+	go func() {
+		defer close(healed)
+		for e.table.lookup(leaves.Index) != nil {
+			time.Sleep(time.Millisecond)
+		}
+		sick(false)
+	}()
+	require.NoError(t, e.Apply(datapath.Change{Remove: []uint32{leaves.Index}}))
+	<-healed
+	require.False(t, gets(leaves))
+	require.Eventually(t, func() bool {
+		var untidy bool
+		require.NoError(t, e.do(func() { untidy = e.table.untidy() }))
+		return !untidy
+	}, 10*time.Second, time.Millisecond)
+}
