@@ -132,6 +132,7 @@ func (e *Engine) takeOver() error {
 		m.Close() // the programs have their own
 	}
 	e.refresh()
+	e.pool.renew(time.Now())
 	e.left, e.pins.live = nil, true
 	return nil
 }

@@ -252,10 +252,12 @@ func (p *pool) build(members []member, chained bool) (*slice, error) {
 	return s, nil
 }
 
-// fill writes the slots and the replicas of a slice.
+// fill writes the slots and the replicas of a slice. Slots that it wrote before an error are
+// in use, too: the next slice of the index empties them.
 func (p *pool) fill(s *slice) error {
 	value := bpf.RpSlice{Generation: s.generation, Len: uint8(len(s.members))}
 	targets, used := p.maps[s.index], 0
+	defer func() { p.slots[s.index] = max(p.slots[s.index], used) }()
 	put := func(ifindex int, program uint32) error {
 		err := targets.Put(uint32(used), [2]uint32{uint32(ifindex), program})
 		used++
@@ -280,7 +282,6 @@ func (p *pool) fill(s *slice) error {
 			return fmt.Errorf("slice %d: %w", s.index, err)
 		}
 	}
-	p.slots[s.index] = used
 
 	n := uint8(0)
 	for number := range MaxDevices {
@@ -301,20 +302,29 @@ func (p *pool) fill(s *slice) error {
 // retire takes back a slice that nothing leads to any more.
 func (p *pool) retire(s *slice, now time.Time) { p.retired = append(p.retired, retiredSlice{s, now}) }
 
-// expire ends the quarantine of those who had it long enough. They lead nowhere then.
+// expire ends the quarantine of those who had it long enough. They lead nowhere then. While a
+// datapath is adopted nobody's ends: streams go by old slices until then, for however long.
 func (p *pool) expire(now time.Time) {
+	if p.e.left != nil {
+		return
+	}
 	for len(p.retired) > 0 && now.Sub(p.retired[0].at) >= quarantine {
 		s := p.retired[0].slice
 		p.retired = slices.Delete(p.retired, 0, 1)
 		p.account(s, func(a *session, n uint64) { a.state.copies.Add(n) })
-		if p.e.left == nil { // else old chains go on until they are adopted
-			store(p.e.memory.nexts.at(s.index), 0)
-		}
+		store(p.e.memory.nexts.at(s.index), 0)
 		if p.maps[s.index] == nil {
 			p.bare = append(p.bare, s.index)
 		} else {
 			p.free = append(p.free, s.index)
 		}
+	}
+}
+
+// renew has all quarantines begin now.
+func (p *pool) renew(now time.Time) {
+	for i := range p.retired {
+		p.retired[i].at = now
 	}
 }
 
