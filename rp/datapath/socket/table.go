@@ -87,8 +87,10 @@ func (t *table) apply(c datapath.Change) error {
 			t.install(k)
 		}
 	}
+	mesh := false // a neighbouring RP's session comes or goes
 	for _, s := range c.Add {
 		if refused.Sessions[s.Index] == nil {
+			mesh = mesh || s.Role == datapath.Mesh || t.isMesh(s.Index)
 			t.add(s)
 		}
 	}
@@ -97,8 +99,7 @@ func (t *table) apply(c datapath.Change) error {
 			t.route(r)
 		}
 	}
-	mesh := func(s datapath.Session) bool { return s.Role == datapath.Mesh }
-	if len(c.Remove)+len(c.Keys)+len(c.Routes) > 0 || slices.ContainsFunc(c.Add, mesh) {
+	if len(c.Remove)+len(c.Retire)+len(c.Keys)+len(c.Routes) > 0 || mesh {
 		t.direct()
 	}
 	return refused.Err()

@@ -270,7 +270,7 @@ func (e *Engine) serve() {
 			e.checkDevices()
 			e.askMissing()
 		case <-list.C:
-			e.relist()
+			e.paths.relist = true
 		case <-expire.C:
 			e.pool.expire(time.Now())
 			e.table.expire(time.Now())

@@ -51,6 +51,10 @@ const (
 	backlog = 250 * time.Millisecond
 )
 
+// patience is how long the chains of all sessions wait for paths that are being looked up: while
+// the kernel tells of new routes all the time there are always some.
+const patience = time.Second
+
 type mac = hostnet.MAC
 
 // path is how frames get to an endpoint; link 0: there is no route. It names an ND entry.
@@ -72,17 +76,20 @@ type pathIndex struct {
 	sessions   map[netip.Addr]map[uint32]*session
 	users      map[hostnet.Entry]map[uint32]*session // by path, and index
 
+	relist  bool                // the kernel is to be asked for all that it has
 	queue   []netip.Addr        // to be looked up, oldest first
 	queued  map[netip.Addr]bool // those in queue
 	unasked []hostnet.Entry     // ND entries that the kernel is to be told are in use
 	due     time.Time           // when the share of the thread's time is whole again
+
+	tidied  time.Time // until when all chains did not wait for paths
 	waiters []*waiter
 }
 
 // waiter is a change that waits for ND entries.
 type waiter struct {
 	missing []hostnet.Entry
-	known   chan struct{} // closed when none is missing, or none will come
+	known   chan struct{} // closed when none is missing
 }
 
 func newPathIndex() *pathIndex {
@@ -188,7 +195,7 @@ func (p *pathIndex) next() (addr netip.Addr, ok bool) {
 // that of events, and whether there is any; untidy says that the chains do not follow the
 // paths yet.
 func (p *pathIndex) waits(now time.Time, untidy bool) (pause time.Duration, some bool) {
-	if len(p.queue)+len(p.unasked) == 0 && !untidy {
+	if len(p.queue)+len(p.unasked) == 0 && !untidy && !p.relist {
 		return 0, false
 	}
 	return p.pause(now), true
@@ -256,7 +263,8 @@ func (e *Engine) learn(entry hostnet.Entry, s hostnet.EntryState) {
 	}
 }
 
-// takeEvents looks at what the kernel told.
+// takeEvents looks at what the kernel told. When it had to leave something out, all is listed
+// again, in the share of the time that events have.
 func (e *Engine) takeEvents() {
 	start := time.Now()
 	defer func() { e.paths.spent(start, time.Now()) }()
@@ -273,9 +281,7 @@ func (e *Engine) takeEvents() {
 	if events.Address {
 		e.paths.all()
 	}
-	if events.Lost {
-		e.relist()
-	}
+	e.paths.relist = e.paths.relist || events.Lost
 }
 
 // relist takes the ND entries that the kernel has, and has all paths looked up. What the
@@ -298,9 +304,18 @@ func (e *Engine) relist() {
 	e.paths.all()
 }
 
+// listAgain is relist if that is due.
+func (e *Engine) listAgain() {
+	if e.paths.relist {
+		e.paths.relist = false
+		e.relist()
+	}
+}
+
 // work does a part of what events of the kernel ask for.
 func (e *Engine) work() {
 	p, start := e.paths, time.Now()
+	e.listAgain()
 	for range turn {
 		if len(p.queue) == 0 {
 			break
@@ -316,9 +331,15 @@ func (e *Engine) work() {
 		e.ask(p.unasked[0])
 		p.unasked = p.unasked[1:]
 	}
-	if t := e.table; t.untidy() && (len(p.queue) == 0 || !t.all) {
+	// All chains are made anew when all paths are known, or when that takes long.
+	t := e.table
+	if !t.all || len(p.queue) == 0 {
+		p.tidied = start
+	}
+	if t.untidy() && (p.tidied == start || start.Sub(p.tidied) > patience) {
 		_ = e.follow(t.someTouched(slicesInTurn)) // what failed for want of memory is tried again
 		e.tellWaiters()
+		p.tidied = start
 	}
 	p.spent(start, time.Now())
 }
@@ -537,6 +558,7 @@ func (e *Engine) awaitAll() {
 		select {
 		case <-e.watch.Wake():
 			e.takeEvents()
+			e.listAgain()
 		case <-timeout.C:
 			return
 		}

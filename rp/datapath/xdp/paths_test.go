@@ -237,3 +237,18 @@ func TestXDPKeepsPermanentEntries(t *testing.T) {
 	}
 	require.Zero(t, e.missing())
 }
+
+// While addresses are looked up all the time, chains that are all to be made anew are made
+// within a short time.
+func TestXDPAllWhilePathsAreLookedUp(t *testing.T) {
+	_, e, _ := newMany(t, 2*turn, 2*turn)
+	require.NoError(t, e.do(func() {
+		e.table.all = true
+		for end := time.Now().Add(20 * time.Second); e.table.all && time.Now().Before(end); {
+			e.paths.all()
+			e.work()
+		}
+		require.NotEmpty(t, e.paths.queue)
+		require.False(t, e.table.all)
+	}))
+}

@@ -137,7 +137,10 @@ func (e *Engine) spare(index uint32, datagrams [][]byte) error {
 	for _, b := range datagrams {
 		bytes += len(b)
 	}
-	err := datapath.ErrClosed
+	err := fmt.Errorf("resend: no session %08x", index) // which may have ended just now
+	if e.closed.Load() {
+		err = datapath.ErrClosed
+	}
 	e.table.withState(index, func(*session, *bpf.RpSessionState) {
 		all := e.memory.egresses.at(0)
 		p := datapath.Policer{Rate: load(&all.Copies.Rate), Tolerance: load(&all.Copies.Tolerance)}
