@@ -29,6 +29,18 @@ var (
 	otherKey = auth.Key{'n'}
 )
 
+// A neighbouring RP's session that becomes a peer's leaves the routes.
+func TestMeshSessionBecomesPeer(t *testing.T) {
+	s, sessions := smallNet(1)
+	mesh := sessions[1]
+	id := datapath.Stream{Ingress: otherIngress, Group: txs}
+	require.NoError(t, s.Apply(datapath.Change{Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{mesh.Index}}}}))
+	require.Equal(t, []uint32{mesh.Index}, s.streams[id].upstreams)
+	mesh.Role, mesh.Groups = datapath.Peer, []uint32{txs}
+	require.NoError(t, s.Apply(datapath.Change{Add: []datapath.Session{mesh}}))
+	require.Empty(t, s.streams[id].upstreams)
+}
+
 // smallNet is a table with peers 0 to n-1, which may all publish at a datagram per
 // second and two at once, and with one neighbouring RP, which is last.
 func smallNet(peers int) (*tableSubject, []datapath.Session) {
