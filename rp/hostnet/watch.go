@@ -67,10 +67,11 @@ type Events struct {
 	Prefixes map[netip.Prefix]bool // destinations whose IPv6 route changed, in the tables main, local and default
 	Devices  bool                  // one of the watched interfaces changed
 	Address  bool                  // the watched address came, went or changed
+	Rules    bool                  // a rule of IPv6 changed: other tables may count, and other routes
 	Lost     bool                  // events are missing: everything may have changed
 }
 
-// Watcher joins the kernel's events about IPv6 routes, ND entries, some interfaces and one
+// Watcher joins the kernel's events about IPv6 routes and rules, ND entries, some interfaces and one
 // address. Whatever does not concern these costs its user nothing.
 type Watcher struct {
 	devices []string
@@ -89,7 +90,7 @@ type Watcher struct {
 // the usual tables, all ND entries, the interfaces of these names, and the address own.
 func Watch(devices []string, own netip.Addr) (*Watcher, error) {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE,
-		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return nil, fmt.Errorf("watch the kernel's events: %w", err)
 	}
@@ -204,6 +205,8 @@ func (w *Watcher) take(e *Events, m *syscall.NetlinkMessage) bool {
 		some, err = w.link(e, m)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		some, err = w.address(e, m)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		e.Rules, some = true, true
 	}
 	if err != nil || len(e.Entries) > maxEntries || len(e.Prefixes) > maxPrefixes {
 		e.lose()

@@ -203,3 +203,25 @@ func TestNetnsWatchOverrun(t *testing.T) {
 		require.True(t, told, "the watch does not go on")
 	})
 }
+
+// A rule decides which tables count: its user is told of each, and that nothing was lost.
+func TestNetnsWatchRules(t *testing.T) {
+	inNamespace(t, func() {
+		w, err := Watch(nil, netip.MustParseAddr("2001:db8::1"))
+		require.NoError(t, err)
+		defer w.Close()
+		rule := netlink.NewRule()
+		rule.Family, rule.Table, rule.Priority = netlink.FAMILY_V6, 100, 1000
+		for _, change := range []func(*netlink.Rule) error{netlink.RuleAdd, netlink.RuleDel} {
+			require.NoError(t, change(rule))
+			select {
+			case <-w.Wake():
+			case <-time.After(10 * time.Second):
+				t.Fatal("not told")
+			}
+			e := w.Take()
+			require.True(t, e.Rules)
+			require.False(t, e.Lost)
+		}
+	})
+}

@@ -263,7 +263,7 @@ func (e *Engine) learn(entry hostnet.Entry, s hostnet.EntryState) {
 	}
 }
 
-// takeEvents looks at what the kernel told. When it had to leave something out, all is listed
+// takeEvents looks at what the kernel told. When it had to leave something out, or rules changed, all is listed
 // again, in the share of the time that events have.
 func (e *Engine) takeEvents() {
 	start := time.Now()
@@ -281,7 +281,7 @@ func (e *Engine) takeEvents() {
 	if events.Address {
 		e.paths.all()
 	}
-	e.paths.relist = e.paths.relist || events.Lost
+	e.paths.relist = e.paths.relist || events.Lost || events.Rules
 }
 
 // relist takes the ND entries that the kernel has, and has all paths looked up. What the
