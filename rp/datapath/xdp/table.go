@@ -639,6 +639,13 @@ func (t *table) chain(end uint64) (*chain, error) {
 	return &chain{e: t.e, anchor: anchor, end: end, at: make(map[uint32]*slice), head: end}, nil
 }
 
+// giveBack undoes chain: nothing ever led to it.
+func (t *table) giveBack(c *chain) {
+	store(t.e.memory.nexts.at(c.anchor), 0)
+	t.anchors.free = append(t.anchors.free, c.anchor)
+}
+
+// install adds a key, and its stream when that is new. With an error nothing changed.
 func (t *table) install(k *proto.GroupKey) error {
 	id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
 	s := t.streams[id]
@@ -649,11 +656,14 @@ func (t *table) install(k *proto.GroupKey) error {
 		}
 		element, err := t.streamStates.take()
 		if err != nil {
+			t.giveBack(chain)
 			return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 		}
 		s = &stream{id: id, element: element, chain: chain}
 		*t.e.memory.streams.at(element) = bpf.RpStreamState{}
 	}
+	old := s.keys
+	s.keys = slices.Clone(old)
 	if i := slices.IndexFunc(s.keys, func(have epochKey) bool { return have.epoch == k.Epoch }); i >= 0 {
 		s.keys[i].key = k.Key
 	} else {
@@ -661,6 +671,10 @@ func (t *table) install(k *proto.GroupKey) error {
 		s.keys = s.keys[max(0, len(s.keys)-datapath.EpochsKept):]
 	}
 	if err := t.put(s); err != nil {
+		if s.keys = old; t.streams[id] == nil {
+			t.giveBack(s.chain)
+			t.streamStates.free = append(t.streamStates.free, s.element)
+		}
 		return err
 	}
 	if t.streams[id] == nil {
