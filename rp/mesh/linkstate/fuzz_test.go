@@ -37,7 +37,6 @@ type witness struct {
 	honest  map[[65]byte]bool // signatures of adverts that are not of 4
 	budget  int
 	granted map[uint32]bool // to 4, as the messages say
-	down    bool
 }
 
 func newWitness(t *testing.T) *witness {
