@@ -321,6 +321,8 @@ func TestXDPDaemonRefuses(t *testing.T) {
 			require.Equal(t, 1, cmd.ProcessState.ExitCode())
 			starts, says, _ := bytes.Cut(stderr.Bytes(), []byte("\n"))
 			require.Contains(t, string(starts), "rpd starts")
+			limit, says, _ := bytes.Cut(says, []byte("\n"))
+			require.Contains(t, string(limit), "limit of all copies")
 			require.Contains(t, string(says), bad.want)
 			require.Equal(t, 1, bytes.Count(says, []byte("\n")), "%s", says)
 			require.NoDirExists(t, i.pin)

@@ -238,12 +238,12 @@ func AwaitAddress(ctx context.Context, addr netip.Addr, timeout time.Duration, s
 				return fmt.Errorf("%v: another host has it, too (duplicate address detection failed)", addr)
 			}
 		}
-		if time.Now().After(end) {
-			return fmt.Errorf("%v: %s (waited %v)", addr, why, timeout)
-		}
 		if !said {
 			said = true
 			say(why)
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%v: %s (waited %v)", addr, why, timeout)
 		}
 		select {
 		case <-time.After(addressPoll):
