@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -178,7 +179,7 @@ func TestXDPAlive(t *testing.T) {
 		size  uint32
 		lives bool
 	}{
-		"dead":                {bpf.RpLife{ValidUntil: now(validity), Addr: bpf.RpAddress{Word: [4]uint32{1, 2, 3, 4}}, Port: 1}, 64, false},
+		"dead":                {bpf.RpLife{ValidUntil: now(validity), Addr: bpf.RpAddress{Word: [4]uint32{1, 2, 3, 4}}, Port: 1}, uint32(binary.Size(bpf.RpLife{})), false},
 		"other build, dead":   {[2]uint64{now(validity / 2)}, 16, false},
 		"other build, living": {[2]uint64{now(validity)}, 16, true},
 	} {
