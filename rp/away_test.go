@@ -185,6 +185,7 @@ func TestXDPDaemonOfMeshKilled(t *testing.T) {
 	require.Zero(t, twice, "twice")
 	for _, d := range ends {
 		require.Equal(t, 1, bytes.Count([]byte(d.logged()), []byte("mesh link down")))
+		require.NotContains(t, d.logged(), "not heard")
 		require.NotContains(t, d.logged(), "did not come back")
 	}
 	t.Logf("3 x %d datagrams to %d receivers: %d with all rpds, %d without one, %d while it started, %d after; lost %d, twice %d",
