@@ -37,6 +37,7 @@ var cores = append([]string{
 	mdcs + "/ethmcast/proto",
 	mdcs + "/ethmcast/reassembly",
 	mdcs + "/ethmcast/receipt",
+	mdcs + "/rp/admission",
 	mdcs + "/rp/cache",
 	mdcs + "/rp/keyring",
 	mdcs + "/rp/membership",
@@ -105,7 +106,7 @@ var importRules = []importRule{leafRule, coreRule, {
 	in:    []string{mdcs + "/ethmcast/..."},
 	under: mdcs,
 	only:  []string{mdcs + "/ethmcast/..."},
-	why:   "what is linked into geth must not bring the replication point with it",
+	why:   "ethmcast is linked into geth: it must not bring the replication point with it, nor its side of a protocol (rp/admission)",
 }, {
 	in:     []string{mdcs + "/..."},
 	except: []string{mdcs + "/cmd/...", mdcs + "/testnet/..."},
@@ -230,4 +231,50 @@ func TestCoresHaveNoClock(t *testing.T) {
 			})
 		}
 	}
+}
+
+// messagesOfRPs are the messages of mdcs/1 that only an RP sends (SPEC 7.1).
+var messagesOfRPs = []string{"Welcome", "Rekey", "Resumed", "Activated", "Redirect", "Counters", "Receipt"}
+
+// The RP's side of mdcs/1 is in rp: nothing in ethmcast makes a message that only an RP sends.
+func TestOnlyRPsSpeakAsRPs(t *testing.T) {
+	makers := make(map[string]bool) // packages that make such messages
+	for _, pkg := range packages(t) {
+		for _, name := range pkg.GoFiles {
+			fset := token.NewFileSet()
+			file, err := parser.ParseFile(fset, filepath.Join(pkg.Dir, name), nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				literal, ok := n.(*ast.CompositeLit)
+				if !ok || !slices.Contains(messagesOfRPs, messageOf(pkg.ImportPath, literal.Type)) {
+					return true
+				}
+				makers[pkg.ImportPath] = true
+				if within(pkg.ImportPath, mdcs+"/ethmcast") {
+					t.Errorf("%v: only an RP sends this message", fset.Position(literal.Pos()))
+				}
+				return true
+			})
+		}
+	}
+	if !makers[mdcs+"/rp/admission"] {
+		t.Error("rp/admission makes no such message: this test looks for the wrong thing")
+	}
+}
+
+// messageOf returns the name of a message type of mdcs/1 as a package writes it, "" for another type.
+func messageOf(pkg string, typ ast.Expr) string {
+	switch typ := typ.(type) {
+	case *ast.Ident:
+		if pkg == mdcs+"/ethmcast/proto" {
+			return typ.Name
+		}
+	case *ast.SelectorExpr:
+		if x, ok := typ.X.(*ast.Ident); ok && x.Name == "proto" {
+			return typ.Sel.Name
+		}
+	}
+	return ""
 }

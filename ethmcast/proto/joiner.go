@@ -13,10 +13,11 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
-// Action is something that a state machine wants done. Actions are done in order.
-type Action interface{ action() }
+// Action is something that a Joiner, or the machine of an RP (rp/admission), wants done. Actions are
+// done in order. IsAction does nothing: it marks the types that are actions.
+type Action interface{ IsAction() }
 
-// Send asks for a message to the other side.
+// Send asks for a message to the other side. Both machines have it.
 type Send struct{ Message Message }
 
 // Subscribe asks for the source-specific join of a group, whose datagrams come
@@ -78,19 +79,19 @@ type AnnounceDue struct{}
 // what was subscribed.
 type Left struct{ Err error }
 
-func (Send) action()        {}
-func (Subscribe) action()   {}
-func (Joined) action()      {}
-func (Install) action()     {}
-func (AnnounceDue) action() {}
-func (Left) action()        {}
-
-func (ActivateDue) action() {}
-func (Served) action()      {}
-func (Rested) action()      {}
-func (Redirected) action()  {}
-func (Counted) action()     {}
-func (Receipted) action()   {}
+// IsAction marks an action.
+func (Send) IsAction()        {}
+func (Subscribe) IsAction()   {}
+func (Joined) IsAction()      {}
+func (Install) IsAction()     {}
+func (AnnounceDue) IsAction() {}
+func (Left) IsAction()        {}
+func (ActivateDue) IsAction() {}
+func (Served) IsAction()      {}
+func (Rested) IsAction()      {}
+func (Redirected) IsAction()  {}
+func (Counted) IsAction()     {}
+func (Receipted) IsAction()   {}
 
 // JoinerState is the state of a Joiner (SPEC 8.1).
 type JoinerState uint8
@@ -154,6 +155,8 @@ var ErrUncopied = errors.New("the copies of the rp do not reach this node: let i
 //
 // A violation by the RP ends the membership: Handle returns it for the log, the
 // actions hold the Leave. A wrong Status bars the RP for the connection.
+//
+// The tests are in rp/admission, where a Joiner talks with the machine of the RP.
 type Joiner struct {
 	cfg     JoinerConfig
 	state   JoinerState
@@ -222,6 +225,9 @@ func (j *Joiner) Usable(now time.Time) bool {
 	}
 	return false
 }
+
+// RetryAt returns the time before which no Join is sent, zero when there was no back-off yet.
+func (j *Joiner) RetryAt() time.Time { return j.retry }
 
 // Draining reports whether the RP said that it will stop.
 func (j *Joiner) Draining() bool { return j.draining }
@@ -299,7 +305,7 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 		return j.status(now, status)
 	}
 	if !j.greeted {
-		return unexpected("message 0x%02x before status", m.Code())
+		return Unexpected("message 0x%02x before status", m.Code())
 	}
 	switch m := m.(type) {
 	case *Welcome:
@@ -307,7 +313,7 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 			return nil // crossed our Leave
 		}
 		if m.Mode > j.join.Mode {
-			return unexpected("welcome in mode %v", m.Mode)
+			return Unexpected("welcome in mode %v", m.Mode)
 		}
 		j.welcome(now, m)
 	case *Resumed:
@@ -350,7 +356,7 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 			j.lose(now, err)
 		}
 	default:
-		return unexpected("message 0x%02x from an rp", m.Code())
+		return Unexpected("message 0x%02x from an rp", m.Code())
 	}
 	return nil
 }
@@ -358,7 +364,7 @@ func (j *Joiner) handle(now time.Time, m Message) error {
 func (j *Joiner) status(now time.Time, status *Status) error {
 	switch {
 	case j.greeted:
-		return unexpected("second status")
+		return Unexpected("second status")
 	case status.Role != RoleRP:
 		return &Error{ReasonRole, fmt.Sprintf("status of a %v where an rp was expected", status.Role)}
 	case status.NetworkID != j.cfg.NetworkID || status.Genesis != j.cfg.Genesis:

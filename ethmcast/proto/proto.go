@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
 // Package proto is the RP-Peer protocol, devp2p capability mdcs/1 (SPEC section
-// 7): its messages with their limits, and the state machines of both sides,
-// Joiner for a peer and Admission for a replication point. The machines do no
-// I/O: they take the time and what arrived, and return what to do.
+// 7): its messages with their limits, and Joiner, the state machine of a peer. It does
+// no I/O: it takes the time and what arrived, and returns what to do. The state machine
+// of a replication point is in rp/admission.
 package proto
 
 import (
@@ -211,7 +211,8 @@ func malformed(format string, args ...any) error {
 	return &Error{ReasonMalformed, fmt.Sprintf(format, args...)}
 }
 
-func unexpected(format string, args ...any) error {
+// Unexpected returns an *Error for a message that is not allowed in this state. Detail is format with args.
+func Unexpected(format string, args ...any) error {
 	return &Error{ReasonUnexpected, fmt.Sprintf(format, args...)}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/admission"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/front"
@@ -55,7 +56,7 @@ type conn struct {
 	mail mail
 	done chan struct{} // closed when run returns
 
-	adm     *proto.Admission
+	adm     *admission.Admission
 	out     *msgio.Outbox
 	groups  []uint32          // of the session, in standby those that it is to be in
 	index   uint32            // of the session, 0 without one
@@ -77,7 +78,7 @@ type conn struct {
 	announced uint64                     // of its announces, likewise
 
 	// What admits the peer, when ready is closed, and what tells its end.
-	admission proto.Admit
+	admission admission.Admit
 	ready     <-chan struct{}
 	ended     func()
 }
@@ -104,7 +105,7 @@ func newConn(s *Server, rw front.Conn) *conn {
 		receipts: make(chan []proto.ObjectReceipt, receiptsWaiting),
 		counting: counting{changed: s.counters.watch()},
 
-		adm: proto.NewAdmission(proto.AdmissionConfig{
+		adm: admission.New(admission.Config{
 			Self:   s.cfg.Self,
 			Remote: id,
 			Status: s.cfg.Status,
@@ -261,7 +262,7 @@ func (c *conn) end(reason, fatal error) {
 
 func (c *conn) tick(opened time.Time) {
 	now := time.Now()
-	if c.adm.State() == proto.AdmissionConnected && now.Sub(opened) >= statusTimeout {
+	if c.adm.State() == admission.Connected && now.Sub(opened) >= statusTimeout {
 		c.violation(&proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf("no status within %v", statusTimeout)})
 		return
 	}
@@ -273,7 +274,7 @@ func (c *conn) tick(opened time.Time) {
 // untilTick returns the time until something is due.
 func (c *conn) untilTick(opened time.Time) time.Duration {
 	deadline := c.adm.Deadline()
-	if c.adm.State() == proto.AdmissionConnected {
+	if c.adm.State() == admission.Connected {
 		deadline = opened.Add(statusTimeout)
 	}
 	if at := c.countAt; !at.IsZero() && (deadline.IsZero() || at.Before(deadline)) {
@@ -292,24 +293,24 @@ func (c *conn) perform(now time.Time) {
 			switch a := a.(type) {
 			case proto.Send:
 				c.send(a.Message)
-			case proto.SendProbe:
+			case admission.SendProbe:
 				c.probe(now, a)
-			case proto.Admit:
+			case admission.Admit:
 				c.prepare(now, a)
-			case proto.Readmit:
+			case admission.Readmit:
 				c.readmit(now, &a.Resume)
-			case proto.Serve:
+			case admission.Serve:
 				c.serve(now, a.Marks)
-			case proto.Rest:
+			case admission.Rest:
 				c.rest()
-			case proto.Refresh:
+			case admission.Refresh:
 				c.credit(now, a.Counters)
 				c.srv.sessions.extend(c.index, c.adm.Deadline())
-			case proto.KeysInstalled:
+			case admission.KeysInstalled:
 				c.acknowledged(a.ID)
-			case proto.Confirmed:
+			case admission.Confirmed:
 				c.confirmed(now, a.Places)
-			case proto.Remove:
+			case admission.Remove:
 				c.remove(a.Err)
 			}
 		}
@@ -332,13 +333,13 @@ func (c *conn) send(m proto.Message) {
 }
 
 // probe sends a PROBE, as far as the limits allow it.
-func (c *conn) probe(now time.Time, a proto.SendProbe) {
+func (c *conn) probe(now time.Time, a admission.SendProbe) {
 	defer func() { c.adm.ProbeLeft(time.Now()) }()
 	if a.Mode == proto.ModeSSM {
 		c.probeChannel(a)
 		return
 	}
-	if c.adm.State() != proto.AdmissionProbing {
+	if c.adm.State() != admission.Probing {
 		return // refused by an action before this one
 	}
 	if c.index == 0 {
@@ -421,7 +422,7 @@ func (c *conn) mayPublish(wants bool) bool {
 
 // probeChannel sends a PROBE on the channel of the peer's link. It counts for no
 // limit: the endpoint is proven, and only who joined the channel gets it.
-func (c *conn) probeChannel(a proto.SendProbe) {
+func (c *conn) probeChannel(a admission.SendProbe) {
 	link, err := c.srv.cfg.Link(c.addr)
 	if err == nil {
 		c.link = link
@@ -433,7 +434,7 @@ func (c *conn) probeChannel(a proto.SendProbe) {
 }
 
 // prepare admits a peer as soon as the mesh is ready for it.
-func (c *conn) prepare(now time.Time, a proto.Admit) {
+func (c *conn) prepare(now time.Time, a admission.Admit) {
 	if c.srv.cfg.Admit == nil {
 		c.admit(now, a)
 		return
@@ -443,7 +444,7 @@ func (c *conn) prepare(now time.Time, a proto.Admit) {
 }
 
 // admit puts the session into the datapath, and only then lets the Welcome go.
-func (c *conn) admit(now time.Time, a proto.Admit) {
+func (c *conn) admit(now time.Time, a admission.Admit) {
 	cfg := &c.srv.cfg
 	if err := c.listed(); err != nil { // no longer: the lists may have changed since it joined
 		c.srv.refused.Add(1)
@@ -545,10 +546,10 @@ func (c *conn) begin(session datapath.Session, groups []uint32) {
 // grant returns what a member is given now: keys, marks, and what it may publish,
 // which is what the limit of copies lets it publish in datagrams of full size to the
 // members of now, and never nothing.
-func (c *conn) grant() proto.Grant {
+func (c *conn) grant() admission.Grant {
 	cfg := &c.srv.cfg
 	marks := slices.DeleteFunc(cfg.Engine.Marks(), func(m proto.Mark) bool { return !slices.Contains(c.groups, m.Group) })
-	g := proto.Grant{Keys: cfg.Keys.Groups(c.groups), Marks: marks, Rate: c.session.Rate, Burst: c.session.Burst}
+	g := admission.Grant{Keys: cfg.Keys.Groups(c.groups), Marks: marks, Rate: c.session.Rate, Burst: c.session.Burst}
 	if c.session.Egress == 0 || !c.session.Publish {
 		return g
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-package proto
+package admission
 
 import (
 	"fmt"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -18,8 +19,9 @@ import (
 // can cut, and a datapath that is ready at once.
 type pair struct {
 	t         *testing.T
+	peer      proto.JoinerConfig
 	now       time.Time
-	joiner    *Joiner
+	joiner    *proto.Joiner
 	admission *Admission
 	log       []string // what happened, for assertions
 	deaf      bool     // PROBEs do not arrive
@@ -27,41 +29,41 @@ type pair struct {
 	silent    bool     // no heartbeats
 	cut       bool     // nothing arrives by the channel
 	joinless  bool     // the peer's host cannot join groups
-	joined    *Joined
+	joined    *proto.Joined
 	admit     *Admit
-	off       bool     // there is no connection
-	token     Token    // that the datapath of the test gives
-	forgot    bool     // the RP cannot resume
-	rests     bool     // the session is in no group
-	replayed  []Mark   // of the last Activate
-	others    []string // of the last Redirected
+	off       bool         // there is no connection
+	token     proto.Token  // that the datapath of the test gives
+	forgot    bool         // the RP cannot resume
+	rests     bool         // the session is in no group
+	replayed  []proto.Mark // of the last Activate
+	others    []string     // of the last Redirected
 }
 
 const testGroup = 0x1234
 
-func newPair(t *testing.T, change func(*JoinerConfig, *AdmissionConfig)) *pair {
+func newPair(t *testing.T, change func(*proto.JoinerConfig, *Config)) *pair {
 	rng := rand.NewChaCha8([32]byte{1})
-	jc := JoinerConfig{
+	jc := proto.JoinerConfig{
 		Self: [32]byte{1}, Remote: [32]byte{2}, NetworkID: 5, Genesis: [32]byte{6},
 		Groups: []uint32{testGroup}, Publish: true, Port: 30400, Rand: rng,
 	}
-	ac := AdmissionConfig{
-		Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: Lease, Rand: rng,
-		Status: Status{Role: RoleRP, NetworkID: 5, Genesis: [32]byte{6}, Incarnation: 77, DataPort: 30501},
+	ac := Config{
+		Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: proto.Lease, Rand: rng,
+		Status: proto.Status{Role: proto.RoleRP, NetworkID: 5, Genesis: [32]byte{6}, Incarnation: 77, DataPort: 30501},
 	}
 	if change != nil {
 		change(&jc, &ac)
 	}
-	p := &pair{t: t, now: time.Unix(1000, 0), joiner: NewJoiner(jc), admission: NewAdmission(ac)}
+	p := &pair{t: t, peer: jc, now: time.Unix(1000, 0), joiner: proto.NewJoiner(jc), admission: New(ac)}
 	p.flush()
 	return p
 }
 
 // grant is what the datapath of the test gives.
-func (p *pair) grant(mode DeliveryMode) Grant {
-	g := Grant{Session: 99, Token: p.token, Marks: []Mark{{77, testGroup, 41}}, Rate: 100, Burst: 10}
-	if mode == ModeSSM {
-		g.Channel = Channel{Session: 98, Key: auth.Key{97}}
+func (p *pair) grant(mode proto.DeliveryMode) Grant {
+	g := Grant{Session: 99, Token: p.token, Marks: []proto.Mark{{Ingress: 77, Group: testGroup, Sequence: 41}}, Rate: 100, Burst: 10}
+	if mode == proto.ModeSSM {
+		g.Channel = proto.Channel{Session: 98, Key: auth.Key{97}}
 	}
 	return g
 }
@@ -84,12 +86,12 @@ func (p *pair) flush() {
 }
 
 // carry encodes and decodes, as a connection does.
-func (p *pair) carry(m Message) Message {
-	b, err := Encode(m)
+func (p *pair) carry(m proto.Message) proto.Message {
+	b, err := proto.Encode(m)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	got, err := Decode(m.Code(), b)
+	got, err := proto.Decode(m.Code(), b)
 	if err != nil {
 		p.t.Fatalf("%T: %v", m, err)
 	}
@@ -98,9 +100,9 @@ func (p *pair) carry(m Message) Message {
 
 func (p *pair) note(format string, args ...any) { p.log = append(p.log, fmt.Sprintf(format, args...)) }
 
-func (p *pair) peerDoes(x Action) {
+func (p *pair) peerDoes(x proto.Action) {
 	switch x := x.(type) {
-	case Send:
+	case proto.Send:
 		p.note("peer sends %s", strings.TrimPrefix(fmt.Sprintf("%T", x.Message), "*proto."))
 		if p.off {
 			p.t.Errorf("%T without a connection", x.Message)
@@ -110,32 +112,32 @@ func (p *pair) peerDoes(x Action) {
 		for _, y := range p.admission.Actions() {         // before the next message
 			p.rpDoes(y)
 		}
-	case Subscribe:
+	case proto.Subscribe:
 		p.note("peer subscribes to %04x on %d", x.Group, x.Port)
 		p.joiner.Subscribed(!p.joinless)
-	case Joined:
+	case proto.Joined:
 		p.joined = &x
 		p.note("peer joined")
-	case ActivateDue:
-		p.peerDoes(Send{&Activate{Marks: []Mark{{77, testGroup, 50}}}})
-	case Served:
+	case proto.ActivateDue:
+		p.peerDoes(proto.Send{Message: &proto.Activate{Marks: []proto.Mark{{Ingress: 77, Group: testGroup, Sequence: 50}}}})
+	case proto.Served:
 		p.note("peer served")
-	case Rested:
+	case proto.Rested:
 		p.note("peer rests")
-	case Redirected:
+	case proto.Redirected:
 		p.others = x.URLs
 		p.note("peer redirected, draining %t", x.Draining)
-	case Left:
+	case proto.Left:
 		p.note("peer left")
-	case AnnounceDue:
+	case proto.AnnounceDue:
 		p.note("peer announces")
-		_ = p.admission.Handle(p.now, &Announce{})
+		_ = p.admission.Handle(p.now, &proto.Announce{})
 	}
 }
 
-func (p *pair) rpDoes(x Action) {
+func (p *pair) rpDoes(x proto.Action) {
 	switch x := x.(type) {
-	case Send:
+	case proto.Send:
 		p.note("rp sends %s", strings.TrimPrefix(fmt.Sprintf("%T", x.Message), "*proto."))
 		_ = p.joiner.Handle(p.now, p.carry(x.Message))
 	case SendProbe:
@@ -143,7 +145,7 @@ func (p *pair) rpDoes(x Action) {
 		if p.short {
 			size--
 		}
-		if x.Mode == ModeSSM {
+		if x.Mode == proto.ModeSSM {
 			p.note("probe of %04x on %d", x.Group, x.Port)
 			if !p.cut {
 				p.joiner.Probe(x.Nonce, x.Size)
@@ -159,13 +161,13 @@ func (p *pair) rpDoes(x Action) {
 		p.admission.Admitted(p.now, p.grant(x.Mode))
 	case Readmit:
 		if p.forgot || x.Resume.Token != p.token {
-			p.admission.Fail(&Error{ReasonSession, "no such session"})
+			p.admission.Fail(&proto.Error{Reason: proto.ReasonSession, Detail: "no such session"})
 			return
 		}
-		p.admission.Resumed(p.now, p.grant(ModeUnicast), p.rests)
+		p.admission.Resumed(p.now, p.grant(proto.ModeUnicast), p.rests)
 	case Serve:
 		p.rests, p.replayed = false, x.Marks
-		p.admission.Activated(p.grant(ModeUnicast))
+		p.admission.Activated(p.grant(proto.ModeUnicast))
 	case Rest:
 		p.rests = true
 	case Remove:
@@ -177,7 +179,7 @@ func (p *pair) rpDoes(x Action) {
 func (p *pair) run(d time.Duration) {
 	for end := p.now.Add(d); p.now.Before(end); {
 		p.now = p.now.Add(50 * time.Millisecond)
-		if !p.silent && !p.rests && !(p.cut && p.joined != nil && p.joined.Mode == ModeSSM) {
+		if !p.silent && !p.rests && !(p.cut && p.joined != nil && p.joined.Mode == proto.ModeSSM) {
 			p.joiner.Heard(p.now)
 		}
 		p.joiner.Tick(p.now)
@@ -191,7 +193,7 @@ func (p *pair) run(d time.Duration) {
 	}
 }
 
-func (p *pair) expect(j JoinerState, a AdmissionState) {
+func (p *pair) expect(j proto.JoinerState, a State) {
 	p.t.Helper()
 	if p.joiner.State() != j || p.admission.State() != a {
 		p.t.Fatalf("states %v and %v, want %v and %v; log:\n%s", p.joiner.State(), p.admission.State(), j, a, strings.Join(p.log, "\n"))
@@ -209,10 +211,10 @@ func (p *pair) count(entry string) (n int) {
 
 func TestJoin(t *testing.T) {
 	p := newPair(t, nil)
-	p.expect(JoinerIdle, AdmissionIdle)
+	p.expect(proto.JoinerIdle, Idle)
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.expect(JoinerActive, AdmissionActive)
+	p.expect(proto.JoinerActive, Active)
 	if p.joined.SendKey != p.admit.ReceiveKey || p.joined.ReceiveKey != p.admit.SendKey || p.joined.SendKey == p.joined.ReceiveKey {
 		t.Error("the two sides derived different hop keys")
 	}
@@ -223,10 +225,10 @@ func TestJoin(t *testing.T) {
 		t.Errorf("%d probes", p.count("probe"))
 	}
 	p.run(5 * time.Minute) // announces keep the lease
-	p.expect(JoinerActive, AdmissionActive)
+	p.expect(proto.JoinerActive, Active)
 	p.joiner.Want(p.now, false)
 	p.flush()
-	p.expect(JoinerIdle, AdmissionIdle)
+	p.expect(proto.JoinerIdle, Idle)
 	if p.count("removed") != 1 {
 		t.Error("the session was not removed")
 	}
@@ -238,17 +240,17 @@ func TestUnprovenEndpoint(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.run(ProbeTimeout)
-	p.expect(JoinerBackoff, AdmissionIdle)
-	if n := p.count("probe"); n != MaxProbes {
-		t.Errorf("%d probes, want %d", n, MaxProbes)
+	p.run(proto.ProbeTimeout)
+	p.expect(proto.JoinerBackoff, Idle)
+	if n := p.count("probe"); n != proto.MaxProbes {
+		t.Errorf("%d probes, want %d", n, proto.MaxProbes)
 	}
 	if p.count("peer joined")+p.count("rp sends Welcome") != 0 {
 		t.Error("an unproven endpoint was admitted")
 	}
 	p.deaf = false
 	p.run(2 * time.Second)
-	p.expect(JoinerActive, AdmissionActive)
+	p.expect(proto.JoinerActive, Active)
 }
 
 // An RP that is slow tries as often, and waits for the last ProbeAck as long.
@@ -257,15 +259,15 @@ func TestSlowProbes(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	const late = 2 * ProbeTimeout
+	const late = 2 * proto.ProbeTimeout
 	for n := 1; ; n++ {
-		p.expect(JoinerJoining, AdmissionProbing)
+		p.expect(proto.JoinerJoining, Probing)
 		if got := p.count("probe"); got != n {
 			t.Fatalf("%d probes, want %d", got, n)
 		}
 		p.now = p.now.Add(late) // to send it takes this long
 		p.admission.ProbeLeft(p.now)
-		if n == MaxProbes {
+		if n == proto.MaxProbes {
 			break
 		}
 		p.now = p.now.Add(late)
@@ -274,12 +276,12 @@ func TestSlowProbes(t *testing.T) {
 			p.rpDoes(x)
 		}
 	}
-	p.now = p.now.Add(ProbeTimeout - time.Second - 1)
+	p.now = p.now.Add(proto.ProbeTimeout - time.Second - 1)
 	p.admission.Tick(p.now)
-	p.expect(JoinerJoining, AdmissionProbing)
+	p.expect(proto.JoinerJoining, Probing)
 	p.now = p.now.Add(1)
 	p.admission.Tick(p.now)
-	p.expect(JoinerJoining, AdmissionIdle)
+	p.expect(proto.JoinerJoining, Idle)
 }
 
 // A path that cuts the largest datagram is not proven.
@@ -288,7 +290,7 @@ func TestProbeSize(t *testing.T) {
 	p.short = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.expect(JoinerBackoff, AdmissionIdle)
+	p.expect(proto.JoinerBackoff, Idle)
 	if p.count("peer joined") != 0 {
 		t.Error("admitted")
 	}
@@ -308,44 +310,44 @@ func TestWrongNonce(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	if err := p.admission.Handle(p.now, &ProbeAck{Nonce: [16]byte{1, 2, 3}, Size: 1232}); ReasonOf(err) != ReasonUnexpected {
+	if err := p.admission.Handle(p.now, &proto.ProbeAck{Nonce: [16]byte{1, 2, 3}, Size: 1232}); proto.ReasonOf(err) != proto.ReasonUnexpected {
 		t.Errorf("guessed nonce: %v", err)
 	}
 	p.flush()
-	p.expect(JoinerBackoff, AdmissionIdle)
+	p.expect(proto.JoinerBackoff, Idle)
 }
 
 func TestLeaseExpires(t *testing.T) {
 	p := newPair(t, nil)
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.joiner = NewJoiner(p.joiner.cfg) // a peer that forgot
+	p.joiner = proto.NewJoiner(p.peer) // a peer that forgot
 	p.joiner.Actions()
-	p.now = p.now.Add(Lease - time.Millisecond)
+	p.now = p.now.Add(proto.Lease - time.Millisecond)
 	p.admission.Tick(p.now)
-	p.expect(JoinerConnected, AdmissionActive)
+	p.expect(proto.JoinerConnected, Active)
 	p.now = p.now.Add(time.Millisecond)
 	p.admission.Tick(p.now)
 	p.flush()
-	if p.admission.State() != AdmissionIdle || p.count("removed") != 1 {
+	if p.admission.State() != Idle || p.count("removed") != 1 {
 		t.Errorf("state %v, log %v", p.admission.State(), p.log)
 	}
 }
 
 // Any lease that an RP may grant is kept, also one that it changes when the peer resumes.
 func TestLeaseIsKept(t *testing.T) {
-	for _, lease := range []time.Duration{MinLease, 10 * time.Second, 30 * time.Second, Lease, MaxLease} {
-		p := newPair(t, func(_ *JoinerConfig, a *AdmissionConfig) { a.Lease = lease })
-		p.token = Token{5}
+	for _, lease := range []time.Duration{proto.MinLease, 10 * time.Second, 30 * time.Second, proto.Lease, proto.MaxLease} {
+		p := newPair(t, func(_ *proto.JoinerConfig, a *Config) { a.Lease = lease })
+		p.token = proto.Token{5}
 		p.joiner.Want(p.now, true)
 		p.flush()
-		p.run(2 * max(lease, AnnounceInterval))
-		p.expect(JoinerActive, AdmissionActive)
+		p.run(2 * max(lease, proto.AnnounceInterval))
+		p.expect(proto.JoinerActive, Active)
 		p.disconnect()
-		p.admission.cfg.Lease = MinLease
+		p.admission.cfg.Lease = proto.MinLease
 		p.reconnect(77)
-		p.run(2 * AnnounceInterval)
-		p.expect(JoinerActive, AdmissionActive)
+		p.run(2 * proto.AnnounceInterval)
+		p.expect(proto.JoinerActive, Active)
 		if p.count("peer left") != 0 {
 			t.Errorf("lease of %v: log %v", lease, p.log)
 		}
@@ -359,11 +361,11 @@ func TestSilentRP(t *testing.T) {
 	p.flush()
 	p.run(time.Second)
 	p.silent = true
-	p.run(HeartbeatTimeout + 100*time.Millisecond)
-	p.expect(JoinerBackoff, AdmissionIdle)
+	p.run(proto.HeartbeatTimeout + 100*time.Millisecond)
+	p.expect(proto.JoinerBackoff, Idle)
 	p.silent = false
 	p.run(time.Second)
-	p.expect(JoinerActive, AdmissionActive)
+	p.expect(proto.JoinerActive, Active)
 }
 
 // Time in which the peer did not run is not the RP's silence.
@@ -373,11 +375,11 @@ func TestStalledPeer(t *testing.T) {
 	p.flush()
 	p.now = p.now.Add(10 * time.Second)
 	p.joiner.Tick(p.now)
-	p.expect(JoinerActive, AdmissionActive)
+	p.expect(proto.JoinerActive, Active)
 }
 
 func TestBackoffDoubles(t *testing.T) {
-	p := newPair(t, func(j *JoinerConfig, _ *AdmissionConfig) { j.Groups = []uint32{1} })
+	p := newPair(t, func(j *proto.JoinerConfig, _ *Config) { j.Groups = []uint32{1} })
 	p.joiner.Want(p.now, true)
 	p.flush()
 	p.run(time.Minute)
@@ -391,16 +393,16 @@ func TestBackoffDoubles(t *testing.T) {
 }
 
 func TestWrongStatus(t *testing.T) {
-	for name, change := range map[string]func(*JoinerConfig, *AdmissionConfig){
-		"network": func(j *JoinerConfig, _ *AdmissionConfig) { j.NetworkID++ },
-		"genesis": func(j *JoinerConfig, _ *AdmissionConfig) { j.Genesis[0]++ },
-		"role":    func(_ *JoinerConfig, a *AdmissionConfig) { a.Status.Role = RolePeer },
+	for name, change := range map[string]func(*proto.JoinerConfig, *Config){
+		"network": func(j *proto.JoinerConfig, _ *Config) { j.NetworkID++ },
+		"genesis": func(j *proto.JoinerConfig, _ *Config) { j.Genesis[0]++ },
+		"role":    func(_ *proto.JoinerConfig, a *Config) { a.Status.Role = proto.RolePeer },
 	} {
 		p := newPair(t, change)
 		p.joiner.Want(p.now, true)
 		p.flush()
 		p.run(10 * time.Second)
-		if p.joiner.State() != JoinerBarred || p.count("peer sends Join") != 0 {
+		if p.joiner.State() != proto.JoinerBarred || p.count("peer sends Join") != 0 {
 			t.Errorf("%s: state %v, log %v", name, p.joiner.State(), p.log)
 		}
 	}
@@ -409,28 +411,28 @@ func TestWrongStatus(t *testing.T) {
 // Messages that the state does not allow end the session and nothing else: the
 // next Join is admitted.
 func TestViolations(t *testing.T) {
-	for _, m := range []Message{&Have{}, &Welcome{Session: 1}, &Status{Role: RolePeer}, &Join{Groups: []uint32{testGroup}}, &ProbeAck{}} {
+	for _, m := range []proto.Message{&proto.Have{}, &proto.Welcome{Session: 1}, &proto.Status{Role: proto.RolePeer}, &proto.Join{Groups: []uint32{testGroup}}, &proto.ProbeAck{}} {
 		p := newPair(t, nil)
 		p.joiner.Want(p.now, true)
 		p.flush()
-		if err := p.admission.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
+		if err := p.admission.Handle(p.now, m); proto.ReasonOf(err) != proto.ReasonUnexpected {
 			t.Errorf("%T to an RP: %v", m, err)
 		}
 		p.flush()
-		p.expect(JoinerBackoff, AdmissionIdle)
+		p.expect(proto.JoinerBackoff, Idle)
 		p.run(time.Second)
-		p.expect(JoinerActive, AdmissionActive)
+		p.expect(proto.JoinerActive, Active)
 	}
-	for _, m := range []Message{&Have{}, &Join{}, &Status{Role: RoleRP}, &Announce{}, &RekeyAck{}} {
+	for _, m := range []proto.Message{&proto.Have{}, &proto.Join{}, &proto.Status{Role: proto.RoleRP}, &proto.Announce{}, &proto.RekeyAck{}} {
 		p := newPair(t, nil)
 		p.joiner.Want(p.now, true)
 		p.flush()
-		if err := p.joiner.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
+		if err := p.joiner.Handle(p.now, m); proto.ReasonOf(err) != proto.ReasonUnexpected {
 			t.Errorf("%T to a peer: %v", m, err)
 		}
 		p.flush()
 		p.run(time.Second)
-		p.expect(JoinerActive, AdmissionActive)
+		p.expect(proto.JoinerActive, Active)
 	}
 }
 
@@ -438,12 +440,12 @@ func TestRekeyInstalledBeforeAck(t *testing.T) {
 	p := newPair(t, nil)
 	p.joiner.Want(p.now, true)
 	p.flush()
-	if err := p.joiner.Handle(p.now, &Rekey{ID: 7, Keys: []GroupKey{{Ingress: 1}}, Retired: []uint32{2}}); err != nil {
+	if err := p.joiner.Handle(p.now, &proto.Rekey{ID: 7, Keys: []proto.GroupKey{{Ingress: 1}}, Retired: []uint32{2}}); err != nil {
 		t.Fatal(err)
 	}
 	actions := p.joiner.Actions()
-	install := slices.IndexFunc(actions, func(a Action) bool { _, ok := a.(Install); return ok })
-	ack := slices.IndexFunc(actions, func(a Action) bool { s, ok := a.(Send); return ok && s.Message.Code() == RekeyAckMsg })
+	install := slices.IndexFunc(actions, func(a proto.Action) bool { _, ok := a.(proto.Install); return ok })
+	ack := slices.IndexFunc(actions, func(a proto.Action) bool { s, ok := a.(proto.Send); return ok && s.Message.Code() == proto.RekeyAckMsg })
 	if install < 0 || ack < install {
 		t.Errorf("actions %v", actions)
 	}
@@ -455,14 +457,14 @@ func TestCrossedLeave(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	echo := &ProbeAck{Nonce: p.admission.nonce, Size: p.admission.join.ProbeSize}
-	for range MaxProbes {
-		p.now = p.now.Add(ProbeTimeout)
+	echo := &proto.ProbeAck{Nonce: p.admission.nonce, Size: p.admission.join.ProbeSize}
+	for range proto.MaxProbes {
+		p.now = p.now.Add(proto.ProbeTimeout)
 		p.admission.Tick(p.now)
 	}
-	p.expect(JoinerJoining, AdmissionIdle)
+	p.expect(proto.JoinerJoining, Idle)
 	p.admission.Actions()
-	for _, m := range []Message{echo, &Announce{}, &RekeyAck{}, &Activate{}, &Deactivate{}, &Confirm{}} {
+	for _, m := range []proto.Message{echo, &proto.Announce{}, &proto.RekeyAck{}, &proto.Activate{}, &proto.Deactivate{}, &proto.Confirm{}} {
 		if err := p.admission.Handle(p.now, m); err != nil || len(p.admission.Actions()) != 0 {
 			t.Errorf("%T while idle: %v", m, err)
 		}
@@ -476,29 +478,30 @@ func FuzzAdmission(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 2, 4, 20, 7, 1, 20, 20})
 	f.Add([]byte{0, 1, 2, 40, 40, 100, 100, 2, 4, 20, 7, 1, 20, 20})
 	f.Fuzz(func(t *testing.T, script []byte) {
-		a := NewAdmission(AdmissionConfig{
-			Groups: []uint32{1}, Lease: Lease, Rand: rand.NewChaCha8([32]byte{}),
-			Status: Status{Role: RoleRP, Incarnation: 1, DataPort: 1, GroupPort: 2},
+		a := New(Config{
+			Groups: []uint32{goldenGroup}, Lease: proto.Lease, Rand: rand.NewChaCha8([32]byte{}),
+			Status: proto.Status{Role: proto.RoleRP, Incarnation: 1, DataPort: 1, GroupPort: 2},
 		})
 		now := time.Unix(0, 0)
 		var probes [2]int // by mode
 		var proven [2]bool
 		echoes := 0
-		for _, op := range script {
-			if int(op) < len(samples()) {
-				m := samples()[op]
+		golden := goldenMessages(t)
+		for i, op := range script {
+			if int(op) < len(golden) {
+				m := golden[op].message(0)
 				switch m := m.(type) {
-				case *Status:
-					*m = Status{Role: RolePeer}
-				case *Join:
-					m.Groups = m.Groups[:1] // as mode ssm takes no more
+				case *proto.Status:
+					*m = proto.Status{Role: proto.RolePeer}
+				case *proto.Join:
+					m.Groups, m.Mode, m.Standby = m.Groups[:1], proto.ModeSSM, i%2 == 0 // mode ssm takes one group
 					probes, proven = [2]int{}, [2]bool{}
-				case *ProbeAck:
+				case *proto.ProbeAck:
 					switch {
 					case echoes%3 == 0:
-						m.Nonce, proven[ModeUnicast] = a.nonce, true
-					case echoes%3 == 1 && a.state == AdmissionProving:
-						m.Nonce, proven[ModeSSM] = a.channel, true
+						m.Nonce, proven[proto.ModeUnicast] = a.nonce, true
+					case echoes%3 == 1 && a.state == Proving:
+						m.Nonce, proven[proto.ModeSSM] = a.channel, true
 					}
 					echoes++
 				}
@@ -511,11 +514,11 @@ func FuzzAdmission(f *testing.F) {
 				switch x := x.(type) {
 				case SendProbe:
 					probes[x.Mode]++
-					if x.Mode == ModeSSM && !proven[ModeUnicast] {
+					if x.Mode == proto.ModeSSM && !proven[proto.ModeUnicast] {
 						t.Fatal("probe on a channel for an unproven endpoint")
 					}
 				case Admit:
-					if !proven[ModeUnicast] || !proven[x.Mode] {
+					if !proven[proto.ModeUnicast] || !proven[x.Mode] {
 						t.Fatalf("admitted in mode %v without a ProbeAck", x.Mode)
 					}
 					a.Admitted(now, Grant{Session: 1, Rate: 1, Burst: 1})
@@ -532,7 +535,7 @@ func FuzzAdmission(f *testing.F) {
 					}
 				}
 			}
-			if max(probes[ModeUnicast], probes[ModeSSM]) > MaxProbes {
+			if max(probes[proto.ModeUnicast], probes[proto.ModeSSM]) > proto.MaxProbes {
 				t.Fatalf("%d probes for one join", probes)
 			}
 		}
@@ -545,16 +548,16 @@ func TestProbeAckCases(t *testing.T) {
 		admitted bool // the first PROBE was answered
 		own      bool // the nonce is the one of the PROBE
 		size     uint16
-		want     Reason // of the Leave, ReasonQuit for none
-		next     AdmissionState
+		want     proto.Reason // of the Leave, ReasonQuit for none
+		next     State
 	}{
-		"right":                       {false, true, wire.MaxDatagram, ReasonQuit, AdmissionActive},
-		"smaller":                     {false, true, wire.MaxDatagram - 1, ReasonUnreachable, AdmissionIdle},
-		"larger":                      {false, true, wire.MaxDatagram + 1, ReasonUnreachable, AdmissionIdle},
-		"other nonce":                 {false, false, wire.MaxDatagram, ReasonUnexpected, AdmissionIdle},
-		"second after the Welcome":    {true, true, wire.MaxDatagram, ReasonQuit, AdmissionActive},
-		"smaller after the Welcome":   {true, true, wire.MaxDatagram - 1, ReasonQuit, AdmissionActive},
-		"other nonce after a Welcome": {true, false, wire.MaxDatagram, ReasonUnexpected, AdmissionIdle},
+		"right":                       {false, true, wire.MaxDatagram, proto.ReasonQuit, Active},
+		"smaller":                     {false, true, wire.MaxDatagram - 1, proto.ReasonUnreachable, Idle},
+		"larger":                      {false, true, wire.MaxDatagram + 1, proto.ReasonUnreachable, Idle},
+		"other nonce":                 {false, false, wire.MaxDatagram, proto.ReasonUnexpected, Idle},
+		"second after the Welcome":    {true, true, wire.MaxDatagram, proto.ReasonQuit, Active},
+		"smaller after the Welcome":   {true, true, wire.MaxDatagram - 1, proto.ReasonQuit, Active},
+		"other nonce after a Welcome": {true, false, wire.MaxDatagram, proto.ReasonUnexpected, Idle},
 	} {
 		p := newPair(t, nil)
 		p.deaf = !c.admitted
@@ -564,9 +567,9 @@ func TestProbeAckCases(t *testing.T) {
 		if !c.own {
 			nonce[len(nonce)-1]++
 		}
-		err := p.admission.Handle(p.now, &ProbeAck{nonce, c.size})
+		err := p.admission.Handle(p.now, &proto.ProbeAck{Nonce: nonce, Size: c.size})
 		p.flush()
-		if ReasonOf(err) != c.want || p.admission.State() != c.next {
+		if proto.ReasonOf(err) != c.want || p.admission.State() != c.next {
 			t.Errorf("%s: %v, then %v", name, err, p.admission.State())
 		}
 	}
@@ -574,22 +577,22 @@ func TestProbeAckCases(t *testing.T) {
 
 // A Join or a Resume with any group that is not served is refused, and the connection may go on.
 func TestGroupNotServed(t *testing.T) {
-	for _, m := range []Message{
-		&Join{Groups: []uint32{testGroup, testGroup + 1}, Port: 1, ProbeSize: wire.MaxDatagram, Session: 5},
-		&Resume{Groups: []uint32{testGroup + 1, testGroup}, Port: 1, Session: 5},
+	for _, m := range []proto.Message{
+		&proto.Join{Groups: []uint32{testGroup, testGroup + 1}, Port: 1, ProbeSize: wire.MaxDatagram, Session: 5},
+		&proto.Resume{Groups: []uint32{testGroup + 1, testGroup}, Port: 1, Session: 5},
 	} {
 		p := newPair(t, nil)
-		if err := p.admission.Handle(p.now, m); ReasonOf(err) != ReasonGroup || p.admission.State() != AdmissionIdle {
+		if err := p.admission.Handle(p.now, m); proto.ReasonOf(err) != proto.ReasonGroup || p.admission.State() != Idle {
 			t.Errorf("%T: %v, then %v", m, err, p.admission.State())
 		}
 		for _, a := range p.admission.Actions() {
-			if s, ok := a.(Send); !ok || *s.Message.(*Leave) != (Leave{ReasonGroup}) {
+			if s, ok := a.(proto.Send); !ok || *s.Message.(*proto.Leave) != (proto.Leave{Reason: proto.ReasonGroup}) {
 				t.Errorf("%T: %+v", m, a)
 			}
 		}
 		p.joiner.Want(p.now, true)
 		p.flush()
-		p.expect(JoinerActive, AdmissionActive)
+		p.expect(proto.JoinerActive, Active)
 	}
 }
 
@@ -597,22 +600,22 @@ func TestGroupNotServed(t *testing.T) {
 func TestMessagesOutOfPlace(t *testing.T) {
 	for name, c := range map[string]struct {
 		standby, probing bool
-		m                Message
-		want             Reason // ReasonQuit: ignored
+		m                proto.Message
+		want             proto.Reason // ReasonQuit: ignored
 	}{
-		"announce while probing":   {false, true, &Announce{}, ReasonQuit},
-		"confirm while probing":    {false, true, &Confirm{}, ReasonQuit},
-		"rekeyack while probing":   {false, true, &RekeyAck{}, ReasonQuit},
-		"activate while probing":   {false, true, &Activate{}, ReasonUnexpected},
-		"deactivate while probing": {false, true, &Deactivate{}, ReasonUnexpected},
-		"join while probing":       {false, true, &Join{Groups: []uint32{testGroup}}, ReasonUnexpected},
-		"activate in groups":       {false, false, &Activate{}, ReasonUnexpected},
-		"deactivate in standby":    {true, false, &Deactivate{}, ReasonUnexpected},
-		"confirm in standby":       {true, false, &Confirm{}, ReasonQuit},
-		"rekeyack of an id":        {false, false, &RekeyAck{ID: 5}, ReasonQuit},
-		"resume in groups":         {false, false, &Resume{Groups: []uint32{testGroup}}, ReasonUnexpected},
-		"have":                     {false, false, &Have{}, ReasonUnexpected},
-		"second status":            {false, false, &Status{Role: RolePeer}, ReasonUnexpected},
+		"announce while probing":   {false, true, &proto.Announce{}, proto.ReasonQuit},
+		"confirm while probing":    {false, true, &proto.Confirm{}, proto.ReasonQuit},
+		"rekeyack while probing":   {false, true, &proto.RekeyAck{}, proto.ReasonQuit},
+		"activate while probing":   {false, true, &proto.Activate{}, proto.ReasonUnexpected},
+		"deactivate while probing": {false, true, &proto.Deactivate{}, proto.ReasonUnexpected},
+		"join while probing":       {false, true, &proto.Join{Groups: []uint32{testGroup}}, proto.ReasonUnexpected},
+		"activate in groups":       {false, false, &proto.Activate{}, proto.ReasonUnexpected},
+		"deactivate in standby":    {true, false, &proto.Deactivate{}, proto.ReasonUnexpected},
+		"confirm in standby":       {true, false, &proto.Confirm{}, proto.ReasonQuit},
+		"rekeyack of an id":        {false, false, &proto.RekeyAck{ID: 5}, proto.ReasonQuit},
+		"resume in groups":         {false, false, &proto.Resume{Groups: []uint32{testGroup}}, proto.ReasonUnexpected},
+		"have":                     {false, false, &proto.Have{}, proto.ReasonUnexpected},
+		"second status":            {false, false, &proto.Status{Role: proto.RolePeer}, proto.ReasonUnexpected},
 	} {
 		p := newPair(t, nil)
 		p.deaf = c.probing
@@ -624,10 +627,10 @@ func TestMessagesOutOfPlace(t *testing.T) {
 		before := p.admission.State()
 		err := p.admission.Handle(p.now, c.m)
 		next := before
-		if c.want != ReasonQuit {
-			next = AdmissionIdle
+		if c.want != proto.ReasonQuit {
+			next = Idle
 		}
-		if ReasonOf(err) != c.want || p.admission.State() != next || before == AdmissionIdle {
+		if proto.ReasonOf(err) != c.want || p.admission.State() != next || before == Idle {
 			t.Errorf("%s: %v, from %v to %v", name, err, before, p.admission.State())
 		}
 	}

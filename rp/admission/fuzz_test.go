@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-package proto
+package admission
 
 import (
 	"encoding/binary"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -19,8 +20,8 @@ import (
 //
 // A script is a list of steps. The first byte of a step says what it does:
 //
-//	0 .. 17     the sample with this code to the side that it is for; right nonces and groups are filled in
-//	18 .. 31    the sample with code - 18 to the other side
+//	0 .. 17     a golden message with this code to the side that it is for; right nonces and groups are filled in
+//	18 .. 31    a golden message with code - 18 to the other side
 //	32 .. 63    a message with code - 32 to the side that it is for; the next byte is its length, then
 //	            its payload; one that cannot be decoded ends the sessions of both
 //	64 .. 95    one of the calls of the RP's shell
@@ -38,13 +39,11 @@ func FuzzSides(f *testing.F) {
 	} {
 		f.Add(script)
 	}
-	for _, v := range vectors() { // each as bytes, behind the handshake
-		b, err := Encode(v.m)
-		if err != nil {
-			f.Fatal(err)
-		}
-		if len(b) < 256 {
-			f.Add(slices.Concat([]byte{97, 0, 32 + byte(v.m.Code()), byte(len(b))}, b))
+	for _, g := range goldenMessages(f) { // each as bytes, behind the handshake
+		for _, b := range g.payloads {
+			if len(b) < 256 {
+				f.Add(slices.Concat([]byte{97, 0, 32 + byte(g.code), byte(len(b))}, b))
+			}
 		}
 	}
 	f.Fuzz(func(t *testing.T, script []byte) {
@@ -63,7 +62,7 @@ type sides struct {
 	t   *testing.T
 	now time.Time
 	a   *Admission
-	j   *Joiner
+	j   *proto.Joiner
 
 	// Of the Admission.
 	probes  [2]int // of the present Join, by mode
@@ -72,24 +71,27 @@ type sides struct {
 	asked   bool // Admit or Readmit is not answered
 	resumes bool // it is Readmit
 	serving bool // Serve is not answered
-	mode    DeliveryMode
+	mode    proto.DeliveryMode
 
 	// Of the Joiner.
-	off    bool // there is no connection
-	member bool // between Joined and Left
+	off    bool   // there is no connection
+	member bool   // between Joined and Left
+	joins  uint32 // session index of its last Join
+
+	golden []golden // by code
 }
 
 func newSides(t *testing.T) *sides {
 	rng := rand.NewChaCha8([32]byte{1})
 	return &sides{
-		t: t, now: time.Unix(1000, 0),
-		a: NewAdmission(AdmissionConfig{
-			Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: Lease, Rand: rng,
-			Status: Status{Role: RoleRP, Incarnation: 77, DataPort: 30501, GroupPort: 30502},
+		t: t, now: time.Unix(1000, 0), golden: goldenMessages(t),
+		a: New(Config{
+			Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: proto.Lease, Rand: rng,
+			Status: proto.Status{Role: proto.RoleRP, Incarnation: 77, DataPort: 30501, GroupPort: 30502},
 			Others: func() []string { return []string{"enode://other"} },
 		}),
-		j: NewJoiner(JoinerConfig{
-			Self: [32]byte{1}, Remote: [32]byte{2}, Groups: []uint32{testGroup}, Publish: true, Port: 30400, Mode: ModeSSM, Rand: rng,
+		j: proto.NewJoiner(proto.JoinerConfig{
+			Self: [32]byte{1}, Remote: [32]byte{2}, Groups: []uint32{testGroup}, Publish: true, Port: 30400, Mode: proto.ModeSSM, Rand: rng,
 		}),
 	}
 }
@@ -98,24 +100,23 @@ func (s *sides) step(script []byte) []byte {
 	op, rest := script[0], script[1:]
 	switch {
 	case op < 32:
-		all := samples()
-		m := all[int(op)%len(all)]
+		all := s.golden
+		m := all[int(op)%len(all)].message(len(rest))
 		switch m := m.(type) {
-		case *Status:
-			peer := *m
-			*m = Status{Role: RolePeer}
-			s.toRP(m)
-			peer.NetworkID, peer.Genesis = 0, [32]byte{}
-			s.toPeer(&peer)
+		case *proto.Status:
+			rp := *all[proto.StatusMsg].message(0).(*proto.Status)
+			s.toRP(&proto.Status{Role: proto.RolePeer})
+			rp.NetworkID, rp.Genesis = 0, [32]byte{}
+			s.toPeer(&rp)
 			return rest
-		case *Join:
-			m.Groups = []uint32{testGroup}
+		case *proto.Join:
+			m.Groups, m.Mode = []uint32{testGroup}, proto.ModeSSM
 			m.Standby = len(rest)%2 == 0
-		case *Resume:
+		case *proto.Resume:
 			m.Groups = []uint32{testGroup}
-		case *ProbeAck:
+		case *proto.ProbeAck:
 			m.Nonce = s.a.nonce
-			if s.a.State() == AdmissionProving && len(rest)%3 > 0 {
+			if s.a.State() == Proving && len(rest)%3 > 0 {
 				m.Nonce = s.a.channel
 			}
 		}
@@ -126,7 +127,7 @@ func (s *sides) step(script []byte) []byte {
 		}
 		n := min(int(rest[0]), len(rest)-1)
 		payload := rest[1 : 1+n]
-		if m, err := Decode(uint64(op-32), payload); err != nil {
+		if m, err := proto.Decode(uint64(op-32), payload); err != nil {
 			s.a.Fail(err)
 			if !s.off {
 				s.j.Fail(s.now, err)
@@ -148,11 +149,11 @@ func (s *sides) step(script []byte) []byte {
 }
 
 // deliver gives a message to the side that it is for, or to the other one.
-func (s *sides) deliver(m Message, wrong bool) {
+func (s *sides) deliver(m proto.Message, wrong bool) {
 	switch m.(type) {
-	case *Welcome, *Rekey, *Resumed, *Activated, *Redirect, *Counters, *Receipt:
+	case *proto.Welcome, *proto.Rekey, *proto.Resumed, *proto.Activated, *proto.Redirect, *proto.Counters, *proto.Receipt:
 		wrong = !wrong
-	case *Status, *Leave, *Have:
+	case *proto.Status, *proto.Leave, *proto.Have:
 		s.toRP(m)
 		s.toPeer(m)
 		return
@@ -165,19 +166,19 @@ func (s *sides) deliver(m Message, wrong bool) {
 }
 
 // toRP gives the Admission a message.
-func (s *sides) toRP(m Message) {
-	probing, proving := s.a.State() == AdmissionProbing, s.a.State() == AdmissionProving
-	if ack, ok := m.(*ProbeAck); ok && ack.Size == s.a.join.ProbeSize {
-		s.proven[ModeUnicast] = s.proven[ModeUnicast] || probing && ack.Nonce == s.a.nonce
-		s.proven[ModeSSM] = s.proven[ModeSSM] || proving && ack.Nonce == s.a.channel
+func (s *sides) toRP(m proto.Message) {
+	probing, proving := s.a.State() == Probing, s.a.State() == Proving
+	if ack, ok := m.(*proto.ProbeAck); ok && ack.Size == s.a.join.ProbeSize {
+		s.proven[proto.ModeUnicast] = s.proven[proto.ModeUnicast] || probing && ack.Nonce == s.a.nonce
+		s.proven[proto.ModeSSM] = s.proven[proto.ModeSSM] || proving && ack.Nonce == s.a.channel
 	}
 	switch m.(type) {
-	case *Join, *Resume:
-		if s.a.State() == AdmissionIdle {
+	case *proto.Join, *proto.Resume:
+		if s.a.State() == Idle {
 			s.probes, s.proven = [2]int{}, [2]bool{}
 		}
 	}
-	barred := s.a.State() == AdmissionBarred
+	barred := s.a.State() == Barred
 	err := s.a.Handle(s.now, m)
 	if err == nil {
 		return
@@ -185,19 +186,19 @@ func (s *sides) toRP(m Message) {
 	if barred {
 		s.t.Fatalf("error of a barred peer: %v", err)
 	}
-	if state := s.a.State(); state != AdmissionIdle && state != AdmissionBarred {
+	if state := s.a.State(); state != Idle && state != Barred {
 		s.t.Fatalf("state %v after %v", state, err)
 	}
-	if last := s.a.actions; !slices.ContainsFunc(last, func(x Action) bool {
-		m, ok := x.(Send)
-		leave, isLeave := m.Message.(*Leave)
-		return ok && isLeave && leave.Reason == ReasonOf(err)
+	if last := s.a.actions; !slices.ContainsFunc(last, func(x proto.Action) bool {
+		m, ok := x.(proto.Send)
+		leave, isLeave := m.Message.(*proto.Leave)
+		return ok && isLeave && leave.Reason == proto.ReasonOf(err)
 	}) {
 		s.t.Fatalf("no Leave for %v: %+v", err, last)
 	}
 }
 
-func (s *sides) toPeer(m Message) {
+func (s *sides) toPeer(m proto.Message) {
 	if s.off {
 		return
 	}
@@ -219,8 +220,8 @@ func (s *sides) shellRP(op byte) {
 			s.a.Resumed(s.now, grant, false)
 		case s.asked:
 			s.asked = false
-			if s.mode == ModeSSM {
-				grant.Channel = Channel{8, auth.Key{7}}
+			if s.mode == proto.ModeSSM {
+				grant.Channel = proto.Channel{Session: 8, Key: auth.Key{7}}
 			}
 			s.a.Admitted(s.now, grant)
 		case s.serving:
@@ -228,15 +229,15 @@ func (s *sides) shellRP(op byte) {
 			s.a.Activated(grant)
 		}
 	case 1:
-		s.a.Fail(&Error{ReasonFull, "no room"})
+		s.a.Fail(&proto.Error{Reason: proto.ReasonFull, Detail: "no room"})
 	case 2:
 		s.a.Redirect()
 	case 3:
-		s.a.Rekey(&Rekey{ID: 1})
+		s.a.Rekey(&proto.Rekey{ID: 1})
 	case 4:
-		s.a.Tell(&Counters{Group: testGroup})
+		s.a.Tell(&proto.Counters{Group: testGroup})
 	case 5:
-		s.a.Tell(&Receipt{})
+		s.a.Tell(&proto.Receipt{})
 	}
 }
 
@@ -267,7 +268,7 @@ func (s *sides) shellPeer(op byte) {
 		s.j.Heard(s.now)
 	case 8:
 		var nonce [wire.NonceSize]byte
-		binary.BigEndian.PutUint32(nonce[:], s.j.join.Session)
+		binary.BigEndian.PutUint32(nonce[:], s.joins)
 		s.j.Probe(nonce, wire.MaxDatagram)
 	case 9:
 		s.j.Subscribed(false)
@@ -284,28 +285,28 @@ func (s *sides) settle() {
 	}
 }
 
-func (s *sides) rpDoes(x Action) {
+func (s *sides) rpDoes(x proto.Action) {
 	t := s.t
 	switch x := x.(type) {
-	case Send:
+	case proto.Send:
 		s.carries(x.Message)
 	case SendProbe:
 		s.session = true
 		s.probes[x.Mode]++
-		if s.probes[x.Mode] > MaxProbes {
+		if s.probes[x.Mode] > proto.MaxProbes {
 			t.Fatalf("%v PROBEs for one Join", s.probes)
 		}
-		if x.Mode == ModeSSM && !s.proven[ModeUnicast] {
+		if x.Mode == proto.ModeSSM && !s.proven[proto.ModeUnicast] {
 			t.Fatal("PROBE on a channel for an unproven endpoint")
 		}
-		if x.Size < MinProbe || x.Size > wire.MaxDatagram {
+		if x.Size < proto.MinProbe || x.Size > wire.MaxDatagram {
 			t.Fatalf("PROBE of %d bytes", x.Size)
 		}
 	case Admit:
 		if s.asked || !s.session {
 			t.Fatal("admitted twice, or without a Join")
 		}
-		if !s.proven[ModeUnicast] || !s.proven[x.Mode] {
+		if !s.proven[proto.ModeUnicast] || !s.proven[x.Mode] {
 			t.Fatalf("admitted in mode %v without a ProbeAck", x.Mode)
 		}
 		if len(x.Join.Groups) != 1 || x.Join.Groups[0] != testGroup {
@@ -333,30 +334,33 @@ func (s *sides) rpDoes(x Action) {
 	}
 }
 
-func (s *sides) peerDoes(x Action) {
+func (s *sides) peerDoes(x proto.Action) {
 	t := s.t
 	switch x := x.(type) {
-	case Send:
+	case proto.Send:
 		if s.off {
 			t.Fatalf("%T without a connection", x.Message)
 		}
 		s.carries(x.Message)
-		if _, join := x.Message.(*Join); join && s.now.Before(s.j.retry) {
-			t.Fatalf("Join %v before the back-off is over", s.j.retry.Sub(s.now))
+		if join, ok := x.Message.(*proto.Join); ok {
+			s.joins = join.Session
+			if wait := s.j.RetryAt().Sub(s.now); wait > 0 {
+				t.Fatalf("Join %v before the back-off is over", wait)
+			}
 		}
-	case Joined:
+	case proto.Joined:
 		if s.member {
 			t.Fatal("joined twice")
 		}
-		if x.SendSession == 0 || x.ReceiveSession == 0 || (x.Mode == ModeSSM) != (x.Channel.Session != 0) {
+		if x.SendSession == 0 || x.ReceiveSession == 0 || (x.Mode == proto.ModeSSM) != (x.Channel.Session != 0) {
 			t.Fatalf("joined: %+v", x)
 		}
 		s.member = true
-	case Served, Rested, Install, Counted, Receipted, AnnounceDue, ActivateDue:
+	case proto.Served, proto.Rested, proto.Install, proto.Counted, proto.Receipted, proto.AnnounceDue, proto.ActivateDue:
 		if !s.member {
 			t.Fatalf("%T, and no member", x)
 		}
-	case Left:
+	case proto.Left:
 		if x.Err == nil {
 			t.Fatal("left without a reason")
 		}
@@ -365,12 +369,12 @@ func (s *sides) peerDoes(x Action) {
 }
 
 // carries checks that the other side takes a message.
-func (s *sides) carries(m Message) {
-	b, err := Encode(m)
+func (s *sides) carries(m proto.Message) {
+	b, err := proto.Encode(m)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := Decode(m.Code(), b); err != nil {
+	if _, err := proto.Decode(m.Code(), b); err != nil {
 		s.t.Fatalf("%T that nobody takes: %v", m, err)
 	}
 }
@@ -379,14 +383,14 @@ func (s *sides) carries(m Message) {
 func (s *sides) check() {
 	t := s.t
 	a := s.a.State()
-	open := a != AdmissionConnected && a != AdmissionIdle && a != AdmissionBarred
+	open := a != Connected && a != Idle && a != Barred
 	if open != s.session {
 		t.Fatalf("session %t in state %v", s.session, a)
 	}
-	if s.asked != (a == AdmissionAdmitting) {
+	if s.asked != (a == Admitting) {
 		t.Fatalf("answer of the datapath due: %t in state %v", s.asked, a)
 	}
-	timed := a == AdmissionProbing || a == AdmissionProving || a == AdmissionActive
+	timed := a == Probing || a == Proving || a == Active
 	if timed == s.a.Deadline().IsZero() {
 		t.Fatalf("deadline %v in state %v", s.a.Deadline(), a)
 	}
@@ -394,7 +398,7 @@ func (s *sides) check() {
 	if groups && standby || (groups || standby) != s.member {
 		t.Fatalf("member %t, in groups %t, in standby %t, in state %v", s.member, groups, standby, s.j.State())
 	}
-	if s.off && s.j.State() != JoinerAway && s.j.State() != JoinerDetached {
+	if s.off && s.j.State() != proto.JoinerAway && s.j.State() != proto.JoinerDetached {
 		t.Fatalf("state %v without a connection", s.j.State())
 	}
 }

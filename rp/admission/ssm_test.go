@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-package proto
+package admission
 
 import (
 	"strings"
@@ -8,17 +8,18 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
 // offered makes the RP offer mode ssm and the peer wish it.
-func offered(j *JoinerConfig, a *AdmissionConfig) {
-	j.Mode, a.Status.GroupPort = ModeSSM, 30502
+func offered(j *proto.JoinerConfig, a *Config) {
+	j.Mode, a.Status.GroupPort = proto.ModeSSM, 30502
 }
 
-func (p *pair) expectMode(want DeliveryMode) {
+func (p *pair) expectMode(want proto.DeliveryMode) {
 	p.t.Helper()
-	p.expect(JoinerActive, AdmissionActive)
+	p.expect(proto.JoinerActive, Active)
 	if p.joined.Mode != want || p.admit.Mode != want {
 		p.t.Fatalf("modes %v and %v, want %v; log:\n%s", p.joined.Mode, p.admit.Mode, want, strings.Join(p.log, "\n"))
 	}
@@ -29,8 +30,8 @@ func TestSSMJoin(t *testing.T) {
 	p.log = nil
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.expectMode(ModeSSM)
-	if want := (Channel{98, auth.Key{97}}); p.joined.Channel != want {
+	p.expectMode(proto.ModeSSM)
+	if want := (proto.Channel{Session: 98, Key: auth.Key{97}}); p.joined.Channel != want {
 		t.Errorf("channel %+v, want %+v", p.joined.Channel, want)
 	}
 	want := []string{
@@ -41,22 +42,22 @@ func TestSSMJoin(t *testing.T) {
 		t.Errorf("log:\n%s", got)
 	}
 	p.run(time.Minute)
-	p.expectMode(ModeSSM)
+	p.expectMode(proto.ModeSSM)
 }
 
 // Without the wish, the offer, a host that can, or with several groups, nothing is
 // sent to a channel and nothing is lost by it.
 func TestSSMNotPossible(t *testing.T) {
-	for name, change := range map[string]func(*JoinerConfig, *AdmissionConfig){
-		"not wished":       func(j *JoinerConfig, _ *AdmissionConfig) { j.Mode = ModeUnicast },
-		"not offered":      func(_ *JoinerConfig, a *AdmissionConfig) { a.Status.GroupPort = 0 },
+	for name, change := range map[string]func(*proto.JoinerConfig, *Config){
+		"not wished":       func(j *proto.JoinerConfig, _ *Config) { j.Mode = proto.ModeUnicast },
+		"not offered":      func(_ *proto.JoinerConfig, a *Config) { a.Status.GroupPort = 0 },
 		"host cannot join": nil,
-		"several groups": func(j *JoinerConfig, a *AdmissionConfig) {
+		"several groups": func(j *proto.JoinerConfig, a *Config) {
 			j.Groups = append(j.Groups, 1)
 			a.Groups = append(a.Groups, 1)
 		},
 	} {
-		p := newPair(t, func(j *JoinerConfig, a *AdmissionConfig) {
+		p := newPair(t, func(j *proto.JoinerConfig, a *Config) {
 			offered(j, a)
 			if change != nil {
 				change(j, a)
@@ -65,7 +66,7 @@ func TestSSMNotPossible(t *testing.T) {
 		p.joinless = change == nil
 		p.joiner.Want(p.now, true)
 		p.flush()
-		p.expectMode(ModeUnicast)
+		p.expectMode(proto.ModeUnicast)
 		if log := strings.Join(p.log, "\n"); strings.Contains(log, "probe of") || p.count("probe") != 1 {
 			t.Errorf("%s: log:\n%s", name, log)
 		}
@@ -75,15 +76,15 @@ func TestSSMNotPossible(t *testing.T) {
 // An RP that does not know mode ssm of a peer that asks all the same.
 func TestSSMWishUnserved(t *testing.T) {
 	p := newPair(t, nil)
-	join := &Join{Groups: []uint32{testGroup}, Mode: ModeSSM, Port: 1, ProbeSize: MinProbe, Session: 5}
+	join := &proto.Join{Groups: []uint32{testGroup}, Mode: proto.ModeSSM, Port: 1, ProbeSize: proto.MinProbe, Session: 5}
 	if err := p.admission.Handle(p.now, join); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.admission.Handle(p.now, &ProbeAck{Nonce: p.admission.nonce, Size: MinProbe}); err != nil {
+	if err := p.admission.Handle(p.now, &proto.ProbeAck{Nonce: p.admission.nonce, Size: proto.MinProbe}); err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range p.admission.Actions() {
-		if a, ok := a.(Admit); ok && a.Mode == ModeUnicast {
+		if a, ok := a.(Admit); ok && a.Mode == proto.ModeUnicast {
 			return
 		}
 	}
@@ -97,15 +98,15 @@ func TestSSMUnprovenChannel(t *testing.T) {
 	p.cut = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.expect(JoinerJoining, AdmissionProving)
-	p.run(ChannelTimeout - 50*time.Millisecond)
-	p.expect(JoinerJoining, AdmissionProving)
+	p.expect(proto.JoinerJoining, Proving)
+	p.run(proto.ChannelTimeout - 50*time.Millisecond)
+	p.expect(proto.JoinerJoining, Proving)
 	p.run(50 * time.Millisecond)
-	p.expectMode(ModeUnicast)
-	if n := p.count("probe of 1234 on 30502"); n != MaxProbes {
-		t.Errorf("%d probes on the channel, want %d", n, MaxProbes)
+	p.expectMode(proto.ModeUnicast)
+	if n := p.count("probe of 1234 on 30502"); n != proto.MaxProbes {
+		t.Errorf("%d probes on the channel, want %d", n, proto.MaxProbes)
 	}
-	if p.count("peer left") != 0 || p.joined.Channel != (Channel{}) {
+	if p.count("peer left") != 0 || p.joined.Channel != (proto.Channel{}) {
 		t.Errorf("joined %+v, log %v", p.joined, p.log)
 	}
 	// The next membership tries the channel again.
@@ -113,7 +114,7 @@ func TestSSMUnprovenChannel(t *testing.T) {
 	p.joiner.Want(p.now, false)
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.expectMode(ModeSSM)
+	p.expectMode(proto.ModeSSM)
 }
 
 // No PROBE goes to a channel for the sake of an endpoint that is not proven.
@@ -122,9 +123,9 @@ func TestSSMUnprovenEndpoint(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.run(ProbeTimeout)
-	p.expect(JoinerBackoff, AdmissionIdle)
-	if n := p.count("probe"); n != MaxProbes || strings.Contains(strings.Join(p.log, " "), "probe of") {
+	p.run(proto.ProbeTimeout)
+	p.expect(proto.JoinerBackoff, Idle)
+	if n := p.count("probe"); n != proto.MaxProbes || strings.Contains(strings.Join(p.log, " "), "probe of") {
 		t.Errorf("log %v", p.log)
 	}
 }
@@ -137,10 +138,10 @@ func TestSSMFallBack(t *testing.T) {
 	p.flush()
 	p.run(time.Second)
 	p.cut = true
-	p.run(HeartbeatTimeout - 50*time.Millisecond)
-	p.expectMode(ModeSSM)
+	p.run(proto.HeartbeatTimeout - 50*time.Millisecond)
+	p.expectMode(proto.ModeSSM)
 	p.run(50 * time.Millisecond)
-	p.expectMode(ModeUnicast) // without a back-off
+	p.expectMode(proto.ModeUnicast) // without a back-off
 	if p.count("peer left") != 1 || p.count("removed") != 1 {
 		t.Errorf("log %v", p.log)
 	}
@@ -149,13 +150,13 @@ func TestSSMFallBack(t *testing.T) {
 	p.joiner.Want(p.now, true)
 	p.flush()
 	p.run(time.Minute)
-	p.expectMode(ModeUnicast)
+	p.expectMode(proto.ModeUnicast)
 	if n := p.count("peer subscribes to 1234 on 30502"); n != 1 {
 		t.Errorf("subscribed %d times", n)
 	}
 	p.disconnect()
 	p.reconnect(77)
-	p.expectMode(ModeSSM)
+	p.expectMode(proto.ModeSSM)
 }
 
 // When it is the RP that is silent, a peer in mode ssm knows it after twice the
@@ -165,13 +166,13 @@ func TestSSMSilentRP(t *testing.T) {
 	p.joiner.Want(p.now, true)
 	p.flush()
 	p.silent = true
-	p.admission.state = AdmissionBarred // one that answers nothing
-	p.run(HeartbeatTimeout)
-	p.expect(JoinerJoining, AdmissionBarred)
-	p.run(HeartbeatTimeout - 50*time.Millisecond)
-	p.expect(JoinerJoining, AdmissionBarred)
+	p.admission.state = Barred // one that answers nothing
+	p.run(proto.HeartbeatTimeout)
+	p.expect(proto.JoinerJoining, Barred)
+	p.run(proto.HeartbeatTimeout - 50*time.Millisecond)
+	p.expect(proto.JoinerJoining, Barred)
 	p.run(50 * time.Millisecond)
-	p.expect(JoinerBackoff, AdmissionBarred)
+	p.expect(proto.JoinerBackoff, Barred)
 }
 
 // PROBEs for others arrive by the channel, too, while this peer joins.
@@ -188,7 +189,7 @@ func TestSSMForeignProbe(t *testing.T) {
 	if p.count("peer sends ProbeAck") != echoes {
 		t.Error("answered the PROBE for another peer")
 	}
-	p.expect(JoinerJoining, AdmissionProving)
+	p.expect(proto.JoinerJoining, Proving)
 }
 
 // A channel that cuts the largest datagram is not used.
@@ -199,7 +200,7 @@ func TestSSMProbeSize(t *testing.T) {
 	p.flush()
 	p.joiner.Probe(p.admission.channel, wire.MaxDatagram-1)
 	p.flush()
-	p.expectMode(ModeUnicast)
+	p.expectMode(proto.ModeUnicast)
 }
 
 // A peer that leaves while its channel is tried is gone.
@@ -208,11 +209,11 @@ func TestSSMLeaveWhileProving(t *testing.T) {
 	p.cut = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	p.expect(JoinerJoining, AdmissionProving)
+	p.expect(proto.JoinerJoining, Proving)
 	p.joiner.Want(p.now, false)
 	p.flush()
-	p.run(2 * ChannelTimeout)
-	p.expect(JoinerIdle, AdmissionIdle)
+	p.run(2 * proto.ChannelTimeout)
+	p.expect(proto.JoinerIdle, Idle)
 	if p.count("removed") != 1 || p.count("rp sends Welcome") != 0 {
 		t.Errorf("log %v", p.log)
 	}
@@ -224,8 +225,8 @@ func TestSSMNotAsked(t *testing.T) {
 	p.deaf = true
 	p.joiner.Want(p.now, true)
 	p.flush()
-	m := &Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Mode: ModeSSM, Channel: Channel{Session: 2}}
-	if err := p.joiner.Handle(p.now, m); ReasonOf(err) != ReasonUnexpected {
+	m := &proto.Welcome{Session: 1, Lease: 45, Rate: 1, Burst: 1, Mode: proto.ModeSSM, Channel: proto.Channel{Session: 2}}
+	if err := p.joiner.Handle(p.now, m); proto.ReasonOf(err) != proto.ReasonUnexpected {
 		t.Errorf("error %v", err)
 	}
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-package proto
+// Package admission is the RP's side of mdcs/1 with one peer (SPEC 8.2). The peer's side is
+// proto.Joiner.
+package admission
 
 import (
 	"encoding/binary"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -18,7 +21,7 @@ import (
 type SendProbe struct {
 	Nonce [wire.NonceSize]byte
 	Size  int
-	Mode  DeliveryMode
+	Mode  proto.DeliveryMode
 	Port  uint16
 	Group uint32
 }
@@ -27,40 +30,40 @@ type SendProbe struct {
 // Datagrams from the peer carry ReceiveKey, datagrams to it Join.Session and SendKey.
 // Mode is what was proven.
 type Admit struct {
-	Join                Join
-	Mode                DeliveryMode
+	Join                proto.Join
+	Mode                proto.DeliveryMode
 	SendKey, ReceiveKey auth.Key
 }
 
 // Grant is what a peer is given with its admission.
 type Grant struct {
-	Session uint32  // that the datapath accepts datagrams of
-	Channel Channel // that serves the peer, zero in mode unicast
-	Token   Token   // resumes the session, zero for never
-	Keys    []GroupKey
-	Marks   []Mark // the sequences from which on the datapath replicates
+	Session uint32        // that the datapath accepts datagrams of
+	Channel proto.Channel // that serves the peer, zero in mode unicast
+	Token   proto.Token   // resumes the session, zero for never
+	Keys    []proto.GroupKey
+	Marks   []proto.Mark // the sequences from which on the datapath replicates
 
 	Rate, Burst uint32 // datagrams per second, and at once, that the peer may publish; 0 for none
 }
 
-func (g *Grant) terms() Terms {
-	return Terms{Rate: g.Rate, Burst: g.Burst, Keys: g.Keys, Marks: g.Marks}
+func (g *Grant) terms() proto.Terms {
+	return proto.Terms{Rate: g.Rate, Burst: g.Burst, Keys: g.Keys, Marks: g.Marks}
 }
 
 // Readmit asks for a session that the datapath kept. Resumed or Fail answers.
-type Readmit struct{ Resume Resume }
+type Readmit struct{ Resume proto.Resume }
 
 // Serve asks for replication to a standby session. Activated or Fail answers.
-type Serve struct{ Marks []Mark }
+type Serve struct{ Marks []proto.Mark }
 
 // Rest asks to stop replication to a session, which stays.
 type Rest struct{}
 
 // Refresh says that the peer announced itself.
-type Refresh struct{ Counters []Counter }
+type Refresh struct{ Counters []proto.Counter }
 
 // Confirmed says that the peer, which is in groups, has these objects.
-type Confirmed struct{ Places []Place }
+type Confirmed struct{ Places []proto.Place }
 
 // KeysInstalled says that the peer installed the Rekey with this ID.
 type KeysInstalled struct{ ID uint32 }
@@ -68,41 +71,40 @@ type KeysInstalled struct{ ID uint32 }
 // Remove says that the session ended and must leave the datapath if it is there.
 type Remove struct{ Err error }
 
-func (SendProbe) action()     {}
-func (Admit) action()         {}
-func (Refresh) action()       {}
-func (KeysInstalled) action() {}
-func (Remove) action()        {}
+// IsAction marks an action.
+func (SendProbe) IsAction()     {}
+func (Admit) IsAction()         {}
+func (Readmit) IsAction()       {}
+func (Serve) IsAction()         {}
+func (Rest) IsAction()          {}
+func (Refresh) IsAction()       {}
+func (Confirmed) IsAction()     {}
+func (KeysInstalled) IsAction() {}
+func (Remove) IsAction()        {}
 
-func (Readmit) action() {}
-func (Serve) action()   {}
-func (Rest) action()    {}
-
-func (Confirmed) action() {}
-
-// AdmissionState is the state of an Admission (SPEC 8.2).
-type AdmissionState uint8
+// State is the state of an Admission (SPEC 8.2).
+type State uint8
 
 // States of an Admission.
 const (
-	AdmissionConnected AdmissionState = iota // no Status yet
-	AdmissionIdle                            // no session
-	AdmissionProbing                         // Join taken, endpoint unproven
-	AdmissionProving                         // endpoint proven, channel unproven
-	AdmissionAdmitting                       // proven, Welcome not sent
-	AdmissionActive                          // Welcome sent
-	AdmissionBarred                          // never admitted on this connection
+	Connected State = iota // no Status yet
+	Idle                   // no session
+	Probing                // Join taken, endpoint unproven
+	Proving                // endpoint proven, channel unproven
+	Admitting              // proven, Welcome not sent
+	Active                 // Welcome sent
+	Barred                 // never admitted on this connection
 )
 
-func (s AdmissionState) String() string {
+func (s State) String() string {
 	return [...]string{"connected", "idle", "probing", "proving", "admitting", "active", "barred"}[s]
 }
 
-// AdmissionConfig is what an RP offers.
-type AdmissionConfig struct {
-	Self, Remote [32]byte // devp2p node ids
-	Status       Status   // the RP's own; mode ssm is offered if it has a GroupPort
-	Groups       []uint32 // served
+// Config is what an RP offers.
+type Config struct {
+	Self, Remote [32]byte     // devp2p node ids
+	Status       proto.Status // the RP's own; mode ssm is offered if it has a GroupPort
+	Groups       []uint32     // served
 	Lease        time.Duration
 	Rand         io.Reader
 
@@ -128,7 +130,7 @@ type AdmissionConfig struct {
 // standby.
 //
 // Invariants:
-//   - at most MaxProbes PROBEs go to an endpoint for a Join, and as many to the channel, none
+//   - at most proto.MaxProbes PROBEs go to an endpoint for a Join, and as many to the channel, none
 //     before the endpoint is proven;
 //   - Admit comes only after the endpoint is proven, in mode ssm the channel too; Welcome only
 //     after Admitted, when the datapath replicates;
@@ -136,29 +138,29 @@ type AdmissionConfig struct {
 //   - Deadline is not zero while the RP waits for the peer: in probing, proving and active.
 //
 // A violation by the peer, or a refusal, ends the session: Handle returns it for the log, and the
-// actions hold the Leave with its reason (ReasonOf), and the Remove if there was a session.
+// actions hold the Leave with its reason (proto.ReasonOf), and the Remove if there was a session.
 // A wrong first message bars the connection. An Admission that is barred takes everything and
 // answers nothing.
 type Admission struct {
-	cfg     AdmissionConfig
-	state   AdmissionState
-	standby bool // of AdmissionActive: in no group
-	join    Join
+	cfg     Config
+	state   State
+	standby bool // of Active: in no group
+	join    proto.Join
 	share   auth.Share
 	nonce   [wire.NonceSize]byte
 	channel [wire.NonceSize]byte // nonce on the channel; until there is one, the other
 	probes  int
-	actions []Action
+	actions []proto.Action
 
 	deadline time.Time // next PROBE, or the end of the wait for its ProbeAck, or the lease
 }
 
 // probePauses are the pauses after each PROBE. After the last one the RP waits for the
 // rest of ProbeTimeout or ChannelTimeout.
-var probePauses = [MaxProbes - 1]time.Duration{250 * time.Millisecond, 750 * time.Millisecond}
+var probePauses = [proto.MaxProbes - 1]time.Duration{250 * time.Millisecond, 750 * time.Millisecond}
 
-// NewAdmission returns an Admission for a connection that was just made.
-func NewAdmission(cfg AdmissionConfig) *Admission {
+// New returns an Admission for a connection that was just made.
+func New(cfg Config) *Admission {
 	a := &Admission{cfg: cfg}
 	status := cfg.Status
 	a.send(&status)
@@ -166,21 +168,21 @@ func NewAdmission(cfg AdmissionConfig) *Admission {
 }
 
 // State returns the state.
-func (a *Admission) State() AdmissionState { return a.state }
+func (a *Admission) State() State { return a.state }
 
 // Standby reports whether the session is in standby.
-func (a *Admission) Standby() bool { return a.state == AdmissionActive && a.standby }
+func (a *Admission) Standby() bool { return a.state == Active && a.standby }
 
 // Actions returns what is to be done since the last call.
-func (a *Admission) Actions() []Action {
+func (a *Admission) Actions() []proto.Action {
 	actions := a.actions
 	a.actions = nil
 	return actions
 }
 
 // Handle takes a message of the peer.
-func (a *Admission) Handle(now time.Time, m Message) error {
-	if a.state == AdmissionBarred {
+func (a *Admission) Handle(now time.Time, m proto.Message) error {
+	if a.state == Barred {
 		return nil
 	}
 	if err := a.handle(now, m); err != nil {
@@ -190,70 +192,70 @@ func (a *Admission) Handle(now time.Time, m Message) error {
 	return nil
 }
 
-func (a *Admission) handle(now time.Time, m Message) error {
-	if status, ok := m.(*Status); ok {
+func (a *Admission) handle(now time.Time, m proto.Message) error {
+	if status, ok := m.(*proto.Status); ok {
 		return a.status(status)
 	}
-	if a.state == AdmissionConnected {
-		return unexpected("message 0x%02x before status", m.Code())
+	if a.state == Connected {
+		return proto.Unexpected("message 0x%02x before status", m.Code())
 	}
 	switch m := m.(type) {
-	case *Join:
+	case *proto.Join:
 		return a.joined(now, m)
-	case *ProbeAck:
+	case *proto.ProbeAck:
 		return a.probed(now, m)
-	case *Announce:
-		if a.state == AdmissionActive {
+	case *proto.Announce:
+		if a.state == Active {
 			a.deadline = now.Add(a.cfg.Lease)
 			a.act(Refresh{m.Counters})
 		}
-	case *RekeyAck:
-		if a.state == AdmissionActive {
+	case *proto.RekeyAck:
+		if a.state == Active {
 			a.act(KeysInstalled{m.ID})
 		}
-	case *Resume:
+	case *proto.Resume:
 		return a.resume(m)
-	case *Activate:
+	case *proto.Activate:
 		switch {
-		case a.state == AdmissionActive && !a.standby:
-			return unexpected("activate of an active session")
-		case a.state == AdmissionActive:
+		case a.state == Active && !a.standby:
+			return proto.Unexpected("activate of an active session")
+		case a.state == Active:
 			a.act(Serve{m.Marks})
-		case a.state != AdmissionIdle: // where it crossed our Leave
-			return unexpected("activate in state %v", a.state)
+		case a.state != Idle: // where it crossed our Leave
+			return proto.Unexpected("activate in state %v", a.state)
 		}
-	case *Deactivate:
+	case *proto.Deactivate:
 		switch {
-		case a.state == AdmissionActive && a.standby:
-			return unexpected("deactivate of a standby session")
-		case a.state == AdmissionActive:
+		case a.state == Active && a.standby:
+			return proto.Unexpected("deactivate of a standby session")
+		case a.state == Active:
 			a.standby = true
 			a.act(Rest{})
-		case a.state != AdmissionIdle:
-			return unexpected("deactivate in state %v", a.state)
+		case a.state != Idle:
+			return proto.Unexpected("deactivate in state %v", a.state)
 		}
-	case *Confirm:
-		if a.state == AdmissionActive && !a.standby { // else it crossed our Leave
+	case *proto.Confirm:
+		if a.state == Active && !a.standby { // else it crossed our Leave
 			a.act(Confirmed{m.Places})
 		}
-	case *Leave:
+	case *proto.Leave:
 		a.end(fmt.Errorf("left: %v", m.Reason))
 	default:
-		return unexpected("message 0x%02x from a peer", m.Code())
+		return proto.Unexpected("message 0x%02x from a peer", m.Code())
 	}
 	return nil
 }
 
-func (a *Admission) status(status *Status) error {
+func (a *Admission) status(status *proto.Status) error {
 	switch {
-	case a.state != AdmissionConnected:
-		return unexpected("second status")
-	case status.Role != RolePeer:
-		return &Error{ReasonRole, fmt.Sprintf("status of an %v where a peer was expected", status.Role)}
+	case a.state != Connected:
+		return proto.Unexpected("second status")
+	case status.Role != proto.RolePeer:
+		return &proto.Error{Reason: proto.ReasonRole, Detail: fmt.Sprintf("status of an %v where a peer was expected", status.Role)}
 	case status.NetworkID != a.cfg.Status.NetworkID || status.Genesis != a.cfg.Status.Genesis:
-		return &Error{ReasonChain, fmt.Sprintf("peer of network %d with genesis %x", status.NetworkID, status.Genesis[:4])}
+		return &proto.Error{Reason: proto.ReasonChain, Detail: fmt.Sprintf("peer of network %d with genesis %x", status.NetworkID, status.Genesis[:4])}
 	}
-	a.state = AdmissionIdle
+	a.state = Idle
 	return nil
 }
 
@@ -262,7 +264,7 @@ func (a *Admission) status(status *Status) error {
 func (a *Admission) served(groups []uint32) ([]uint32, error) {
 	for _, g := range groups {
 		if !slices.Contains(a.cfg.Groups, g) {
-			return nil, &Error{ReasonGroup, fmt.Sprintf("group %08x is not served", g)}
+			return nil, &proto.Error{Reason: proto.ReasonGroup, Detail: fmt.Sprintf("group %08x is not served", g)}
 		}
 	}
 	groups = slices.Clone(groups)
@@ -270,9 +272,9 @@ func (a *Admission) served(groups []uint32) ([]uint32, error) {
 	return slices.Compact(groups), nil
 }
 
-func (a *Admission) resume(m *Resume) error {
-	if a.state != AdmissionIdle {
-		return unexpected("resume in state %v", a.state)
+func (a *Admission) resume(m *proto.Resume) error {
+	if a.state != Idle {
+		return proto.Unexpected("resume in state %v", a.state)
 	}
 	groups, err := a.served(m.Groups)
 	if err != nil {
@@ -280,21 +282,21 @@ func (a *Admission) resume(m *Resume) error {
 	}
 	again := *m
 	again.Groups = groups
-	a.state = AdmissionAdmitting
+	a.state = Admitting
 	a.act(Readmit{again})
 	return nil
 }
 
-func (a *Admission) joined(now time.Time, m *Join) error {
-	if a.state != AdmissionIdle {
-		return unexpected("join in state %v", a.state)
+func (a *Admission) joined(now time.Time, m *proto.Join) error {
+	if a.state != Idle {
+		return proto.Unexpected("join in state %v", a.state)
 	}
 	groups, err := a.served(m.Groups)
 	if err != nil {
 		return err
 	}
-	if m.Mode > ModeSSM {
-		return &Error{ReasonMode, fmt.Sprintf("delivery mode %d", m.Mode)}
+	if m.Mode > proto.ModeSSM {
+		return &proto.Error{Reason: proto.ReasonMode, Detail: fmt.Sprintf("delivery mode %d", m.Mode)}
 	}
 	if _, err := io.ReadFull(a.cfg.Rand, a.share[:]); err != nil {
 		return fmt.Errorf("no random bytes: %w", err)
@@ -305,7 +307,7 @@ func (a *Admission) joined(now time.Time, m *Join) error {
 		return err
 	}
 	a.channel = a.nonce
-	a.state, a.probes = AdmissionProbing, 0
+	a.state, a.probes = Probing, 0
 	a.sendProbe(now)
 	return nil
 }
@@ -322,8 +324,8 @@ func (a *Admission) newNonce() (nonce [wire.NonceSize]byte, err error) {
 
 func (a *Admission) sendProbe(now time.Time) {
 	probe := SendProbe{Nonce: a.nonce, Size: int(a.join.ProbeSize), Port: a.join.Port}
-	if a.state == AdmissionProving {
-		probe.Nonce, probe.Mode, probe.Port, probe.Group = a.channel, ModeSSM, a.cfg.Status.GroupPort, a.join.Groups[0]
+	if a.state == Proving {
+		probe.Nonce, probe.Mode, probe.Port, probe.Group = a.channel, proto.ModeSSM, a.cfg.Status.GroupPort, a.join.Groups[0]
 	}
 	a.act(probe)
 	a.probes++
@@ -335,14 +337,14 @@ func (a *Admission) sendProbe(now time.Time) {
 func (a *Admission) ProbeLeft(now time.Time) {
 	var wait time.Duration
 	switch a.state {
-	case AdmissionProbing:
-		wait = ProbeTimeout
-	case AdmissionProving:
-		wait = ChannelTimeout
+	case Probing:
+		wait = proto.ProbeTimeout
+	case Proving:
+		wait = proto.ChannelTimeout
 	default:
 		return
 	}
-	if a.probes < MaxProbes {
+	if a.probes < proto.MaxProbes {
 		a.deadline = now.Add(probePauses[a.probes-1])
 		return
 	}
@@ -352,51 +354,51 @@ func (a *Admission) ProbeLeft(now time.Time) {
 	a.deadline = now.Add(wait)
 }
 
-func (a *Admission) probed(now time.Time, m *ProbeAck) error {
+func (a *Admission) probed(now time.Time, m *proto.ProbeAck) error {
 	switch {
-	case a.state == AdmissionIdle: // it crossed our Leave
+	case a.state == Idle: // it crossed our Leave
 	case m.Nonce != a.nonce && m.Nonce != a.channel:
-		return unexpected("ProbeAck with a nonce that was not sent")
-	case a.state == AdmissionProving && m.Nonce == a.channel:
-		mode := ModeSSM
+		return proto.Unexpected("ProbeAck with a nonce that was not sent")
+	case a.state == Proving && m.Nonce == a.channel:
+		mode := proto.ModeSSM
 		if m.Size != a.join.ProbeSize {
-			mode = ModeUnicast
+			mode = proto.ModeUnicast
 		}
 		a.admit(mode)
-	case a.state != AdmissionProbing: // of a second PROBE: far peers answer it after the first
+	case a.state != Probing: // of a second PROBE: far peers answer it after the first
 	case m.Size != a.join.ProbeSize:
-		return &Error{ReasonUnreachable, fmt.Sprintf("probe of %d bytes arrived with %d", a.join.ProbeSize, m.Size)}
+		return &proto.Error{Reason: proto.ReasonUnreachable, Detail: fmt.Sprintf("probe of %d bytes arrived with %d", a.join.ProbeSize, m.Size)}
 	case a.wantsChannel():
 		var err error
 		if a.channel, err = a.newNonce(); err != nil {
 			return err
 		}
-		a.state, a.probes = AdmissionProving, 0
+		a.state, a.probes = Proving, 0
 		a.sendProbe(now)
 	default:
-		a.admit(ModeUnicast)
+		a.admit(proto.ModeUnicast)
 	}
 	return nil
 }
 
 // wantsChannel reports whether a channel is wished and offered.
 func (a *Admission) wantsChannel() bool {
-	return a.join.Mode == ModeSSM && !a.join.Standby && len(a.join.Groups) == 1 && a.cfg.Status.GroupPort != 0
+	return a.join.Mode == proto.ModeSSM && !a.join.Standby && len(a.join.Groups) == 1 && a.cfg.Status.GroupPort != 0
 }
 
-func (a *Admission) admit(mode DeliveryMode) {
+func (a *Admission) admit(mode proto.DeliveryMode) {
 	send, receive := auth.HopKeys(a.cfg.Self, a.cfg.Remote, a.share, a.join.Share)
-	a.state = AdmissionAdmitting
+	a.state = Admitting
 	a.act(Admit{Join: a.join, Mode: mode, SendKey: send, ReceiveKey: receive})
 }
 
 // Admitted sends the Welcome. The datapath must already replicate to the peer, in
 // mode ssm to the channel.
 func (a *Admission) Admitted(now time.Time, g Grant) {
-	if a.state != AdmissionAdmitting {
+	if a.state != Admitting {
 		return
 	}
-	welcome := &Welcome{
+	welcome := &proto.Welcome{
 		Session: g.Session,
 		Share:   a.share,
 		Lease:   uint32(a.cfg.Lease / time.Second),
@@ -408,19 +410,19 @@ func (a *Admission) Admitted(now time.Time, g Grant) {
 		Marks:   g.Marks,
 	}
 	if g.Channel.Session != 0 {
-		welcome.Mode = ModeSSM
+		welcome.Mode = proto.ModeSSM
 	}
 	a.send(welcome)
-	a.state, a.standby, a.deadline = AdmissionActive, a.join.Standby, now.Add(a.cfg.Lease)
+	a.state, a.standby, a.deadline = Active, a.join.Standby, now.Add(a.cfg.Lease)
 }
 
 // Resumed answers Readmit: the session goes on, in groups or in standby.
 func (a *Admission) Resumed(now time.Time, g Grant, standby bool) {
-	if a.state != AdmissionAdmitting {
+	if a.state != Admitting {
 		return
 	}
-	a.send(&Resumed{Standby: standby, Lease: uint32(a.cfg.Lease / time.Second), Terms: g.terms()})
-	a.state, a.standby, a.deadline = AdmissionActive, standby, now.Add(a.cfg.Lease)
+	a.send(&proto.Resumed{Standby: standby, Lease: uint32(a.cfg.Lease / time.Second), Terms: g.terms()})
+	a.state, a.standby, a.deadline = Active, standby, now.Add(a.cfg.Lease)
 }
 
 // Activated answers Serve. The datapath must already replicate to the peer.
@@ -428,14 +430,14 @@ func (a *Admission) Activated(g Grant) {
 	if !a.Standby() {
 		return
 	}
-	a.send(&Activated{g.terms()})
+	a.send(&proto.Activated{Terms: g.terms()})
 	a.standby = false
 }
 
 // Redirect tells a member that the RP will stop, and of other RPs.
 func (a *Admission) Redirect() {
-	if a.state == AdmissionActive {
-		a.send(&Redirect{a.others()})
+	if a.state == Active {
+		a.send(&proto.Redirect{URLs: a.others()})
 	}
 }
 
@@ -444,13 +446,13 @@ func (a *Admission) others() []string {
 		return nil
 	}
 	urls := a.cfg.Others()
-	return urls[:min(len(urls), MaxRedirect)]
+	return urls[:min(len(urls), proto.MaxRedirect)]
 }
 
 // Rekey sends group keys to a member and reports whether an acknowledgement is
 // due; a peer that is not a member gets the keys with its Welcome.
-func (a *Admission) Rekey(m *Rekey) bool {
-	if a.state != AdmissionActive {
+func (a *Admission) Rekey(m *proto.Rekey) bool {
+	if a.state != Active {
 		return false
 	}
 	a.send(m)
@@ -459,8 +461,8 @@ func (a *Admission) Rekey(m *Rekey) bool {
 
 // Tell sends a Counters or a Receipt to a member and reports whether it did. Counters
 // are for who is not in standby.
-func (a *Admission) Tell(m Message) bool {
-	if _, counters := m.(*Counters); a.state != AdmissionActive || counters && a.standby {
+func (a *Admission) Tell(m proto.Message) bool {
+	if _, counters := m.(*proto.Counters); a.state != Active || counters && a.standby {
 		return false
 	}
 	a.send(m)
@@ -469,26 +471,26 @@ func (a *Admission) Tell(m Message) bool {
 
 // Fail ends the session because of what the peer did, or because of a limit.
 func (a *Admission) Fail(err error) {
-	connected := a.state == AdmissionConnected
-	if reason := ReasonOf(err); reason == ReasonFull || reason == ReasonDraining {
+	connected := a.state == Connected
+	if reason := proto.ReasonOf(err); reason == proto.ReasonFull || reason == proto.ReasonDraining {
 		if urls := a.others(); len(urls) > 0 {
-			a.send(&Redirect{urls})
+			a.send(&proto.Redirect{URLs: urls})
 		}
 	}
-	a.send(&Leave{ReasonOf(err)})
+	a.send(&proto.Leave{Reason: proto.ReasonOf(err)})
 	a.end(err)
 	if connected {
-		a.state = AdmissionBarred
+		a.state = Barred
 	}
 }
 
 // end goes back to Idle.
 func (a *Admission) end(err error) {
 	switch a.state {
-	case AdmissionProbing, AdmissionProving, AdmissionAdmitting, AdmissionActive:
+	case Probing, Proving, Admitting, Active:
 		a.act(Remove{err})
 	}
-	a.state = AdmissionIdle
+	a.state = Idle
 }
 
 // Tick does what is due.
@@ -497,26 +499,26 @@ func (a *Admission) Tick(now time.Time) {
 		return
 	}
 	switch {
-	case a.state == AdmissionActive:
-		a.Fail(&Error{ReasonExpired, fmt.Sprintf("no announce for %v", a.cfg.Lease)})
-	case a.probes < MaxProbes:
+	case a.state == Active:
+		a.Fail(&proto.Error{Reason: proto.ReasonExpired, Detail: fmt.Sprintf("no announce for %v", a.cfg.Lease)})
+	case a.probes < proto.MaxProbes:
 		a.sendProbe(now)
-	case a.state == AdmissionProbing:
-		a.Fail(&Error{ReasonUnreachable, fmt.Sprintf("no ProbeAck of %d probes", a.probes)})
-	case a.state == AdmissionProving:
-		a.admit(ModeUnicast)
+	case a.state == Probing:
+		a.Fail(&proto.Error{Reason: proto.ReasonUnreachable, Detail: fmt.Sprintf("no ProbeAck of %d probes", a.probes)})
+	case a.state == Proving:
+		a.admit(proto.ModeUnicast)
 	}
 }
 
 // Deadline returns when Tick is due next, zero for never.
 func (a *Admission) Deadline() time.Time {
 	switch a.state {
-	case AdmissionProbing, AdmissionProving, AdmissionActive:
+	case Probing, Proving, Active:
 		return a.deadline
 	}
 	return time.Time{}
 }
 
-func (a *Admission) send(m Message) { a.act(Send{m}) }
+func (a *Admission) send(m proto.Message) { a.act(proto.Send{Message: m}) }
 
-func (a *Admission) act(x Action) { a.actions = append(a.actions, x) }
+func (a *Admission) act(x proto.Action) { a.actions = append(a.actions, x) }
