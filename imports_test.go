@@ -71,6 +71,11 @@ var shells = []string{
 	mdcs + "/rp/round",
 }
 
+// xdpRooms are the parts of the XDP engine that know nothing of the engine.
+var xdpRooms = []string{
+	mdcs + "/rp/datapath/xdp/pindir",
+}
+
 var leafRule = importRule{
 	in:   leaves,
 	deep: true,
@@ -95,6 +100,17 @@ var importRules = []importRule{leafRule, coreRule, {
 	tests:  true,
 	never:  []string{mdcs + "/bpf/..."},
 	why:    "the kernel programs stand behind the datapath's interface",
+}, {
+	in:     []string{mdcs + "/..."},
+	except: []string{mdcs + "/rp/datapath/xdp"},
+	tests:  true,
+	never:  xdpRooms,
+	why:    "the rooms of the XDP engine stand behind it, and know neither it nor each other",
+}, {
+	in:    []string{mdcs + "/rp/datapath/xdp/pindir"},
+	tests: true,
+	never: []string{"github.com/vishvananda/...", mdcs + "/rp/datapath/...", mdcs + "/rp/hostnet"},
+	why:   "the directory of a datapath is files, links and BPF maps: what belongs to it elsewhere is the engine's",
 }, {
 	in:    []string{mdcs + "/ethmcast/..."},
 	under: geth,

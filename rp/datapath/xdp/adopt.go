@@ -7,17 +7,14 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf/link"
-
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
 // adopt goes on with the datapath that was left. Whatever it is stopped by, the old
@@ -64,7 +61,7 @@ func (e *Engine) adopt() error {
 		return fmt.Errorf("adopt: program of recirculation pair %s: %w", e.recirc.name, err)
 	}
 	for _, d := range e.devices {
-		if d != nil && left.links[d.index] != nil {
+		if d != nil && left.Links[d.index] != nil {
 			if err := d.link.Update(e.objects.MdcsRpIn); err != nil {
 				return fmt.Errorf("adopt: program of %s: %w", d.name, err)
 			}
@@ -87,7 +84,7 @@ func (e *Engine) adopt() error {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	e.adopted = e.table.state()
-	e.opt.Log.Info("datapath adopted", "pin", e.pins.dir, "incarnation", fmt.Sprintf("%08x", e.cfg.Incarnation),
+	e.opt.Log.Info("datapath adopted", "pin", e.pins.Path(), "incarnation", fmt.Sprintf("%08x", e.cfg.Incarnation),
 		"sessions", len(e.adopted.Sessions), "streams", len(e.table.streams))
 	return nil
 }
@@ -97,43 +94,39 @@ func (e *Engine) adopt() error {
 func (e *Engine) takeOver() error {
 	left := e.left
 	for _, d := range e.devices {
-		if d != nil && left.links[d.index] == nil {
-			if err := d.link.Pin(filepath.Join(e.pins.dir, linkName(d.index))); err != nil {
-				return fmt.Errorf("pin %s: %w", d.name, err)
+		if d != nil && left.Links[d.index] == nil {
+			if err := e.pins.PinLink(pindir.LinkName(d.index), d.link); err != nil {
+				return fmt.Errorf("%s: %w", d.name, err)
 			}
 		}
 	}
-	for ifindex, l := range left.links {
+	for ifindex, l := range left.Links {
 		if e.number(ifindex) >= 0 {
 			continue
 		}
-		_ = os.Remove(filepath.Join(e.pins.dir, linkName(ifindex))) // without it the link ends here, too
-		_ = l.Detach()                                              // unless its device is gone
+		e.pins.UnpinLink(pindir.LinkName(ifindex)) // without it the link ends here, too
+		_ = l.Detach()                             // unless its device is gone
 		l.Close()
 		_ = e.objects.Devices.Put(uint32(ifindex), uint32(0)) // an index in range: cannot fail
 	}
 	// The kernel has no other program take the place of these. Two at once would
 	// count what rings drop twice.
 	for name := range watchedBy {
-		path := filepath.Join(e.pins.dir, name)
-		l, err := link.LoadPinnedLink(path, nil)
-		_ = os.Remove(path) // it is missing, or no link
-		if err == nil {
-			l.Close()
-		}
+		e.pins.EndLink(name)
 	}
 	e.watchRings()
 	for name, watch := range e.watches {
-		if err := watch.Pin(filepath.Join(e.pins.dir, name)); err != nil {
-			return fmt.Errorf("pin %s: %w", name, err)
+		if err := e.pins.PinLink(name, watch); err != nil {
+			return err
 		}
 	}
-	for _, m := range left.maps {
+	for _, m := range left.Maps {
 		m.Close() // the programs have their own
 	}
 	e.refresh()
 	e.pool.renew(time.Now())
-	e.left, e.pins.live = nil, true
+	e.pins.Own()
+	e.left = nil
 	return nil
 }
 
@@ -143,7 +136,7 @@ func (e *Engine) adoptDevices() error {
 	names := e.opt.Devices
 	e.opt.Devices = make([]string, MaxDevices)
 	var used [MaxDevices]bool
-	for ifindex, l := range e.left.links {
+	for ifindex, l := range e.left.Links {
 		var number uint32
 		if err := e.objects.Devices.Lookup(uint32(ifindex), &number); err != nil {
 			return fmt.Errorf("device %d: %w", ifindex, err)
@@ -154,7 +147,7 @@ func (e *Engine) adoptDevices() error {
 		i := int(number - 1)
 		used[i] = true
 		dev, err := e.nl.LinkByIndex(ifindex)
-		if err != nil || !attached(l, ifindex) || !slices.Contains(names, dev.Attrs().Name) {
+		if err != nil || !pindir.Attached(l, ifindex) || !slices.Contains(names, dev.Attrs().Name) {
 			continue
 		}
 		a := dev.Attrs()

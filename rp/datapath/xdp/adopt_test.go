@@ -23,7 +23,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -36,6 +35,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
@@ -208,7 +208,7 @@ func (c *crowd) adoptHere(s childSpec, log io.Writer) (e *Engine, err error) {
 func entries(t testing.TB, pin string) (all []string) {
 	require.NoError(t, filepath.WalkDir(filepath.Dir(pin), func(path string, d os.DirEntry, err error) error {
 		rel, _ := filepath.Rel(filepath.Dir(pin), path)
-		if d.IsDir() && rel != "." || strings.HasPrefix(d.Name(), linkPrefix) {
+		if d.IsDir() && rel != "." || strings.HasPrefix(d.Name(), "link_") {
 			all = append(all, rel)
 		}
 		return err
@@ -225,7 +225,7 @@ func (c *crowd) nothingLeft(pin string) {
 	nl, err := netlink.NewHandleAt(c.lab.rp)
 	require.NoError(t, err)
 	defer nl.Close()
-	_, err = nl.LinkByName(endpointName(c.Addr()) + "a")
+	_, err = nl.LinkByName(pindir.EndpointName(c.Addr()) + "a")
 	require.ErrorAs(t, err, new(netlink.LinkNotFoundError))
 }
 
@@ -327,11 +327,11 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 	require.Equal(t, c.sessions, st.Sessions)
 	require.Equal(t, []proto.Mark{{Ingress: testOwn, Group: testGroup, Sequence: c.sent}}, e.Marks())
 	require.Equal(t, c.sent, e.Stats().Verdicts[wire.Pass], "counters go on")
-	dir := e.pins.dir
+	dir := e.pins.Path()
 	programs := map[string]*ebpf.Program{
-		linkName(e.devices[0].index): e.objects.MdcsRpIn,
-		linkName(e.devices[1].index): e.objects.MdcsRpIn,
-		linkName(e.recirc.out):       e.objects.MdcsRpRecirc,
+		pindir.LinkName(e.devices[0].index): e.objects.MdcsRpIn,
+		pindir.LinkName(e.devices[1].index): e.objects.MdcsRpIn,
+		pindir.LinkName(e.recirc.out):       e.objects.MdcsRpRecirc,
 	}
 	for name, w := range watchedBy {
 		programs[name] = w.program(&e.objects)
@@ -510,7 +510,7 @@ func TestXDPAdoptsWithOtherDevices(t *testing.T) {
 		return true
 	}, 10*time.Second, time.Millisecond)
 	y.during(slices.Concat(by[0], by[2]), func() error { kill(); return nil })
-	require.ElementsMatch(t, []string{"rp0", "rp2", endpointName(c.Addr()) + "b"}, c.programs())
+	require.ElementsMatch(t, []string{"rp0", "rp2", pindir.EndpointName(c.Addr()) + "b"}, c.programs())
 	require.Len(t, entries(t, spec.Pin), 3+5, "links of two devices, the pair, the rings and the queues")
 
 	spec.Devices = []string{"rp0", "rp2"}
@@ -677,7 +677,7 @@ func TestXDPOrphanStops(t *testing.T) {
 
 // nothingLeftOf makes sure that an endpoint has no pins.
 func (c *crowd) nothingLeftOf(s childSpec) {
-	left, err := filepath.Glob(filepath.Join(s.Pin, endpointName(s.Config.Addr)+"_*"))
+	left, err := filepath.Glob(filepath.Join(s.Pin, pindir.EndpointName(s.Config.Addr)+"_*"))
 	require.NoError(c.lab.t, err)
 	require.Empty(c.lab.t, left)
 }
@@ -701,18 +701,18 @@ func TestXDPTakesDownWhatItCannotAdopt(t *testing.T) {
 		{"another layout", "old datapath taken down", func(dir string) error {
 			return os.Rename(dir, filepath.Join(filepath.Dir(dir), "v0_12345678"))
 		}},
-		{"a table is missing", "table sessions is missing", func(dir string) error {
+		{"a BPF map is missing", "BPF map sessions is missing", func(dir string) error {
 			return os.Remove(filepath.Join(dir, bpf.RpMapSessions))
 		}},
 		{"the pair is gone", "recirculation pair", func(string) error {
-			pair, err := nl.LinkByName(endpointName(c.Addr()) + "a")
+			pair, err := nl.LinkByName(pindir.EndpointName(c.Addr()) + "a")
 			if err != nil {
 				return err
 			}
 			return nl.LinkDel(pair)
 		}},
 		{"half a directory besides", "datapath adopted", func(dir string) error {
-			return os.Mkdir(filepath.Join(filepath.Dir(dir), "v9_00000000"+unfinished), 0o700)
+			return os.Mkdir(filepath.Join(filepath.Dir(dir), "v9_00000000_new"), 0o700)
 		}},
 	} {
 		t.Run(spoil.what, func(t *testing.T) {
@@ -725,7 +725,7 @@ func TestXDPTakesDownWhatItCannotAdopt(t *testing.T) {
 			require.NoError(t, err)
 			require.Contains(t, log.String(), spoil.want)
 			require.Equal(t, spoil.want == "datapath adopted", e.Adopted() != nil)
-			require.Equal(t, e.pins.dir, layoutDir())
+			require.Equal(t, e.pins.Path(), layoutDir())
 			c.Engine, c.sent = e, 0
 			require.NoError(t, c.Apply(spec.Change))
 			y := c.tally()
@@ -793,34 +793,5 @@ func TestSessionValue(t *testing.T) {
 		require.Equal(t, uint32(77), value.State)
 		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
 		require.Equal(t, s, sessionOf(s.Index, &value))
-	}
-}
-
-// Tables of another form have another name; what a successor makes itself does not count.
-func TestLayout(t *testing.T) {
-	name := func(edit func(*ebpf.CollectionSpec)) string {
-		spec, err := bpf.LoadRp()
-		require.NoError(t, err)
-		edit(spec)
-		name, err := layout(spec)
-		require.NoError(t, err)
-		require.NotContains(t, name, ".", "which bpf file systems refuse")
-		return name
-	}
-	same := name(func(*ebpf.CollectionSpec) {})
-	require.Regexp(t, fmt.Sprintf("^v%d_[0-9a-f]{8}$", layoutVersion), same)
-	require.Equal(t, same, name(func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapCache].MaxEntries = 4096 }))
-	for what, edit := range map[string]func(*ebpf.CollectionSpec){
-		"size":  func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapSessions].MaxEntries++ },
-		"flags": func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapNexts].Flags = 0 },
-		"kind":  func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapStamps].Type = ebpf.Array },
-		"inner": func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapTargets].InnerMap.MaxEntries++ },
-		"gone":  func(s *ebpf.CollectionSpec) { delete(s.Maps, bpf.RpMapPace) },
-		"field": func(s *ebpf.CollectionSpec) {
-			value := s.Maps[bpf.RpMapStreams].Value.(*btf.Struct)
-			value.Members[1].Name, value.Members[2].Name = value.Members[2].Name, value.Members[1].Name
-		},
-	} {
-		require.NotEqual(t, same, name(edit), what)
 	}
 }

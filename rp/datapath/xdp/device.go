@@ -5,7 +5,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"math"
 	"net/netip"
 	"sync"
@@ -16,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
 // device is a network interface with mdcs_rp_in.
@@ -92,7 +93,7 @@ func (e *Engine) attach(i int, name string) error {
 	xdp, err := attachNative(e.objects.MdcsRpIn, attrs.Index)
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
 		var evicted bool
-		if evicted, err = e.pins.evict(attrs.Index, e.boot, e.nl, e.opt.Log); evicted {
+		if evicted, err = e.evictFrom(attrs.Index); evicted {
 			xdp, err = attachNative(e.objects.MdcsRpIn, attrs.Index)
 		} else if err == nil {
 			err = occupied(l, e.opt.Pin)
@@ -105,7 +106,7 @@ func (e *Engine) attach(i int, name string) error {
 		xdp.Close()
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
 	}
-	if err := e.pins.add(attrs.Index, xdp); err != nil {
+	if err := e.pinDevice(attrs.Index, xdp); err != nil {
 		xdp.Close()
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
 	}
@@ -133,7 +134,7 @@ func (e *Engine) detach(i int) {
 		e.pool.retire(way, time.Now())
 	}
 	e.paths.forget(d.index)
-	e.pins.drop(d.index)
+	e.unpinDevice(d.index)
 	d.link.Close()
 	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
 }
@@ -154,7 +155,7 @@ func (e *Engine) checkDevices() {
 			continue
 		}
 		attrs := l.Attrs()
-		if d != nil && (d.index != attrs.Index || !attached(d.link, d.index)) {
+		if d != nil && (d.index != attrs.Index || !pindir.Attached(d.link, d.index)) {
 			e.detach(i)
 			d = nil
 			changed = true
@@ -201,16 +202,10 @@ type recirculation struct {
 	link link.Link
 }
 
-// endpointName names what belongs to an address and port, in the form of an interface
-// or of a file on a bpf file system, less one letter.
-func endpointName(addr netip.AddrPort) string {
-	return fmt.Sprintf("mdcs%08x", crc32.ChecksumIEEE([]byte(addr.String())))
-}
-
 // newRecirculation makes the pair. The name is that of the address and port, which
 // the engine has bound: a pair of this name was left by a process that was killed.
 func newRecirculation(nl *netlink.Handle, addr netip.AddrPort, p *ebpf.Program) (*recirculation, error) {
-	r := &recirculation{name: endpointName(addr)}
+	r := &recirculation{name: pindir.EndpointName(addr)}
 	a, b := r.name+"a", r.name+"b"
 	if old, err := nl.LinkByName(a); err == nil {
 		if err := nl.LinkDel(old); err != nil {

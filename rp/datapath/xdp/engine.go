@@ -42,6 +42,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
@@ -63,10 +64,6 @@ const defaultQuiet = time.Millisecond
 // quarantine is how long what was taken out of the tables is not used for something
 // else: frames that know of it may still wait in a queue.
 const quarantine = 2 * time.Second
-
-// validity is how long the programs accept datagrams without a sign of life of user
-// space (SPEC section 11).
-const validity = 30 * time.Second
 
 // Options are those of this engine alone.
 type Options struct {
@@ -91,7 +88,7 @@ type Options struct {
 	// a kernel thread. 0 is 1 ms, negative is never.
 	Quiet time.Duration
 
-	validity      time.Duration // for tests; 0 is validity
+	validity      time.Duration // for tests; 0 is pindir.Validity
 	refuseWatches error         // for tests: what loading the counters of losses ends with
 }
 
@@ -120,9 +117,9 @@ type Engine struct {
 	probes, heartbeats, copies, copyBytes, sendErrors atomic.Uint64 // by the socket
 
 	// The rest belongs to the thread.
-	netns   uint32  // inode of the namespace
-	pins    *pins   // nil: nothing is pinned
-	left    *legacy // while another process's datapath is being adopted
+	netns   uint32      // inode of the namespace
+	pins    *pindir.Dir // nil: nothing is pinned
+	left    *legacy     // while another process's datapath is being adopted
 	adopted *datapath.State
 	objects bpf.RpObjects
 
@@ -172,7 +169,7 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 		opt.Quiet = defaultQuiet
 	}
 	if opt.validity == 0 {
-		opt.validity = validity
+		opt.validity = pindir.Validity
 	}
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
@@ -330,12 +327,8 @@ func (e *Engine) open() error {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	if e.opt.Pin != "" {
-		if e.pins, err = newPins(e.opt.Pin, e.addr, e.netns); err != nil {
+		if err := e.openPins(); err != nil {
 			return err
-		}
-		e.pins.sweep(e.nl, e.boot, e.opt.Log)
-		if e.left, err = e.pins.find(e.nl, e.addr, &e.cfg, e.boot); err != nil {
-			e.opt.Log.Warn("datapath that was left cannot be adopted", "pin", e.pins.dir, "reason", err)
 		}
 	}
 	if err := e.load(e.left); err != nil {
@@ -368,7 +361,7 @@ func (e *Engine) begin() error {
 	}
 	e.raiseFanoutPriority()
 	if e.pins != nil {
-		if err := e.pins.takeDown(e.opt.Log); err != nil {
+		if err := e.pins.TakeDown(); err != nil {
 			return err
 		}
 	}
@@ -387,23 +380,17 @@ func (e *Engine) begin() error {
 	if e.pins == nil {
 		return nil
 	}
-	return e.pins.commit(e.tables(), e.links())
+	return e.pins.Commit(e.pinnedMaps(), e.links())
 }
 
-// Pins of the programs that count what rings and queues drop.
-const (
-	watchLost = linkPrefix + "lost"
-	watchFull = linkPrefix + "full"
-)
-
-// watchedBy are those programs, by pin.
+// watchedBy are the programs that count what rings and queues drop, by the name of their link.
 var watchedBy = map[string]struct {
 	tracepoint string
 	counts     string
 	program    func(*bpf.RpObjects) *ebpf.Program
 }{
-	watchLost: {"xdp_devmap_xmit", "copies that devices had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpLost }},
-	watchFull: {"xdp_cpumap_enqueue", "frames that the queue of a CPU had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpFull }},
+	pindir.LostLink: {"xdp_devmap_xmit", "copies that devices had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpLost }},
+	pindir.FullLink: {"xdp_cpumap_enqueue", "frames that the queue of a CPU had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpFull }},
 }
 
 // watchRings attaches them, as far as the kernel lets it.
@@ -437,11 +424,11 @@ func (e *Engine) shut() {
 		e.pulse.stop()
 	}
 	if e.pins != nil && e.left == nil {
-		e.pins.remove()
+		e.pins.Remove()
 	}
 	for _, d := range e.devices {
 		if d != nil {
-			if e.left != nil && e.left.links[d.index] == nil { // a new one
+			if e.left != nil && e.left.Links[d.index] == nil { // a new one
 				_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
 			}
 			d.link.Close()

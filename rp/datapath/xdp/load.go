@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
 // Byte orders: tags and checksums are computed over little-endian words, addresses
@@ -57,8 +58,8 @@ func (e *Engine) load(left *legacy) error {
 	}
 	var options ebpf.CollectionOptions
 	if left != nil {
-		options.MapReplacements = left.maps
-		e.cfg.Incarnation, e.cfg.HandleKey = left.life.Incarnation, wholeKey(left.life.HandleKey)
+		options.MapReplacements = left.Maps
+		e.cfg.Incarnation, e.cfg.HandleKey = left.Life.Incarnation, wholeKey(left.Life.HandleKey)
 	} else {
 		fans, err := ebpf.NewMap(spec.Maps[bpf.RpMapFanCpus])
 		if err != nil {
@@ -134,7 +135,7 @@ func (e *Engine) cookie() uint64 {
 // engine copies as well, but for the count.
 func (e *Engine) loadWatches(spec *ebpf.CollectionSpec) {
 	if err := e.opt.refuseWatches; err != nil {
-		e.watchErrors = map[string]error{watchLost: err, watchFull: err}
+		e.watchErrors = map[string]error{pindir.LostLink: err, pindir.FullLink: err}
 		return
 	}
 	e.watchErrors = make(map[string]error)
@@ -145,13 +146,13 @@ func (e *Engine) loadWatches(spec *ebpf.CollectionSpec) {
 		Program *ebpf.Program `ebpf:"mdcs_rp_lost"`
 	}
 	if err := spec.LoadAndAssign(&lost, &shared); err != nil {
-		e.watchErrors[watchLost] = fmt.Errorf("it reads structures of the kernel, which must be described "+
+		e.watchErrors[pindir.LostLink] = fmt.Errorf("it reads structures of the kernel, which must be described "+
 			"(CONFIG_DEBUG_INFO_BTF, a readable /sys/kernel/btf/vmlinux) and not locked down (/sys/kernel/security/lockdown): %w", explainLoad(err))
 	}
 	var full struct {
 		Program *ebpf.Program `ebpf:"mdcs_rp_full"`
 	}
-	e.watchErrors[watchFull] = explainLoad(spec.LoadAndAssign(&full, &shared))
+	e.watchErrors[pindir.FullLink] = explainLoad(spec.LoadAndAssign(&full, &shared))
 	e.objects.MdcsRpLost, e.objects.MdcsRpFull = lost.Program, full.Program
 }
 

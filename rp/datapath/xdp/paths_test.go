@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
@@ -180,7 +181,7 @@ func testDeviceDuringOverrun(t *testing.T, same bool) {
 		var is bool
 		require.NoError(t, e.do(func() {
 			link, err := e.nl.LinkByName(l.device(0))
-			is = err == nil && e.devices[0] != nil && e.devices[0].index == link.Attrs().Index && attached(e.devices[0].link, e.devices[0].index) &&
+			is = err == nil && e.devices[0] != nil && e.devices[0].index == link.Attrs().Index && pindir.Attached(e.devices[0].link, e.devices[0].index) &&
 				len(e.paths.queue) == 0 && !e.table.untidy()
 		}))
 		return is && e.missing() == 0

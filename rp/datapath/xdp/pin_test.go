@@ -4,19 +4,18 @@ package xdp
 
 import (
 	"bytes"
-	"encoding/binary"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
 // Whatever became of the pins of a killed process, the next one goes on with them or
@@ -30,13 +29,13 @@ func TestXDPDamagedPins(t *testing.T) {
 	require.Len(t, dirs, 1)
 	damages := make(map[string]func(dir string))
 	pair := func(dir string) string { // another interface with each start
-		all, err := filepath.Glob(filepath.Join(dir, linkPrefix+"[0-9]*"))
+		all, err := filepath.Glob(filepath.Join(dir, "link_[0-9]*"))
 		require.NoError(t, err)
-		i := slices.IndexFunc(all, func(path string) bool { return filepath.Base(path) != linkName(100) })
+		i := slices.IndexFunc(all, func(path string) bool { return filepath.Base(path) != pindir.LinkName(100) })
 		return filepath.Base(all[i])
 	}
 	for _, name := range []string{
-		linkName(100), "pair", watchLost, watchFull, bpf.RpMapLives, bpf.RpMapSessions, bpf.RpMapNexts, bpf.RpMapTargets, bpf.RpMapFanCpus, bpf.RpMapTotals,
+		pindir.LinkName(100), "pair", pindir.LostLink, pindir.FullLink, bpf.RpMapLives, bpf.RpMapSessions, bpf.RpMapNexts, bpf.RpMapTargets, bpf.RpMapFanCpus, bpf.RpMapTotals,
 	} {
 		remove := func(dir string) string {
 			path := filepath.Join(dir, name)
@@ -55,10 +54,10 @@ func TestXDPDamagedPins(t *testing.T) {
 		}
 	}
 	damages["directory among them"] = func(dir string) { require.NoError(t, os.Mkdir(filepath.Join(dir, "link_7"), 0o700)) }
-	damages["half filled"] = func(dir string) { require.NoError(t, os.Rename(dir, dir+unfinished)) }
+	damages["half filled"] = func(dir string) { require.NoError(t, os.Rename(dir, dir+"_new")) }
 	damages["older layout"] = func(dir string) { require.NoError(t, os.Rename(dir, filepath.Join(filepath.Dir(dir), "v1_00000000"))) }
 	damages["nothing"] = func(string) {}
-	watch := map[string]bool{"without " + watchLost: true, "without " + watchFull: true, "nothing": true}
+	watch := map[string]bool{"without " + pindir.LostLink: true, "without " + pindir.FullLink: true, "nothing": true}
 	adopted := 0
 	for name, damage := range damages {
 		kill()
@@ -71,7 +70,7 @@ func TestXDPDamagedPins(t *testing.T) {
 		} else {
 			require.False(t, watch[name], name)
 		}
-		require.ElementsMatch(t, []string{"rp0", endpointName(spec.Config.Addr) + "b"}, c.programs(), name)
+		require.ElementsMatch(t, []string{"rp0", pindir.EndpointName(spec.Config.Addr) + "b"}, c.programs(), name)
 		require.NoError(t, e.Close())
 		c.nothingLeft(spec.Pin)
 		kill, err = c.lab.startChild(spec, false)
@@ -139,7 +138,7 @@ func TestXDPOthersPins(t *testing.T) {
 			kill()
 			e, err := c.adoptHere(moved, &log)
 			require.NoError(t, err)
-			require.ElementsMatch(t, []string{"rp0", endpointName(addr) + "b"}, c.programs())
+			require.ElementsMatch(t, []string{"rp0", pindir.EndpointName(addr) + "b"}, c.programs())
 			require.Empty(t, c.left(spec.Pin, spec.Config.Addr))
 			require.NoError(t, e.Close())
 			c.nothingLeft(spec.Pin)
@@ -164,34 +163,4 @@ func (c *crowd) left(pin string, addr netip.AddrPort) (dir string) {
 		require.NoError(c.lab.t, err)
 	})
 	return dir
-}
-
-// A process that died and whose address nobody has any more is dead, too, and one of
-// another build is known by its time.
-func TestXDPAlive(t *testing.T) {
-	needKernel(t)
-	boot, err := bootTime()
-	require.NoError(t, err)
-	pin := filepath.Dir(mountBPF(t))
-	now := func(ahead time.Duration) uint64 { return uint64(time.Since(boot) + ahead) }
-	for name, c := range map[string]struct {
-		value any
-		size  uint32
-		lives bool
-	}{
-		"dead":                {bpf.RpLife{ValidUntil: now(validity), Addr: bpf.RpAddress{Word: [4]uint32{1, 2, 3, 4}}, Port: 1}, uint32(binary.Size(bpf.RpLife{})), false},
-		"other build, dead":   {[2]uint64{now(validity / 2)}, 16, false},
-		"other build, living": {[2]uint64{now(validity)}, 16, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: c.size, MaxEntries: 1})
-			require.NoError(t, err)
-			defer m.Close()
-			require.NoError(t, m.Put(uint32(0), c.value))
-			path := filepath.Join(pin, "lives")
-			require.NoError(t, m.Pin(path))
-			defer m.Unpin()
-			require.Equal(t, c.lives, alive(path, boot) != nil)
-		})
-	}
 }
