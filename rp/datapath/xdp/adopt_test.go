@@ -68,6 +68,10 @@ func child(spec string) int {
 		}
 		if e, err = Attach(s.Config, s.options()); err == nil {
 			err = e.Apply(s.Change)
+			// On a machine under load a neighbour may take longer than Apply waits.
+			for end := time.Now().Add(30 * time.Second); !e.reachesAll() && time.Now().Before(end); {
+				time.Sleep(time.Millisecond)
+			}
 			fmt.Println("ready", err, e.Adopted() != nil)
 			_, _ = io.Copy(io.Discard, os.Stdin)
 			e.Close()
@@ -78,6 +82,18 @@ func child(spec string) int {
 		return 1
 	}
 	return 0
+}
+
+// reachesAll reports whether copies go to all sessions that are behind the engine's devices.
+func (e *Engine) reachesAll() (all bool) {
+	_ = e.do(func() {
+		all = !e.table.untidy()
+		for _, s := range e.table.sessions {
+			_, known := e.paths.neighbours[s.path]
+			all = all && (known || e.number(s.path.Link) < 0 || s.path.Addr.IsMulticast())
+		}
+	})
+	return all
 }
 
 // startChild starts the process in the RP's namespace, and returns how to kill it
