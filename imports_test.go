@@ -31,6 +31,7 @@ var leaves = []string{mdcs + "/ethmcast/wire", mdcs + "/ethmcast/auth"}
 
 // cores are state machines: they are told the time and what arrived, and say what to send.
 var cores = append([]string{
+	mdcs + "/ethmcast/codec",
 	mdcs + "/ethmcast/coverage",
 	mdcs + "/ethmcast/discovery/nearest",
 	mdcs + "/ethmcast/outbox",

@@ -106,7 +106,7 @@ func (s *Service) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 	}
 }
 
-// readMessage reads and decodes one message; the error is a *proto.Error.
+// readMessage reads and decodes one message; the error is a violation (proto.IsViolation).
 func readMessage(msg *p2p.Msg) (proto.Message, error) {
 	if msg.Size > proto.MaxMessage {
 		return nil, &proto.Error{Reason: proto.ReasonMalformed, Detail: fmt.Sprintf("message 0x%02x of %d bytes", msg.Code, msg.Size)}

@@ -7,6 +7,7 @@
 package proto
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,9 +15,9 @@ import (
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
-	"github.com/ethereum/go-ethereum/rlp"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/codec"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -200,15 +201,21 @@ func (e *Error) Error() string { return fmt.Sprintf("%v: %s", e.Reason, e.Detail
 
 // ReasonOf returns the reason to send in a Leave for err.
 func ReasonOf(err error) Reason {
-	var violation *Error
-	if errors.As(err, &violation) {
+	if violation, ok := errors.AsType[*Error](err); ok {
 		return violation.Reason
+	}
+	if _, ok := errors.AsType[*codec.Error](err); ok {
+		return ReasonMalformed
 	}
 	return ReasonQuit
 }
 
-func malformed(format string, args ...any) error {
-	return &Error{ReasonMalformed, fmt.Sprintf(format, args...)}
+// IsViolation reports whether err says that the other side broke the protocol: it is an *Error, or
+// the *codec.Error of a message that is none.
+func IsViolation(err error) bool {
+	_, broken := errors.AsType[*Error](err)
+	_, malformed := errors.AsType[*codec.Error](err)
+	return broken || malformed
 }
 
 // Unexpected returns an *Error for a message that is not allowed in this state. Detail is format with args.
@@ -218,8 +225,8 @@ func Unexpected(format string, args ...any) error {
 
 // Message is one message of the capability.
 type Message interface {
-	Code() uint64
-	check() error
+	codec.Message
+	check() error // that it keeps its limits
 }
 
 // Status is the first message, sent by both sides.
@@ -464,142 +471,83 @@ func (*Confirm) Code() uint64  { return ConfirmMsg }
 func (*Receipt) Code() uint64  { return ReceiptMsg }
 
 func (m *Status) check() error {
-	if len(m.Operator) > MaxOperator {
-		return malformed("status: operator of %d bytes", len(m.Operator))
+	if err := codec.AtMost("operator", len(m.Operator), MaxOperator); err != nil {
+		return err
 	}
 	switch m.Role {
 	case RolePeer:
 		return nil
 	case RoleRP:
-		if m.Incarnation == 0 || m.DataPort == 0 {
-			return malformed("status: rp without incarnation or data port")
-		}
-		return nil
+		return cmp.Or(codec.NotZero("incarnation", m.Incarnation), codec.NotZero("data port", m.DataPort))
 	}
-	return malformed("status: unknown role %d", m.Role)
+	return codec.Wrong("role", uint8(m.Role), "1 or 2")
 }
 
 func (m *Join) check() error {
-	switch {
-	case len(m.Groups) == 0 || len(m.Groups) > MaxGroups:
-		return malformed("join: %d groups", len(m.Groups))
-	case m.Port == 0:
-		return malformed("join: port 0")
-	case m.Session == 0:
-		return malformed("join: session 0")
-	case m.ProbeSize < MinProbe || m.ProbeSize > wire.MaxDatagram:
-		return malformed("join: PROBE of %d bytes", m.ProbeSize)
+	if m.ProbeSize < MinProbe || m.ProbeSize > wire.MaxDatagram {
+		return codec.Wrong("size of the PROBE", m.ProbeSize, "%d to %d", MinProbe, wire.MaxDatagram)
 	}
-	return nil
+	return cmp.Or(checkGroups(m.Groups), codec.NotZero("port", m.Port), codec.NotZero("session index", m.Session))
 }
 
 func (m *ProbeAck) check() error { return nil }
 
 func (m *Welcome) check() error {
-	lease := time.Duration(m.Lease) * time.Second
-	switch {
-	case m.Session == 0:
-		return malformed("welcome: session 0")
-	case lease < MinLease || lease > MaxLease:
-		return malformed("welcome: lease of %v", lease)
-	case len(m.Keys) > MaxKeys || len(m.Marks) > MaxMarks:
-		return malformed("welcome: %d keys, %d marks", len(m.Keys), len(m.Marks))
-	case (m.Rate == 0) != (m.Burst == 0):
-		return malformed("welcome: rate %d, burst %d", m.Rate, m.Burst)
-	case m.Mode > ModeSSM || (m.Mode == ModeSSM) != (m.Channel.Session != 0):
-		return malformed("welcome: %v with channel session %08x", m.Mode, m.Channel.Session)
+	if m.Mode > ModeSSM {
+		return codec.Wrong("delivery mode", uint8(m.Mode), "0 or 1")
 	}
-	return nil
+	if (m.Mode == ModeSSM) != (m.Channel.Session != 0) {
+		return codec.Wrong("session index of the channel", fmt.Sprintf("%08x", m.Channel.Session), "0 in mode unicast alone")
+	}
+	terms := Terms{m.Rate, m.Burst, m.Keys, m.Marks}
+	return cmp.Or(codec.NotZero("session index", m.Session), checkLease(m.Lease), terms.check())
 }
 
 func (m *Resume) check() error {
-	switch {
-	case len(m.Groups) == 0 || len(m.Groups) > MaxGroups:
-		return malformed("resume: %d groups", len(m.Groups))
-	case m.Port == 0 || m.Session == 0:
-		return malformed("resume: port %d, session %d", m.Port, m.Session)
-	}
-	return nil
+	return cmp.Or(checkGroups(m.Groups), codec.NotZero("port", m.Port), codec.NotZero("session index", m.Session))
 }
 
-func (m *Resumed) check() error {
-	if lease := time.Duration(m.Lease) * time.Second; lease < MinLease || lease > MaxLease {
-		return malformed("resumed: lease of %v", lease)
-	}
-	return m.Terms.check()
-}
+func (m *Resumed) check() error { return cmp.Or(checkLease(m.Lease), m.Terms.check()) }
 
 func (m *Terms) check() error {
-	switch {
-	case len(m.Keys) > MaxKeys || len(m.Marks) > MaxMarks:
-		return malformed("terms: %d keys, %d marks", len(m.Keys), len(m.Marks))
-	case (m.Rate == 0) != (m.Burst == 0):
-		return malformed("terms: rate %d, burst %d", m.Rate, m.Burst)
+	if (m.Rate == 0) != (m.Burst == 0) {
+		return codec.Wrong("burst", m.Burst, "0 with a rate of 0 alone, which is %d", m.Rate)
 	}
-	return nil
+	return cmp.Or(codec.AtMost("group keys", len(m.Keys), MaxKeys), codec.AtMost("marks", len(m.Marks), MaxMarks))
 }
 
-func (m *Activate) check() error {
-	if len(m.Marks) > MaxMarks {
-		return malformed("activate: %d marks", len(m.Marks))
-	}
-	return nil
-}
+func (m *Activate) check() error { return codec.AtMost("marks", len(m.Marks), MaxMarks) }
 
 func (m *Activated) check() error { return m.Terms.check() }
 
 func (m *Deactivate) check() error { return nil }
 
 func (m *Redirect) check() error {
-	if len(m.URLs) > MaxRedirect {
-		return malformed("redirect: %d urls", len(m.URLs))
-	}
-	for _, url := range m.URLs {
-		if len(url) > MaxURL {
-			return malformed("redirect: url of %d bytes", len(url))
+	for i, url := range m.URLs {
+		if err := codec.AtMost("length", len(url), MaxURL); err != nil {
+			return codec.In(err, "enode URLs[%d]", i)
 		}
 	}
-	return nil
+	return codec.AtMost("enode URLs", len(m.URLs), MaxRedirect)
 }
 
-func (m *Counters) check() error {
-	if len(m.Neighbours) > MaxNeighbours {
-		return malformed("counters: %d neighbours", len(m.Neighbours))
-	}
-	return nil
-}
+func (m *Counters) check() error { return codec.AtMost("neighbours", len(m.Neighbours), MaxNeighbours) }
 
-func (m *Confirm) check() error {
-	if len(m.Places) > MaxPlaces {
-		return malformed("confirm: %d objects", len(m.Places))
-	}
-	return nil
-}
+func (m *Confirm) check() error { return codec.AtMost("places", len(m.Places), MaxPlaces) }
 
 func (m *Receipt) check() error {
-	if len(m.Objects) > MaxPlaces {
-		return malformed("receipt: %d objects", len(m.Objects))
-	}
-	for _, o := range m.Objects {
+	for i, o := range m.Objects {
 		if o.Confirmed > o.Sent {
-			return malformed("receipt: %d of %d confirmed", o.Confirmed, o.Sent)
+			return codec.In(codec.Wrong("confirmed", o.Confirmed, "at most %d as sent", o.Sent), "objects[%d]", i)
 		}
 	}
-	return nil
+	return codec.AtMost("objects", len(m.Objects), MaxPlaces)
 }
 
-func (m *Announce) check() error {
-	if len(m.Counters) > MaxMarks {
-		return malformed("announce: %d counters", len(m.Counters))
-	}
-	return nil
-}
+func (m *Announce) check() error { return codec.AtMost("counters", len(m.Counters), MaxMarks) }
 
 func (m *Rekey) check() error {
-	if len(m.Keys) > MaxKeys || len(m.Retired) > MaxKeys {
-		return malformed("rekey: %d keys, %d retired", len(m.Keys), len(m.Retired))
-	}
-	return nil
+	return cmp.Or(codec.AtMost("group keys", len(m.Keys), MaxKeys), codec.AtMost("retired ingress RPs", len(m.Retired), MaxKeys))
 }
 
 func (m *RekeyAck) check() error { return nil }
@@ -607,84 +555,49 @@ func (m *RekeyAck) check() error { return nil }
 func (m *Leave) check() error { return nil }
 
 func (m *Have) check() error {
-	if len(m.Marks) > MaxMarks {
-		return malformed("have: %d marks", len(m.Marks))
-	}
 	for i := range m.Marks {
 		if err := m.Marks[i].check(); err != nil {
-			return err
+			return codec.In(err, "marks[%d]", i)
 		}
 	}
-	return nil
+	return codec.AtMost("marks", len(m.Marks), MaxMarks)
 }
 
 func (m *HaveMark) check() error {
-	if m.First > m.Next || len(m.Missing) > MaxMissing {
-		return malformed("have: mark from %d to %d, %d missing", m.First, m.Next, len(m.Missing))
+	if m.First > m.Next {
+		return codec.Wrong("first", m.First, "at most %d as next", m.Next)
 	}
 	for i, seq := range m.Missing {
 		if seq < m.First || seq >= m.Next || (i > 0 && seq <= m.Missing[i-1]) {
-			return malformed("have: missing sequence %d out of place", seq)
+			return codec.Wrong("missing", seq, "ascending numbers from %d on, less than %d", m.First, m.Next)
 		}
+	}
+	return codec.AtMost("missing", len(m.Missing), MaxMissing)
+}
+
+func checkGroups(groups []uint32) error {
+	if len(groups) == 0 || len(groups) > MaxGroups {
+		return codec.Wrong("groups", len(groups), "1 to %d", MaxGroups)
 	}
 	return nil
 }
 
-// Encode returns the message's RLP.
-func Encode(m Message) ([]byte, error) { return rlp.EncodeToBytes(m) }
-
-// Decode decodes a message and checks it against the limits of SPEC section 11.
-// Every error is an *Error.
-func Decode(code uint64, payload []byte) (Message, error) {
-	if len(payload) > MaxMessage {
-		return nil, malformed("message 0x%02x of %d bytes", code, len(payload))
+// checkLease checks a lease in seconds.
+func checkLease(seconds uint32) error {
+	if lease := time.Duration(seconds) * time.Second; lease < MinLease || lease > MaxLease {
+		return codec.Wrong("lease", lease, "%v to %v", MinLease, MaxLease)
 	}
-	var m Message
-	switch code {
-	case StatusMsg:
-		m = new(Status)
-	case JoinMsg:
-		m = new(Join)
-	case ProbeAckMsg:
-		m = new(ProbeAck)
-	case WelcomeMsg:
-		m = new(Welcome)
-	case AnnounceMsg:
-		m = new(Announce)
-	case RekeyMsg:
-		m = new(Rekey)
-	case RekeyAckMsg:
-		m = new(RekeyAck)
-	case LeaveMsg:
-		m = new(Leave)
-	case HaveMsg:
-		m = new(Have)
-	case ResumeMsg:
-		m = new(Resume)
-	case ResumedMsg:
-		m = new(Resumed)
-	case ActivateMsg:
-		m = new(Activate)
-	case ActivatedMsg:
-		m = new(Activated)
-	case DeactivateMsg:
-		m = new(Deactivate)
-	case RedirectMsg:
-		m = new(Redirect)
-	case CountersMsg:
-		m = new(Counters)
-	case ConfirmMsg:
-		m = new(Confirm)
-	case ReceiptMsg:
-		m = new(Receipt)
-	default:
-		return nil, malformed("unknown message code 0x%02x", code)
-	}
-	if err := rlp.DecodeBytes(payload, m); err != nil {
-		return nil, malformed("message 0x%02x: %v", code, err)
-	}
-	if err := m.check(); err != nil {
-		return nil, err
-	}
-	return m, nil
+	return nil
 }
+
+var kinds = codec.New[Message](MaxMessage, Message.check,
+	new(Status), new(Join), new(ProbeAck), new(Welcome), new(Announce), new(Rekey), new(RekeyAck), new(Leave), new(Have),
+	new(Resume), new(Resumed), new(Activate), new(Activated), new(Deactivate), new(Redirect),
+	new(Counters), new(Confirm), new(Receipt))
+
+// Encode returns the message's RLP.
+func Encode(m Message) ([]byte, error) { return kinds.Encode(m) }
+
+// Decode decodes a message and checks it against the limits of SPEC section 11. Each error is a
+// *codec.Error.
+func Decode(code uint64, payload []byte) (Message, error) { return kinds.Decode(code, payload) }

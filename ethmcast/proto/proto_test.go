@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/rlp"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/codec"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 )
 
@@ -127,8 +128,8 @@ func TestMessageLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = Decode(m.Code(), b)
-		var violation *Error
-		if !errors.As(err, &violation) || violation.Reason != ReasonMalformed {
+		e, ok := errors.AsType[*codec.Error](err)
+		if !ok || ReasonOf(err) != ReasonMalformed || !IsViolation(err) || e.Code != m.Code() || e.Element == "" || e.Want == "" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -181,8 +182,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, code uint64, b []byte) {
 		m, err := Decode(code, b)
 		if err != nil {
-			var violation *Error
-			if !errors.As(err, &violation) {
+			if _, ok := errors.AsType[*codec.Error](err); !ok {
 				t.Fatalf("error of type %T", err)
 			}
 			return

@@ -144,7 +144,7 @@ func (l *Link) handle(m Message) error {
 		return nil
 	}
 	if l.state == Connected {
-		return unexpected("message 0x%02x before hello", m.Code())
+		return proto.Unexpected("message 0x%02x before hello", m.Code())
 	}
 	switch m := m.(type) {
 	case *Keys:
@@ -155,22 +155,22 @@ func (l *Link) handle(m Message) error {
 		l.act(Reported{m.Reports})
 		return nil
 	}
-	return unexpected("message 0x%02x", m.Code())
+	return proto.Unexpected("message 0x%02x", m.Code())
 }
 
 func (l *Link) opened(m *Hello) error {
 	switch {
 	case l.state != Connected:
-		return unexpected("second hello")
+		return proto.Unexpected("second hello")
 	case m.NetworkID != l.cfg.Hello.NetworkID || m.Genesis != l.cfg.Hello.Genesis:
 		return &proto.Error{
 			Reason: proto.ReasonChain,
 			Detail: fmt.Sprintf("rp of network %d with genesis %x", m.NetworkID, m.Genesis[:4]),
 		}
 	case m.Incarnation == l.cfg.Hello.Incarnation:
-		return unexpected("incarnation %08x is our own", m.Incarnation)
+		return proto.Unexpected("incarnation %08x is our own", m.Incarnation)
 	case !linkstate.Belongs(linkstate.IDOf(l.cfg.Remote), m.Incarnation):
-		return unexpected("incarnation %08x is not one of it", m.Incarnation)
+		return proto.Unexpected("incarnation %08x is not one of it", m.Incarnation)
 	}
 	l.state = Open
 	send, receive := auth.HopKeys(l.cfg.Self, l.cfg.Remote, l.cfg.Hello.Share, m.Share)
@@ -180,10 +180,10 @@ func (l *Link) opened(m *Hello) error {
 
 func (l *Link) offered(m *Keys) error {
 	if len(l.pending) >= MaxOffers {
-		return unexpected("%d offers of keys at once", len(l.pending)+1)
+		return proto.Unexpected("%d offers of keys at once", len(l.pending)+1)
 	}
 	if slices.Contains(l.pending, m.ID) {
-		return unexpected("second offer %d of keys", m.ID)
+		return proto.Unexpected("second offer %d of keys", m.ID)
 	}
 	keys := slices.DeleteFunc(slices.Clone(m.Keys), func(k proto.GroupKey) bool {
 		return !slices.Contains(l.cfg.Groups, k.Group)
@@ -220,7 +220,7 @@ func (l *Link) Offer(now time.Time, wait time.Duration, keys []proto.GroupKey) (
 func (l *Link) acked(id uint32) error {
 	i := slices.IndexFunc(l.offers, func(o offer) bool { return o.id == id })
 	if i < 0 {
-		return unexpected("acknowledgement of keys %d", id)
+		return proto.Unexpected("acknowledgement of keys %d", id)
 	}
 	l.offers = slices.Delete(l.offers, i, i+1)
 	l.act(Acked{id})

@@ -22,12 +22,11 @@
 package mesh
 
 import (
-	"fmt"
+	"cmp"
 	"time"
 
-	"github.com/ethereum/go-ethereum/rlp"
-
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/codec"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/receipts"
 )
@@ -59,8 +58,8 @@ const (
 
 // Message is one message of the capability.
 type Message interface {
-	Code() uint64
-	check() error
+	codec.Message
+	check() error // that it keeps its limits
 }
 
 // Hello opens the link. The data endpoint is the configured address of the
@@ -111,20 +110,14 @@ func (*Bye) Code() uint64     { return ByeMsg }
 func (*Report) Code() uint64  { return ReportMsg }
 
 func (m *Hello) check() error {
-	if m.Incarnation == 0 || m.DataPort == 0 || m.Session == 0 {
-		return malformed("hello: incarnation %08x, data port %d, session %08x", m.Incarnation, m.DataPort, m.Session)
-	}
-	return nil
+	return cmp.Or(codec.NotZero("incarnation", m.Incarnation), codec.NotZero("data port", m.DataPort), codec.NotZero("session index", m.Session))
 }
 
 func (m *Keys) check() error {
-	if len(m.Keys) > MaxKeys {
-		return malformed("keys: %d keys", len(m.Keys))
-	}
 	if wait := time.Duration(m.Wait) * time.Millisecond; wait > MaxWait {
-		return malformed("keys: wait of %v", wait)
+		return codec.Wrong("wait", wait, "at most %v", MaxWait)
 	}
-	return nil
+	return codec.AtMost("group keys", len(m.Keys), MaxKeys)
 }
 
 func (m *KeysAck) check() error { return nil }
@@ -132,54 +125,18 @@ func (m *KeysAck) check() error { return nil }
 func (m *Bye) check() error { return nil }
 
 func (m *Report) check() error {
-	if len(m.Reports) > MaxReports {
-		return malformed("report: %d reports", len(m.Reports))
-	}
-	for _, r := range m.Reports {
+	for i, r := range m.Reports {
 		if r.Confirmed > r.Sent {
-			return malformed("report: %d of %d confirmed", r.Confirmed, r.Sent)
+			return codec.In(codec.Wrong("confirmed", r.Confirmed, "at most %d as sent", r.Sent), "reports[%d]", i)
 		}
 	}
-	return nil
+	return codec.AtMost("reports", len(m.Reports), MaxReports)
 }
+
+var kinds = codec.New[Message](MaxMessage, Message.check, new(Hello), new(Keys), new(KeysAck), new(Bye), new(Report))
 
 // Encode returns the message's RLP.
-func Encode(m Message) ([]byte, error) { return rlp.EncodeToBytes(m) }
+func Encode(m Message) ([]byte, error) { return kinds.Encode(m) }
 
-// Decode decodes a message and checks it against its limits. Every error is a
-// *proto.Error.
-func Decode(code uint64, payload []byte) (Message, error) {
-	if len(payload) > MaxMessage {
-		return nil, malformed("message 0x%02x of %d bytes", code, len(payload))
-	}
-	var m Message
-	switch code {
-	case HelloMsg:
-		m = new(Hello)
-	case KeysMsg:
-		m = new(Keys)
-	case KeysAckMsg:
-		m = new(KeysAck)
-	case ByeMsg:
-		m = new(Bye)
-	case ReportMsg:
-		m = new(Report)
-	default:
-		return nil, malformed("unknown message code 0x%02x", code)
-	}
-	if err := rlp.DecodeBytes(payload, m); err != nil {
-		return nil, malformed("message 0x%02x: %v", code, err)
-	}
-	if err := m.check(); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-func malformed(format string, args ...any) error {
-	return &proto.Error{Reason: proto.ReasonMalformed, Detail: fmt.Sprintf(format, args...)}
-}
-
-func unexpected(format string, args ...any) error {
-	return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf(format, args...)}
-}
+// Decode decodes a message and checks it against its limits. Each error is a *codec.Error.
+func Decode(code uint64, payload []byte) (Message, error) { return kinds.Decode(code, payload) }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/codec"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/receipts"
 )
@@ -75,9 +76,9 @@ func TestDecodeRefuses(t *testing.T) {
 		"too long":                  {KeysMsg, make([]byte, MaxMessage+1)},
 	} {
 		_, err := Decode(c.code, c.payload)
-		violation, ok := errors.AsType[*proto.Error](err)
+		_, ok := errors.AsType[*codec.Error](err)
 		require.True(t, ok, "%s: %v", name, err)
-		require.Equal(t, proto.ReasonMalformed, violation.Reason, name)
+		require.Equal(t, proto.ReasonMalformed, proto.ReasonOf(err), name)
 	}
 }
 
@@ -94,7 +95,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, code uint64, payload []byte) {
 		m, err := Decode(code, payload)
 		if err != nil {
-			if _, ok := errors.AsType[*proto.Error](err); !ok {
+			if _, ok := errors.AsType[*codec.Error](err); !ok {
 				t.Fatalf("error of type %T: %v", err, err)
 			}
 			return

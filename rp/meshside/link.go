@@ -190,9 +190,8 @@ func (s *Server) received(l *link, r msgio.Received[message]) {
 		return
 	}
 	err := r.Err
-	_, violation := errors.AsType[*proto.Error](err)
 	switch {
-	case err != nil && !violation:
+	case err != nil && !proto.IsViolation(err):
 		l.err = err
 		s.fail(l, errLost)
 		return

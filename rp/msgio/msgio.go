@@ -14,7 +14,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/front/rlpx"
 )
 
-// Received is what a connection brought: a message, a violation (*proto.Error) or
+// Received is what a connection brought: a message, a violation (proto.IsViolation) or
 // the error that ended it.
 type Received[M any] struct {
 	Message M

@@ -183,10 +183,11 @@ func (c *conn) run() error {
 
 func (c *conn) handle(r msgio.Received[proto.Message]) {
 	now := time.Now()
-	if _, violation := errors.AsType[*proto.Error](r.Err); violation {
+	if proto.IsViolation(r.Err) {
 		c.violation(r.Err)
 		return
-	} else if r.Err != nil {
+	}
+	if r.Err != nil {
 		c.end(errLost, r.Err)
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
@@ -339,7 +340,7 @@ func (c *Core) Handle(now time.Time, from ID, m Message) error {
 	c.now = now
 	n := c.neighbour(from)
 	if n == nil {
-		return unexpected("message 0x%02x without a link", m.Code())
+		return proto.Unexpected("message 0x%02x without a link", m.Code())
 	}
 	switch m := m.(type) {
 	case *Digest:
@@ -365,7 +366,7 @@ func (c *Core) Handle(now time.Time, from ID, m Message) error {
 	case *Serving:
 		c.repair(n, m)
 	default:
-		return unexpected("message 0x%02x", m.Code())
+		return proto.Unexpected("message 0x%02x", m.Code())
 	}
 	return nil
 }

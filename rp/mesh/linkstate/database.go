@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
 // database holds the newest advert of each RP, and what is under way to have the
@@ -173,7 +175,7 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 	node, err := c.cfg.Verify(a.Signed)
 	if err != nil {
 		c.stats.Forged++
-		return unexpected("%v", err)
+		return proto.Unexpected("%v", err)
 	}
 	delete(c.requested, v.Origin)
 	if !c.cfg.Allowed(node) || e == nil && len(c.entries) >= MaxOrigins {

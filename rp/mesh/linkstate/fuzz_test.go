@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/codec"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -253,7 +254,7 @@ func (w *witness) step(in []byte) []byte {
 	default:
 		m, err := Decode(uint64(op), b)
 		if err != nil {
-			if _, ok := errors.AsType[*proto.Error](err); !ok {
+			if _, ok := errors.AsType[*codec.Error](err); !ok {
 				w.t.Fatalf("error of type %T: %v", err, err)
 			}
 			break

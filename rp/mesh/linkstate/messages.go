@@ -36,8 +36,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/ethereum/go-ethereum/rlp"
-
+	"github.com/ethmcast/mdcs/ethmcast/codec"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
@@ -81,8 +80,8 @@ type ID = tree.ID
 
 // Message is one message of the protocol.
 type Message interface {
-	Code() uint64
-	check() error
+	codec.Message
+	check() error // that it keeps its limits
 }
 
 // Version orders the adverts of one RP: first by Epoch, then by Sequence.
@@ -179,162 +178,105 @@ func (*Serving) Code() uint64  { return ServingMsg }
 
 func (m *Digest) check() error {
 	if len(m.Sums) != Buckets {
-		return malformed("digest: %d sums", len(m.Sums))
+		return codec.Wrong("sums", len(m.Sums), "%d", Buckets)
 	}
 	return nil
 }
 
-func (m *Summary) check() error { return checkVersions("summary", m.Versions) }
-func (m *Offer) check() error   { return checkVersions("offer", m.Versions) }
+func (m *Summary) check() error { return checkVersions(m.Versions) }
+func (m *Offer) check() error   { return checkVersions(m.Versions) }
 func (m *Request) check() error {
-	return checkList("request", m.Origins, MaxVersions, func(id ID) ID { return id })
+	return checkList("RPs", m.Origins, MaxVersions, func(id ID) ID { return id })
 }
 
 func (m *Acked) check() error    { return nil }
 func (m *RouteSum) check() error { return nil }
-func (m *Prune) check() error    { return checkIngress("prune", m.Ingress, MaxVersions) }
-func (m *Serving) check() error  { return checkIngress("serving", m.Ingress, MaxServing) }
+func (m *Prune) check() error    { return checkIngress("ingress RPs", m.Ingress, MaxVersions) }
+func (m *Serving) check() error  { return checkIngress("ingress RPs", m.Ingress, MaxServing) }
 
 func (m *GraftAck) check() error {
-	if err := checkIngress("graft ack", m.Granted, MaxRoutes); err != nil {
-		return err
-	}
-	return checkIngress("graft ack", m.Refused, MaxRoutes)
+	return cmp.Or(checkIngress("granted", m.Granted, MaxRoutes), checkIngress("refused", m.Refused, MaxRoutes))
 }
 
 func (m *Adverts) check() error {
 	for _, a := range m.Adverts {
 		if err := a.Advert.check(); err != nil {
-			return err
+			return codec.In(err, "advert of %016x", uint64(a.Advert.Origin))
 		}
 	}
-	return checkCount("adverts", len(m.Adverts), MaxAdverts)
+	return codec.AtMost("adverts", len(m.Adverts), MaxAdverts)
 }
 
 func (m *Graft) check() error {
-	for _, r := range m.Routes {
-		if err := checkCount("marks", len(r.Marks), MaxGroups); err != nil {
+	for i, r := range m.Routes {
+		if err := r.check(); err != nil {
+			return codec.In(err, "routes[%d]", i)
+		}
+	}
+	if len(m.Routes) > 0 {
+		if err := codec.NotZero("ingress RP", m.Routes[0].Ingress); err != nil {
+			return codec.In(err, "routes[0]")
+		}
+	}
+	return checkList("routes", m.Routes, MaxRoutes, func(r GraftRoute) uint32 { return r.Ingress })
+}
+
+func (r *GraftRoute) check() error {
+	for i, m := range r.Marks {
+		if slices.ContainsFunc(r.Marks[:i], func(o Mark) bool { return o.Group == m.Group }) {
+			return codec.Wrong("marks", fmt.Sprintf("two of group %08x", m.Group), "one of each group")
+		}
+	}
+	return codec.AtMost("marks", len(r.Marks), MaxGroups)
+}
+
+func checkVersions(versions []Version) error {
+	return checkList("versions", versions, MaxVersions, func(v Version) ID { return v.Origin })
+}
+
+func checkIngress(element string, ingress []uint32, most int) error {
+	if len(ingress) > 0 {
+		if err := codec.NotZero(element, ingress[0]); err != nil {
 			return err
 		}
-		for i, m := range r.Marks {
-			if slices.ContainsFunc(r.Marks[:i], func(o Mark) bool { return o.Group == m.Group }) {
-				return malformed("graft: two marks of group %08x", m.Group)
-			}
-		}
 	}
-	if len(m.Routes) > 0 && m.Routes[0].Ingress == 0 {
-		return malformed("graft: ingress 0")
-	}
-	return checkList("graft", m.Routes, MaxRoutes, func(r GraftRoute) uint32 { return r.Ingress })
-}
-
-func checkVersions(what string, versions []Version) error {
-	return checkList(what, versions, MaxVersions, func(v Version) ID { return v.Origin })
-}
-
-func checkIngress(what string, ingress []uint32, limit int) error {
-	if len(ingress) > 0 && ingress[0] == 0 {
-		return malformed("%s: ingress 0", what)
-	}
-	return checkList(what, ingress, limit, func(i uint32) uint32 { return i })
+	return checkList(element, ingress, most, func(i uint32) uint32 { return i })
 }
 
 // checkList checks the length of a list, and that its keys ascend: none is there twice.
-func checkList[T any, K cmp.Ordered](what string, list []T, limit int, key func(T) K) error {
-	if err := checkCount(what, len(list), limit); err != nil {
-		return err
-	}
+func checkList[T any, K cmp.Ordered](element string, list []T, most int, key func(T) K) error {
 	for i := range list {
 		if i > 0 && key(list[i]) <= key(list[i-1]) {
-			return malformed("%s: entries out of order", what)
+			return codec.Wrong(element, fmt.Sprintf("%v behind %v", key(list[i]), key(list[i-1])), "ascending order")
 		}
 	}
-	return nil
-}
-
-func checkCount(what string, n, limit int) error {
-	if n > limit {
-		return malformed("%s: %d entries", what, n)
-	}
-	return nil
+	return codec.AtMost(element, len(list), most)
 }
 
 func (a *Advert) check() error {
-	switch {
-	case a.Incarnation == 0:
-		return malformed("advert of %016x: incarnation 0", a.Origin)
-	case len(a.Links) > MaxLinks:
-		return malformed("advert of %016x: %d links", a.Origin, len(a.Links))
-	case len(a.Groups) > MaxGroups:
-		return malformed("advert of %016x: %d groups", a.Origin, len(a.Groups))
-	case len(a.Operator) > MaxOperator:
-		return malformed("advert of %016x: operator of %d bytes", a.Origin, len(a.Operator))
+	if err := codec.NotZero("incarnation", a.Incarnation); err != nil {
+		return err
 	}
-	for i, l := range a.Links {
-		if l.Cost == 0 || l.Cost > tree.MaxCost || l.Neighbour == a.Origin {
-			return malformed("advert of %016x: link to %016x at cost %d", a.Origin, l.Neighbour, l.Cost)
+	for _, l := range a.Links {
+		if l.Cost == 0 || l.Cost > tree.MaxCost {
+			return codec.Wrong("cost", l.Cost, "1 to %d", tree.MaxCost)
 		}
-		if i > 0 && l.Neighbour <= a.Links[i-1].Neighbour {
-			return malformed("advert of %016x: links out of order", a.Origin)
+		if l.Neighbour == a.Origin {
+			return codec.Wrong("links", "one to itself", "links to others")
 		}
 	}
-	for i, g := range a.Groups {
-		if i > 0 && g.Group <= a.Groups[i-1].Group {
-			return malformed("advert of %016x: groups out of order", a.Origin)
-		}
-	}
-	return nil
+	return cmp.Or(
+		checkList("links", a.Links, MaxLinks, func(l Link) ID { return l.Neighbour }),
+		checkList("groups", a.Groups, MaxGroups, func(g Members) uint32 { return g.Group }),
+		codec.AtMost("operator", len(a.Operator), MaxOperator),
+	)
 }
+
+var kinds = codec.New[Message](MaxMessage, Message.check, new(Digest), new(Summary), new(Request), new(Adverts), new(Offer), new(Acked),
+	new(Graft), new(Prune), new(GraftAck), new(RouteSum), new(Serving))
 
 // Encode returns the message's RLP.
-func Encode(m Message) ([]byte, error) { return rlp.EncodeToBytes(m) }
+func Encode(m Message) ([]byte, error) { return kinds.Encode(m) }
 
-// Decode decodes a message and checks it against its limits. Every error is a
-// *proto.Error.
-func Decode(code uint64, payload []byte) (Message, error) {
-	if len(payload) > MaxMessage {
-		return nil, malformed("message 0x%02x of %d bytes", code, len(payload))
-	}
-	var m Message
-	switch code {
-	case DigestMsg:
-		m = new(Digest)
-	case SummaryMsg:
-		m = new(Summary)
-	case RequestMsg:
-		m = new(Request)
-	case AdvertsMsg:
-		m = new(Adverts)
-	case OfferMsg:
-		m = new(Offer)
-	case AckedMsg:
-		m = new(Acked)
-	case GraftMsg:
-		m = new(Graft)
-	case PruneMsg:
-		m = new(Prune)
-	case GraftAckMsg:
-		m = new(GraftAck)
-	case RouteSumMsg:
-		m = new(RouteSum)
-	case ServingMsg:
-		m = new(Serving)
-	default:
-		return nil, malformed("unknown message code 0x%02x", code)
-	}
-	if err := rlp.DecodeBytes(payload, m); err != nil {
-		return nil, malformed("message 0x%02x: %v", code, err)
-	}
-	if err := m.check(); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-func malformed(format string, args ...any) error {
-	return &proto.Error{Reason: proto.ReasonMalformed, Detail: fmt.Sprintf(format, args...)}
-}
-
-func unexpected(format string, args ...any) error {
-	return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf(format, args...)}
-}
+// Decode decodes a message and checks it against its limits. Each error is a *codec.Error.
+func Decode(code uint64, payload []byte) (Message, error) { return kinds.Decode(code, payload) }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/codec"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
@@ -125,9 +126,9 @@ func TestDecodeRefuses(t *testing.T) {
 		b, err := Encode(m)
 		require.NoError(t, err)
 		_, err = Decode(m.Code(), b)
-		violation, ok := errors.AsType[*proto.Error](err)
-		require.True(t, ok, "%s: %v", name, err)
-		require.Equal(t, proto.ReasonMalformed, violation.Reason, name)
+		e, ok := errors.AsType[*codec.Error](err)
+		require.True(t, ok && e.Code == m.Code() && e.Element != "" && e.Want != "", "%s: %v", name, err)
+		require.Equal(t, proto.ReasonMalformed, proto.ReasonOf(err), name)
 	}
 	for code, payload := range map[uint64][]byte{0x00: {0xc0}, 0x0f: {0xc0}, OfferMsg: make([]byte, MaxMessage+1), AckedMsg: {0xc1, 1}, GraftAckMsg: {0xc1, 1, 0}} {
 		_, err := Decode(code, payload)
@@ -147,7 +148,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, code uint64, payload []byte) {
 		m, err := Decode(code, payload)
 		if err != nil {
-			if _, ok := errors.AsType[*proto.Error](err); !ok {
+			if _, ok := errors.AsType[*codec.Error](err); !ok {
 				t.Fatalf("error of type %T: %v", err, err)
 			}
 			return
