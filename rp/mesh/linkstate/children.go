@@ -96,8 +96,8 @@ func (c *Core) grafted(n *neighbour, m *Graft) {
 
 // claims returns the RP whose advert has an incarnation, the lowest if there are several.
 func (c *Core) claims(incarnation uint32) (origin ID) {
-	for id, e := range c.entries {
-		if e.publishes() && e.Advert.Incarnation == incarnation && (origin == 0 || id < origin) {
+	for id, e := range c.publishing {
+		if e.Advert.Incarnation == incarnation && (origin == 0 || id < origin) {
 			origin = id
 		}
 	}
@@ -113,6 +113,9 @@ func (c *Core) answerGraft(a AckGraft) {
 // grantWaiting answers those who asked for a route that is known now.
 func (c *Core) grantWaiting() {
 	for _, n := range c.neighbours {
+		if len(n.waiting) == 0 {
+			continue
+		}
 		answers := make(map[uint32]*AckGraft)
 		for ingress, w := range n.waiting {
 			r := c.routes[ingress]

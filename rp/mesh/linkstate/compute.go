@@ -82,6 +82,7 @@ func (c *Core) compute() {
 	}
 	changes := c.graph.Commit()
 	c.paths.Update(c.graph, changes)
+	c.findPaths()
 	c.root()
 	members := func(slot int) uint64 {
 		if e := c.entries[c.graph.ID(slot)]; e != nil {
@@ -116,7 +117,8 @@ func (c *Core) compute() {
 	c.grantWaiting()
 	for _, n := range c.neighbours {
 		slot := c.graph.Slot(n.id)
-		n.spans = n.up && slot != tree.None && c.graph.Spans(c.self, slot)
+		n.path = slot != tree.None && c.paths.Reached(slot)
+		n.spans = n.up && n.path && c.graph.Spans(c.self, slot)
 	}
 }
 
@@ -126,7 +128,7 @@ func (c *Core) link(origin ID) {
 	e := c.entries[origin]
 	var links []Link
 	if e != nil {
-		links = e.Advert.Links
+		e.slot, links = slot, e.Advert.Links
 		c.graph.SetBudget(slot, int(min(e.Advert.Budget, MaxOrigins)))
 	}
 	var gone []int
@@ -157,8 +159,8 @@ func (c *Core) link(origin ID) {
 // incarnation, which is what datagrams carry, the lower id has it.
 func (c *Core) root() {
 	claimed := make(map[uint32]ID)
-	for origin, e := range c.entries {
-		if e.publishes() && c.reached(origin) {
+	for origin, e := range c.publishing {
+		if c.reached(origin) {
 			if other, ok := claimed[e.Advert.Incarnation]; !ok || origin < other {
 				claimed[e.Advert.Incarnation] = origin
 			}

@@ -293,6 +293,7 @@ func (c *Core) LinkUp(now time.Time, id ID) {
 		c.back(c.neighbours[i])
 	case id != c.cfg.Self:
 		n := newNeighbour(now, id)
+		n.path = c.reached(id)
 		if f, known := c.conducts[id]; known {
 			n.conduct = f.conduct
 			delete(c.conducts, id)
@@ -404,9 +405,20 @@ func (c *Core) Tick(now time.Time) {
 	for _, n := range c.neighbours {
 		c.tickNeighbour(n)
 	}
-	maps.DeleteFunc(c.conducts, func(_ ID, f formerConduct) bool { return due(f.until, now) })
 	c.tickAdvertising()
 	c.tickRequests()
+	if !now.Before(c.sweepAt) {
+		c.sweepAt = now.Add(Interval)
+		c.sweep()
+	}
+}
+
+// sweep forgets what is over.
+func (c *Core) sweep() {
+	maps.DeleteFunc(c.conducts, func(_ ID, f formerConduct) bool { return due(f.until, c.now) })
+	for _, n := range c.neighbours {
+		c.tickStandings(n)
+	}
 	c.forgetAdverts()
 }
 
@@ -419,7 +431,7 @@ func (c *Core) Deadline() time.Time {
 		}
 	}
 	for _, n := range c.neighbours {
-		if !n.up {
+		if !n.up || n.quiet(next) {
 			continue
 		}
 		if at := n.downAt(); at.Before(next) {

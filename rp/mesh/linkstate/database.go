@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
 // database holds the newest advert of each RP, and what is under way to have the
@@ -16,19 +17,23 @@ import (
 // Only a newer advert costs a signature check, each neighbour and each origin has a
 // rate of its own, and what is refused is neither kept nor passed on.
 type database struct {
-	entries   map[ID]*entry
-	sums      [Buckets]uint32
-	ingress   map[uint32]int   // incarnations of RPs that publish, and how many adverts have each
-	requested map[ID]time.Time // asked for, until when nobody else is
-	seen      map[ID]time.Time // there was a path to the RP
-	sweepAt   time.Time
-	settledAt time.Time // from when on what is not reached is forgotten
-	toldAt    time.Time // when the first neighbour that got a digest has answered; zero before
+	entries    map[ID]*entry
+	sums       [Buckets]uint32
+	publishing map[ID]*entry    // of RPs that are to have a tree
+	ingress    map[uint32]int   // their incarnations, and how many adverts have each
+	requested  map[ID]time.Time // asked for, until when nobody else is
+	loose      map[ID]*entry    // without a path to the RP, or muted
+	sweepAt    time.Time
+	settledAt  time.Time // from when on what is not reached is forgotten
+	toldAt     time.Time // when the first neighbour that got a digest has answered; zero before
 }
 
 type entry struct {
 	*Signed
 	signed time.Time // as far as is known
+	slot   int       // in the graph, None before the first computation with the advert
+	path   bool      // to the RP, as of the last computation
+	seen   time.Time // when there was a path last, if there is none
 	mask   uint64    // groups with members, by index in Config.Groups
 	rate   limiter
 	lives  limiter
@@ -43,9 +48,10 @@ func (e *entry) version() Version { return e.Advert.Version() }
 func (d *database) init(now time.Time) {
 	d.settledAt = now.Add(settleDelay)
 	d.entries = make(map[ID]*entry)
+	d.publishing = make(map[ID]*entry)
 	d.ingress = make(map[uint32]int)
 	d.requested = make(map[ID]time.Time)
-	d.seen = make(map[ID]time.Time)
+	d.loose = make(map[ID]*entry)
 }
 
 // Adverts calls yield for each RP that is known, in no order.
@@ -93,8 +99,8 @@ func (c *Core) store(s *Signed, signed time.Time) {
 	origin := s.Advert.Origin
 	e := c.entries[origin]
 	if e == nil {
-		e = new(entry)
-		c.entries[origin] = e
+		e = &entry{slot: tree.None}
+		c.entries[origin], c.loose[origin] = e, e
 		c.stats.Changed = c.now
 	} else {
 		c.toggle(e.version())
@@ -103,6 +109,7 @@ func (c *Core) store(s *Signed, signed time.Time) {
 			c.endFormer(origin)
 			if e.muted = !e.lives.allow(c.now, livesRate, livesBurst); e.muted {
 				c.stats.Limited++
+				c.loose[origin] = e
 			}
 		}
 	}
@@ -120,6 +127,7 @@ func (c *Core) store(s *Signed, signed time.Time) {
 // list notes the incarnation of an advert, if that is to have a tree.
 func (d *database) list(e *entry) {
 	if e.publishes() {
+		d.publishing[e.Advert.Origin] = e
 		d.ingress[e.Advert.Incarnation]++
 	}
 }
@@ -130,6 +138,7 @@ func (d *database) unlist(e *entry) {
 	if !e.publishes() {
 		return
 	}
+	delete(d.publishing, e.Advert.Origin)
 	if d.ingress[i]--; d.ingress[i] == 0 {
 		delete(d.ingress, i)
 	}
@@ -230,7 +239,7 @@ func (c *Core) forward(v Version, from *neighbour) {
 	for _, n := range c.neighbours {
 		switch {
 		case n == from || !n.up:
-		case n.spans || torn || !c.reached(n.id) || v.Origin == c.cfg.Self && c.awaited[n.id]:
+		case n.spans || torn || !n.path || v.Origin == c.cfg.Self && c.awaited[n.id]:
 			c.owe(n, v.Origin)
 		default:
 			others = append(others, n)
@@ -385,25 +394,33 @@ func (c *Core) answer(n *neighbour, m *Request) {
 	}
 }
 
+// findPaths notes to which RPs there is a path now.
+func (c *Core) findPaths() {
+	for origin, e := range c.entries {
+		path := c.paths.Reached(e.slot)
+		if e.path && !path {
+			e.seen, c.loose[origin] = c.now, e
+		}
+		e.path = path
+	}
+}
+
 // forgetAdverts drops the adverts of RPs without a path. Age only collects garbage: the
 // advert of an RP that can be reached counts, whatever age a neighbour gives it.
 func (c *Core) forgetAdverts() {
-	if c.now.Before(c.sweepAt) {
-		return
-	}
-	c.sweepAt = c.now.Add(Interval)
-	for origin, e := range c.entries {
+	for origin, e := range c.loose {
 		c.unmute(origin, e)
 		switch {
-		case origin == c.cfg.Self:
-		case c.reached(origin):
-			c.seen[origin] = c.now
+		case origin == c.cfg.Self, e.path:
+			if !e.muted {
+				delete(c.loose, origin)
+			}
 		case c.dirty[origin]: // it is not in the trees yet
-		case !c.now.Before(c.settledAt) && c.now.Sub(c.seen[origin]) > MaxAge && c.now.Sub(e.signed) > MaxAge:
+		case !c.now.Before(c.settledAt) && c.now.Sub(e.seen) > MaxAge && c.now.Sub(e.signed) > MaxAge:
 			c.toggle(e.version())
 			c.unlist(e)
 			delete(c.entries, origin)
-			delete(c.seen, origin)
+			delete(c.loose, origin)
 			c.stats.Changed = c.now
 			c.changed(origin)
 		}

@@ -10,27 +10,29 @@ import (
 
 // neighbour is an RP to which there is a connection.
 type neighbour struct {
-	id    ID
-	since time.Time // of the connection, or of the last change of up
+	id ID
+
+	// What each Deadline looks at.
+	up       bool
+	doubted  bool          // missed since it was heard, so that backups were asked
+	heard    time.Time     // of anything
+	interval time.Duration // that it announced
+	slack    time.Duration // likewise: a process without enough of a CPU sends late
+	polled   time.Time     // asked whether it lives, since another RP lost it; zero for not
+	away     time.Time     // until when it is up without a process that hears and is heard; zero for not
 
 	// Hellos.
-	up        bool
-	hellos    int           // heard since the link came or went down
-	heard     time.Time     // of anything
-	interval  time.Duration // that it announced
-	slack     time.Duration // likewise: a process without enough of a CPU sends late
-	stamp     uint32        // its newest, which came at stampAt
+	since     time.Time // of the connection, or of the last change of up
+	awayBy    time.Time // until when it had to be back
+	awaySince time.Time
+	hellos    int    // heard since the link came or went down
+	stamp     uint32 // its newest, which came at stampAt
 	stampAt   time.Time
 	sendAt    time.Time // of the next hello
 	tree      bool      // the link is on a tree in use here
 	treeSince time.Time
-	theirs    bool      // there
-	slowing   int       // hellos that still go often, although a longer interval is announced
-	doubted   bool      // missed since it was heard, so that backups were asked
-	polled    time.Time // asked whether it lives, since another RP lost it; zero for not
-	away      time.Time // until when it is up without a process that hears and is heard; zero for not
-	awayBy    time.Time // until when it had to be back
-	awaySince time.Time
+	theirs    bool // there
+	slowing   int  // hellos that still go often, although a longer interval is announced
 
 	// Cost.
 	rtt      time.Duration           // the lower quartile of rtts, 0 before the first
@@ -39,6 +41,7 @@ type neighbour struct {
 	cost     uint32                  // advertised
 
 	// Adverts.
+	path       bool           // the trees reach it, as of the last computation
 	spans      bool           // adverts go to it at once
 	untold     map[ID]bool    // to be told
 	tellAt     time.Time      // when
@@ -147,6 +150,12 @@ func (n *neighbour) doubtAt() time.Time {
 		return n.awaySince.Add(awayDoubt)
 	}
 	return n.heard.Add((Missed-1)*n.interval + n.interval/lateness + min(n.slack, slackTrusted))
+}
+
+// quiet reports, at little cost, that nothing is due of a neighbour before a time: it was
+// heard a short time before, and nothing but that it falls silent can happen to it.
+func (n *neighbour) quiet(until time.Time) bool {
+	return n.away.IsZero() && n.polled.IsZero() && until.Sub(n.heard) <= (Missed-1)*n.interval
 }
 
 // alive notes a sign of life. One from before the neighbour was asked for one is no answer.
@@ -259,7 +268,8 @@ func (c *Core) measure(n *neighbour, rtt time.Duration) {
 	default:
 		n.rtts[n.measured%rttsKept] = max(rtt, 1)
 		n.measured++
-		newest := slices.Clone(n.rtts[:min(n.measured, rttsKept)])
+		sorted := n.rtts
+		newest := sorted[:min(n.measured, rttsKept)]
 		slices.Sort(newest)
 		n.rtt = newest[len(newest)/4]
 	}
@@ -287,7 +297,7 @@ func (c *Core) comeUp(n *neighbour) {
 	}
 	c.act(NeighbourUp{n.id})
 	delay := LinkDelay
-	if !c.reached(n.id) {
+	if !n.path {
 		delay = JoinDelay
 	}
 	if c.expected[n.id] {
@@ -365,7 +375,6 @@ func (c *Core) tickNeighbour(n *neighbour) {
 		n.sum = true
 		n.sumAt = c.now.Add(RouteSumDelay + time.Duration(c.cfg.Rand.Int64N(int64(RouteSumDelay/4))))
 	}
-	c.tickStandings(n)
 	if len(n.untold) > 0 && !c.now.Before(n.tellAt) {
 		c.tell(n)
 	}

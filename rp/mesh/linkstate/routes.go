@@ -504,6 +504,9 @@ func (c *Core) flushRoutes() {
 // flushAsks tells a neighbour what changed in what it is asked for. What is true at
 // the end of the input counts, in whatever order it came about.
 func (c *Core) flushAsks(n *neighbour) {
+	if len(n.graft)+len(n.prune) == 0 && !n.sum {
+		return
+	}
 	asked := func(ingress uint32) bool {
 		r := c.routes[ingress]
 		return r != nil && r.asks(n.id) != nil
