@@ -74,6 +74,7 @@ var shells = []string{
 
 // xdpRooms are the parts of the XDP engine that know nothing of the engine.
 var xdpRooms = []string{
+	mdcs + "/rp/datapath/xdp/objects",
 	mdcs + "/rp/datapath/xdp/pindir",
 }
 
@@ -112,6 +113,11 @@ var importRules = []importRule{leafRule, coreRule, {
 	tests: true,
 	never: []string{"github.com/vishvananda/...", mdcs + "/rp/datapath/...", mdcs + "/rp/hostnet"},
 	why:   "the directory of a datapath is files, links and BPF maps: what belongs to it elsewhere is the engine's",
+}, {
+	in:    []string{mdcs + "/rp/datapath/xdp/objects"},
+	tests: true,
+	never: []string{"github.com/vishvananda/...", mdcs + "/rp/hostnet"},
+	why:   "loaded programs and BPF maps are the same whatever devices and routes there are",
 }, {
 	in:    []string{mdcs + "/ethmcast/..."},
 	under: geth,

@@ -6,14 +6,14 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
@@ -53,10 +53,10 @@ func (e *Engine) adopt() error {
 	}
 	e.recall(old, anchors)
 
-	if e.table.cpus, err = e.startFans(); err != nil {
+	if e.table.cpus, err = e.objects.StartFanout(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
-	e.raiseFanoutPriority()
+	e.objects.RaiseFanoutPriority(e.table.cpus)
 	if err := e.recirc.link.Update(e.objects.MdcsRpRecirc); err != nil {
 		return fmt.Errorf("adopt: program of recirculation pair %s: %w", e.recirc.name, err)
 	}
@@ -175,7 +175,7 @@ func (e *Engine) adoptDevices() error {
 // meanwhile: while nobody sends by its own means it does not see that they are in use.
 func (e *Engine) recall(old []bpf.RpSlice, anchors []uint32) {
 	for _, anchor := range anchors {
-		ref := load(e.memory.nexts.at(anchor))
+		ref := atomic.LoadUint64(e.objects.Memory.Nexts.At(anchor))
 		for range maxSlices {
 			index := uint32(ref & 0xffff)
 			if index == 0 {
@@ -186,7 +186,7 @@ func (e *Engine) recall(old []bpf.RpSlice, anchors []uint32) {
 					e.recallOne(&r)
 				}
 			}
-			ref = load(e.memory.nexts.at(index))
+			ref = atomic.LoadUint64(e.objects.Memory.Nexts.At(index))
 		}
 	}
 }
@@ -236,10 +236,10 @@ func (s *elements) adopt(next uint32, used map[uint32]bool) {
 // adoptAnchors returns the anchors that frames may still come by. All others are free: they
 // lead nowhere, and nothing leads to them.
 func (t *table) adoptAnchors() (busy []uint32, err error) {
-	nexts := &t.e.memory.nexts
+	nexts := &t.e.objects.Memory.Nexts
 	used := make(map[uint32]bool)
-	for i := range nexts.len {
-		if ref := load(nexts.at(i)); ref != 0 {
+	for i := range nexts.Len() {
+		if ref := atomic.LoadUint64(nexts.At(i)); ref != 0 {
 			used[i], used[uint32(ref&0xffff)] = true, true
 		}
 	}
@@ -269,7 +269,7 @@ func (t *table) adoptSessions() error {
 	used := make(map[uint32]bool)
 	it := t.e.objects.Sessions.Iterate()
 	for it.Next(&index, &value) {
-		s := &session{Session: sessionOf(index, &value), state: &sessionState{element: value.State}}
+		s := &session{Session: objects.ParseSession(index, &value), state: &sessionState{element: value.State}}
 		used[value.State], next = true, max(next, value.State+1)
 		for _, id := range s.Groups {
 			if _, err := t.group(id); err != nil {
@@ -305,7 +305,7 @@ func (t *table) adoptStreams() (anchors []uint32, err error) {
 		s := &stream{id: datapath.Stream{Ingress: key.Ingress, Group: key.Group}, element: value.State}
 		for _, k := range value.Keys {
 			if k.Valid != 0 {
-				s.keys = append(s.keys, epochKey{k.Epoch, wholeKey(k.Key)})
+				s.keys = append(s.keys, epochKey{k.Epoch, objects.WholeKey(k.Key)})
 			}
 		}
 		t.streams[s.id] = s
@@ -347,7 +347,7 @@ func (t *table) adoptRoutes() error {
 	}
 	parents := make(map[uint32]uint32)
 	for id, s := range t.streams {
-		state := t.e.memory.streams.at(s.element)
+		state := t.e.objects.Memory.Streams.At(s.element)
 		if parent := uint32(state.Parent); parent != 0 {
 			parents[id.Ingress] = parent // the same in all streams of the ingress RP
 		}
@@ -386,57 +386,4 @@ func (t *table) state() *datapath.State {
 		st.Routes = append(st.Routes, t.routes[ingress].Clone())
 	}
 	return st
-}
-
-// valueOf is a session as the programs' table has it.
-func valueOf(s *datapath.Session, element uint32) bpf.RpSession {
-	value := bpf.RpSession{
-		State:       element,
-		Port:        port(s.Addr.Port()),
-		Role:        uint8(s.Role),
-		SendSession: wire32(s.SendSession),
-		Rate:        s.Rate,
-		Burst:       s.Burst,
-		Egress:      s.Egress,
-		EgressBurst: s.EgressBurst,
-	}
-	datagrams, copies := s.Policers()
-	value.Datagrams, value.Copies = policer(datagrams), policer(copies)
-	value.Key.K0, value.Key.K1 = halves(s.ReceiveKey)
-	value.SendKey.K0, value.SendKey.K1 = halves(s.SendKey)
-	value.Addr.Word = words(s.Addr.Addr().As16())
-	value.Subscribed = uint8(copy(value.Groups[:], s.Groups))
-	copy(value.Zone[:], s.Addr.Addr().Zone())
-	if s.Silent {
-		value.Silent = 1
-	}
-	if s.Publish {
-		value.Publish = 1
-		value.GroupsLen = value.Subscribed
-	}
-	return value
-}
-
-// sessionOf is the inverse of valueOf.
-func sessionOf(index uint32, value *bpf.RpSession) datapath.Session {
-	var addr [16]byte
-	for i, w := range value.Addr.Word {
-		native.PutUint32(addr[4*i:], w)
-	}
-	zone := strings.TrimRight(string(value.Zone[:]), "\x00")
-	return datapath.Session{
-		Index:       index,
-		Role:        datapath.Role(value.Role),
-		Addr:        netip.AddrPortFrom(netip.AddrFrom16(addr).WithZone(zone), port(value.Port)),
-		SendSession: wire32(value.SendSession),
-		SendKey:     wholeKey(value.SendKey),
-		ReceiveKey:  wholeKey(value.Key),
-		Groups:      append([]uint32(nil), value.Groups[:min(value.Subscribed, MaxGroups)]...),
-		Silent:      value.Silent != 0,
-		Publish:     value.Publish != 0,
-		Rate:        value.Rate,
-		Burst:       value.Burst,
-		Egress:      value.Egress,
-		EgressBurst: value.EgressBurst,
-	}
 }

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -350,7 +351,9 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 		pindir.LinkName(e.recirc.out):       e.objects.MdcsRpRecirc,
 	}
 	for name, w := range watchedBy {
-		programs[name] = w.program(&e.objects)
+		program, err := w.program(e.objects)
+		require.NoError(t, err)
+		programs[name] = program
 	}
 	for name, program := range programs {
 		requireProgram(t, filepath.Join(dir, name), program)
@@ -775,7 +778,7 @@ func TestXDPProgramOrphaned(t *testing.T) {
 	require.NoError(t, err)
 	e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
 	require.NoError(t, e.apply(datapathtest.GoldenState(f)))
-	store(&e.memory.lives.at(0).ValidUntil, uint64(time.Since(e.boot)))
+	atomic.StoreUint64(&e.objects.Memory.Lives.At(0).ValidUntil, uint64(time.Since(e.boot)))
 	state := e.state(t)
 	var want wire.Counters
 	for _, v := range f.Vectors {
@@ -790,24 +793,6 @@ func TestXDPProgramOrphaned(t *testing.T) {
 		require.Equal(t, in, out)
 	}
 	require.NotZero(t, want[wire.Orphaned])
-	require.Equal(t, want, e.verdicts())
+	require.Equal(t, want, e.objects.ReadVerdicts())
 	require.Equal(t, state, e.state(t))
-}
-
-// A session is read back as it was written.
-func TestSessionValue(t *testing.T) {
-	for _, s := range []datapath.Session{
-		{Index: 1, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"), SendSession: 0x01020304,
-			SendKey: auth.Key{1, 2, 3}, ReceiveKey: auth.Key{4, 5, 6, 15: 7}, Groups: []uint32{7, 8}, Publish: true, Rate: 3000, Burst: 7},
-		{Index: 2, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[fe80::2%eth0]:4000"), Groups: []uint32{9}, Silent: true},
-		{Index: 3, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:1"), Rate: 5, Burst: 6},
-		{Index: 4, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::3]:65535")},
-		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []uint32{1}},
-	} {
-		require.NoError(t, s.Check())
-		value := valueOf(&s, 77)
-		require.Equal(t, uint32(77), value.State)
-		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
-		require.Equal(t, s, sessionOf(s.Index, &value))
-	}
 }

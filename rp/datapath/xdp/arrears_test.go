@@ -26,7 +26,7 @@ func TestXDPChainBehind(t *testing.T) {
 	sick := func(is bool) {
 		require.NoError(t, e.do(func() {
 			if e.table.groups[other].peers.e = e; is {
-				e.table.groups[other].peers.e = &Engine{memory: e.memory, pool: &pool{e: e, maps: make([]*ebpf.Map, maxSlices)}}
+				e.table.groups[other].peers.e = &Engine{objects: e.objects, pool: &pool{e: e, maps: make([]*ebpf.Map, maxSlices)}}
 			}
 		}))
 	}

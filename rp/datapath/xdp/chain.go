@@ -5,6 +5,7 @@ package xdp
 import (
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -125,7 +126,7 @@ type plan struct {
 
 // publish builds the slices that changed and makes the chain lead to them.
 func (c *chain) publish(next []*plan, missing int) error {
-	pool, nexts := c.e.pool, &c.e.memory.nexts
+	pool, nexts := c.e.pool, &c.e.objects.Memory.Nexts
 	built := make([]*slice, len(next))
 	for i, p := range next {
 		// A slice that was built as the last one cannot become another.
@@ -149,7 +150,7 @@ func (c *chain) publish(next []*plan, missing int) error {
 	// Those that are replaced go on to lead where they led.
 	following := c.end
 	for i := len(built) - 1; i >= 0; i-- {
-		store(nexts.at(built[i].index), following)
+		atomic.StoreUint64(nexts.At(built[i].index), following)
 		following = built[i].reference()
 	}
 	c.missing = missing
@@ -157,7 +158,7 @@ func (c *chain) publish(next []*plan, missing int) error {
 	if len(built) > maxInline {
 		c.head |= longChain
 	}
-	store(nexts.at(c.anchor), c.head)
+	atomic.StoreUint64(nexts.At(c.anchor), c.head)
 
 	now := time.Now()
 	stays := make(map[*slice]bool, len(built))

@@ -5,6 +5,7 @@ package xdp
 import (
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ func (w *walker) from(ref uint64) (reached []uint32) {
 		if index < firstAnchor {
 			reached = append(reached, w.slice(index, uint16(ref>>16))...)
 		}
-		ref = load(w.e.memory.nexts.at(index)) & 0xffffffff
+		ref = atomic.LoadUint64(w.e.objects.Memory.Nexts.At(index)) & 0xffffffff
 	}
 	return reached
 }
@@ -65,7 +66,7 @@ func (w *walker) slice(index uint32, generation uint16) (reached []uint32) {
 	if slots != copies+int(s.Chained) {
 		w.t.Fatalf("slice %d has %d slots for %d copies, chained %d", index, slots, copies, s.Chained)
 	}
-	if next := load(w.e.memory.nexts.at(index)); next != 0 && s.Chained == 0 {
+	if next := atomic.LoadUint64(w.e.objects.Memory.Nexts.At(index)); next != 0 && s.Chained == 0 {
 		w.t.Fatalf("slice %d leads nowhere, but %x should follow", index, next)
 	}
 	return reached
@@ -133,7 +134,7 @@ func TestXDPChainProperty(t *testing.T) {
 			slices.Sort(got)
 			require.Equal(t, want, got, "who enters now")
 			for _, f := range flights {
-				got := append(f.seen, w.from(load(e.memory.nexts.at(f.at))&0xffffffff)...)
+				got := append(f.seen, w.from(atomic.LoadUint64(e.objects.Memory.Nexts.At(f.at))&0xffffffff)...)
 				slices.Sort(got)
 				require.Equal(t, len(got), len(slices.Compact(slices.Clone(got))), "twice in %v", got)
 				for index := range before {

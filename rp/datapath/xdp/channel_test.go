@@ -24,6 +24,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
 // channelSubject is a subject whose first host listens to a channel on its link.
@@ -129,10 +130,10 @@ func (l *lab) tap(ns netns.NsHandle, name string, from netip.AddrPort) *tap {
 		intf, err := net.InterfaceByName(name)
 		require.NoError(l.t, err)
 		const all = unix.ETH_P_ALL
-		w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(port(all)))
+		w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(objects.Port(all)))
 		require.NoError(l.t, err)
 		require.NoError(l.t, unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20))
-		require.NoError(l.t, unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: port(all), Ifindex: intf.Index}))
+		require.NoError(l.t, unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: objects.Port(all), Ifindex: intf.Index}))
 	})
 	l.t.Cleanup(func() { unix.Close(w.fd) })
 	return w

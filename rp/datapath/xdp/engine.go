@@ -38,10 +38,9 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
-	"github.com/ethmcast/mdcs/bpf"
-	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
@@ -88,8 +87,8 @@ type Options struct {
 	// a kernel thread. 0 is 1 ms, negative is never.
 	Quiet time.Duration
 
-	validity      time.Duration // for tests; 0 is pindir.Validity
-	refuseWatches error         // for tests: what loading the counters of losses ends with
+	validity       time.Duration // for tests; 0 is pindir.Validity
+	refuseCounters error         // for tests: what loading the counters of losses ends with
 }
 
 // Engine implements datapath.Multicaster.
@@ -121,9 +120,7 @@ type Engine struct {
 	pins    *pindir.Dir // nil: nothing is pinned
 	left    *legacy     // while another process's datapath is being adopted
 	adopted *datapath.State
-	objects bpf.RpObjects
-
-	watchErrors map[string]error // by pin: why a program could not be loaded
+	objects *objects.Objects
 
 	watches     map[string]link.Link // by pin: count what rings and queues drop
 	lacks       []datapath.Lack
@@ -135,13 +132,12 @@ type Engine struct {
 	watch       *hostnet.Watcher
 	devices     [MaxDevices]*device // by number; nil: none, or gone
 	recirc      *recirculation
-	memory      memory
 	paths       *pathIndex
 	table       *table
 	pool        *pool
-	readers     []*reader
-	cache       *reader // one of them, nil for none; set before the thread serves
-	attachments uint32  // ever
+	readers     []*objects.Reader
+	cache       *objects.Reader // one of them, nil for none; set before the thread serves
+	attachments uint32          // ever
 }
 
 var (
@@ -174,7 +170,7 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	boot, err := bootTime()
+	boot, err := objects.BootTime()
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
@@ -200,15 +196,6 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 		return nil, err
 	}
 	return e, nil
-}
-
-// bootTime returns when CLOCK_MONOTONIC was zero.
-func bootTime() (time.Time, error) {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return time.Time{}, fmt.Errorf("clock: %w", err)
-	}
-	return time.Now().Add(-time.Duration(now.Nano())), nil
 }
 
 // run is the engine's thread. It is never unlocked, so that it ends with the
@@ -331,7 +318,7 @@ func (e *Engine) open() error {
 			return err
 		}
 	}
-	if err := e.load(e.left); err != nil {
+	if err := e.load(); err != nil {
 		return err
 	}
 	e.pool = newPool(e)
@@ -350,16 +337,63 @@ func (e *Engine) open() error {
 	return e.begin()
 }
 
+// load loads the programs, on BPF maps of their own or on those that are left.
+func (e *Engine) load() (err error) {
+	opt := objects.Options{
+		Addr:           e.addr,
+		Netns:          e.netns,
+		Egress:         e.cfg.Policer(),
+		Owner:          e.cfg.Owner,
+		Quiet:          e.opt.Quiet,
+		Cache:          e.cfg.Cache != nil,
+		Hello:          e.cfg.Hello != nil,
+		RefuseCounters: e.opt.refuseCounters,
+	}
+	if e.left != nil {
+		opt.Left = e.left.Maps
+		e.cfg.Incarnation, e.cfg.HandleKey = e.left.Life.Incarnation, objects.WholeKey(e.left.Life.HandleKey)
+	}
+	opt.Incarnation, opt.HandleKey = e.cfg.Incarnation, e.cfg.HandleKey
+	if e.objects, err = objects.Load(opt); err != nil {
+		return err
+	}
+	if e.left == nil {
+		e.refresh()
+	}
+	return nil
+}
+
+// refresh says that user space lives.
+func (e *Engine) refresh() { e.objects.SetValidUntil(time.Since(e.boot) + e.opt.validity) }
+
+// openReaders starts the readers that somebody listens to.
+func (e *Engine) openReaders() (err error) {
+	keep := func(r *objects.Reader, failed error) *objects.Reader {
+		if failed == nil {
+			e.readers = append(e.readers, r)
+		}
+		err = errors.Join(err, failed)
+		return r
+	}
+	if e.cfg.Cache != nil {
+		e.cache = keep(objects.ReadPolled(e.objects.Cache, objects.Records(e.cfg.Cache)))
+	}
+	if e.cfg.Hello != nil {
+		keep(objects.ReadWoken(e.objects.Hellos, objects.HelloRest, objects.Hellos(e.boot, e.cfg.Hello)))
+	}
+	return err
+}
+
 // begin makes a datapath where none is, and pins it when it is complete.
 func (e *Engine) begin() error {
 	err := e.pool.grow()
 	if err != nil {
 		return err
 	}
-	if e.table.cpus, err = e.startFans(); err != nil {
+	if e.table.cpus, err = e.objects.StartFanout(); err != nil {
 		return err
 	}
-	e.raiseFanoutPriority()
+	e.objects.RaiseFanoutPriority(e.table.cpus)
 	if e.pins != nil {
 		if err := e.pins.TakeDown(); err != nil {
 			return err
@@ -387,20 +421,22 @@ func (e *Engine) begin() error {
 var watchedBy = map[string]struct {
 	tracepoint string
 	counts     string
-	program    func(*bpf.RpObjects) *ebpf.Program
+	program    func(*objects.Objects) (*ebpf.Program, error)
 }{
-	pindir.LostLink: {"xdp_devmap_xmit", "copies that devices had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpLost }},
-	pindir.FullLink: {"xdp_cpumap_enqueue", "frames that the queue of a CPU had no room for", func(o *bpf.RpObjects) *ebpf.Program { return o.MdcsRpFull }},
+	pindir.LostLink: {"xdp_devmap_xmit", "copies that devices had no room for",
+		func(o *objects.Objects) (*ebpf.Program, error) { return o.MdcsRpLost, o.LostErr }},
+	pindir.FullLink: {"xdp_cpumap_enqueue", "frames that the queue of a CPU had no room for",
+		func(o *objects.Objects) (*ebpf.Program, error) { return o.MdcsRpFull, o.FullErr }},
 }
 
 // watchRings attaches them, as far as the kernel lets it.
 func (e *Engine) watchRings() {
 	e.watches = make(map[string]link.Link)
 	for name, w := range watchedBy {
-		err := e.watchErrors[name]
+		program, err := w.program(e.objects)
 		if err == nil {
 			var l link.Link
-			l, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: w.tracepoint, Program: w.program(&e.objects)})
+			l, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: w.tracepoint, Program: program})
 			if err == nil {
 				e.watches[name] = l
 				continue
@@ -447,7 +483,7 @@ func (e *Engine) shut() {
 		e.left.close()
 	}
 	for _, r := range e.readers {
-		r.close()
+		r.Close()
 	}
 	if e.watch != nil {
 		e.watch.Close()
@@ -458,8 +494,9 @@ func (e *Engine) shut() {
 	if e.table != nil {
 		e.table.clear()
 	}
-	e.memory.close()
-	e.objects.Close()
+	if e.objects != nil {
+		e.objects.Close()
+	}
 	if e.nl != nil {
 		e.nl.Close()
 	}
@@ -523,7 +560,7 @@ func (e *Engine) Stage(c datapath.Change) error {
 		}
 	}
 	if routes && e.cache != nil {
-		e.cache.drain()
+		e.cache.Drain()
 	}
 	return final.Err()
 }
@@ -588,14 +625,4 @@ func (e *Engine) Close() error {
 	}
 	<-e.done
 	return nil
-}
-
-// halves are a key's two words as SipHash takes them.
-func halves(k auth.Key) (k0, k1 uint64) { return le.Uint64(k[:8]), le.Uint64(k[8:]) }
-
-// wholeKey is the inverse of halves.
-func wholeKey(k bpf.RpKey) (whole auth.Key) {
-	le.PutUint64(whole[:8], k.K0)
-	le.PutUint64(whole[8:], k.K1)
-	return whole
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
@@ -23,7 +24,7 @@ func CheckPin(dir string) error { return pindir.CheckRoot(dir) }
 // network namespace of the calling thread and still forwards, "" for none. With an error it
 // is not known.
 func Left(root string, addr netip.AddrPort) (dir string, err error) {
-	boot, err := bootTime()
+	boot, err := objects.BootTime()
 	if err != nil {
 		return "", fmt.Errorf("look for a datapath: %w", err)
 	}

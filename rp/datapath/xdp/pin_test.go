@@ -93,7 +93,7 @@ func TestXDPOthersPins(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, e.Adopted())
 	require.Contains(t, log.String(), "it is of another node key or chain")
-	require.Equal(t, uint32(77), e.memory.lives.at(0).Incarnation)
+	require.Equal(t, uint32(77), e.objects.Memory.Lives.At(0).Incarnation)
 	require.NoError(t, e.Close())
 	c.nothingLeft(spec.Pin)
 
@@ -113,7 +113,7 @@ func TestXDPOthersPins(t *testing.T) {
 	require.Nil(t, e.Adopted())
 	require.Equal(t, []uint32{spec.Config.Incarnation}, asked)
 	require.Contains(t, log.String(), "is none that this node may have")
-	require.Equal(t, uint32(78), e.memory.lives.at(0).Incarnation)
+	require.Equal(t, uint32(78), e.objects.Memory.Lives.At(0).Incarnation)
 	require.Empty(t, e.Stats().Sessions)
 	require.NoError(t, e.Close())
 	c.nothingLeft(spec.Pin)

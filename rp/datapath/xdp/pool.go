@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
 // poolStep is how many slices the pool grows by: one wait for the kernel's readers
@@ -244,7 +246,7 @@ func (p *pool) build(members []member, chained bool) (*slice, error) {
 		p.generations[index]++
 	}
 	s := &slice{index: index, generation: p.generations[index], members: members, chained: chained}
-	s.passed = load(p.e.memory.passes.at(index))
+	s.passed = atomic.LoadUint64(p.e.objects.Memory.Passes.At(index))
 	if err := p.fill(s); err != nil {
 		p.free = append(p.free, index)
 		return nil, err
@@ -312,7 +314,7 @@ func (p *pool) expire(now time.Time) {
 		s := p.retired[0].slice
 		p.retired = slices.Delete(p.retired, 0, 1)
 		p.account(s, func(a *session, n uint64) { a.state.copies.Add(n) })
-		store(p.e.memory.nexts.at(s.index), 0)
+		atomic.StoreUint64(p.e.objects.Memory.Nexts.At(s.index), 0)
 		if p.maps[s.index] == nil {
 			p.bare = append(p.bare, s.index)
 		} else {
@@ -340,7 +342,7 @@ func (e *goneError) Unwrap() error { return e.err }
 
 // account calls add with the frames that went through a slice, for each receiver.
 func (p *pool) account(s *slice, add func(*session, uint64)) {
-	n := load(p.e.memory.passes.at(s.index)) - s.passed
+	n := atomic.LoadUint64(p.e.objects.Memory.Passes.At(s.index)) - s.passed
 	for i := range s.members {
 		if m := &s.members[i]; m.session != nil {
 			add(m.session, n)
@@ -358,13 +360,13 @@ func (m *member) replica() (r bpf.RpReplica) {
 		return r
 	}
 	s := m.session
-	r.Key.K0, r.Key.K1 = halves(s.SendKey)
+	r.Key.K0, r.Key.K1 = objects.Halves(s.SendKey)
 	addr := s.Addr.Addr().As16()
-	r.Addr.Word = words(addr)
-	r.SendSession = wire32(s.SendSession)
+	r.Addr.Word = objects.Words(addr)
+	r.SendSession = objects.Wire32(s.SendSession)
 	r.Session = s.Index
-	r.Port = port(s.Addr.Port())
+	r.Port = objects.Port(s.Addr.Port())
 
-	r.Sum = sum16(be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession))
+	r.Sum = objects.Sum16(be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession))
 	return r
 }

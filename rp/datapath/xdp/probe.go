@@ -13,6 +13,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
 // Offsets in a frame, and where a whole frame keeps its destination address (WHOLE_OFF of
@@ -149,7 +150,7 @@ func wholeFrame(hop nextHop, way *slice, cpu uint32, src, dst netip.Addr, protoc
 	if len(pseudo)%2 == 1 {
 		pseudo = append(pseudo, 0)
 	}
-	sum := ^sum16(pseudo)
+	sum := ^objects.Sum16(pseudo)
 	if sum == 0 {
 		sum = 0xffff // 0 would mean none (RFC 8200)
 	}

@@ -172,7 +172,7 @@ func foreign(t testing.TB, beginning string) []byte {
 func TestXDPRunsWithoutCounters(t *testing.T) {
 	l := newLab(t, 1)
 	cfg := datapath.Config{Incarnation: testOwn, Addr: netip.AddrPortFrom(l.rpAddr(0), 0)}
-	opt := Options{Devices: l.devices(), refuseWatches: errors.New("no BTF here")}
+	opt := Options{Devices: l.devices(), refuseCounters: errors.New("no BTF here")}
 	e := l.attach(func() (*Engine, error) { return Attach(cfg, opt) })
 	require.ElementsMatch(t, []datapath.Lack{
 		{What: "counter of copies that devices had no room for", Why: "no BTF here"},

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
 // What a program returns for a frame.
@@ -47,17 +49,17 @@ var bareAddr = netip.MustParseAddrPort("[2001:db8::53]:30500")
 // from BPF_PROG_TEST_RUN, and nothing leaves.
 func newBare(t testing.TB, cfg datapath.Config) *Engine {
 	needKernel(t)
-	boot, err := bootTime()
+	boot, err := objects.BootTime()
 	require.NoError(t, err)
 	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr, paths: newPathIndex()}
 	t.Cleanup(e.shut)
 	e.nl, err = netlink.NewHandle()
 	require.NoError(t, err)
-	require.NoError(t, e.load(nil))
+	require.NoError(t, e.load())
 	e.pool = newPool(e)
 	e.table = newTable(e)
 	require.NoError(t, e.pool.grow())
-	e.table.cpus, err = e.startFans()
+	e.table.cpus, err = e.objects.StartFanout()
 	require.NoError(t, err)
 	return e
 }
@@ -87,8 +89,8 @@ func (e *Engine) receive(t testing.TB, f []byte) (action uint32, out []byte) {
 // state is everything that a datagram may change, but for the verdicts.
 func (e *Engine) state(t testing.TB) (all [][]byte) {
 	for _, b := range [][]byte{
-		e.memory.sessions.bytes, e.memory.streams.bytes, e.memory.nexts.bytes, e.memory.passes.bytes,
-		fmt.Append(nil, e.counters()),
+		e.objects.Memory.Sessions.Bytes(), e.objects.Memory.Streams.Bytes(), e.objects.Memory.Nexts.Bytes(), e.objects.Memory.Passes.Bytes(),
+		fmt.Append(nil, e.objects.ReadCounters()),
 	} {
 		all = append(all, slices.Clone(b))
 	}
@@ -115,11 +117,11 @@ func TestXDPProgramGolden(t *testing.T) {
 			for _, before := range f.History(v) {
 				e.receive(t, frame(before.Source, bareAddr, before.Datagram))
 			}
-			want, state := e.verdicts(), e.state(t)
+			want, state := e.objects.ReadVerdicts(), e.state(t)
 			in := frame(v.Source, bareAddr, v.Datagram)
 			action, out := e.receive(t, in)
 			want[v.Verdict]++
-			require.Equal(t, want, e.verdicts())
+			require.Equal(t, want, e.objects.ReadVerdicts())
 			require.Equal(t, uint32(xdpDrop), action) // there is no device to send by
 			if v.Verdict != wire.Pass {
 				require.Equal(t, in, out, "a datagram that was dropped is as it was")
@@ -149,7 +151,7 @@ func TestXDPProgramPassesWhatIsNotOurs(t *testing.T) {
 	good := frame(netip.MustParseAddrPort("[2001:db8::2]:1"), bareAddr, make([]byte, 100))
 	action, _ := e.receive(t, good)
 	require.Equal(t, uint32(xdpDrop), action)
-	require.Equal(t, uint64(1), e.verdicts()[wire.BadVersion])
+	require.Equal(t, uint64(1), e.objects.ReadVerdicts()[wire.BadVersion])
 
 	for name, edit := range map[string]func(f []byte) []byte{
 		"IPv4":                    func(f []byte) []byte { f[12], f[13] = 8, 0; return f },
@@ -167,12 +169,12 @@ func TestXDPProgramPassesWhatIsNotOurs(t *testing.T) {
 		"frame without UDP":       func(f []byte) []byte { return f[:wireOff-1] },
 	} {
 		t.Run(name, func(t *testing.T) {
-			before, state := e.verdicts(), e.state(t)
+			before, state := e.objects.ReadVerdicts(), e.state(t)
 			in := edit(slices.Clone(good))
 			action, out := e.receive(t, slices.Clone(in))
 			require.Equal(t, uint32(xdpPass), action)
 			require.Equal(t, in, out)
-			require.Equal(t, before, e.verdicts())
+			require.Equal(t, before, e.objects.ReadVerdicts())
 			require.Equal(t, state, e.state(t))
 		})
 	}
@@ -188,7 +190,7 @@ func TestXDPProgramCutsTrailingBytes(t *testing.T) {
 	require.NoError(t, e.apply(datapathtest.GoldenState(f)))
 	in := frame(v.Source, bareAddr, v.Datagram)
 	_, out := e.receive(t, append(slices.Clone(in), 1, 2, 3, 4))
-	require.Equal(t, uint64(1), e.verdicts()[wire.Pass])
+	require.Equal(t, uint64(1), e.objects.ReadVerdicts()[wire.Pass])
 	require.Len(t, out, len(in))
 }
 
@@ -243,7 +245,7 @@ func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 		})
 	}
 	senders.Wait()
-	v := e.verdicts()
+	v := e.objects.ReadVerdicts()
 	require.Equal(t, uint64(2*datagrams), v[wire.Pass])
 	require.Equal(t, uint64(2*datagrams*(racing-1)), v[wire.Replayed], "verdicts %v", v)
 	marks := e.table.marks()
@@ -251,7 +253,7 @@ func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 		{Ingress: own, Group: group, Sequence: datagrams},
 		{Ingress: neighbour, Group: group, Sequence: datagrams - 1},
 	}, marks)
-	require.Zero(t, e.counters().Contended)
+	require.Zero(t, e.objects.ReadCounters().Contended)
 	for _, s := range e.table.stats() {
 		require.Equal(t, uint64(datagrams), s.Received)
 	}
@@ -292,7 +294,7 @@ func TestXDPPolicerProperty(t *testing.T) {
 			Add: from, Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}}, Routes: routes,
 		}))
 		size := rapid.IntRange(1, wire.MaxPayload).Draw(t, "payload")
-		state := e.memory.sessions.at(e.table.sessions[s.Index].state.element)
+		state := e.objects.Memory.Sessions.At(e.table.sessions[s.Index].state.element)
 		datagrams, copies := s.Policers()
 		cost := uint64(wire.HeaderSize+size) * receivers
 
@@ -303,8 +305,8 @@ func TestXDPPolicerProperty(t *testing.T) {
 			return uint64(max(0, int64(begin+p.Tolerance)+ahead))
 		}
 		due, copiesDue := draw(datagrams, "due"), draw(copies, "copies due")
-		store(&state.DatagramsDue, due)
-		store(&state.CopiesDue, copiesDue)
+		atomic.StoreUint64(&state.DatagramsDue, due)
+		atomic.StoreUint64(&state.CopiesDue, copiesDue)
 		sequence++
 		h := wire.Header{
 			Type: wire.Data, HopLimit: 8, Session: s.Index, Group: group, Ingress: ingress[k], Sequence: sequence,
@@ -313,13 +315,13 @@ func TestXDPPolicerProperty(t *testing.T) {
 		b := append(h.Append(nil), make([]byte, size)...)
 		wire.SetPayloadTag(b, new(auth.Key).PayloadTag(b))
 		wire.SetHopTag(b, s.ReceiveKey.HopTag(b))
-		before := e.verdicts()
+		before := e.objects.ReadVerdicts()
 		_, err := e.objects.MdcsRpIn.Run(&ebpf.RunOptions{Data: frame(s.Addr, bareAddr, b)})
 		require.NoError(t, err)
 		end := clock()
-		after := e.verdicts()
+		after := e.objects.ReadVerdicts()
 
-		got, gotCopies := load(&state.DatagramsDue), load(&state.CopiesDue)
+		got, gotCopies := atomic.LoadUint64(&state.DatagramsDue), atomic.LoadUint64(&state.CopiesDue)
 		conforms := func(now uint64) bool { return datagrams.Conforms(due, now) && copies.Conforms(copiesDue, now) }
 		if after[wire.OverRate] > before[wire.OverRate] {
 			require.False(t, conforms(begin))
@@ -342,8 +344,8 @@ func TestXDPPolicerProperty(t *testing.T) {
 // One on the wire is as one in the kernel: the tables are read without translation.
 func TestWordsAsOnTheWire(t *testing.T) {
 	b := make([]byte, 4)
-	binary.NativeEndian.PutUint32(b, wire32(0x01020304))
+	binary.NativeEndian.PutUint32(b, objects.Wire32(0x01020304))
 	require.Equal(t, []byte{1, 2, 3, 4}, b)
-	binary.NativeEndian.PutUint16(b, port(0x0506))
+	binary.NativeEndian.PutUint16(b, objects.Port(0x0506))
 	require.Equal(t, []byte{5, 6}, b[:2])
 }

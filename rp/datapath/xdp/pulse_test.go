@@ -3,6 +3,7 @@
 package xdp
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func TestXDPPulse(t *testing.T) {
 	c := newCrowdWith(t, newLab(t, 1), Options{validity: 3 * time.Second}, n, func(int) int { return 0 })
 	e := c.Engine.(*Engine)
 	before := c.Stats()
-	life := &e.memory.lives.at(0).ValidUntil
+	life := &e.objects.Memory.Lives.At(0).ValidUntil
 
 	held, release := make(chan struct{}), make(chan struct{})
 	ended := make(chan error)
@@ -29,8 +30,8 @@ func TestXDPPulse(t *testing.T) {
 		require.Equal(t, []proto.Mark{{Ingress: testOwn, Group: testGroup}}, e.OwnMarks())
 		require.NoError(t, e.Heartbeat(datapath.Local))
 	}
-	until := load(life)
-	require.Eventually(t, func() bool { return load(life) > until }, 10*time.Second, time.Millisecond)
+	until := atomic.LoadUint64(life)
+	require.Eventually(t, func() bool { return atomic.LoadUint64(life) > until }, 10*time.Second, time.Millisecond)
 	close(release)
 	require.NoError(t, <-ended)
 	require.Eventually(t, func() bool { return c.Stats().Heartbeats == before.Heartbeats+n*beats }, 10*time.Second, time.Millisecond)

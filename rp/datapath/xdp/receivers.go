@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 
@@ -222,7 +223,7 @@ func (e *Engine) publishCounts() {
 	var own []ownStream
 	for id, s := range e.table.streams {
 		g := e.table.groups[id.Group]
-		store(e.memory.receivers.at(s.chain.anchor-firstAnchor), uint64(g.receivers()+len(s.branches)))
+		atomic.StoreUint64(e.objects.Memory.Receivers.At(s.chain.anchor-firstAnchor), uint64(g.receivers()+len(s.branches)))
 		if id.Ingress == e.cfg.Incarnation {
 			own = append(own, ownStream{id, s.keys[0], s.element, e.table.cpu(s), s.chain.anchor, g.peers.anchor, s.branches, g.receivers()})
 		}

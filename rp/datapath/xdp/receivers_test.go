@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,10 +49,10 @@ func TestXDPFollowProperty(t *testing.T) {
 						absent = append(absent, index)
 					}
 				}
-				got := w.from(load(e.memory.nexts.at(g.peers.anchor)) & 0xffffffff)
+				got := w.from(atomic.LoadUint64(e.objects.Memory.Nexts.At(g.peers.anchor)) & 0xffffffff)
 				require.ElementsMatch(t, want, got, "group %d", g.id)
 				require.ElementsMatch(t, absent, slices.Collect(maps.Keys(g.absent)), "group %d", g.id)
-				require.Equal(t, uint64(len(absent)), load(e.memory.nexts.at(g.peers.anchor))>>32&0x7fffffff)
+				require.Equal(t, uint64(len(absent)), atomic.LoadUint64(e.objects.Memory.Nexts.At(g.peers.anchor))>>32&0x7fffffff)
 			}
 			for index := uint32(1); index <= 60; index++ {
 				s := tbl.sessions[index]

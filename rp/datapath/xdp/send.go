@@ -4,8 +4,8 @@ package xdp
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
-	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,6 +21,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
 // sendBatch is the number of datagrams in one system call.
@@ -28,6 +29,14 @@ const sendBatch = 64
 
 // sendBuffer is the size of the socket's buffer in bytes.
 const sendBuffer = 4 << 20
+
+// Byte orders: checksums are computed over little-endian words, and what the programs read of
+// their own in a frame stands there as in memory.
+var (
+	le     = binary.LittleEndian
+	be     = binary.BigEndian
+	native = binary.NativeEndian
+)
 
 // listen opens the socket that HELLOs and what is sent again leave by. It holds
 // the port; what arrives there by the kernel's own path is no datagram of a session, and
@@ -90,8 +99,8 @@ func (e *Engine) Hello(index uint32, hello [wire.HelloSize]byte) error {
 // Heard implements datapath.Engine.
 func (e *Engine) Heard(index uint32) (at time.Time) {
 	e.table.withState(index, func(_ *session, state *bpf.RpSessionState) {
-		if load(&state.Received) > 0 {
-			at = e.boot.Add(time.Duration(load(&state.Heard)))
+		if atomic.LoadUint64(&state.Received) > 0 {
+			at = e.boot.Add(time.Duration(atomic.LoadUint64(&state.Heard)))
 		}
 	})
 	return at
@@ -142,18 +151,8 @@ func (e *Engine) spare(index uint32, datagrams [][]byte) error {
 		err = datapath.ErrClosed
 	}
 	e.table.withState(index, func(*session, *bpf.RpSessionState) {
-		all := e.memory.egresses.at(0)
-		p := datapath.Policer{Rate: load(&all.Copies.Rate), Tolerance: load(&all.Copies.Tolerance)}
-		for {
-			now, due := uint64(time.Since(e.boot)), load(&all.Due)
-			if !p.Spares(due, now) {
-				err = datapath.ErrOverRate
-				return
-			}
-			if atomic.CompareAndSwapUint64(&all.Due, due, p.Charge(due, now, uint64(bytes))) {
-				err = nil
-				return
-			}
+		if err = nil; !e.objects.ChargeEgress(time.Since(e.boot), bytes) {
+			err = datapath.ErrOverRate
 		}
 	})
 	return err
@@ -164,17 +163,8 @@ func (e *Engine) SetEgress(rate, burst uint64) {
 	e.table.mu.RLock() // the memory stays meanwhile
 	defer e.table.mu.RUnlock()
 	if !e.closed.Load() {
-		e.setEgress(datapath.NewPolicer(rate, burst))
+		e.objects.SetEgress(datapath.NewPolicer(rate, burst))
 	}
-}
-
-// setEgress stores the policer of all copies. A datagram between both words finds one
-// with the rate of before.
-func (e *Engine) setEgress(p datapath.Policer) {
-	all := e.memory.egresses.at(0)
-	store(&all.Copies.Tolerance, p.Tolerance)
-	store(&all.Copies.Rate, p.Rate)
-	store(&all.Due, 0)
 }
 
 // message is a datagram to the session, with its index and hop tag.
@@ -224,7 +214,7 @@ func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 // fanOut has the programs send a beat to all of its chain.
 func (e *Engine) fanOut(b *beat) error {
 	_, err := e.objects.MdcsRpOwn.Run(&ebpf.RunOptions{
-		Data: b.frame(e.addr, e.cookie()), Repeat: 1, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 1,
+		Data: b.frame(e.addr, e.objects.Cookie()), Repeat: 1, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 1,
 	})
 	return err
 }
@@ -248,22 +238,10 @@ func (b *beat) frame(from netip.AddrPort, cookie uint64) []byte {
 	f = append(f, source[:]...)
 	f = native.AppendUint16(append(f, 0, 0, 0, 0), uint16(b.anchor()))
 	f = append(f, 0, 0, 0, 0, 0, 0) // no generation, from no session
-	f = append(native.AppendUint16(f, sum16(common)), byte(b.stream.cpu), 0)
+	f = append(native.AppendUint16(f, objects.Sum16(common)), byte(b.stream.cpu), 0)
 	f = be.AppendUint16(f, from.Port())
 	f = be.AppendUint16(append(f, 0, 0), udpLen)
 	return append(append(f, 0, 0), b.header[:]...)
-}
-
-// sum16 adds the little-endian 16-bit words of b for a checksum, as the programs do.
-func sum16(b []byte) uint16 {
-	sum := uint32(0)
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(le.Uint16(b[i:]))
-	}
-	for sum > math.MaxUint16 {
-		sum = sum&math.MaxUint16 + sum>>16
-	}
-	return uint16(sum)
 }
 
 // sendBeats sends beats by the socket, a batch at a time.
@@ -317,8 +295,8 @@ func (t *table) beats(scope datapath.HeartbeatScope) []beat {
 			Epoch:    s.key.epoch,
 			Group:    s.id.Group,
 			Ingress:  s.id.Ingress,
-			Sequence: load(&t.e.memory.streams.at(s.element).Newest),
-			ObjectID: atomic.AddUint64(&t.e.memory.lives.at(0).Beats, 1),
+			Sequence: atomic.LoadUint64(&t.e.objects.Memory.Streams.At(s.element).Newest),
+			ObjectID: atomic.AddUint64(&t.e.objects.Memory.Lives.At(0).Beats, 1),
 		}
 		b := beat{[wire.HeaderSize]byte(h.Append(nil)), s, scope}
 		wire.SetPayloadTag(b.header[:], s.key.key.PayloadTag(b.header[:]))
@@ -335,7 +313,7 @@ func (t *table) ownMarks() (marks []proto.Mark) {
 		return nil
 	}
 	for _, s := range *own {
-		marks = append(marks, proto.Mark{Ingress: s.id.Ingress, Group: s.id.Group, Sequence: load(&t.e.memory.streams.at(s.element).Newest)})
+		marks = append(marks, proto.Mark{Ingress: s.id.Ingress, Group: s.id.Group, Sequence: atomic.LoadUint64(&t.e.objects.Memory.Streams.At(s.element).Newest)})
 	}
 	return marks
 }

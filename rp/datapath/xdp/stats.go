@@ -6,29 +6,26 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
-	"github.com/ethmcast/mdcs/bpf"
-	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
-// Counters are the programs' own, summed over all CPUs. What is on its way between two of
-// them is their difference: Queued - Dequeued - QueueLost in the queue of the fan-out,
-// Chained - Recirculated - RecircLost in the recirculation pair. Planned - Made are
-// copies that the kernel could not allocate.
-type Counters = bpf.RpCounters
+// Counters are the counters of the programs, see objects.Counters.
+type Counters = objects.Counters
 
 // Stats implements datapath.Engine. A send error is a copy to a receiver whose
 // neighbour is unknown, one that a device had no room for (it counts as sent, too), or
 // one that the programs or the socket gave up.
 func (e *Engine) Stats() (st datapath.Stats) {
 	_ = e.do(func() { // zero after Close
-		c := e.counters()
+		c := e.objects.ReadCounters()
 		st = datapath.Stats{
 			Engine:     "xdp",
-			Verdicts:   e.verdicts(),
+			Verdicts:   e.objects.ReadVerdicts(),
 			Copies:     c.Copies + e.copies.Load(),
 			CopyBytes:  c.CopyBytes + e.copyBytes.Load(),
 			Echoes:     c.Echoes,
@@ -98,63 +95,8 @@ func ringLost(c *Counters) uint64 {
 
 // Counters returns what Stats has no place for.
 func (e *Engine) Counters() (c Counters) {
-	_ = e.do(func() { c = e.counters() })
+	_ = e.do(func() { c = e.objects.ReadCounters() })
 	return c
-}
-
-// verdicts reads the counters of datagrams received.
-func (e *Engine) verdicts() (all wire.Counters) {
-	var perCPU []uint64
-	for v := range all {
-		if e.objects.Verdicts.Lookup(uint32(v), &perCPU) != nil {
-			continue // an index in range: cannot fail
-		}
-		for _, n := range perCPU {
-			all[v] += n
-		}
-	}
-	return all
-}
-
-// counters reads the counters of the fan-out.
-func (e *Engine) counters() (sum Counters) {
-	var perCPU []Counters
-	if e.objects.Totals.Lookup(uint32(0), &perCPU) != nil {
-		return sum // an index in range: cannot fail
-	}
-	for i := range perCPU {
-		c := &perCPU[i]
-		for _, f := range []struct{ to, from *uint64 }{
-			{&sum.Copies, &c.Copies},
-			{&sum.CopyBytes, &c.CopyBytes},
-			{&sum.Echoes, &c.Echoes},
-			{&sum.Heartbeats, &c.Heartbeats},
-			{&sum.Inlined, &c.Inlined},
-			{&sum.Queued, &c.Queued},
-			{&sum.Dequeued, &c.Dequeued},
-			{&sum.Planned, &c.Planned},
-			{&sum.Made, &c.Made},
-			{&sum.Chained, &c.Chained},
-			{&sum.Recirculated, &c.Recirculated},
-			{&sum.Refused, &c.Refused},
-			{&sum.QueueLost, &c.QueueLost},
-			{&sum.RecircLost, &c.RecircLost},
-			{&sum.Skipped, &c.Skipped},
-			{&sum.Unresolved, &c.Unresolved},
-			{&sum.NoEcho, &c.NoEcho},
-			{&sum.Stale, &c.Stale},
-			{&sum.NoReplica, &c.NoReplica},
-			{&sum.NoTrim, &c.NoTrim},
-			{&sum.Contended, &c.Contended},
-			{&sum.CacheLost, &c.CacheLost},
-			{&sum.HelloLost, &c.HelloLost},
-			{&sum.Probes, &c.Probes},
-			{&sum.Foreign, &c.Foreign},
-		} {
-			*f.to += *f.from
-		}
-	}
-	return sum
 }
 
 // stats returns the sessions' counters, ordered by index.
@@ -176,16 +118,16 @@ func (t *table) stats() []datapath.SessionStats {
 	}
 	all := make([]datapath.SessionStats, 0, len(t.sessions))
 	for _, s := range t.sessions {
-		state := t.e.memory.sessions.at(s.state.element)
+		state := t.e.objects.Memory.Sessions.At(s.state.element)
 		st := datapath.SessionStats{
 			Index:    s.Index,
 			Role:     s.Role,
 			Addr:     s.Addr,
-			Received: load(&state.Received),
+			Received: atomic.LoadUint64(&state.Received),
 			Copies:   copies[s.state] + s.state.copies.Load(),
 		}
 		if st.Received > 0 {
-			st.Heard = t.e.boot.Add(time.Duration(load(&state.Heard)))
+			st.Heard = t.e.boot.Add(time.Duration(atomic.LoadUint64(&state.Heard)))
 		}
 		all = append(all, st)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -276,9 +277,9 @@ func (s *subject) Age(newest, heartbeat time.Duration) {
 // age makes what is known of streams older. Nothing is older than the clock.
 func (t *table) age(newest, heartbeat time.Duration) {
 	for _, s := range t.streams {
-		state := t.e.memory.streams.at(s.element)
+		state := t.e.objects.Memory.Streams.At(s.element)
 		for word, by := range map[*uint64]time.Duration{&state.Moved: newest, &state.TopAt: newest, &state.BeatDue: heartbeat} {
-			store(word, uint64(max(0, int64(load(word))-int64(by))))
+			atomic.StoreUint64(word, uint64(max(0, int64(atomic.LoadUint64(word))-int64(by))))
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
 // table is what the control plane wants, and which elements of the programs' tables
@@ -166,7 +167,7 @@ func (t *table) expire(now time.Time) {
 	t.sessionStates.expire(now)
 	t.streamStates.expire(now)
 	for _, anchor := range t.anchors.expire(now) {
-		store(t.e.memory.nexts.at(anchor), 0)
+		atomic.StoreUint64(t.e.objects.Memory.Nexts.At(anchor), 0)
 	}
 }
 
@@ -183,7 +184,7 @@ func (t *table) withState(index uint32, f func(*session, *bpf.RpSessionState)) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if s := t.sessions[index]; s != nil {
-		f(s, t.e.memory.sessions.at(s.state.element))
+		f(s, t.e.objects.Memory.Sessions.At(s.state.element))
 	}
 }
 
@@ -399,7 +400,7 @@ func (t *table) readd(index uint32, old *session) {
 		return
 	}
 	successor := t.sessions[index]
-	value := valueOf(&old.Session, old.state.element)
+	value := objects.SessionValue(&old.Session, old.state.element)
 	_ = t.e.objects.Sessions.Put(index, &value) // the BPF map has an element for its index
 	if successor.state != old.state {
 		t.sessionStates.recall(old.state.element)
@@ -483,7 +484,7 @@ func (t *table) syncUpstreams(b *arrears) {
 		if r := t.routes[id.Ingress]; r != nil {
 			from = r.From
 		}
-		words := &t.e.memory.streams.at(s.element).Upstreams
+		words := &t.e.objects.Memory.Streams.At(s.element).Upstreams
 		if b != nil && b.streams[id] != nil {
 			from = slices.DeleteFunc(slices.Clone(from), func(session uint32) bool { return !slices.Contains(words[:], uint64(session)) })
 		}
@@ -496,18 +497,18 @@ func (t *table) syncUpstreams(b *arrears) {
 			for stays(words[next]) {
 				next++
 			}
-			store(&words[next], uint64(session))
+			atomic.StoreUint64(&words[next], uint64(session))
 		}
 		for i := range words {
 			if words[i] != 0 && !stays(words[i]) {
-				store(&words[i], 0)
+				atomic.StoreUint64(&words[i], 0)
 			}
 		}
 		parent := uint64(0)
 		if len(from) > 0 {
 			parent = uint64(from[0])
 		}
-		store(&t.e.memory.streams.at(s.element).Parent, parent)
+		atomic.StoreUint64(&t.e.objects.Memory.Streams.At(s.element).Parent, parent)
 	}
 }
 
@@ -526,14 +527,14 @@ func (t *table) add(s *session) error {
 			return fmt.Errorf("session %08x: %w", s.Index, err)
 		}
 		s.state = &sessionState{element: element}
-		*t.e.memory.sessions.at(element) = bpf.RpSessionState{}
+		*t.e.objects.Memory.Sessions.At(element) = bpf.RpSessionState{}
 		if s.Role == datapath.Mesh {
 			t.unfollow(element)
 		}
 	} else {
 		s.state = old.state
 	}
-	value := valueOf(&s.Session, s.state.element)
+	value := objects.SessionValue(&s.Session, s.state.element)
 	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
 		if fresh {
 			t.sessionStates.free = append(t.sessionStates.free, s.state.element)
@@ -559,8 +560,8 @@ const followedElement = 1<<24 - 1
 // unfollow forgets the HEARTBEATs that streams followed of the session that had an element before.
 func (t *table) unfollow(element uint32) {
 	for _, s := range t.streams {
-		if word := &t.e.memory.streams.at(s.element).Followed; load(word)&followedElement == uint64(element) {
-			store(word, 0)
+		if word := &t.e.objects.Memory.Streams.At(s.element).Followed; atomic.LoadUint64(word)&followedElement == uint64(element) {
+			atomic.StoreUint64(word, 0)
 		}
 	}
 }
@@ -583,11 +584,6 @@ func (t *table) hold(index uint32, s *session) {
 		t.groups[id].sessions++
 	}
 	t.sessions[index] = s
-}
-
-// policer is a Policer as the programs need it.
-func policer(p datapath.Policer) bpf.RpPolicer {
-	return bpf.RpPolicer{Rate: p.Rate, Tolerance: p.Tolerance}
 }
 
 func (t *table) remove(index uint32) {
@@ -635,13 +631,13 @@ func (t *table) chain(end uint64) (*chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	store(t.e.memory.nexts.at(anchor), end)
+	atomic.StoreUint64(t.e.objects.Memory.Nexts.At(anchor), end)
 	return &chain{e: t.e, anchor: anchor, end: end, at: make(map[uint32]*slice), head: end}, nil
 }
 
 // giveBack undoes chain: nothing ever led to it.
 func (t *table) giveBack(c *chain) {
-	store(t.e.memory.nexts.at(c.anchor), 0)
+	atomic.StoreUint64(t.e.objects.Memory.Nexts.At(c.anchor), 0)
 	t.anchors.free = append(t.anchors.free, c.anchor)
 }
 
@@ -660,7 +656,7 @@ func (t *table) install(k *proto.GroupKey) error {
 			return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 		}
 		s = &stream{id: id, element: element, chain: chain}
-		*t.e.memory.streams.at(element) = bpf.RpStreamState{}
+		*t.e.objects.Memory.Streams.At(element) = bpf.RpStreamState{}
 	}
 	old := s.keys
 	s.keys = slices.Clone(old)
@@ -692,7 +688,7 @@ func (t *table) put(s *stream) error {
 	id := s.id
 	value := bpf.RpStream{State: s.element, Anchor: s.chain.anchor, Cpu: t.cpu(s)}
 	for i, k := range s.keys {
-		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = halves(k.key)
+		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = objects.Halves(k.key)
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
 	}
 	if err := t.e.objects.Streams.Put(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}, &value); err != nil {
@@ -720,9 +716,9 @@ func (t *table) retire(ingress uint32) {
 func (t *table) marks() []proto.Mark {
 	var marks []proto.Mark
 	for id, s := range t.streams {
-		state := t.e.memory.streams.at(s.element)
-		if id.Ingress == t.e.cfg.Incarnation || load(&state.Known) != 0 {
-			marks = append(marks, proto.Mark{Ingress: id.Ingress, Group: id.Group, Sequence: load(&state.Newest)})
+		state := t.e.objects.Memory.Streams.At(s.element)
+		if id.Ingress == t.e.cfg.Incarnation || atomic.LoadUint64(&state.Known) != 0 {
+			marks = append(marks, proto.Mark{Ingress: id.Ingress, Group: id.Group, Sequence: atomic.LoadUint64(&state.Newest)})
 		}
 	}
 	slices.SortFunc(marks, func(a, b proto.Mark) int {

@@ -19,6 +19,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
 const (
@@ -322,7 +323,7 @@ func TestXDPQueueOverflow(t *testing.T) {
 	before := e.Counters()
 	require.NoError(t, e.do(func() {
 		cpu := e.table.cpus[0]
-		value := cpumapValue{QueueSize: room, Program: uint32(e.objects.MdcsRpFan.FD())}
+		value := objects.CPUQueue{QueueSize: room, Program: uint32(e.objects.MdcsRpFan.FD())}
 		require.NoError(t, e.objects.FanCpus.Put(cpu, value))
 		scratch := native.AppendUint32(nil, 0)
 		scratch = native.AppendUint16(scratch, uint16(e.table.groups[testGroup].peers.anchor))
@@ -330,7 +331,7 @@ func TestXDPQueueOverflow(t *testing.T) {
 		scratch = append(scratch, byte(cpu), 0)
 		f := frame(c.sessions[0].Addr, c.Addr(), make([]byte, wire.HeaderSize))
 		copy(f[ipOff+24:], scratch)
-		native.PutUint64(f, e.cookie())
+		native.PutUint64(f, e.objects.Cookie())
 		// One turn, so that on this CPU nothing leaves the queue meanwhile.
 		_, err := e.objects.MdcsRpRecirc.Run(&ebpf.RunOptions{
 			Data: f, Repeat: frames, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: frames,

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-package xdp
+package objects
 
 import (
+	"net/netip"
 	"os"
 	"os/exec"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
 func TestIsFan(t *testing.T) {
@@ -18,7 +17,7 @@ func TestIsFan(t *testing.T) {
 		"cpumap/0/map:4567":  true,
 		"cpumap/12/map:4567": true,
 		"cpumap/12/map:4":    true, // as much as old kernels show
-		"cpumap/0/map:456":   true, // likewise, and long enough
+		"cpumap/0/map:456":   true, // as much as old kernels show, and long enough
 		"cpumap/0/map:4":     false,
 		"cpumap/1/map:4567":  false,
 		"cpumap/0/map:45678": false,
@@ -30,12 +29,19 @@ func TestIsFan(t *testing.T) {
 }
 
 // Every queue has a thread, and all of them are found again.
-func TestXDPFavoursTheFanOut(t *testing.T) {
-	e := newBare(t, datapath.Config{Incarnation: 1})
+func TestXDPRaisesFanoutPriority(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	o, err := Load(Options{Addr: netip.MustParseAddrPort("[2001:db8::53]:30500"), Quiet: -1})
+	require.NoError(t, err)
+	defer o.Close()
+	cpus, err := o.StartFanout()
+	require.NoError(t, err)
 	if self, err := os.Readlink("/proc/self/ns/pid"); err != nil || self != initialPIDs {
 		t.Skipf("PID namespace %s (%v): kernel threads cannot be seen", self, err)
 	}
-	require.Equal(t, len(e.table.cpus), e.raiseFanoutPriority())
+	require.Equal(t, len(cpus), o.RaiseFanoutPriority(cpus))
 }
 
 // A process that was just started is among the newest, and among all.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-package xdp
+package objects
 
 import (
 	"errors"
@@ -26,14 +26,15 @@ const (
 	recordPoll    = 10 * time.Millisecond
 	recordPollMax = 160 * time.Millisecond
 
-	// helloRest is how long hellos are left alone after some were read, so that those of
+	// HelloRest is how long hellos are left alone after some were read, so that those of
 	// many neighbours wake the process together. They say when they came.
-	helloRest = 20 * time.Millisecond
+	HelloRest = 20 * time.Millisecond
 )
 
-// reader hands what stands in a ring buffer to a function. It never waits in a system call:
-// the scheduler of Go looks after each such thread many times in the first milliseconds.
-type reader struct {
+// Reader hands what stands in a ring buffer to a function, in a goroutine of its own, until
+// Close. It never waits in a system call: the scheduler of Go looks after each such thread many
+// times in the first milliseconds.
+type Reader struct {
 	ring *ringbuf.Reader
 	done chan struct{}
 
@@ -44,21 +45,21 @@ type reader struct {
 	rest time.Duration // after what was read
 
 	mu      sync.Mutex
-	waiting []chan struct{} // in drain, since the last turn
-	passing []chan struct{} // in drain, since the one before
+	waiting []chan struct{} // in Drain, since the last turn
+	passing []chan struct{} // in Drain, since the one before
 }
 
-func newReader(ring *ebpf.Map) (*reader, error) {
+func newReader(ring *ebpf.Map) (*Reader, error) {
 	rd, err := ringbuf.NewReader(ring)
 	if err != nil {
 		return nil, fmt.Errorf("read %v: %w", ring, err)
 	}
 	rd.SetDeadline(time.Now()) // reads do not wait
-	return &reader{ring: rd, done: make(chan struct{}), flush: make(chan struct{}, 1)}, nil
+	return &Reader{ring: rd, done: make(chan struct{}), flush: make(chan struct{}, 1)}, nil
 }
 
-// readPolled starts a reader that looks at the ring from time to time.
-func readPolled(ring *ebpf.Map, f func([]byte)) (*reader, error) {
+// ReadPolled starts a reader that looks at the ring from time to time. f must not keep what it gets.
+func ReadPolled(ring *ebpf.Map, f func([]byte)) (*Reader, error) {
 	r, err := newReader(ring)
 	if err != nil {
 		return nil, err
@@ -68,8 +69,9 @@ func readPolled(ring *ebpf.Map, f func([]byte)) (*reader, error) {
 	return r, nil
 }
 
-// readWoken starts a reader that the programs wake, and that rests after what it read.
-func readWoken(ring *ebpf.Map, rest time.Duration, f func([]byte)) (*reader, error) {
+// ReadWoken starts a reader that the programs wake, and that rests after what it read. f must not
+// keep what it gets.
+func ReadWoken(ring *ebpf.Map, rest time.Duration, f func([]byte)) (*Reader, error) {
 	fd, err := unix.FcntlInt(uintptr(ring.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read %v: %w", ring, err)
@@ -94,7 +96,7 @@ func readWoken(ring *ebpf.Map, rest time.Duration, f func([]byte)) (*reader, err
 	return r, nil
 }
 
-func (r *reader) runPolled(f func([]byte)) {
+func (r *Reader) runPolled(f func([]byte)) {
 	defer close(r.done)
 	poll := r.poll
 	for {
@@ -115,7 +117,7 @@ func (r *reader) runPolled(f func([]byte)) {
 	}
 }
 
-func (r *reader) runWoken(conn syscall.RawConn, f func([]byte)) {
+func (r *Reader) runWoken(conn syscall.RawConn, f func([]byte)) {
 	defer close(r.done)
 	_ = conn.Read(func(uintptr) (closed bool) { // waits after each call
 		n, err := r.read(f)
@@ -127,7 +129,7 @@ func (r *reader) runWoken(conn syscall.RawConn, f func([]byte)) {
 }
 
 // read hands out all that stands in the ring.
-func (r *reader) read(f func([]byte)) (n int, err error) {
+func (r *Reader) read(f func([]byte)) (n int, err error) {
 	var raw ringbuf.Record
 	for ; ; n++ {
 		switch err := r.ring.ReadInto(&raw); {
@@ -142,7 +144,7 @@ func (r *reader) read(f func([]byte)) (n int, err error) {
 
 // turn notes that the ring was empty, and returns whether somebody waits that it is so
 // once more.
-func (r *reader) turn() bool {
+func (r *Reader) turn() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, passed := range r.passing {
@@ -152,9 +154,9 @@ func (r *reader) turn() bool {
 	return len(r.passing) > 0
 }
 
-// drain returns when the function has had what stands in the ring now. That is so when
+// Drain returns when the function has had what stands in the ring now. That is so when
 // the ring was empty twice: the first time may have been before.
-func (r *reader) drain() {
+func (r *Reader) Drain() {
 	passed := make(chan struct{})
 	r.mu.Lock()
 	r.waiting = append(r.waiting, passed)
@@ -167,14 +169,15 @@ func (r *reader) drain() {
 }
 
 // look has a polled ring looked at.
-func (r *reader) look() {
+func (r *Reader) look() {
 	select {
 	case r.flush <- struct{}{}:
 	default:
 	}
 }
 
-func (r *reader) close() {
+// Close ends the goroutine.
+func (r *Reader) Close() {
 	r.ring.Close()
 	if r.wake != nil {
 		r.wake.Close()
@@ -183,26 +186,8 @@ func (r *reader) close() {
 	<-r.done
 }
 
-// openReaders starts the readers that somebody listens to.
-func (e *Engine) openReaders() (err error) {
-	keep := func(r *reader, failed error) *reader {
-		if failed == nil {
-			e.readers = append(e.readers, r)
-		}
-		err = errors.Join(err, failed)
-		return r
-	}
-	if e.cfg.Cache != nil {
-		e.cache = keep(readPolled(e.objects.Cache, records(e.cfg.Cache)))
-	}
-	if e.cfg.Hello != nil {
-		keep(readWoken(e.objects.Hellos, helloRest, hellos(e.boot, e.cfg.Hello)))
-	}
-	return err
-}
-
-// records returns what calls f with the struct record of the programs.
-func records(f func(datapath.Record)) func([]byte) {
+// Records returns what calls f with the struct record of the programs.
+func Records(f func(datapath.Record)) func([]byte) {
 	const header = unsafe.Offsetof(bpf.RpRecord{}.Datagram)
 	return func(b []byte) {
 		if len(b) >= int(header) {
@@ -211,9 +196,9 @@ func records(f func(datapath.Record)) func([]byte) {
 	}
 }
 
-// hellos returns what calls f with the struct hello of the programs, whose clock was zero
+// Hellos returns what calls f with the struct hello of the programs, whose clock was zero
 // at boot.
-func hellos(boot time.Time, f func(uint32, [wire.HelloSize]byte, time.Time)) func([]byte) {
+func Hellos(boot time.Time, f func(uint32, [wire.HelloSize]byte, time.Time)) func([]byte) {
 	const session, hello = unsafe.Offsetof(bpf.RpHello{}.Session), unsafe.Offsetof(bpf.RpHello{}.Hello)
 	return func(b []byte) {
 		if len(b) >= int(hello)+wire.HelloSize {

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: LGPL-3.0-or-later
+
+package objects
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/rp/datapath"
+)
+
+// A session is read back as it was written.
+func TestSessionValue(t *testing.T) {
+	for _, s := range []datapath.Session{
+		{Index: 1, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"), SendSession: 0x01020304,
+			SendKey: auth.Key{1, 2, 3}, ReceiveKey: auth.Key{4, 5, 6, 15: 7}, Groups: []uint32{7, 8}, Publish: true, Rate: 3000, Burst: 7},
+		{Index: 2, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[fe80::2%eth0]:4000"), Groups: []uint32{9}, Silent: true},
+		{Index: 3, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:1"), Rate: 5, Burst: 6},
+		{Index: 4, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::3]:65535")},
+		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []uint32{1}},
+	} {
+		require.NoError(t, s.Check())
+		value := SessionValue(&s, 77)
+		require.Equal(t, uint32(77), value.State)
+		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
+		require.Equal(t, s, ParseSession(s.Index, &value))
+	}
+}
