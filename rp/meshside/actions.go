@@ -180,6 +180,10 @@ func (s *Server) perform(actions []linkstate.Action) {
 				l.log.Warn("neighbour is not heard, or does not replicate")
 				s.endOutlived(l.neighbour, func(outlived) bool { return true })
 			}
+		case linkstate.Excess:
+			if l := s.links[a.ID]; l != nil {
+				l.log.Warn("neighbour sends more than has an effect", "what", a.What)
+			}
 		case linkstate.MayPublish:
 			s.mayPublish = true
 		}

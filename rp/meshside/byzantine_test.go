@@ -224,11 +224,14 @@ func TestLies(t *testing.T) {
 				l.say(&linkstate.GraftAck{ID: id, Granted: []uint32{third}, Refused: []uint32{first}})
 			}
 		}},
-		"sum of other routes": {tell: func(l *liar) {
-			for i := range uint32(50) {
-				l.say(&linkstate.RouteSum{Sum: i})
-			}
-		}},
+		"sum of other routes": {
+			tell: func(l *liar) {
+				for i := range uint32(50) {
+					l.say(&linkstate.RouteSum{Sum: i})
+				}
+			},
+			count: func(st Stats) uint64 { return st.Core.SumsDropped },
+		},
 		"serves everything, and nothing": {tell: func(l *liar) {
 			for range 50 {
 				l.say(&linkstate.Serving{Ingress: []uint32{first, third}}, &linkstate.Serving{})
@@ -281,13 +284,36 @@ func TestLies(t *testing.T) {
 				}
 			}
 		}},
-		"digests and requests": {tell: func(l *liar) {
-			for i := range uint32(100) {
-				l.say(&linkstate.Digest{Sums: append(make([]uint32, linkstate.Buckets-1), i)},
-					&linkstate.Request{Origins: []linkstate.ID{linkstate.ID(i + 1), math.MaxUint64}},
-					&linkstate.Acked{Epoch: math.MaxUint64, Sequence: uint64(i)})
-			}
-		}},
+		"digests and requests": {
+			tell: func(l *liar) {
+				for i := range uint32(50) {
+					l.say(&linkstate.Digest{Sums: append(make([]uint32, linkstate.Buckets-1), i)},
+						&linkstate.Request{Origins: []linkstate.ID{linkstate.ID(i + 1), math.MaxUint64}},
+						&linkstate.Acked{Epoch: math.MaxUint64, Sequence: uint64(i)})
+				}
+			},
+			count: func(st Stats) uint64 { return st.Core.DigestsDropped },
+		},
+		"digests without end": {
+			tell: func(l *liar) {
+				for i := range uint32(100) {
+					l.say(&linkstate.Digest{Sums: append(make([]uint32, linkstate.Buckets-1), i)})
+				}
+			},
+			banned: true, count: func(st Stats) uint64 { return st.Core.DigestsDropped },
+		},
+		"offers without end": {
+			tell: func(l *liar) {
+				var all []linkstate.Version
+				for i := range uint64(linkstate.MaxVersions) {
+					all = append(all, linkstate.Version{Origin: linkstate.ID(i + 1), Epoch: 1, Sequence: 1})
+				}
+				for range 100 {
+					l.say(&linkstate.Offer{Versions: all})
+				}
+			},
+			banned: true, count: func(st Stats) uint64 { return st.Core.OffersDropped },
+		},
 		"keys of another": {
 			tell: func(l *liar) {
 				for id := range uint32(mesh.MaxOffers) {
@@ -339,7 +365,7 @@ func TestLies(t *testing.T) {
 		"messages": {
 			tell: func(l *liar) {
 				for range 18 {
-					floodOf(l, 1000, func(i int) sendable { return &linkstate.RouteSum{Sum: uint32(i)} })
+					floodOf(l, 1000, func(i int) sendable { return &linkstate.Acked{Epoch: math.MaxUint64, Sequence: uint64(i)} })
 				}
 				time.Sleep(2 * floodTime)
 			},

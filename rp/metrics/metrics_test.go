@@ -76,7 +76,7 @@ func TestCollector(t *testing.T) {
 			Core: linkstate.Stats{
 				Stale: 32, Forged: 33, NotAllowed: 34, Limited: 35, Published: 36, Downs: 37, Grafts: 38, Failovers: 39,
 				Timeouts: 40, Repairs: 41, NotServed: 42, BadEchoes: 43, Computed: 44, Refused: 64, Refusals: 65, Dismissed: 66,
-				GivenUp: 67, Outbids: 68, Twins: 69, Changed: time.UnixMilli(2500),
+				OffersDropped: 80, RequestsDropped: 81, DigestsDropped: 82, SumsDropped: 83, GivenUp: 67, Outbids: 68, Twins: 69, Changed: time.UnixMilli(2500),
 			},
 			Neighbours: []meshside.Neighbour{
 				{ID: enode.ID{1}, State: meshside.Up, Session: 1, Tree: true, RTT: 1500 * time.Millisecond},
@@ -181,6 +181,10 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_mesh_grafts_refused_total 64",
 		"mdcs_rp_mesh_refusals_total 65",
 		"mdcs_rp_mesh_dismissed_total 66",
+		`mdcs_rp_mesh_dropped_total{what="digests"} 82`,
+		`mdcs_rp_mesh_dropped_total{what="offers"} 80`,
+		`mdcs_rp_mesh_dropped_total{what="requests"} 81`,
+		`mdcs_rp_mesh_dropped_total{what="route_sums"} 83`,
 		"mdcs_rp_mesh_given_up_total 67",
 		"mdcs_rp_mesh_outbids_total 68",
 		"mdcs_rp_mesh_twins_total 69",

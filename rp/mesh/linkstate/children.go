@@ -153,14 +153,14 @@ func (c *Core) permit(n *neighbour, r *route) bool {
 	st := c.standing(n, r)
 	switch {
 	case r.names(n.id):
-		if !st.join(c.now) {
+		if !c.join(n, st) {
 			return false
 		}
 		ch = &child{named: true}
 		c.makeRoom(r)
 	default:
 		left := st.guest.fill(c.now, guestRate, guestBurst)
-		if len(r.children) >= c.room(r) || left < 1 || !st.join(c.now) {
+		if len(r.children) >= c.room(r) || left < 1 || !c.join(n, st) {
 			c.compareSoon(n)
 			return false
 		}
@@ -260,8 +260,12 @@ func (c *Core) chargeGuest(n *neighbour, r *route, ch *child) {
 	}
 }
 
-// join takes one of the times that a neighbour becomes a child, if there is one.
-func (st *standing) join(now time.Time) bool { return st.joins.allow(now, joinRate, joinBurst) }
+// join takes one of the times that a neighbour becomes a child of a route, and of any, if there is
+// one of both.
+func (c *Core) join(n *neighbour, st *standing) bool {
+	return st.joins.fill(c.now, joinRate, joinBurst) >= 1 && n.joins.allow(c.now, joinsRate, joinsBurst) &&
+		st.joins.allow(c.now, joinRate, joinBurst)
+}
 
 func (c *Core) standing(n *neighbour, r *route) *standing {
 	st := n.standings[r.ingress]
@@ -342,10 +346,16 @@ func SumOf(ingress []uint32) (sum uint32) {
 }
 
 // compareRoutes answers when a neighbour is served with something else than it asks for.
-func (c *Core) compareRoutes(n *neighbour, m *RouteSum) {
-	if serving := c.serving(n); SumOf(serving) != m.Sum && n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
+func (c *Core) compareRoutes(n *neighbour, m *RouteSum) error {
+	serving := c.serving(n)
+	switch {
+	case SumOf(serving) == m.Sum:
+	case n.sums.allow(c.now, exchangeRate, exchangeBurst):
 		c.send(n, &Serving{serving})
+	default:
+		return c.dropped(n, &n.sums, &c.stats.SumsDropped, "sums of routes", 1)
 	}
+	return nil
 }
 
 func sortedKeys[V any](m map[uint32]V) []uint32 {

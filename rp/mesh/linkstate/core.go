@@ -55,8 +55,11 @@ const (
 	offerBurst    = 2 * MaxOrigins
 	answerRate    = 1000 // adverts per second sent on request to one neighbour
 	answerBurst   = 2 * MaxOrigins
-	exchangeRate  = 1 // digests per second that one neighbour gets answered
+	exchangeRate  = 1 // digests, and sums of routes, per second that one neighbour gets answered
 	exchangeBurst = 8
+	excessMax     = 64 // messages of a kind that may be beyond such a limit before all of it is back
+	joinsRate     = 50 // times per second that a neighbour becomes a child, of whatever routes
+	joinsBurst    = maxRoutes
 	serveRate     = 50 // routes per second that one neighbour is served from the cache
 	serveBurst    = maxRoutes
 	backupsKept   = 3
@@ -132,6 +135,12 @@ type (
 	NeighbourDown struct{ ID ID }
 )
 
+// Excess says that a neighbour began to send more of something than has an effect.
+type Excess struct {
+	ID   ID
+	What string
+}
+
 // MayPublish says, once, that the neighbours know this incarnation: datagrams may
 // carry it as ingress RP.
 type MayPublish struct{}
@@ -144,6 +153,7 @@ func (Serve) action()         {}
 func (AckGraft) action()      {}
 func (NeighbourUp) action()   {}
 func (NeighbourDown) action() {}
+func (Excess) action()        {}
 func (MayPublish) action()    {}
 
 // Config is what a Core works with.
@@ -187,7 +197,11 @@ type Stats struct {
 	Repairs                            uint64 // answers of neighbours that served something else than they were asked for
 	NotServed                          uint64 // routes that were asked for too often
 	BadEchoes                          uint64 // hellos with impossible times
-	Computed                           uint64 // times that trees were computed
+
+	// Beyond the limits of a neighbour, without effect: RPs that were offered, adverts that
+	// were asked for, digests and sums of routes.
+	OffersDropped, RequestsDropped, DigestsDropped, SumsDropped uint64
+	Computed                                                    uint64 // times that trees were computed
 
 	// Changed is when an RP became known or was forgotten, or a route began, ended, came
 	// into use or out of it, got a parent or lost it.
@@ -345,13 +359,13 @@ func (c *Core) Handle(now time.Time, from ID, m Message) error {
 	}
 	switch m := m.(type) {
 	case *Digest:
-		c.compare(n, m)
+		return c.compare(n, m)
 	case *Summary:
-		c.want(n, m.Versions)
+		return c.want(n, m.Versions)
 	case *Offer:
-		c.want(n, m.Versions)
+		return c.want(n, m.Versions)
 	case *Request:
-		c.answer(n, m)
+		return c.answer(n, m)
 	case *Adverts:
 		return c.learn(n, m)
 	case *Acked:
@@ -363,7 +377,7 @@ func (c *Core) Handle(now time.Time, from ID, m Message) error {
 	case *GraftAck:
 		c.graftAcked(n, m)
 	case *RouteSum:
-		c.compareRoutes(n, m)
+		return c.compareRoutes(n, m)
 	case *Serving:
 		c.repair(n, m)
 	default:
@@ -475,6 +489,36 @@ func (l *limiter) allow(now time.Time, rate, burst float64) bool {
 	}
 	l.left--
 	return true
+}
+
+// quota is a limit on what a neighbour sends of one kind: what is beyond has no effect.
+type quota struct {
+	limiter
+	beyond int // messages of which something had no effect, since nothing was taken of it
+}
+
+// allow takes a token if there is one.
+func (q *quota) allow(now time.Time, rate, burst float64) bool {
+	if q.fill(now, rate, burst) >= burst {
+		q.beyond = 0
+	}
+	return q.limiter.allow(now, rate, burst)
+}
+
+// dropped counts what had no effect of one message. Honest RPs do not come far beyond a limit, so
+// that it is a violation in the end.
+func (c *Core) dropped(n *neighbour, q *quota, counter *uint64, what string, dropped int) error {
+	if dropped == 0 {
+		return nil
+	}
+	*counter += uint64(dropped)
+	if q.beyond++; q.beyond == 1 {
+		c.act(Excess{n.id, what})
+	}
+	if q.beyond > excessMax {
+		return proto.Unexpected("flood of %s", what)
+	}
+	return nil
 }
 
 // wait is how long it takes until there is a token.

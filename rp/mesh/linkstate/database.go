@@ -171,6 +171,9 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 		c.stats.Stale++
 		switch {
 		case e.version().newer(v):
+			if !n.answers.allow(c.now, answerRate, answerBurst) {
+				return c.dropped(n, &n.answers, &c.stats.RequestsDropped, "old adverts", 1)
+			}
 			c.owe(n, v.Origin)
 		case ack && v.Origin == n.id:
 			c.send(n, &Acked{v.Epoch, v.Sequence})
@@ -273,6 +276,9 @@ func (c *Core) torn() bool {
 func (c *Core) owe(n *neighbour, origin ID) {
 	e := c.entries[origin]
 	delete(n.untold, origin)
+	if k := len(n.adverts); k > 0 && n.adverts[k-1].Signed == e.Signed {
+		return // it was asked for twice
+	}
 	n.adverts = append(n.adverts, Aged{uint32(max(c.now.Sub(e.signed), 0) / time.Second), e.Signed})
 	if origin == c.cfg.Self && c.awaited[n.id] {
 		n.ack = true
@@ -306,9 +312,9 @@ func (c *Core) tell(n *neighbour) {
 func compareVersion(a, b Version) int { return cmp.Compare(a.Origin, b.Origin) }
 
 // compare answers a neighbour's digest with a summary of what differs.
-func (c *Core) compare(n *neighbour, m *Digest) {
-	if !n.exchange.allow(c.now, exchangeRate, exchangeBurst) {
-		return
+func (c *Core) compare(n *neighbour, m *Digest) error {
+	if !n.digests.allow(c.now, exchangeRate, exchangeBurst) {
+		return c.dropped(n, &n.digests, &c.stats.DigestsDropped, "digests", 1)
 	}
 	var versions []Version
 	for origin, e := range c.entries {
@@ -320,11 +326,13 @@ func (c *Core) compare(n *neighbour, m *Digest) {
 	for chunk := range slices.Chunk(versions, MaxVersions) {
 		c.send(n, &Summary{chunk})
 	}
+	return nil
 }
 
 // want notes what a neighbour has and this RP lacks, as far as it may offer so much, and
 // asks it for what nobody else is asked for.
-func (c *Core) want(n *neighbour, versions []Version) {
+func (c *Core) want(n *neighbour, versions []Version) error {
+	dropped := 0
 	for _, v := range versions {
 		if e := c.entries[v.Origin]; e != nil && !v.newer(e.version()) {
 			if v == e.version() {
@@ -332,12 +340,15 @@ func (c *Core) want(n *neighbour, versions []Version) {
 			}
 			continue
 		}
-		if n.offer.allow(c.now, offerRate, offerBurst) && (n.offers[v.Origin] != Version{} || len(n.offers) < MaxOrigins) {
-			n.offers[v.Origin] = v
-			c.request(n, v.Origin)
+		if (n.offers[v.Origin] == Version{}) && len(n.offers) >= MaxOrigins || !n.offered.allow(c.now, offerRate, offerBurst) {
+			dropped++
+			continue
 		}
+		n.offers[v.Origin] = v
+		c.request(n, v.Origin)
 	}
 	c.flushRequests(n)
+	return c.dropped(n, &n.offered, &c.stats.OffersDropped, "offers", dropped)
 }
 
 // request asks a neighbour at the end of this input for what it offered, once for each
@@ -382,16 +393,17 @@ func (c *Core) tickRequests() {
 }
 
 // answer sends the adverts that a neighbour asks for.
-func (c *Core) answer(n *neighbour, m *Request) {
-	for _, origin := range m.Origins {
+func (c *Core) answer(n *neighbour, m *Request) error {
+	for i, origin := range m.Origins {
 		if c.entries[origin] == nil {
 			continue
 		}
 		if !n.answers.allow(c.now, answerRate, answerBurst) {
-			return
+			return c.dropped(n, &n.answers, &c.stats.RequestsDropped, "requests", len(m.Origins)-i)
 		}
 		c.owe(n, origin)
 	}
+	return nil
 }
 
 // findPaths notes to which RPs there is a path now.

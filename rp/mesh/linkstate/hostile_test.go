@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -169,8 +170,12 @@ func TestFloodOfOffers(t *testing.T) {
 	// Whatever origins it names, there is room for what others offer.
 	w := square(t)
 	core := w.cores[1]
-	for i := range 4 * MaxOrigins {
-		require.NoError(t, core.Handle(w.now, rp(2), &Offer{[]Version{{ID(i + 1), 1, 1}}}))
+	for i := range 4 * MaxOrigins / MaxVersions {
+		m := &Offer{}
+		for k := range MaxVersions {
+			m.Versions = append(m.Versions, Version{ID(i*MaxVersions + k + 1), 1, 1})
+		}
+		require.NoError(t, core.Handle(w.now, rp(2), m))
 	}
 	w.perform(1)
 	require.LessOrEqual(t, len(core.requested), offerBurst)
@@ -346,6 +351,95 @@ func TestFloodOfFlips(t *testing.T) {
 			require.LessOrEqual(t, float64(len(took[Route](w, 1))), 2*joins)
 			s.run(3 * time.Second)
 			require.True(t, s.asks(ingress1))
+		})
+	}
+}
+
+// A neighbour becomes a child of all routes together 4,096 times at once, and then 50 times a
+// second, however many routes there are.
+func TestFloodOfJoins(t *testing.T) {
+	w := square(t)
+	core := w.cores[1]
+	const streams = 600
+	var all []uint32
+	for i := range uint32(streams) {
+		all = append(all, 0x70000000+i)
+		core.route(all[i]).root = &root{slot: -1, branches: map[ID]uint64{rp(2): 1}}
+	}
+	joins := func() (joins int) {
+		for chunk := range slices.Chunk(all, MaxRoutes) {
+			m := &Graft{ID: 1}
+			for _, ingress := range chunk {
+				m.Routes = append(m.Routes, GraftRoute{Ingress: ingress})
+			}
+			require.NoError(t, core.Handle(w.now, rp(2), m))
+			require.NoError(t, core.Handle(w.now, rp(2), &Prune{chunk}))
+		}
+		for _, a := range core.Actions() {
+			if ack, ok := a.(AckGraft); ok {
+				joins += len(ack.Granted)
+			}
+		}
+		return joins
+	}
+	sum := 0
+	for range joinBurst {
+		sum += joins()
+	}
+	require.Equal(t, joinsBurst, sum)
+	require.Equal(t, uint64(joinBurst*streams-joinsBurst), core.Stats().Refused)
+	w.now = w.now.Add(4 * time.Second)
+	require.Equal(t, 4*joinsRate, joins())
+}
+
+// What a neighbour sends beyond its limits has no effect, is counted, and is told once. Sixty-four
+// messages of it break the protocol, unless all of the limit came back before.
+func TestExcess(t *testing.T) {
+	offer := &Offer{}
+	request := &Request{}
+	for i := range MaxVersions {
+		offer.Versions = append(offer.Versions, Version{ID(i + 1), 9, 9})
+		request.Origins = append(request.Origins, rp(3))
+	}
+	for name, of := range map[string]struct {
+		m     Message
+		fits  int // messages
+		each  int // counted of one
+		count func(Stats) uint64
+	}{
+		"offers":      {offer, offerBurst / MaxVersions, MaxVersions, func(s Stats) uint64 { return s.OffersDropped }},
+		"requests":    {request, answerBurst / MaxVersions, MaxVersions, func(s Stats) uint64 { return s.RequestsDropped }},
+		"digests":     {&Digest{make([]uint32, Buckets)}, exchangeBurst, 1, func(s Stats) uint64 { return s.DigestsDropped }},
+		"sums":        {&RouteSum{77}, exchangeBurst, 1, func(s Stats) uint64 { return s.SumsDropped }},
+		"old adverts": {adverts(advertOf(t, 3, 1, 0, nil)), answerBurst, 1, func(s Stats) uint64 { return s.RequestsDropped }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := square(t)
+			core := w.cores[1]
+			n := core.neighbour(rp(2))
+			n.conduct = conduct{standings: n.standings}
+			say := func(times int) {
+				for range times {
+					require.NoError(t, core.Handle(w.now, rp(2), of.m))
+				}
+			}
+			for range 2 {
+				before := of.count(core.Stats())
+				say(of.fits)
+				require.Equal(t, before, of.count(core.Stats()))
+				say(excessMax)
+				require.Equal(t, before+uint64(excessMax*of.each), of.count(core.Stats()))
+				told := 0
+				for _, a := range core.Actions() {
+					if _, ok := a.(Excess); ok {
+						told++
+					}
+				}
+				require.Equal(t, 1, told)
+				w.now = w.now.Add(10 * time.Second) // all comes back
+			}
+			say(of.fits + excessMax)
+			require.Error(t, core.Handle(w.now, rp(2), of.m))
 		})
 	}
 }

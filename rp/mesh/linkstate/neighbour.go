@@ -69,11 +69,13 @@ type neighbour struct {
 type conduct struct {
 	lost      int // times that it was found dead while it was up for less than holdMemory
 	polls     limiter
-	offer     limiter
 	verify    limiter
-	answers   limiter
-	exchange  limiter
 	served    limiter
+	joins     limiter
+	offered   quota
+	answers   quota
+	digests   quota
+	sums      quota
 	standings map[uint32]*standing // by ingress RP
 }
 
