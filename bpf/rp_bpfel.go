@@ -177,8 +177,8 @@ type RpSession struct {
 	Role        uint8
 	GroupsLen   uint8
 	Groups      [16]uint32
+	Site        uint32
 	SendSession uint32
-	Rate        uint32
 	SendKey     struct {
 		_  structs.HostLayout
 		K0 uint64
@@ -186,11 +186,12 @@ type RpSession struct {
 	}
 	Egress      uint64
 	EgressBurst uint64
+	Rate        uint32
 	Burst       uint32
 	Subscribed  uint8
 	Publish     uint8
 	Silent      uint8
-	Pad         uint8
+	Pad         [5]uint8
 	Zone        [16]uint8
 }
 

@@ -437,7 +437,7 @@ type Engine interface {
 	// less than half of the burst of all copies it sends none, and returns ErrOverRate.
 	Resend(session uint32, datagrams [][]byte) error
 
-	// SetEgress changes the limit of all copies, see Config. The bucket is full then.
+	// SetEgress changes the limit of all copies, see Config. The buckets, of the sites too, are full then.
 	SetEgress(rate, burst uint64)
 
 	// Heard returns when the last datagram of a session was accepted, of any type,

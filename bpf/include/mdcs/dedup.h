@@ -150,6 +150,12 @@ __inline_always int conforms(const struct policer *p, __u64 *due, __u64 now)
 	return !p->rate || load(due) <= now + p->tolerance;
 }
 
+/* spares tells whether at least half of the burst is left. spec: 6.7 */
+__inline_always int spares(const struct policer *p, __u64 *due, __u64 now)
+{
+	return !p->rate || load(due) <= now + p->tolerance / 2;
+}
+
 /*
  * charge accounts for a datagram that passes. Until then another CPU may have found
  * the same bucket full enough.

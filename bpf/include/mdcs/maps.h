@@ -51,18 +51,19 @@ struct session {
 	__u8 role;
 	__u8 groups_len; /* that it may publish to; 0 when it may not publish */
 	__u32 groups[MAX_GROUPS];
+	__u32 site; /* index in egresses of the share that its datagrams use; 0: none */
 
 	/* What the programs do not read: user space that takes over learns from it. */
 	__be32 send_session;
-	__u32 rate;
 	struct key send_key;
 	__u64 egress;
 	__u64 egress_burst;
+	__u32 rate;
 	__u32 burst;
 	__u8 subscribed; /* number of groups */
 	__u8 publish;
 	__u8 silent;
-	__u8 pad;
+	__u8 pad[5];
 	__u8 zone[16]; /* of the address, padded with 0 */
 };
 
@@ -358,7 +359,11 @@ struct {
 	__uint(max_entries, 1 << 16);
 } hellos SEC(".maps");
 
-/* The policer of all copies. User space changes its rate at any time, and charges it, too. */
+/*
+ * The policer of all copies, at index 0, and those of the sites' shares. User space changes
+ * their rates at any time, and charges the first one, too. There are more than sites: those
+ * that left keep theirs for a while. spec: 6.7
+ */
 struct egress {
 	struct policer copies; /* in bytes of UDP payload */
 	__u64 due;	       /* ns, when its bucket is full again */
@@ -366,7 +371,7 @@ struct egress {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 20480);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct egress);

@@ -13,6 +13,7 @@ struct outcome {
 	struct stream_state *stream_state;
 	struct key *key;		 /* of its group, for a HEARTBEAT */
 	__u8 role;			 /* of that session */
+	__u8 shares;			 /* it passes by the share of its site */
 	__u64 sum;			 /* of its payload, for the checksum */
 };
 
@@ -114,14 +115,20 @@ __inline_always int may_publish(const struct session *s, __u32 group)
 	return 0;
 }
 
-/* within_rates is step 11, which changes nothing. */
-__inline_always int within_rates(const struct session *s, struct session_state *state, __u64 now)
+/* within_rates is step 11, which changes nothing but the outcome. */
+__inline_always int within_rates(const struct session *s, struct session_state *state, struct outcome *o, __u64 now)
 {
 	__u32 zero = 0;
-	struct egress *all = bpf_map_lookup_elem(&egresses, &zero);
+	struct egress *all = bpf_map_lookup_elem(&egresses, &zero), *site;
 
-	return all && conforms(&s->datagrams, &state->datagrams_due, now) &&
-	       conforms(&s->copies, &state->copies_due, now) && conforms(&all->copies, &all->due, now);
+	if (!all || !conforms(&s->datagrams, &state->datagrams_due, now) ||
+	    !conforms(&s->copies, &state->copies_due, now) || !conforms(&all->copies, &all->due, now))
+		return 0;
+	if (spares(&all->copies, &all->due, now))
+		return 1;
+	o->shares = 1;
+	site = bpf_map_lookup_elem(&egresses, &s->site);
+	return site && conforms(&site->copies, &site->due, now);
 }
 
 /* charge_rates accounts for a datagram of len bytes that was accepted. */
@@ -129,7 +136,7 @@ __inline_always void charge_rates(const struct session *s, struct session_state 
 				  __u32 len, __u64 now)
 {
 	__u32 zero = 0;
-	struct egress *all = bpf_map_lookup_elem(&egresses, &zero);
+	struct egress *all = bpf_map_lookup_elem(&egresses, &zero), *site;
 	__u32 anchor = o->stream->anchor - FIRST_ANCHOR;
 	__u64 *n;
 
@@ -141,6 +148,11 @@ __inline_always void charge_rates(const struct session *s, struct session_state 
 		return;
 	charge(&s->copies, &state->copies_due, now, load(n) * len);
 	charge(&all->copies, &all->due, now, load(n) * len);
+	if (!o->shares)
+		return;
+	site = bpf_map_lookup_elem(&egresses, &s->site);
+	if (site)
+		charge(&site->copies, &site->due, now, load(n) * len);
 }
 
 /* accept_published takes a peer's DATA: its window is that of its session. */
@@ -161,7 +173,7 @@ __inline_always int accept_published(struct xdp_md *ctx, const struct packet *p,
 	v = authentic(ctx, p, o, window_check(state->window, seq));
 	if (v != VERDICT_PASS)
 		return v;
-	if (!within_rates(s, state, now))
+	if (!within_rates(s, state, o, now))
 		return VERDICT_OVER_RATE;
 	v = window_take(state->window, seq);
 	if (v == VERDICT_PASS)
@@ -238,7 +250,7 @@ __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, 
 		o->stream = NULL;
 		return beats_take(&state->beats, beat);
 	}
-	if (!within_rates(from, state, now) || now < due)
+	if (!within_rates(from, state, o, now) || now < due)
 		return VERDICT_OVER_RATE;
 	if (far_ahead(s, seq, now))
 		return VERDICT_FAR_AHEAD;
@@ -276,7 +288,7 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	if (heartbeat) {
 		v = accept_heartbeat(p, o, from, state, now);
 	} else {
-		if (!within_rates(from, state, now))
+		if (!within_rates(from, state, o, now))
 			return VERDICT_OVER_RATE;
 		if (far_ahead(o->stream_state, seq, now))
 			return VERDICT_FAR_AHEAD;

@@ -30,7 +30,7 @@ func benchTable(b *testing.B, t *table, n int, dst netip.AddrPort) (rp datapath.
 			Index: uint32(i + 2), Role: datapath.Peer, Addr: dst, SendKey: auth.Key{byte(i)}, Groups: []uint32{txs},
 		})
 	}
-	if err := t.apply(change); err != nil {
+	if err := t.apply(0, change); err != nil {
 		b.Fatal(err)
 	}
 	h := wire.Header{
@@ -119,7 +119,7 @@ func BenchmarkApply(b *testing.B) {
 				leave.Remove = append(leave.Remove, uint32(n+i+2))
 			}
 			for b.Loop() {
-				if t.apply(join) != nil || t.apply(leave) != nil {
+				if t.apply(0, join) != nil || t.apply(0, leave) != nil {
 					b.Fatal("refused")
 				}
 			}

@@ -173,7 +173,7 @@ func (e *Engine) Apply(c datapath.Change) error {
 		e.sending.Lock()
 		defer e.sending.Unlock()
 	}
-	return e.table.apply(c)
+	return e.table.apply(time.Since(e.start), c)
 }
 
 // Age implements datapathtest.Subject: it is for tests of what depends on the time.

@@ -31,7 +31,7 @@ func TestWholeAfterLies(t *testing.T) {
 	good := evil
 	good.Index, good.SendKey, good.ReceiveKey = 77, auth.Key{'S'}, auth.Key{'R'}
 	good.Addr = s.Endpoint(500)
-	step := func(c datapath.Change) { require.NoError(t, s.apply(c)) }
+	step := func(c datapath.Change) { require.NoError(t, s.Apply(c)) }
 	step(datapath.Change{Add: []datapath.Session{good}, Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{evil.Index, good.Index}}}})
 	verdict := func(from *datapath.Session, b []byte) wire.Verdict {
 		v, _ := s.Receive(from.Addr, b)
@@ -67,7 +67,7 @@ func TestHeartbeatsArePoliced(t *testing.T) {
 	s, sessions := smallNet(1000)
 	m := sessions[1000]
 	m.Egress, m.EgressBurst = 64_000, 64_000
-	require.NoError(t, s.apply(datapath.Change{Add: []datapath.Session{m}}))
+	require.NoError(t, s.Apply(datapath.Change{Add: []datapath.Session{m}}))
 	sent := 0
 	for beat := uint64(1); beat <= 100; beat++ { // in ten seconds, each 64 bytes to 1,000
 		s.now += datapath.HeartbeatGap

@@ -115,7 +115,8 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	if v := authentic(stream, b, h, s.state.window.Check(h.Sequence)); v != wire.Pass {
 		return v
 	}
-	if !t.conforms(s, now) {
+	ok, shares := t.conforms(s, now)
+	if !ok {
 		return wire.OverRate
 	}
 	if v := s.state.window.Take(h.Sequence); v != wire.Pass {
@@ -131,7 +132,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	})
 	f.echo = true
 	t.to(f, s, stream, h.Group, stream.assigned)
-	t.charge(s, now, f.receivers()*len(b))
+	t.charge(s, now, f.receivers()*len(b), shares)
 	return wire.Pass
 }
 
@@ -172,8 +173,9 @@ func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, p
 	if beat && (stream.upstreams[0] != s.Index || stream.taken.Overtaken(s.state, h.ObjectID)) {
 		return s.state.beats.Take(h.ObjectID)
 	}
+	ok, shares := t.conforms(s, now)
 	switch {
-	case !t.conforms(s, now) || beat && now < stream.beatDue:
+	case !ok || beat && now < stream.beatDue:
 		return wire.OverRate
 	case stream.farAhead(now, h.Sequence):
 		return wire.FarAhead
@@ -193,7 +195,7 @@ func (t *table) relay(now time.Duration, s *session, b []byte, h *wire.Header, p
 	}
 	wire.SetHopLimit(f.header[:], h.HopLimit-1)
 	t.to(f, s, stream, h.Group, h.Sequence)
-	t.charge(s, now, f.receivers()*len(b))
+	t.charge(s, now, f.receivers()*len(b), shares)
 	return wire.Pass
 }
 

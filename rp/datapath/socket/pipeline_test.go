@@ -66,7 +66,7 @@ func smallNet(peers int) (*tableSubject, []datapath.Session) {
 		sessions = append(sessions, session)
 	}
 	rp := uint32(peers + 1)
-	err := s.apply(datapath.Change{
+	err := s.Apply(datapath.Change{
 		Add: sessions,
 		Keys: []proto.GroupKey{
 			{Ingress: own, Group: txs, Key: ownKey},
@@ -251,12 +251,12 @@ func TestChangeDuringSending(t *testing.T) {
 
 	late := sessions[1]
 	late.Index, late.Addr = 99, netip.MustParseAddrPort("[2001:db8::2]:99")
-	require.NoError(t, s.apply(datapath.Change{Remove: []uint32{2, 3}, Add: []datapath.Session{late}}))
+	require.NoError(t, s.Apply(datapath.Change{Remove: []uint32{2, 3}, Add: []datapath.Session{late}}))
 	require.Equal(t, before, indexes(f.peers))
 	require.Equal(t, []uint32{1, 4, 99}, indexes(s.groups[txs]))
 
 	later := late
 	later.Index = 100
-	require.NoError(t, s.apply(datapath.Change{Add: []datapath.Session{later}}))
+	require.NoError(t, s.Apply(datapath.Change{Add: []datapath.Session{later}}))
 	require.Equal(t, before, indexes(f.peers))
 }

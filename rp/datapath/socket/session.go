@@ -23,6 +23,15 @@ type session struct {
 	removed bool // from the table; of no concern to a sender
 
 	datagrams, copies datapath.Policer // of what comes from it
+	site              *site            // whose share it uses, nil for none
+}
+
+// site has a share of what all copies may take. Its bucket is the due of its policer.
+type site = datapath.Place[*share]
+
+type share struct {
+	datapath.Policer
+	due uint64 // ns on the table's clock
 }
 
 // sessionState is what moves while datagrams pass.
@@ -59,15 +68,32 @@ func (s *session) seal(header *[wire.HeaderSize]byte) {
 	wire.SetHopTag(header[:], s.SendKey.HopTag(header[:]))
 }
 
-// conforms reports whether the policers let a datagram from a session pass now.
-func (t *table) conforms(s *session, now time.Duration) bool {
-	return s.datagrams.Conforms(s.state.datagramsDue, uint64(now)) && s.copies.Conforms(s.state.copiesDue, uint64(now)) &&
-		t.copies.Conforms(t.due, uint64(now))
+// conforms reports whether the policers let a datagram from a session pass now. It is the
+// share of the session's site that lets it pass when the bucket of all copies spares nothing.
+func (t *table) conforms(s *session, now time.Duration) (ok, shares bool) {
+	if !s.datagrams.Conforms(s.state.datagramsDue, uint64(now)) || !s.copies.Conforms(s.state.copiesDue, uint64(now)) ||
+		!t.copies.Conforms(t.due, uint64(now)) {
+		return false, false
+	}
+	if t.copies.Spares(t.due, uint64(now)) {
+		return true, false
+	}
+	return s.site.Bucket.Conforms(s.site.Bucket.due, uint64(now)), true
 }
 
 // charge accounts for a datagram from a session that passes and goes out in bytes of copies.
-func (t *table) charge(s *session, now time.Duration, copies int) {
+func (t *table) charge(s *session, now time.Duration, copies int, shares bool) {
 	s.state.datagramsDue = s.datagrams.Charge(s.state.datagramsDue, uint64(now), 1)
 	s.state.copiesDue = s.copies.Charge(s.state.copiesDue, uint64(now), uint64(copies))
 	t.due = t.copies.Charge(t.due, uint64(now), uint64(copies))
+	if shares {
+		s.site.Bucket.due = s.site.Bucket.Charge(s.site.Bucket.due, uint64(now), uint64(copies))
+	}
+}
+
+// share makes the policers of the sites' shares those of now.
+func (t *table) share() {
+	for p := range t.sites.All() {
+		p.Bucket.Policer = t.sites.Share(p.Site, t.egress, t.egressBurst)
+	}
 }

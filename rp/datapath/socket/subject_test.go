@@ -41,6 +41,13 @@ func TestChannels(t *testing.T) {
 	})
 }
 
+// TestSites runs those of the sites' shares, without a socket.
+func TestSites(t *testing.T) {
+	datapathtest.RunSites(t, func(_ *testing.T, cfg datapath.Config) datapathtest.SitesSubject {
+		return newTableSubject(cfg)
+	})
+}
+
 // tableSubject is the engine without socket and clock.
 type tableSubject struct {
 	*table
@@ -65,11 +72,17 @@ func (s *tableSubject) Endpoint(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(40000+i))
 }
 
+func (s *tableSubject) Elsewhere() netip.AddrPort {
+	return netip.MustParseAddrPort("[2001:db8:1::1]:40000")
+}
+
+func (s *tableSubject) Elapse(d time.Duration) { s.now += d }
+
 func (s *tableSubject) Channel() netip.AddrPort {
 	return netip.AddrPortFrom(proto.GroupAddr(5).WithZone("7"), 40100)
 }
 
-func (s *tableSubject) Apply(c datapath.Change) error { return s.apply(c) }
+func (s *tableSubject) Apply(c datapath.Change) error { return s.apply(s.now, c) }
 
 func (s *tableSubject) Marks() []proto.Mark { return s.marks() }
 

@@ -26,15 +26,17 @@ type table struct {
 	own    uint32   // incarnation
 	handle auth.Key // secret of the publisher handles
 
-	mu       sync.Mutex
-	copies   datapath.Policer
-	due      uint64 // of copies, ns on the table's clock
-	beats    uint64 // number of the last heartbeat that was sent
-	sessions map[uint32]*session
-	streams  map[datapath.Stream]*stream
-	groups   map[uint32][]*session // peers and channels that the group is replicated to
-	routes   map[uint32]*datapath.Route
-	verdicts wire.Counters
+	mu                  sync.Mutex
+	egress, egressBurst uint64 // that copies are limited to
+	copies              datapath.Policer
+	due                 uint64 // of copies, ns on the table's clock
+	sites               datapath.Sites[*share]
+	beats               uint64 // number of the last heartbeat that was sent
+	sessions            map[uint32]*session
+	streams             map[datapath.Stream]*stream
+	groups              map[uint32][]*session // peers and channels that the group is replicated to
+	routes              map[uint32]*datapath.Route
+	verdicts            wire.Counters
 }
 
 // stream is the state of one (ingress RP, group). It exists from the first key
@@ -59,22 +61,25 @@ type epochKey struct {
 
 func newTable(cfg datapath.Config) *table {
 	return &table{
-		own:      cfg.Incarnation,
-		handle:   cfg.HandleKey,
-		copies:   cfg.Policer(),
-		sessions: make(map[uint32]*session),
-		streams:  make(map[datapath.Stream]*stream),
-		groups:   make(map[uint32][]*session),
-		routes:   make(map[uint32]*datapath.Route),
+		own:         cfg.Incarnation,
+		handle:      cfg.HandleKey,
+		copies:      cfg.Policer(),
+		egress:      cfg.Egress,
+		egressBurst: cfg.EgressBurst,
+		sessions:    make(map[uint32]*session),
+		streams:     make(map[datapath.Stream]*stream),
+		groups:      make(map[uint32][]*session),
+		routes:      make(map[uint32]*datapath.Route),
 	}
 }
 
 // apply makes a change, see datapath.Engine. There is always room.
-func (t *table) apply(c datapath.Change) error {
+func (t *table) apply(now time.Duration, c datapath.Change) error {
 	refused := c.Refusals(t.own)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.remove(c.Remove)
+	publishers, rps := t.sites.Counts()
+	t.remove(now, c.Remove)
 	for _, ingress := range c.Retire {
 		if refused.Routes[ingress] != nil {
 			continue
@@ -91,7 +96,7 @@ func (t *table) apply(c datapath.Change) error {
 	for _, s := range c.Add {
 		if refused.Sessions[s.Index] == nil {
 			mesh = mesh || s.Role == datapath.Mesh || t.isMesh(s.Index)
-			t.add(s)
+			t.add(now, s)
 		}
 	}
 	for i := range c.Routes {
@@ -101,6 +106,10 @@ func (t *table) apply(c datapath.Change) error {
 	}
 	if len(c.Remove)+len(c.Retire)+len(c.Keys)+len(c.Routes) > 0 || mesh {
 		t.direct()
+	}
+	t.sites.Expire(now)
+	if p, r := t.sites.Counts(); p != publishers || r != rps {
+		t.share()
 	}
 	return refused.Err()
 }
@@ -141,12 +150,17 @@ func (t *table) direct() {
 	}
 }
 
-func (t *table) add(s datapath.Session) {
+func (t *table) add(now time.Duration, s datapath.Session) {
 	old := t.sessions[s.Index]
 	if old != nil {
-		t.remove([]uint32{s.Index})
+		t.remove(now, []uint32{s.Index})
 	}
 	next := newSession(s, old)
+	if site, ok := s.Site(); ok {
+		next.site, _ = t.sites.Enter(site, func() (*share, error) {
+			return &share{Policer: t.sites.Share(site, t.egress, t.egressBurst)}, nil
+		})
+	}
 	t.sessions[s.Index] = next
 	if next.Silent {
 		return
@@ -161,7 +175,7 @@ func (t *table) add(s datapath.Session) {
 }
 
 // remove takes sessions out of the table and, in one pass, out of their groups.
-func (t *table) remove(indexes []uint32) {
+func (t *table) remove(now time.Duration, indexes []uint32) {
 	touched := make(map[uint32]bool)
 	for _, index := range indexes {
 		s := t.sessions[index]
@@ -170,6 +184,9 @@ func (t *table) remove(indexes []uint32) {
 		}
 		delete(t.sessions, index)
 		s.removed = true
+		if s.site != nil {
+			t.sites.Leave(s.site, now)
+		}
 		for _, group := range s.Groups {
 			touched[group] = true
 		}
@@ -299,6 +316,11 @@ func (t *table) setEgress(rate, burst uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.copies, t.due = datapath.NewPolicer(rate, burst), 0
+	t.egress, t.egressBurst = rate, burst
+	t.share()
+	for p := range t.sites.All() {
+		p.Bucket.due = 0
+	}
 }
 
 // spare accounts for datagrams that are sent once more, if there is room for them.

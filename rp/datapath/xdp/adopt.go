@@ -266,7 +266,7 @@ func (t *table) adoptAnchors() (busy []uint32, err error) {
 func (t *table) adoptSessions() error {
 	var index, next uint32
 	var value bpf.RpSession
-	used := make(map[uint32]bool)
+	used, shares, share := make(map[uint32]bool), make(map[uint32]bool), uint32(0)
 	it := t.e.objects.Sessions.Iterate()
 	for it.Next(&index, &value) {
 		s := &session{Session: objects.ParseSession(index, &value), state: &sessionState{element: value.State}}
@@ -277,11 +277,17 @@ func (t *table) adoptSessions() error {
 			}
 		}
 		t.hold(index, s)
+		if site, ok := s.Site(); ok {
+			s.site, _ = t.sites.Enter(site, func() (uint32, error) { return value.Site, nil })
+			shares[value.Site], share = true, max(share, value.Site+1)
+		}
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("sessions: %w", err)
 	}
 	t.sessionStates.adopt(next, used)
+	t.shares.adopt(share, shares)
+	t.share()
 
 	var echo bpf.RpEcho
 	it = t.e.objects.Echoes.Iterate()

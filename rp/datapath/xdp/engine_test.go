@@ -37,6 +37,13 @@ func TestXDPChannels(t *testing.T) {
 	}
 }
 
+// TestXDPSites runs the tests of the sites' shares.
+func TestXDPSites(t *testing.T) {
+	datapathtest.RunSites(t, func(t *testing.T, cfg datapath.Config) datapathtest.SitesSubject {
+		return newXDPSubject(t, cfg, -1)
+	})
+}
+
 func TestXDPGolden(t *testing.T) {
 	for name, quiet := range paths {
 		t.Run(name, func(t *testing.T) {

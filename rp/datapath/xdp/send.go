@@ -160,11 +160,16 @@ func (e *Engine) spare(index uint32, datagrams [][]byte) error {
 
 // SetEgress implements datapath.Engine.
 func (e *Engine) SetEgress(rate, burst uint64) {
-	e.table.mu.RLock() // the memory stays meanwhile
-	defer e.table.mu.RUnlock()
-	if !e.closed.Load() {
-		e.objects.SetEgress(datapath.NewPolicer(rate, burst))
-	}
+	_ = e.do(func() { // a closed engine has no limit
+		t := e.table
+		t.egress, t.egressBurst = rate, burst
+		e.objects.SetEgress(0, datapath.NewPolicer(rate, burst))
+		e.objects.FillEgress(0)
+		t.share()
+		for p := range t.sites.All() {
+			e.objects.FillEgress(p.Bucket)
+		}
+	})
 }
 
 // message is a datagram to the session, with its index and hop tag.

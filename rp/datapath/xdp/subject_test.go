@@ -107,6 +107,22 @@ func (s *subject) Endpoint(i int) netip.AddrPort {
 	return netip.AddrPortFrom(s.lab.hostAddr(0), s.ports+uint16(i))
 }
 
+// Elsewhere implements datapathtest.SitesSubject.
+func (s *subject) Elsewhere() netip.AddrPort {
+	return netip.MustParseAddrPort("[2001:db8:1::2]:40000")
+}
+
+// Elapse implements datapathtest.SitesSubject.
+func (s *subject) Elapse(d time.Duration) {
+	e := s.Engine.(*Engine)
+	require.NoError(s.lab.t, e.do(func() {
+		for i := range e.objects.Memory.Egresses.Len() {
+			due := &e.objects.Memory.Egresses.At(i).Due
+			atomic.StoreUint64(due, uint64(max(0, int64(atomic.LoadUint64(due))-int64(d))))
+		}
+	}))
+}
+
 // Apply makes sure that those who join are there.
 func (s *subject) Apply(c datapath.Change) error {
 	for i := range c.Add {

@@ -41,7 +41,12 @@ type table struct {
 	meshMoved bool            // routes, streams, or sessions of neighbouring RPs
 	all       bool            // everything, as when a device is another one
 
+	// Which site has which element of egresses, and what all copies may take.
+	sites               datapath.Sites[uint32]
+	egress, egressBurst uint64
+
 	sessionStates elements
+	shares        elements
 	streamStates  elements
 	anchors       elements
 }
@@ -52,6 +57,7 @@ type session struct {
 	datapath.Session
 	path  path
 	state *sessionState
+	site  *datapath.Place[uint32] // whose share it uses, nil for none
 }
 
 // sessionState outlives a replacement with the same key.
@@ -158,6 +164,9 @@ func newTable(e *Engine) *table {
 		all:           true,
 		sessionStates: elements{end: e.objects.States.MaxEntries()},
 		streamStates:  elements{end: e.objects.StreamStates.MaxEntries()},
+		shares:        elements{next: 1, end: e.objects.Egresses.MaxEntries()}, // 0 is of all copies
+		egress:        e.cfg.Egress,
+		egressBurst:   e.cfg.EgressBurst,
 		anchors:       elements{next: firstAnchor, end: e.objects.Nexts.MaxEntries()},
 	}
 }
@@ -166,6 +175,7 @@ func newTable(e *Engine) *table {
 func (t *table) expire(now time.Time) {
 	t.sessionStates.expire(now)
 	t.streamStates.expire(now)
+	t.shares.free = append(t.shares.free, t.sites.Expire(now.Sub(t.e.boot))...)
 	for _, anchor := range t.anchors.expire(now) {
 		atomic.StoreUint64(t.e.objects.Memory.Nexts.At(anchor), 0)
 	}
@@ -239,6 +249,7 @@ func (e *Engine) apply(c datapath.Change) error {
 		}
 	}
 
+	publishers, rps := t.sites.Counts()
 	for _, index := range c.Remove {
 		t.remove(index)
 	}
@@ -293,6 +304,9 @@ func (e *Engine) apply(c datapath.Change) error {
 			func(why error) { refused.Route(r.Ingress, why) },
 		})
 	}
+	if p, r := t.sites.Counts(); p != publishers || r != rps {
+		t.share()
+	}
 	err := e.followChange(c)
 	if err == nil {
 		return refused.Err()
@@ -312,6 +326,7 @@ func (e *Engine) apply(c datapath.Change) error {
 		}
 	}
 	if undone {
+		t.share()
 		_ = e.followChange(c) // what is left to do is tried again by time
 	}
 	return refused.Err()
@@ -400,7 +415,9 @@ func (t *table) readd(index uint32, old *session) {
 		return
 	}
 	successor := t.sessions[index]
-	value := objects.SessionValue(&old.Session, old.state.element)
+	_ = t.enter(old) // the site that it left is kept
+	t.leave(successor)
+	value := old.value()
 	_ = t.e.objects.Sessions.Put(index, &value) // the BPF map has an element for its index
 	if successor.state != old.state {
 		t.sessionStates.recall(old.state.element)
@@ -534,8 +551,14 @@ func (t *table) add(s *session) error {
 	} else {
 		s.state = old.state
 	}
-	value := objects.SessionValue(&s.Session, s.state.element)
-	if err := t.e.objects.Sessions.Put(s.Index, &value); err != nil {
+	err := t.enter(s)
+	if err == nil {
+		value := s.value()
+		if err = t.e.objects.Sessions.Put(s.Index, &value); err != nil {
+			t.leave(s)
+		}
+	}
+	if err != nil {
 		if fresh {
 			t.sessionStates.free = append(t.sessionStates.free, s.state.element)
 		}
@@ -546,6 +569,7 @@ func (t *table) add(s *session) error {
 	}
 	if old != nil {
 		t.e.paths.remove(old)
+		t.leave(old)
 	}
 	t.e.paths.add(s)
 	t.touch(s.Index, old, s)
@@ -586,6 +610,46 @@ func (t *table) hold(index uint32, s *session) {
 	t.sessions[index] = s
 }
 
+// enter gives a session its site, whose bucket is full when there was none.
+func (t *table) enter(s *session) (err error) {
+	site, ok := s.Site()
+	if !ok {
+		return nil
+	}
+	s.site, err = t.sites.Enter(site, func() (uint32, error) {
+		element, err := t.shares.take()
+		if err == nil {
+			t.e.objects.SetEgress(element, t.sites.Share(site, t.egress, t.egressBurst))
+			t.e.objects.FillEgress(element)
+		}
+		return element, err
+	})
+	return err
+}
+
+// leave is the inverse of enter.
+func (t *table) leave(s *session) {
+	if s.site != nil {
+		t.sites.Leave(s.site, time.Since(t.e.boot))
+	}
+}
+
+// share makes the policers of the sites' shares those of now.
+func (t *table) share() {
+	for p := range t.sites.All() {
+		t.e.objects.SetEgress(p.Bucket, t.sites.Share(p.Site, t.egress, t.egressBurst))
+	}
+}
+
+// value is the session as the programs have it.
+func (s *session) value() bpf.RpSession {
+	site := uint32(0)
+	if s.site != nil {
+		site = s.site.Bucket
+	}
+	return objects.SessionValue(&s.Session, s.state.element, site)
+}
+
 func (t *table) remove(index uint32) {
 	s := t.sessions[index]
 	if s == nil {
@@ -593,6 +657,7 @@ func (t *table) remove(index uint32) {
 	}
 	_ = t.e.objects.Sessions.Delete(index) // it is there, and a hash map lets go of what it has
 	t.e.paths.remove(s)
+	t.leave(s)
 	t.touch(index, s)
 	t.hold(index, nil)
 	t.sessionStates.retire(s.state.element)

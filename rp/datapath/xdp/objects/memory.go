@@ -20,7 +20,7 @@ type Memory struct {
 	Nexts     Region[uint64]             // what a slice or an anchor leads to, see package fanout
 	Receivers Region[uint64]             // of each stream, by anchor less the first anchor
 	Passes    Region[uint64]             // frames that went through a slice
-	Egresses  Region[bpf.RpEgress]       // one: the limit of all copies
+	Egresses  Region[bpf.RpEgress]       // the limit of all copies, then the shares of sites by RpSession.Site
 	Lives     Region[bpf.RpLife]         // one: whose datapath it is, and until when it forwards
 }
 

@@ -150,7 +150,8 @@ func (o *Objects) load(opt Options) error {
 	if err := o.Memory.open(&o.RpObjects); err != nil {
 		return err
 	}
-	o.SetEgress(opt.Egress)
+	o.SetEgress(0, opt.Egress)
+	o.FillEgress(0)
 	if opt.Left == nil {
 		life := o.Memory.Lives.At(0)
 		life.Incarnation, life.HandleKey = opt.Incarnation, bpf.RpKey{K0: k0, K1: k1}
@@ -221,13 +222,17 @@ func (o *Objects) SetValidUntil(sinceBoot time.Duration) {
 	atomic.StoreUint64(&o.Memory.Lives.At(0).ValidUntil, uint64(sinceBoot))
 }
 
-// SetEgress sets the policer of all copies. A datagram between both words finds one with the
-// rate of before.
-func (o *Objects) SetEgress(p datapath.Policer) {
-	all := o.Memory.Egresses.At(0)
-	atomic.StoreUint64(&all.Copies.Tolerance, p.Tolerance)
-	atomic.StoreUint64(&all.Copies.Rate, p.Rate)
-	atomic.StoreUint64(&all.Due, 0)
+// SetEgress sets the policer of all copies, which is element 0, or that of a site's share. A
+// datagram between both words finds one with the rate of before.
+func (o *Objects) SetEgress(element uint32, p datapath.Policer) {
+	copies := &o.Memory.Egresses.At(element).Copies
+	atomic.StoreUint64(&copies.Tolerance, p.Tolerance)
+	atomic.StoreUint64(&copies.Rate, p.Rate)
+}
+
+// FillEgress fills the bucket of such a policer.
+func (o *Objects) FillEgress(element uint32) {
+	atomic.StoreUint64(&o.Memory.Egresses.At(element).Due, 0)
 }
 
 // ChargeEgress charges bytes of copies that user space sends to the bucket that the programs

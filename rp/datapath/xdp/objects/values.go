@@ -62,10 +62,12 @@ func Sum16(b []byte) uint16 {
 	return uint16(sum)
 }
 
-// SessionValue is a session as the programs have it, with the element of its state.
-func SessionValue(s *datapath.Session, element uint32) bpf.RpSession {
+// SessionValue is a session as the programs have it, with the element of its state and that
+// of its site's share, 0 for none.
+func SessionValue(s *datapath.Session, state, site uint32) bpf.RpSession {
 	value := bpf.RpSession{
-		State:       element,
+		State:       state,
+		Site:        site,
 		Port:        Port(s.Addr.Port()),
 		Role:        uint8(s.Role),
 		SendSession: Wire32(s.SendSession),

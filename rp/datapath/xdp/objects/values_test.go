@@ -23,8 +23,9 @@ func TestSessionValue(t *testing.T) {
 		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []uint32{1}},
 	} {
 		require.NoError(t, s.Check())
-		value := SessionValue(&s, 77)
+		value := SessionValue(&s, 77, 78)
 		require.Equal(t, uint32(77), value.State)
+		require.Equal(t, uint32(78), value.Site)
 		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
 		require.Equal(t, s, ParseSession(s.Index, &value))
 	}
