@@ -42,7 +42,7 @@ type Topology struct {
 	forest  [][]edge // minimum spanning forest by slot, edges in ascending order
 	spans   []uint64 // its edges
 	shape   int      // counts changes of the forest and of budgets
-	keys    []uint64 // scratch of the forest
+	keys    []uint64 // of all links, ascending
 	sets    []int32
 	byRank  []int32
 	scratch []uint64
@@ -168,6 +168,11 @@ func (t *Topology) Commit() Changes {
 	t.pending = nil
 	if t.stale {
 		t.order()
+		t.sort()
+	} else {
+		for _, c := range changes {
+			t.move(c)
+		}
 	}
 	if len(changes) > 0 {
 		t.span()
@@ -188,34 +193,58 @@ func (t *Topology) order() {
 	}
 }
 
-// span is Kruskal's algorithm. A key is cost, rank of the lower id, place of the
-// edge in that node's list: its order is that of (cost, lower id, higher id).
-func (t *Topology) span() {
+// key is the place of a link in the order of (cost, lower id, higher id).
+func (t *Topology) key(a, b int32, cost uint32) uint64 {
+	x, y := t.rank[a], t.rank[b]
+	return uint64(cost)<<40 | uint64(min(x, y))<<20 | uint64(max(x, y))
+}
+
+// sort brings all links in order.
+func (t *Topology) sort() {
 	t.byRank = slices.Grow(t.byRank[:0], len(t.ids))[:len(t.ids)]
 	for _, s := range t.slots {
 		t.byRank[t.rank[s]] = s
 	}
 	t.keys = t.keys[:0]
-	t.sets = slices.Grow(t.sets[:0], len(t.ids))[:len(t.ids)]
 	for a := range t.adj {
-		t.forest[a] = t.forest[a][:0]
-		t.sets[a] = int32(a)
-		for i, e := range t.adj[a] {
+		for _, e := range t.adj[a] {
 			if t.ids[a] < t.ids[e.to] {
-				t.keys = append(t.keys, uint64(e.cost)<<40|uint64(t.rank[a])<<20|uint64(i))
+				t.keys = append(t.keys, t.key(int32(a), e.to, e.cost))
 			}
 		}
 	}
 	slices.Sort(t.keys)
+}
+
+// move brings one link, which changed, in order.
+func (t *Topology) move(c change) {
+	if c.old != 0 {
+		i, _ := slices.BinarySearch(t.keys, t.key(c.a, c.b, c.old))
+		t.keys = slices.Delete(t.keys, i, i+1)
+	}
+	if c.new != 0 {
+		k := t.key(c.a, c.b, c.new)
+		i, _ := slices.BinarySearch(t.keys, k)
+		t.keys = slices.Insert(t.keys, i, k)
+	}
+}
+
+// span is Kruskal's algorithm.
+func (t *Topology) span() {
+	t.sets = slices.Grow(t.sets[:0], len(t.ids))[:len(t.ids)]
+	for a := range t.sets {
+		t.forest[a] = t.forest[a][:0]
+		t.sets[a] = int32(a)
+	}
+	const mask = 1<<20 - 1
 	spans := t.scratch[:0]
 	for _, k := range t.keys {
-		a := t.byRank[k>>20&(1<<20-1)]
-		e := t.adj[a][k&(1<<20-1)]
-		if x, y := t.member(a), t.member(e.to); x != y {
+		a, b, cost := t.byRank[k>>20&mask], t.byRank[k&mask], uint32(k>>40)
+		if x, y := t.member(a), t.member(b); x != y {
 			t.sets[x] = y
-			t.forest[a] = append(t.forest[a], e)
-			t.forest[e.to] = append(t.forest[e.to], edge{a, e.cost})
-			spans = append(spans, uint64(e.cost)<<40|uint64(a)<<20|uint64(e.to))
+			t.forest[a] = append(t.forest[a], edge{b, cost})
+			t.forest[b] = append(t.forest[b], edge{a, cost})
+			spans = append(spans, uint64(cost)<<40|uint64(a)<<20|uint64(b))
 		}
 	}
 	if !slices.Equal(spans, t.spans) {
