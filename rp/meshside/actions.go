@@ -129,10 +129,10 @@ func (s *Server) settle() {
 	s.sendKeys()
 	s.checkWaits()
 	s.checkAdmission()
-	s.greet()
 	for actions := s.core.Actions(); len(actions) > 0; actions = s.core.Actions() {
 		s.perform(actions)
 	}
+	s.greet()
 	s.installKeys()
 }
 
@@ -184,6 +184,8 @@ func (s *Server) perform(actions []linkstate.Action) {
 			if l := s.links[a.ID]; l != nil {
 				l.log.Warn("neighbour sends more than has an effect", "what", a.What)
 			}
+		case linkstate.Moved:
+			s.beatUntil = s.now.Add(beatMoved)
 		case linkstate.MayPublish:
 			s.mayPublish = true
 		}
@@ -267,12 +269,20 @@ func (s *Server) retryRoutes() {
 	s.applyRoutes()
 }
 
-// greet tells those who have the own keys now the newest sequences of the own streams.
+// Heartbeats besides those that are always due (SPEC 6.5). The second is longer than
+// RPs need to get another parent, and to take what they were told before for a lie.
+const (
+	beatPause = 500 * time.Millisecond // between two of them
+	beatMoved = 2 * time.Second        // that they go after the tree moved
+)
+
+// greet tells the newest sequences of the own streams to those who have the own keys now, or may
+// have another parent.
 func (s *Server) greet() {
-	if !s.beat {
+	if s.now.Before(s.beatAt) || !s.beat && !s.now.Before(s.beatUntil) {
 		return
 	}
-	s.beat = false
+	s.beat, s.beatAt = false, s.now.Add(beatPause)
 	if err := s.cfg.Engine.Heartbeat(datapath.All); err != nil {
 		s.cfg.Log.Debug("heartbeat not sent", "err", err) // the next one is due soon
 	}

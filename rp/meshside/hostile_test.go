@@ -571,3 +571,82 @@ func TestStop(t *testing.T) {
 		require.Equal(t, p2p.DiscQuitting, late.err)
 	})
 }
+
+// When a link of the mesh ends, an ingress RP tells for two seconds what is true of its streams:
+// somebody may have got them from a liar.
+func TestHeartbeatsWhenTheMeshChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.chain(2)
+		far := n.start(3, incarnationOf(3, 0))
+		cut := n.link(p[1], far)
+		p[0].Admit(true)
+		n.settle()
+		for _, r := range n.points {
+			r.engine.Heartbeats()
+		}
+		n.settle()
+		require.Empty(t, p[0].engine.Heartbeats(), "nothing changes")
+		cut()
+		time.Sleep(1600 * time.Millisecond)
+		synctest.Wait()
+		require.InDelta(t, 4, len(p[0].engine.Heartbeats()), 1)
+		n.settle()
+		require.LessOrEqual(t, len(p[0].engine.Heartbeats()), 2)
+		n.settle()
+		require.Empty(t, p[0].engine.Heartbeats(), "it is long ago")
+		require.Empty(t, p[1].engine.Heartbeats(), "it does not publish")
+	})
+}
+
+// A child that asks for a stream, and acknowledges its keys, again and again, has nothing sent
+// more often than each 500 ms, and nothing at all for keys that it had.
+func TestHeartbeatsForKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
+		p.Admit(true)
+		time.Sleep(4 * time.Second)
+		c := p.connect(2)
+		c.open(incarnationOf(2, 0))
+		acks := 0
+		go func() {
+			for {
+				msg, err := c.rw.ReadMsg()
+				if err != nil {
+					return
+				}
+				b := new(bytes.Buffer)
+				_, _ = b.ReadFrom(msg.Payload)
+				if m, err := decode(msg.Code, b.Bytes()); err == nil {
+					if k, ok := m.link.(*mesh.Keys); ok {
+						acks++
+						go c.push(&mesh.KeysAck{ID: k.ID})
+					}
+				}
+			}
+		}()
+		c.up()
+		p.engine.Heartbeats()
+		for i := range 1000 {
+			if i%100 == 0 {
+				c.greet()
+			}
+			c.push(grafts(p.incarnation))
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		require.Len(t, p.engine.Heartbeats(), 1, "it has the keys now")
+		require.Greater(t, acks, 900)
+		for i := range 1000 {
+			if i%100 == 0 {
+				c.greet()
+			}
+			c.push(&linkstate.Prune{Ingress: []uint32{p.incarnation}})
+			c.push(grafts(p.incarnation))
+			time.Sleep(4 * time.Millisecond)
+		}
+		synctest.Wait()
+		require.LessOrEqual(t, len(p.engine.Heartbeats()), 9)
+		require.Zero(t, p.Stats().Violations)
+	})
+}

@@ -386,8 +386,10 @@ func (s *Server) offerSome(l *link) bool {
 func (s *Server) acked(l *link, id uint32) {
 	for _, k := range l.sent[id] {
 		if in := s.ingresses[k.ingress]; in != nil && in.child(l.id) {
+			if k.ingress == s.cfg.Incarnation && k.version > l.acked[k.ingress] {
+				s.beat = true
+			}
 			l.acked[k.ingress] = max(l.acked[k.ingress], k.version)
-			s.beat = s.beat || k.ingress == s.cfg.Incarnation
 		}
 	}
 	delete(l.sent, id)

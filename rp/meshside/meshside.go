@@ -143,15 +143,17 @@ type Server struct {
 	links    map[linkstate.ID]*link
 	sessions map[uint32]*link // the same by own index
 
-	routes  map[uint32]datapath.Route // that the datapath does not have yet
-	refused map[uint32]bool           // whose newest it refused, and whether for want of room
-	retryAt time.Time                 // when it is asked for these again
-	adopted adopted
-	beat    bool                    // somebody got the own keys
-	newest  []proto.Mark            // of the engine, nil when to be asked for
-	known   map[linkstate.ID]known  // from the database
-	origins map[uint32]linkstate.ID // of ingress RPs, by incarnation
-	swept   time.Time
+	routes    map[uint32]datapath.Route // that the datapath does not have yet
+	refused   map[uint32]bool           // whose newest it refused, and whether for want of room
+	retryAt   time.Time                 // when it is asked for these again
+	adopted   adopted
+	beat      bool                    // somebody got the own keys
+	beatUntil time.Time               // for how long it counts that the own tree moved
+	beatAt    time.Time               // not before
+	newest    []proto.Mark            // of the engine, nil when to be asked for
+	known     map[linkstate.ID]known  // from the database
+	origins   map[uint32]linkstate.ID // of ingress RPs, by incarnation
+	swept     time.Time
 
 	inhabited map[uint32]time.Time // groups, when they had members last
 

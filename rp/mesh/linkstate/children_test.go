@@ -530,7 +530,7 @@ func TestFloodOfSuspicions(t *testing.T) {
 		n.heard = w.now.Add(-2 * TreeInterval)
 		n.polled = time.Time{}
 		c.now = w.now
-		c.suspectLost(rp(3), []Link{{Neighbour: rp(2), Cost: 1}}, nil)
+		c.linksLost([]Link{{Neighbour: rp(2), Cost: 1}}, []Link{{Neighbour: rp(1), Cost: 1}})
 		if !n.polled.IsZero() {
 			polls++
 			n.polled = time.Time{}

@@ -93,7 +93,11 @@ func (c *Core) compute() {
 	for _, id := range c.rootOrder() {
 		r := c.roots[id]
 		if r.tree.Outdated(c.graph, r.paths.Update(c.graph, changes)) {
+			before := slices.Clone(r.tree.Parent)
 			r.tree.Build(c.graph, r.paths, c.cfg.Mode, c.cfg.Alpha)
+			if r.slot == c.self && !slices.Equal(before, r.tree.Parent) {
+				c.hasMoved = true
+			}
 			r.parent, r.backups = 0, nil
 			if p := r.tree.Parent[c.self]; p != tree.None {
 				r.parent = c.graph.ID(int(p))

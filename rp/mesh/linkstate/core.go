@@ -141,6 +141,10 @@ type Excess struct {
 	What string
 }
 
+// Moved says that a link of the mesh ended, or that the own tree is another one: RPs may get the
+// own datagrams by another way, and shall hear what is true of the streams.
+type Moved struct{}
+
 // MayPublish says, once, that the neighbours know this incarnation: datagrams may
 // carry it as ingress RP.
 type MayPublish struct{}
@@ -154,6 +158,7 @@ func (AckGraft) action()      {}
 func (NeighbourUp) action()   {}
 func (NeighbourDown) action() {}
 func (Excess) action()        {}
+func (Moved) action()         {}
 func (MayPublish) action()    {}
 
 // Config is what a Core works with.
@@ -259,6 +264,7 @@ type Core struct {
 	serves    []Action // of this input, behind the routes
 	lastID    uint32   // of a Graft
 	treeEdges bool     // the neighbours' tree flags are to be found anew
+	hasMoved  bool     // in this input, see Moved
 }
 
 // New returns the Core of an RP that starts now.
@@ -279,6 +285,10 @@ func (c *Core) Stats() Stats { return c.stats }
 func (c *Core) Actions() []Action {
 	c.flushAdverts()
 	c.flushRoutes()
+	if c.hasMoved && c.publishes {
+		c.act(Moved{})
+	}
+	c.hasMoved = false
 	actions := append(c.actions, c.messages...)
 	c.actions, c.messages = nil, nil
 	return actions

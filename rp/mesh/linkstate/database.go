@@ -207,9 +207,7 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 	if ack && v.Origin == n.id {
 		c.send(n, &Acked{v.Epoch, v.Sequence})
 	}
-	if len(a.Advert.Links) > 0 { // else it leaves
-		c.suspectLost(v.Origin, before, a.Advert.Links)
-	}
+	c.linksLost(before, a.Advert.Links)
 	return nil
 }
 
@@ -222,10 +220,15 @@ func (c *Core) tooFast(n *neighbour, e *entry) bool {
 	return e != nil && !e.rate.allow(c.now, originRate, originBurst)
 }
 
-// suspectLost asks the neighbours that another RP lost for a sign of life.
-func (c *Core) suspectLost(origin ID, before, after []Link) {
+// linksLost asks the neighbours that another RP lost for a sign of life. An RP that lost all
+// leaves.
+func (c *Core) linksLost(before, after []Link) {
 	for _, l := range before {
-		if _, still := slices.BinarySearchFunc(after, l.Neighbour, compareLink); !still && l.Neighbour != c.cfg.Self {
+		if _, still := slices.BinarySearchFunc(after, l.Neighbour, compareLink); still {
+			continue
+		}
+		c.hasMoved = true
+		if l.Neighbour != c.cfg.Self && len(after) > 0 {
 			c.suspect(l.Neighbour)
 		}
 	}

@@ -331,6 +331,7 @@ func (c *Core) down(n *neighbour) {
 	clear(n.offers)
 	clear(n.waiting)
 	delete(c.awaited, n.id)
+	c.hasMoved = true
 	c.act(NeighbourDown{n.id})
 	c.lost(n)
 	c.publishWithin(0)
