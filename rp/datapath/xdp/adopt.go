@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -24,22 +25,8 @@ import (
 func (e *Engine) adopt() error {
 	left := e.left
 	e.recirc = left.recirc
-	old, err := e.pool.adopt()
+	busy, anchors, err := e.adoptTables()
 	if err != nil {
-		return fmt.Errorf("adopt: %w", err)
-	}
-	busy, err := e.table.adoptAnchors()
-	if err != nil {
-		return fmt.Errorf("adopt: %w", err)
-	}
-	if err := e.table.adoptSessions(); err != nil {
-		return fmt.Errorf("adopt: %w", err)
-	}
-	anchors, err := e.table.adoptStreams()
-	if err != nil {
-		return fmt.Errorf("adopt: %w", err)
-	}
-	if err := e.table.adoptRoutes(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	if err := e.adoptDevices(); err != nil {
@@ -51,7 +38,9 @@ func (e *Engine) adopt() error {
 	for _, s := range e.table.sessions {
 		e.resolveNow(s)
 	}
-	e.recall(old, anchors)
+	if err := e.recall(); err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
 
 	if e.table.cpus, err = e.objects.StartFanout(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
@@ -69,13 +58,8 @@ func (e *Engine) adopt() error {
 	}
 
 	e.awaitAll()
-	if err := e.follow(nil); err != nil {
+	if err := e.moveStreams(anchors); err != nil {
 		return fmt.Errorf("adopt: %w", err)
-	}
-	for _, s := range e.table.streams {
-		if err := e.table.put(s); err != nil {
-			return fmt.Errorf("adopt: %w", err)
-		}
 	}
 	for _, anchor := range busy {
 		e.table.anchors.retire(anchor)
@@ -124,7 +108,6 @@ func (e *Engine) takeOver() error {
 		m.Close() // the programs have their own
 	}
 	e.refresh()
-	e.pool.renew(time.Now())
 	e.pins.Own()
 	e.left = nil
 	return nil
@@ -171,24 +154,90 @@ func (e *Engine) adoptDevices() error {
 	return nil
 }
 
-// recall takes the next hops of old copies for neighbours that the kernel forgot
-// meanwhile: while nobody sends by its own means it does not see that they are in use.
-func (e *Engine) recall(old []bpf.RpSlice, anchors []uint32) {
+// adoptTables takes over what the BPF maps hold, but for the devices. It returns the anchors
+// that frames may still come by, and those of the streams.
+func (e *Engine) adoptTables() (busy []uint32, anchors map[datapath.Stream]uint32, err error) {
+	if busy, err = e.table.adoptAnchors(); err != nil {
+		return nil, nil, err
+	}
+	if err = e.table.adoptSessions(); err != nil {
+		return nil, nil, err
+	}
+	if anchors, err = e.table.adoptStreams(); err != nil {
+		return nil, nil, err
+	}
+	if err = e.table.adoptRoutes(); err != nil {
+		return nil, nil, err
+	}
+	return busy, anchors, e.pool.adopt(e.leadTo(slices.Collect(maps.Values(anchors))), time.Now())
+}
+
+// moveStreams makes each stream go over to its new chain by one store, from the anchors that
+// the streams have. When the new slices do not find room beside the old ones, the streams
+// whose chains are complete go first, and the slices that none of the others goes by are free
+// a quarantine later.
+func (e *Engine) moveStreams(anchors map[datapath.Stream]uint32) error {
+	for {
+		err := e.follow(nil)
+		late, some := errors.AsType[*arrears](err)
+		if err != nil && !(some && late.forNow()) {
+			return err
+		}
+		for id := range anchors {
+			if some && late.stream(id) != nil {
+				continue
+			}
+			if err := e.table.put(e.table.streams[id]); err != nil {
+				return err
+			}
+			delete(anchors, id)
+		}
+		e.pool.letGo(e.leadTo(slices.Collect(maps.Values(anchors))), time.Now())
+		if err == nil {
+			return nil
+		}
+		free := e.pool.released()
+		if free.IsZero() {
+			return err
+		}
+		e.opt.Log.Info("adoption waits until old slices are free", "streams left", len(anchors))
+		time.Sleep(time.Until(free))
+	}
+}
+
+// leadTo returns the slices that frames can still come to from some anchors.
+func (e *Engine) leadTo(anchors []uint32) map[uint32]bool {
+	slices := make(map[uint32]bool)
+	seen := make(map[uint32]bool) // groups' anchors
 	for _, anchor := range anchors {
-		ref := atomic.LoadUint64(e.objects.Memory.Nexts.At(anchor))
-		for range maxSlices {
-			index := uint32(ref & 0xffff)
-			if index == 0 {
+		index := anchor
+		for {
+			if index = uint32(atomic.LoadUint64(e.objects.Memory.Nexts.At(index)) & 0xffff); index == 0 || seen[index] || slices[index] {
 				break
 			}
 			if index < maxSlices {
-				for _, r := range old[index].Replicas[:min(old[index].Len, sliceSize)] {
-					e.recallOne(&r)
-				}
+				slices[index] = true
+			} else {
+				seen[index] = true
 			}
-			ref = atomic.LoadUint64(e.objects.Memory.Nexts.At(index))
 		}
 	}
+	return slices
+}
+
+// recall takes the next hops of old copies for neighbours that the kernel forgot
+// meanwhile: while nobody sends by its own means it does not see that they are in use.
+func (e *Engine) recall() error {
+	for index := range e.pool.left {
+		var old bpf.RpSlice
+		if err := e.objects.Slices.Lookup(index, &old); err != nil {
+			return fmt.Errorf("slice %d: %w", index, err)
+		}
+		for _, r := range old.Replicas[:min(old.Len, sliceSize)] {
+			e.recallOne(&r)
+		}
+	}
+	return nil
 }
 
 func (e *Engine) recallOne(r *bpf.RpReplica) {
@@ -201,26 +250,40 @@ func (e *Engine) recallOne(r *bpf.RpReplica) {
 	}
 }
 
-// adopt takes over the indexes of slices, and returns the slices. Those that were ever
-// used are as if retired just now.
-func (p *pool) adopt() ([]bpf.RpSlice, error) {
-	old := make([]bpf.RpSlice, maxSlices)
-	last := 0
+// adopt takes over the indexes of slices that were left. Those that streams go by stay until
+// letGo. Frames may be in each other one, too: they are as if retired just now.
+func (p *pool) adopt(used map[uint32]bool, now time.Time) error {
+	generations, last := make([]uint16, maxSlices), 0
 	for i := 1; i < maxSlices; i++ {
-		if err := p.e.objects.Slices.Lookup(uint32(i), &old[i]); err != nil {
-			return nil, fmt.Errorf("slice %d: %w", i, err)
+		var old bpf.RpSlice
+		if err := p.e.objects.Slices.Lookup(uint32(i), &old); err != nil {
+			return fmt.Errorf("slice %d: %w", i, err)
 		}
-		if old[i].Generation != 0 {
+		if generations[i] = old.Generation; old.Generation != 0 {
 			last = i
 		}
 	}
-	now := time.Now()
-	for i := 1; i <= last; i++ {
+	p.left = make(map[uint32]*slice)
+	for i := uint32(1); i <= uint32(last); i++ {
 		p.maps, p.slots = append(p.maps, nil), append(p.slots, 0)
-		p.generations = append(p.generations, old[i].Generation)
-		p.retire(&slice{index: uint32(i), generation: old[i].Generation}, now)
+		p.generations = append(p.generations, generations[i])
+		if s := (&slice{index: i, generation: generations[i]}); used[i] {
+			p.left[i] = s
+		} else {
+			p.retire(s, now)
+		}
 	}
-	return old, nil
+	return nil
+}
+
+// letGo takes back the slices that were left, but for those that streams still go by.
+func (p *pool) letGo(used map[uint32]bool, now time.Time) {
+	for index, s := range p.left {
+		if !used[index] {
+			p.retire(s, now)
+			delete(p.left, index)
+		}
+	}
 }
 
 // adopt takes over elements below next; those that are not used are as if retired just now.
@@ -301,7 +364,8 @@ func (t *table) adoptSessions() error {
 }
 
 // adoptStreams returns the anchors that the streams have until they are put again.
-func (t *table) adoptStreams() (anchors []uint32, err error) {
+func (t *table) adoptStreams() (anchors map[datapath.Stream]uint32, err error) {
+	anchors = make(map[datapath.Stream]uint32)
 	var key bpf.RpStreamKey
 	var value bpf.RpStream
 	var next uint32
@@ -316,7 +380,7 @@ func (t *table) adoptStreams() (anchors []uint32, err error) {
 		}
 		t.streams[s.id] = s
 		used[value.State], next = true, max(next, value.State+1)
-		anchors = append(anchors, value.Anchor)
+		anchors[s.id] = value.Anchor
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("streams: %w", err)

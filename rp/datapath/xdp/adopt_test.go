@@ -433,6 +433,64 @@ func (e *Engine) disjoint(t *testing.T, began time.Time) {
 	require.Greater(t, used, 3*100/sliceSize, "slices of three processes")
 }
 
+// The new slices need not find room beside the old ones: streams go over one after another,
+// and what nobody goes by is free again, however often a datapath is adopted.
+func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
+	const groups, members = 5, 8000 // 1,000 slices for each group
+	e := newBare(t, datapath.Config{Incarnation: testOwn})
+	e.opt.Log = slog.New(slog.DiscardHandler)
+	e.recirc = &recirculation{in: 1}
+	e.devices[0] = &device{name: "lo", index: 1}
+	t.Cleanup(func() { e.devices, e.recirc, e.left = [MaxDevices]*device{}, nil, nil }) // before shut
+	neighbour := path{Link: 1, Addr: netip.MustParseAddr("2001:db8::1")}
+	e.paths.neighbours[neighbour] = mac{2, 1}
+	s := datapath.Session{Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::99]:1")}
+	var c datapath.Change
+	for i := range uint32(groups) {
+		s.Groups = append(s.Groups, i)
+		c.Keys = append(c.Keys, proto.GroupKey{Ingress: testOwn, Group: i})
+	}
+	require.NoError(t, e.apply(c))
+	for i := range members { // past admission, which counts slices that are half empty
+		s.Index = uint32(1 + i)
+		require.NoError(t, e.table.add(&session{Session: s, path: neighbour}))
+	}
+	e.table.all = true
+	require.NoError(t, e.follow(nil))
+
+	w := &walker{e, t}
+	for range 2 {
+		cpus := e.table.cpus
+		before := e.pool
+		e.pool, e.table, e.left = newPool(e), newTable(e), new(legacy)
+		before.close() // the programs have the maps of their own
+		e.table.cpus = cpus
+		busy, anchors, err := e.adoptTables()
+		require.NoError(t, err)
+		for _, s := range e.table.sessions {
+			s.path = neighbour
+		}
+		require.GreaterOrEqual(t, len(e.pool.left), 5000)
+		require.NoError(t, e.moveStreams(anchors))
+		require.Empty(t, e.pool.left)
+		for _, anchor := range busy {
+			e.table.anchors.retire(anchor)
+		}
+		for _, g := range e.table.groups {
+			require.Len(t, w.from(uint64(g.peers.anchor)), members)
+		}
+		for id := range e.table.streams {
+			var have bpf.RpStream
+			require.NoError(t, e.objects.Streams.Lookup(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}, &have))
+			require.Equal(t, e.table.streams[id].chain.anchor, have.Anchor)
+		}
+		late := time.Now().Add(quarantine)
+		e.pool.expire(late)
+		e.table.expire(late)
+		require.GreaterOrEqual(t, e.pool.room(), maxSlices-1-5000-2*groups)
+	}
+}
+
 // However often a datapath is adopted, there are anchors for the next one, unless they come
 // so fast that frames may still be on their way by those of all before.
 func TestXDPAdoptionsInARow(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 // walker reads a chain from the programs' tables as a datagram does.
 type walker struct {
 	e *Engine
-	t *rapid.T
+	t rapid.TB
 }
 
 // from returns the sessions that a datagram with a reference still reaches.

@@ -50,9 +50,10 @@ type pool struct {
 	slots       []int       // in use of each map, by index
 	generations []uint16
 	free        []uint32
-	bare        []uint32       // unused, but without a map
-	retired     []retiredSlice // oldest first
-	growing     <-chan growth  // gets the device maps that are being installed; nil: none are
+	bare        []uint32          // unused, but without a map
+	retired     []retiredSlice    // oldest first
+	left        map[uint32]*slice // of another process, while streams go by them
+	growing     <-chan growth     // gets the device maps that are being installed; nil: none are
 }
 
 type retiredSlice struct {
@@ -202,7 +203,7 @@ func (p *pool) close() {
 	closeAll(p.maps)
 }
 
-// errQuarantine says that a slice will be free when a quarantine ends.
+// errQuarantine says that a slice will be free when a quarantine ends, or has yet to begin.
 var errQuarantine = errors.New("all slices are in quarantine")
 
 // released returns when the next quarantine ends.
@@ -213,8 +214,8 @@ func (p *pool) released() time.Time {
 	return p.retired[0].at.Add(quarantine)
 }
 
-// left is how many slices can be taken now.
-func (p *pool) left() int { return len(p.free) + len(p.bare) + maxSlices - len(p.maps) }
+// room is how many slices can be taken now.
+func (p *pool) room() int { return len(p.free) + len(p.bare) + maxSlices - len(p.maps) }
 
 // take returns an unused index. When all are in use or in quarantine there is none: the
 // thread does not wait for them.
@@ -223,7 +224,7 @@ func (p *pool) take() (uint32, error) {
 		p.expire(time.Now())
 	}
 	if len(p.free) == 0 {
-		if err := p.grow(); err != nil && len(p.retired) > 0 {
+		if err := p.grow(); err != nil && len(p.retired)+len(p.left) > 0 {
 			return 0, errQuarantine
 		} else if err != nil {
 			return 0, err
@@ -304,12 +305,8 @@ func (p *pool) fill(s *slice) error {
 // retire takes back a slice that nothing leads to any more.
 func (p *pool) retire(s *slice, now time.Time) { p.retired = append(p.retired, retiredSlice{s, now}) }
 
-// expire ends the quarantine of those who had it long enough. They lead nowhere then. While a
-// datapath is adopted nobody's ends: streams go by old slices until then, for however long.
+// expire ends the quarantine of those who had it long enough. They lead nowhere then.
 func (p *pool) expire(now time.Time) {
-	if p.e.left != nil {
-		return
-	}
 	for len(p.retired) > 0 && now.Sub(p.retired[0].at) >= quarantine {
 		s := p.retired[0].slice
 		p.retired = slices.Delete(p.retired, 0, 1)
@@ -320,13 +317,6 @@ func (p *pool) expire(now time.Time) {
 		} else {
 			p.free = append(p.free, s.index)
 		}
-	}
-}
-
-// renew has all quarantines begin now.
-func (p *pool) renew(now time.Time) {
-	for i := range p.retired {
-		p.retired[i].at = now
 	}
 }
 

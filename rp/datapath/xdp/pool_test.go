@@ -29,11 +29,11 @@ func TestXDPPoolGrowsAhead(t *testing.T) {
 	}
 	take()
 	require.NotNil(t, p.growing)
-	left := p.left()
+	left := p.room()
 	require.NoError(t, p.add(<-p.growing)) // as the thread does
 	require.Nil(t, p.growing)
 	require.Len(t, p.free, ahead-1+poolStep)
-	require.Equal(t, left, p.left())
+	require.Equal(t, left, p.room())
 	for range 3 * poolStep { // as one change does
 		take()
 	}

@@ -70,6 +70,14 @@ func (b *arrears) session(t *table, index uint32, versions ...*session) error {
 	return nil
 }
 
+// stream returns why the chain of a stream, or of its group, may not be what the table says.
+func (b *arrears) stream(id datapath.Stream) error { return cmp.Or(b.streams[id], b.groups[id.Group]) }
+
+// forNow reports whether nothing is behind but for slices in quarantine.
+func (b *arrears) forNow() bool {
+	return !slices.ContainsFunc(b.Unwrap(), func(why error) bool { return !errors.Is(why, errQuarantine) })
+}
+
 // route returns why a route is not followed.
 func (b *arrears) route(ingress uint32) error {
 	for id, why := range b.streams {

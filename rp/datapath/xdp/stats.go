@@ -43,7 +43,7 @@ func (e *Engine) Stats() (st datapath.Stats) {
 				{Queue: "netlink", Lost: hostnet.Overruns()},
 			},
 			Rooms: []datapath.Room{
-				{Pool: "slices", Left: e.pool.left()},
+				{Pool: "slices", Left: e.pool.room()},
 				{Pool: "sessions", Left: min(MaxSessions-len(e.table.sessions), e.table.sessionStates.left())},
 				{Pool: "streams", Left: min(MaxStreams-len(e.table.streams), e.table.streamStates.left())},
 				{Pool: "routes", Left: MaxStreams - len(e.table.routes)},
