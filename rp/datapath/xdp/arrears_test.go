@@ -68,3 +68,32 @@ func TestXDPChainBehind(t *testing.T) {
 		return !untidy
 	}, 10*time.Second, time.Millisecond)
 }
+
+// What the kernel refuses a slice for another reason than that the device is gone, as when memory is
+// short, refuses those who join, and leaves the device to all others.
+func TestXDPRefusedSliceLeavesTheDevice(t *testing.T) {
+	c := newCrowd(t, newLab(t, 1), 0, 3, func(int) int { return 0 })
+	e := c.Engine.(*Engine)
+	joins := crowdSessions(c.lab, 4, func(int) int { return 0 })[3]
+	out := e.objects.MdcsRpOut
+	refuse := func(is bool) {
+		require.NoError(t, e.do(func() {
+			if e.objects.MdcsRpOut = out; is {
+				e.objects.MdcsRpOut = e.objects.MdcsRpIn // a program that device maps do not take
+			}
+		}))
+	}
+	var before *device
+	require.NoError(t, e.do(func() { before = e.devices[0] }))
+	refuse(true)
+	err := e.Apply(datapath.Change{Add: []datapath.Session{joins}})
+	refuse(false)
+	require.ErrorIs(t, err, datapath.ErrNoRoom)
+	require.NoError(t, e.do(func() { require.Same(t, before, e.devices[0]) }))
+	c.next()
+
+	c.sessions = append(c.sessions, joins)
+	c.node(joins.Addr)
+	require.NoError(t, c.Apply(datapath.Change{Add: []datapath.Session{joins}}))
+	c.next()
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
@@ -270,8 +271,12 @@ func (p *pool) fill(s *slice) error {
 	for i := range s.members {
 		number := s.members[i].hop.device
 		d := p.e.devices[number]
-		if err := put(d.index, out); err != nil {
+		switch err := put(d.index, out); {
+		case err == nil:
+		case p.e.isGone(d.index):
 			return &goneError{number, d.name, err}
+		default: // as when memory is short
+			return fmt.Errorf("slice %d: device %s: %w", s.index, d.name, err)
 		}
 	}
 	if s.chained {
@@ -318,6 +323,13 @@ func (p *pool) expire(now time.Time) {
 			p.free = append(p.free, s.index)
 		}
 	}
+}
+
+// isGone reports whether there is no interface with an index any more.
+func (e *Engine) isGone(ifindex int) bool {
+	_, err := e.nl.LinkByIndex(ifindex)
+	_, gone := errors.AsType[netlink.LinkNotFoundError](err)
+	return gone
 }
 
 // goneError says that the kernel has no such device any more.
