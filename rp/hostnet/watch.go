@@ -340,3 +340,23 @@ func Entries(h *netlink.Handle) (map[Entry]EntryState, error) {
 	}
 	return entries, err
 }
+
+// Lookup returns what the kernel knows of one ND entry, in the network namespace of the calling
+// thread. It is an error when the kernel has none.
+func Lookup(entry Entry) (EntryState, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, 0)
+	req.AddData(&netlink.Ndmsg{Family: netlink.FAMILY_V6, Index: uint32(entry.Link)})
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, entry.Addr.AsSlice()))
+	messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err == nil && len(messages) == 0 {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return EntryState{}, fmt.Errorf("look up ND entry %v: %w", entry.Addr, err)
+	}
+	n, err := netlink.NeighDeserialize(messages[0])
+	if err != nil {
+		return EntryState{}, fmt.Errorf("look up ND entry %v: %w", entry.Addr, err)
+	}
+	return stateOf(n, false), nil
+}

@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/hostnet"
@@ -364,23 +366,28 @@ func (e *Engine) resolve(addr netip.Addr) {
 }
 
 // ask makes the kernel look for a host, as if it had something to send to it. An entry that
-// is permanent would be so no more: it is left alone, and so is each that the kernel has
-// but did not tell of yet.
+// is permanent would be so no more: it is left alone. One that the kernel has but did not tell
+// of may be permanent, or FAILED and then nobody looks for the host: the kernel is asked first.
 func (e *Engine) ask(entry hostnet.Entry) {
-	permanent, told := e.paths.permanent[entry]
-	if permanent {
-		return
-	}
-	ask := e.nl.NeighAdd // unless it is there
-	if told {
-		ask = e.nl.NeighSet
-	}
-	_ = ask(&netlink.Neigh{ // what is wrong shows by the host not being found
+	use := netlink.Neigh{
 		LinkIndex: entry.Link,
 		Family:    netlink.FAMILY_V6,
 		Flags:     netlink.NTF_USE,
 		IP:        entry.Addr.AsSlice(),
-	})
+	}
+	if _, told := e.paths.permanent[entry]; !told {
+		if !errors.Is(e.nl.NeighAdd(&use), unix.EEXIST) {
+			return // what is wrong shows by the host not being found
+		}
+		s, err := hostnet.Lookup(entry)
+		if err != nil {
+			return // the next time it is tried again
+		}
+		e.learn(entry, s)
+	}
+	if !e.paths.permanent[entry] {
+		_ = e.nl.NeighSet(&use) // as above
+	}
 }
 
 // keepNeighbours tells the kernel that the ND entries of sessions are in use, which it does

@@ -4,6 +4,7 @@ package xdp
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -252,4 +253,36 @@ func TestXDPAllWhilePathsAreLookedUp(t *testing.T) {
 		require.NotEmpty(t, e.paths.queue)
 		require.False(t, e.table.all)
 	}))
+}
+
+// A host that did not answer, of which the kernel does not tell any more, is asked for again and
+// found when it is back.
+func TestXDPFailedEntryIsAskedForAgain(t *testing.T) {
+	l := newLab(t, 1)
+	c := newCrowd(t, l, 0, 2, func(int) int { return 0 })
+	e := c.Engine.(*Engine)
+	c.next()
+	entry := hostnet.Entry{Link: l.index(0), Addr: l.hostAddr(0)}
+	l.in(l.hosts[0], func() {
+		h0, err := netlink.LinkByName("h0")
+		require.NoError(t, err)
+		require.NoError(t, netlink.AddrDel(h0, &netlink.Addr{IPNet: &net.IPNet{IP: entry.Addr.AsSlice(), Mask: net.CIDRMask(32, 128)}}))
+	})
+	require.NoError(t, e.do(func() {
+		require.NoError(t, e.nl.NeighSet(&netlink.Neigh{LinkIndex: entry.Link, Family: netlink.FAMILY_V6, State: netlink.NUD_FAILED, IP: entry.Addr.AsSlice()}))
+		require.True(t, eventually(func() bool {
+			s, err := hostnet.Lookup(entry)
+			return err == nil && s.State == netlink.NUD_FAILED
+		}))
+		require.True(t, eventually(func() bool {
+			e.takeEvents()
+			_, known := e.paths.neighbours[entry]
+			return !known
+		}))
+		delete(e.paths.permanent, entry) // as if what the kernel told was lost
+		require.NoError(t, e.follow([]uint32{1, 2}))
+	}))
+	require.Equal(t, 2, e.missing())
+	l.addAddr(l.hosts[0], "h0", entry.Addr, 32)
+	c.arrive()
 }
