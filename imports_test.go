@@ -74,6 +74,7 @@ var shells = []string{
 
 // xdpRooms are the parts of the XDP engine that know nothing of the engine.
 var xdpRooms = []string{
+	mdcs + "/rp/datapath/xdp/nexthop",
 	mdcs + "/rp/datapath/xdp/objects",
 	mdcs + "/rp/datapath/xdp/pindir",
 }
@@ -118,6 +119,11 @@ var importRules = []importRule{leafRule, coreRule, {
 	tests: true,
 	never: []string{"github.com/vishvananda/...", mdcs + "/rp/hostnet"},
 	why:   "loaded programs and BPF maps are the same whatever devices and routes there are",
+}, {
+	in:    []string{mdcs + "/rp/datapath/xdp/nexthop"},
+	tests: true,
+	never: []string{"github.com/cilium/...", mdcs + "/bpf"},
+	why:   "paths are what the kernel's stack says: they know neither programs nor BPF maps",
 }, {
 	in:    []string{mdcs + "/ethmcast/..."},
 	under: geth,

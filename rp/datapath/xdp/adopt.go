@@ -14,6 +14,7 @@ import (
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
@@ -33,10 +34,10 @@ func (e *Engine) adopt() error {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	for _, s := range e.table.sessions {
-		e.paths.add(s)
+		e.paths.Add(s.at)
 	}
 	for _, s := range e.table.sessions {
-		e.resolveNow(s)
+		e.paths.Resolve(s.at)
 	}
 	if err := e.recall(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
@@ -242,11 +243,11 @@ func (e *Engine) recall() error {
 
 func (e *Engine) recallOne(r *bpf.RpReplica) {
 	s := e.table.sessions[r.Session]
-	if s == nil || !e.want(s.path) {
+	if s == nil || !e.paths.Want(s.at.Path()) {
 		return
 	}
-	if d := e.devices[e.number(s.path.Link)]; d.mac == r.SrcMac {
-		e.paths.neighbours[s.path] = r.DstMac
+	if d := e.devices[e.number(s.at.Path().Link)]; d.mac == r.SrcMac {
+		e.paths.Recall(s.at.Path(), r.DstMac)
 	}
 }
 
@@ -339,6 +340,7 @@ func (t *table) adoptSessions() error {
 				return err
 			}
 		}
+		s.at = nexthop.NewEndpoint(index, s.Addr.Addr(), nexthop.Path{})
 		t.hold(index, s)
 		if site, ok := s.Site(); ok {
 			s.site, _ = t.sites.Enter(site, func() (uint32, error) { return value.Site, nil })

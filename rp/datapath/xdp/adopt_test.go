@@ -36,6 +36,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
@@ -90,8 +91,8 @@ func (e *Engine) reachesAll() (all bool) {
 	_ = e.do(func() {
 		all = !e.table.untidy()
 		for _, s := range e.table.sessions {
-			_, known := e.paths.neighbours[s.path]
-			all = all && (known || e.number(s.path.Link) < 0 || s.path.Addr.IsMulticast())
+			_, known := e.paths.MAC(s.at.Path())
+			all = all && (known || e.number(s.at.Path().Link) < 0 || s.at.Path().Addr.IsMulticast())
 		}
 	})
 	return all
@@ -442,8 +443,8 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 	e.recirc = &recirculation{in: 1}
 	e.devices[0] = &device{name: "lo", index: 1}
 	t.Cleanup(func() { e.devices, e.recirc, e.left = [MaxDevices]*device{}, nil, nil }) // before shut
-	neighbour := path{Link: 1, Addr: netip.MustParseAddr("2001:db8::1")}
-	e.paths.neighbours[neighbour] = mac{2, 1}
+	neighbour := nexthop.Path{Link: 1, Addr: netip.MustParseAddr("2001:db8::1")}
+	e.paths.Recall(neighbour, mac{2, 1})
 	s := datapath.Session{Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::99]:1")}
 	var c datapath.Change
 	for i := range uint32(groups) {
@@ -453,7 +454,7 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 	require.NoError(t, e.apply(c))
 	for i := range members { // past admission, which counts slices that are half empty
 		s.Index = uint32(1 + i)
-		require.NoError(t, e.table.add(&session{Session: s, path: neighbour}))
+		require.NoError(t, e.table.add(&session{Session: s, at: nexthop.NewEndpoint(s.Index, s.Addr.Addr(), neighbour)}))
 	}
 	e.table.all = true
 	require.NoError(t, e.follow(nil))
@@ -468,7 +469,7 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 		busy, anchors, err := e.adoptTables()
 		require.NoError(t, err)
 		for _, s := range e.table.sessions {
-			s.path = neighbour
+			s.at = nexthop.NewEndpoint(s.Index, s.Addr.Addr(), neighbour)
 		}
 		require.GreaterOrEqual(t, len(e.pool.left), 5000)
 		require.NoError(t, e.moveStreams(anchors))

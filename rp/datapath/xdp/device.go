@@ -133,7 +133,7 @@ func (e *Engine) detach(i int) {
 		e.ways[i] = nil
 		e.pool.retire(way, time.Now())
 	}
-	e.paths.forget(d.index)
+	e.paths.Forget(d.index)
 	e.unpinDevice(d.index)
 	d.link.Close()
 	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
@@ -170,7 +170,7 @@ func (e *Engine) checkDevices() {
 	}
 	if changed {
 		e.table.all = true
-		e.relist()
+		e.paths.Relist()
 	}
 }
 

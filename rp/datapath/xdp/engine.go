@@ -40,9 +40,9 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
-	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // Limits of an engine.
@@ -129,10 +129,10 @@ type Engine struct {
 	oldKernel   bool               // which takes none
 	strayed     bool               // sessions are routed by other devices, which was logged
 	nl          *netlink.Handle
-	watch       *hostnet.Watcher
 	devices     [MaxDevices]*device // by number; nil: none, or gone
 	recirc      *recirculation
-	paths       *pathIndex
+	paths       *nexthop.Tracker
+	tidied      time.Time // until when all chains did not wait for paths
 	table       *table
 	pool        *pool
 	readers     []*objects.Reader
@@ -232,19 +232,19 @@ func (e *Engine) serve() {
 	told, later := stopped(), stopped() // events wait; work goes on
 	defer told.Stop()
 	defer later.Stop()
-	wake := e.watch.Wake() // nil while told runs
+	wake := e.paths.Wake() // nil while told runs
 	for {
-		if pause, some := e.paths.waits(time.Now(), e.table.untidy()); some {
-			later.Reset(pause)
+		if e.paths.Waiting() || e.table.untidy() {
+			later.Reset(e.paths.Pause(time.Now()))
 		}
 		select {
 		case f := <-e.calls:
 			f()
 		case <-wake:
 			wake = nil
-			told.Reset(max(settle, e.paths.pause(time.Now())))
+			told.Reset(max(settle, e.paths.Pause(time.Now())))
 		case <-told.C:
-			wake = e.watch.Wake()
+			wake = e.paths.Wake()
 			e.takeEvents()
 		case <-later.C:
 			e.work()
@@ -252,14 +252,14 @@ func (e *Engine) serve() {
 			_ = e.pool.add(g) // what failed for want of memory is tried again
 		case <-look.C:
 			e.checkDevices()
-			e.askMissing()
+			e.paths.AskMissing()
 		case <-list.C:
-			e.paths.relist = true
+			e.paths.RelistLater()
 		case <-expire.C:
 			e.pool.expire(time.Now())
 			e.table.expire(time.Now())
 		case <-keep.C:
-			e.keepNeighbours()
+			e.paths.KeepEntries()
 		case <-e.quit:
 			return
 		}
@@ -297,7 +297,6 @@ func enter(ns netns.NsHandle) (uint32, error) {
 // open acquires all that the engine has, in an order that shut can undo from
 // anywhere.
 func (e *Engine) open() error {
-	e.paths = newPathIndex()
 	var err error
 	if e.conn, err = listen(e.cfg.Addr); err != nil {
 		return err
@@ -323,11 +322,9 @@ func (e *Engine) open() error {
 	}
 	e.pool = newPool(e)
 	e.table = newTable(e)
-	// Events first, state then: nothing that happens in between is missed.
-	if e.watch, err = hostnet.Watch(e.opt.Devices, e.addr.Addr()); err != nil {
+	if err := e.openPaths(); err != nil {
 		return err
 	}
-	e.relist()
 	if err := e.openReaders(); err != nil {
 		return err
 	}
@@ -485,8 +482,8 @@ func (e *Engine) shut() {
 	for _, r := range e.readers {
 		r.Close()
 	}
-	if e.watch != nil {
-		e.watch.Close()
+	if e.paths != nil {
+		e.paths.Close()
 	}
 	if e.pool != nil {
 		e.pool.close()

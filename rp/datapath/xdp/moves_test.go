@@ -119,7 +119,7 @@ func TestXDPGatewayMoves(t *testing.T) {
 			c.next()
 			entry := hostnet.Entry{Link: l.index(0), Addr: l.hostAddr(0)}
 			known := func() (addr mac) {
-				require.NoError(t, e.do(func() { addr = e.paths.neighbours[entry] }))
+				require.NoError(t, e.do(func() { addr, _ = e.paths.MAC(entry) }))
 				return addr
 			}
 			moved := mac{2, 0, 0, 0, 0xaa, 1}
@@ -132,7 +132,7 @@ func TestXDPGatewayMoves(t *testing.T) {
 			start := time.Now()
 			require.True(t, eventually(func() bool {
 				if !tells { // as by time
-					require.NoError(t, e.do(e.keepNeighbours))
+					require.NoError(t, e.do(e.paths.KeepEntries))
 					time.Sleep(20 * time.Millisecond)
 				}
 				return known() == moved
@@ -212,7 +212,7 @@ func TestXDPOwnAddressMoves(t *testing.T) {
 		t.Helper()
 		time.Sleep(2 * settle) // for the event
 		require.Eventually(t, func() (all bool) {
-			require.NoError(t, e.do(func() { all = len(e.paths.queue) == 0 && !e.table.untidy() }))
+			require.NoError(t, e.do(func() { all = e.paths.Resolved() && !e.table.untidy() }))
 			return all
 		}, 10*time.Second, time.Millisecond)
 		require.Zero(t, e.missing())

@@ -85,7 +85,7 @@ func (e *Engine) sendWhole(dst netip.Addr, wait time.Duration, protocol uint8, c
 
 // sendOwn is sendWhole on the thread.
 func (e *Engine) sendOwn(dst netip.Addr, protocol uint8, checksum int, packet []byte) error {
-	p, err := e.route(dst)
+	p, err := e.paths.Route(dst)
 	if err == nil {
 		err = e.serves(p.Link)
 	}
@@ -94,7 +94,7 @@ func (e *Engine) sendOwn(dst netip.Addr, protocol uint8, checksum int, packet []
 	}
 	hop, ok := e.hop(p)
 	if !ok {
-		e.want(p)
+		e.paths.Want(p)
 		return fmt.Errorf("%v by %s: %w", p.Addr, e.devices[e.number(p.Link)].name, errUnknown)
 	}
 	if err := e.devices[hop.device].takesFrames(); err != nil {

@@ -51,13 +51,14 @@ func newBare(t testing.TB, cfg datapath.Config) *Engine {
 	needKernel(t)
 	boot, err := objects.BootTime()
 	require.NoError(t, err)
-	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr, paths: newPathIndex()}
+	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr}
 	t.Cleanup(e.shut)
 	e.nl, err = netlink.NewHandle()
 	require.NoError(t, err)
 	require.NoError(t, e.load())
 	e.pool = newPool(e)
 	e.table = newTable(e)
+	require.NoError(t, e.openPaths())
 	require.NoError(t, e.pool.grow())
 	e.table.cpus, err = e.objects.StartFanout()
 	require.NoError(t, err)

@@ -119,7 +119,7 @@ func (e *Engine) tryReconcile(some []uint32) error {
 		var m *member
 		if s != nil {
 			branches = branches || s.Role == datapath.Mesh
-			if hop, ok := e.hop(s.path); ok {
+			if hop, ok := e.hop(s.at.Path()); ok {
 				m = &member{session: s, hop: hop}
 			}
 		}
@@ -217,7 +217,7 @@ func (e *Engine) updateBranches(s *stream) error {
 			if !b.Has(s.id.Group) || session == nil {
 				continue
 			}
-			hop, ok := e.hop(session.path)
+			hop, ok := e.hop(session.at.Path())
 			r.add(member{session: session, hop: hop}, ok)
 			s.branches = append(s.branches, b.Session)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
@@ -43,7 +44,7 @@ func TestXDPFollowProperty(t *testing.T) {
 					if s.Silent || !slices.Contains(s.Groups, g.id) {
 						continue
 					}
-					if _, known := e.paths.neighbours[s.path]; known {
+					if _, known := e.paths.MAC(s.at.Path()); known {
 						want = append(want, index)
 					} else {
 						absent = append(absent, index)
@@ -58,7 +59,7 @@ func TestXDPFollowProperty(t *testing.T) {
 				s := tbl.sessions[index]
 				known := false
 				if s != nil {
-					_, known = e.paths.neighbours[s.path]
+					_, known = e.paths.MAC(s.at.Path())
 				}
 				var echo bpf.RpEcho
 				err := e.objects.Echoes.Lookup(index, &echo)
@@ -74,7 +75,8 @@ func TestXDPFollowProperty(t *testing.T) {
 					tbl.remove(index)
 					continue
 				}
-				s := &session{path: neighbour(rapid.IntRange(1, 9).Draw(t, "neighbour")), Session: datapath.Session{
+				at := neighbour(rapid.IntRange(1, 9).Draw(t, "neighbour"))
+				s := &session{at: nexthop.NewEndpoint(index, netip.MustParseAddr("2001:db8::99"), at), Session: datapath.Session{
 					Index: index, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::99]:1"),
 					Groups:  distinct(rapid.SliceOf(rapid.SampledFrom(groups)).Draw(t, "groups")),
 					Publish: rapid.Bool().Draw(t, "publish"), Silent: rapid.Bool().Draw(t, "silent"),
@@ -87,7 +89,7 @@ func TestXDPFollowProperty(t *testing.T) {
 				if rapid.Bool().Draw(t, "fails") {
 					state = hostnet.EntryState{State: netlink.NUD_FAILED}
 				}
-				e.learn(neighbour(rapid.IntRange(1, 9).Draw(t, "entry")), state)
+				e.paths.Learn(neighbour(rapid.IntRange(1, 9).Draw(t, "entry")), state)
 			}
 			tbl.all = tbl.all || rapid.IntRange(0, 9).Draw(t, "all") == 0
 			if rapid.Bool().Draw(t, "the change first") {

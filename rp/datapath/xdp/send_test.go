@@ -82,7 +82,7 @@ func TestXDPKeepsNeighbours(t *testing.T) {
 		stale.State = netlink.NUD_STALE
 		require.NoError(t, e.nl.NeighSet(stale))
 		require.Equal(t, netlink.NUD_STALE, is().State)
-		e.keepNeighbours()
+		e.paths.KeepEntries()
 	}))
 	require.Eventually(t, func() bool {
 		var state int

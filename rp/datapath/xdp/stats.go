@@ -71,8 +71,8 @@ func (e *Engine) lacking() []datapath.Lack {
 	}
 	strayed, by := 0, 0
 	for _, s := range e.table.sessions {
-		if s.path.Link != 0 && e.number(s.path.Link) < 0 {
-			strayed, by = strayed+1, s.path.Link
+		if link := s.at.Path().Link; link != 0 && e.number(link) < 0 {
+			strayed, by = strayed+1, link
 		}
 	}
 	if strayed > 0 {

@@ -16,6 +16,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
@@ -51,11 +52,11 @@ type table struct {
 	anchors       elements
 }
 
-// session is a Session. It never changes, but for its path: a replacement is another
+// session is a Session. It never changes, but for the path to where it is: a replacement is another
 // session that may share the state.
 type session struct {
 	datapath.Session
-	path  path
+	at    *nexthop.Endpoint
 	state *sessionState
 	site  *datapath.Place[uint32] // whose share it uses, nil for none
 }
@@ -242,10 +243,10 @@ func (e *Engine) apply(c datapath.Change) error {
 	t := e.table
 	refused := t.check(c)
 	t.admit(c, refused)
-	paths := make([]path, len(c.Add))
+	paths := make([]nexthop.Path, len(c.Add))
 	for i := range c.Add {
 		if refused.Sessions[c.Add[i].Index] == nil {
-			paths[i], _ = e.route(c.Add[i].Addr.Addr()) // without one it waits for a change of routes
+			paths[i], _ = e.paths.Route(c.Add[i].Addr.Addr()) // without one it waits for a change of routes
 		}
 	}
 
@@ -275,7 +276,7 @@ func (e *Engine) apply(c datapath.Change) error {
 	}
 	all := make([]made, 0, len(c.Add)+len(c.Routes))
 	for i := range c.Add {
-		s := &session{Session: c.Add[i], path: paths[i]}
+		s := &session{Session: c.Add[i], at: nexthop.NewEndpoint(c.Add[i].Index, c.Add[i].Addr.Addr(), paths[i])}
 		if refused.Sessions[s.Index] != nil {
 			continue
 		}
@@ -423,8 +424,8 @@ func (t *table) readd(index uint32, old *session) {
 		t.sessionStates.recall(old.state.element)
 		t.sessionStates.retire(successor.state.element)
 	}
-	t.e.paths.remove(successor)
-	t.e.paths.add(old)
+	t.e.paths.Remove(successor.at)
+	t.e.paths.Add(old.at)
 	t.touch(index, old, successor)
 	t.hold(index, old)
 }
@@ -568,10 +569,10 @@ func (t *table) add(s *session) error {
 		t.sessionStates.retire(old.state.element)
 	}
 	if old != nil {
-		t.e.paths.remove(old)
+		t.e.paths.Remove(old.at)
 		t.leave(old)
 	}
-	t.e.paths.add(s)
+	t.e.paths.Add(s.at)
 	t.touch(s.Index, old, s)
 	t.hold(s.Index, s)
 	return nil
@@ -656,7 +657,7 @@ func (t *table) remove(index uint32) {
 		return
 	}
 	_ = t.e.objects.Sessions.Delete(index) // it is there, and a hash map lets go of what it has
-	t.e.paths.remove(s)
+	t.e.paths.Remove(s.at)
 	t.leave(s)
 	t.touch(index, s)
 	t.hold(index, nil)
