@@ -39,6 +39,8 @@ type adopter struct {
 
 func (a *adopter) Adopted() *datapath.State { return a.state }
 
+func (a *adopter) Abandon() { a.Close() }
+
 // An RP whose engine adopted a datapath is the ingress RP that it was, for its peers
 // and for its neighbours.
 func TestAdoptedIncarnation(t *testing.T) {
@@ -481,6 +483,52 @@ func TestXDPDaemonKilled(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, links, 2, "lo and rp0")
 	})
+}
+
+// A start that fails after it adopted a datapath, here for a port that is in use, leaves it
+// as it was: it forwards, and the next start adopts it.
+func TestXDPFailedStartLeavesDatapath(t *testing.T) {
+	i := newIsland(t)
+	first := i.start()
+	first.says("replication point serves")
+	opt := peerOptions{host: i.peers, stays: true}
+	publisher, receiver := newPeer(t, nil, opt), newPeer(t, nil, opt)
+	members(t, publisher, receiver)
+	incarnation := see(publisher, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+	sent := uint64(0)
+	forwards := func() {
+		t.Helper()
+		sent++
+		publisher.publish(fmt.Sprint("datagram ", sent))
+		arrived := func() bool {
+			return see(receiver, func(p *lightPeer) bool { return p.sequences[sequence{incarnation, sent}] == 1 })
+		}
+		require.Eventually(t, arrived, patience, time.Millisecond)
+	}
+	forwards()
+
+	first.end(syscall.SIGKILL)
+	forwards()
+	var busy net.Listener
+	inNamespace(t, i.rp, func() {
+		var err error
+		busy, err = net.Listen("tcp", "[fd00:7::1]:30500")
+		require.NoError(t, err)
+	})
+	for range 2 {
+		failed := i.start()
+		failed.says("rpd: rp: control port")
+		failed.end(syscall.SIGTERM)
+		require.Contains(t, failed.logged(), "datapath adopted")
+		forwards()
+	}
+	require.NoError(t, busy.Close())
+	last := i.start()
+	last.says("replication point serves")
+	require.Contains(t, last.logged(), "datapath adopted")
+	forwards()
+	last.end(syscall.SIGTERM)
+	require.NoDirExists(t, i.pin)
 }
 
 // Members that find the next rpd before their patience ends go on as they were: nothing

@@ -143,7 +143,7 @@ func (r *RP) find() error {
 
 // room is what a peer is told that asks whether to join here.
 func (r *RP) room() byte {
-	if r.state.Load() != serving || r.peers.Draining() {
+	if r.state.Load() != serving || r.peers.Draining() || r.peers.Room() != nil {
 		return 0
 	}
 	return discovery.Room(r.members.Sessions(), r.Settings().Limits.Sessions)

@@ -60,20 +60,25 @@ func (p *pulse) age() time.Duration {
 
 // vitals are the signs of life of an RP that serves.
 type vitals struct {
-	engine *pulse // its thread answered
-	mesh   *pulse // its goroutine took a turn
+	engine     *pulse // its thread answered
+	mesh       *pulse // its goroutine took a turn
+	heartbeats *pulse // the engine told its own marks, and sent what was due
 
-	beats   atomic.Pointer[string] // why the last heartbeat could not be sent, nil if it was
+	unsent  atomic.Pointer[string] // why the last heartbeat could not be sent, nil if it was
 	drained atomic.Bool            // nobody is let in any more
 }
 
 func newVitals() *vitals {
-	return &vitals{engine: newPulse("the thread of the engine"), mesh: newPulse("the goroutine of the mesh")}
+	return &vitals{
+		engine:     newPulse("the thread of the engine"),
+		mesh:       newPulse("the goroutine of the mesh"),
+		heartbeats: newPulse("the thread of the heartbeats"),
+	}
 }
 
 // dead names the parts that do not turn.
 func (v *vitals) dead() (dead []string) {
-	for _, p := range []*pulse{v.engine, v.mesh} {
+	for _, p := range []*pulse{v.engine, v.mesh, v.heartbeats} {
 		if age := p.age(); age > stall {
 			dead = append(dead, fmt.Sprintf("%s did not answer for %v", p.name, age.Round(time.Second)))
 		}
@@ -84,10 +89,10 @@ func (v *vitals) dead() (dead []string) {
 // sent enters what became of a heartbeat.
 func (v *vitals) sent(err error) {
 	if err == nil {
-		v.beats.Store(nil)
+		v.unsent.Store(nil)
 		return
 	}
-	v.beats.Store(new(err.Error()))
+	v.unsent.Store(new(err.Error()))
 }
 
 // feelEngine asks the engine for its marks every second until ctx ends.
@@ -135,11 +140,14 @@ func (r *RP) Health() Health {
 	if r.vitals.drained.Load() {
 		h.NotReady = append(h.NotReady, "draining")
 	}
-	if err := r.vitals.beats.Load(); err != nil {
+	if err := r.vitals.unsent.Load(); err != nil {
 		h.NotReady = append(h.NotReady, "heartbeats cannot be sent: "+*err)
 	}
 	if n, full := r.members.Full(); full {
 		h.NotReady = append(h.NotReady, fmt.Sprintf("full: %d sessions", n))
+	}
+	if err := r.peers.Room(); err != nil {
+		h.NotReady = append(h.NotReady, "the limit of all copies lets nobody in: "+err.Error())
 	}
 	if r.vitals.mesh.age() <= stall {
 		if st, ok := r.meshStats(turnInterval); !ok {

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/socket"
@@ -19,7 +20,7 @@ import (
 // hanging is a socket engine that answers some calls only when it is let.
 type hanging struct {
 	*socket.Engine
-	marks, heard atomic.Pointer[chan struct{}] // calls wait for the channel, nil: not
+	marks, ownMarks, heartbeat, heard atomic.Pointer[chan struct{}] // calls wait for the channel, nil: not
 }
 
 func wait(p *atomic.Pointer[chan struct{}]) {
@@ -31,6 +32,16 @@ func wait(p *atomic.Pointer[chan struct{}]) {
 func (h *hanging) Marks() []proto.Mark {
 	wait(&h.marks)
 	return h.Engine.Marks()
+}
+
+func (h *hanging) OwnMarks() []proto.Mark {
+	wait(&h.ownMarks)
+	return h.Engine.OwnMarks()
+}
+
+func (h *hanging) Heartbeat(scope datapath.HeartbeatScope) error {
+	wait(&h.heartbeat)
+	return h.Engine.Heartbeat(scope)
 }
 
 func (h *hanging) Heard(session uint32) time.Time {
@@ -58,9 +69,14 @@ func TestHealthOfWhatHangs(t *testing.T) {
 	require.True(t, health.Live)
 	require.Contains(t, health.Warnings, "the engine is a fallback: no xdp here")
 
-	for part, call := range map[string]*atomic.Pointer[chan struct{}]{
-		"the thread of the engine": &h.marks, "the goroutine of the mesh": &h.heard,
+	for _, x := range []struct {
+		part string
+		call *atomic.Pointer[chan struct{}]
+	}{
+		{"the thread of the engine", &h.marks}, {"the goroutine of the mesh", &h.heard},
+		{"the thread of the heartbeats", &h.ownMarks}, {"the thread of the heartbeats", &h.heartbeat},
 	} {
+		part, call := x.part, x.call
 		on := make(chan struct{})
 		call.Store(&on)
 		require.Eventually(t, func() bool { return !point.Health().Live }, patience, 10*time.Millisecond)
@@ -69,10 +85,16 @@ func TestHealthOfWhatHangs(t *testing.T) {
 		require.Contains(t, health.Dead[0], part)
 		require.False(t, health.Ready)
 		require.Equal(t, health.Dead, health.NotReady)
+		if call == &h.heard { // whoever asks for counters learns what hangs
+			st := point.Status()
+			require.True(t, st.Hangs)
+			require.Equal(t, health.Dead[0][:len(part)], st.Health.Dead[0][:len(part)])
+		}
 		call.Store(nil)
 		close(on)
 		awaitReady(t, point)
 		require.True(t, point.Health().Live)
+		require.False(t, point.Status().Hangs)
 	}
 }
 
@@ -116,4 +138,20 @@ func TestHealthWhenFull(t *testing.T) {
 	point.Drain(ended)
 	require.EqualError(t, point.Ready(), "draining")
 	require.True(t, point.Health().Live)
+}
+
+// TestHealthWhenCopiesAreFull has a limit of all copies that lets in one member.
+func TestHealthWhenCopiesAreFull(t *testing.T) {
+	t.Parallel()
+	cfg := newSite(t).config(t)
+	cfg.EgressTotal = wire.MaxDatagram
+	point := start(t, cfg)
+	awaitReady(t, point)
+	a := newPeer(t, point, peerOptions{})
+	members(t, a)
+	require.Eventually(t, func() bool { return point.Ready() != nil }, patience, 5*time.Millisecond)
+	require.ErrorContains(t, point.Ready(), "the limit of all copies lets nobody in: ")
+	require.True(t, point.Health().Live)
+	a.leave()
+	require.Eventually(t, func() bool { return point.Ready() == nil }, patience, 5*time.Millisecond)
 }

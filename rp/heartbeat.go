@@ -85,18 +85,17 @@ func (r *RP) heartbeat(ctx context.Context) {
 	for {
 		select {
 		case now := <-ticker.C:
-			scope := b.look(now, r.engine.OwnMarks())
-			if scope == 0 {
-				continue
+			if scope := b.look(now, r.engine.OwnMarks()); scope != 0 {
+				err := r.engine.Heartbeat(scope)
+				if errors.Is(err, datapath.ErrClosed) {
+					return
+				}
+				if err != nil {
+					r.cfg.Log.Error("heartbeat not sent", "err", err)
+				}
+				r.vitals.sent(err)
 			}
-			err := r.engine.Heartbeat(scope)
-			if errors.Is(err, datapath.ErrClosed) {
-				return
-			}
-			if err != nil {
-				r.cfg.Log.Error("heartbeat not sent", "err", err)
-			}
-			r.vitals.sent(err)
+			r.vitals.heartbeats.beat()
 		case <-ctx.Done():
 			return
 		}

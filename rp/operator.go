@@ -11,7 +11,6 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/membership"
-	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
 )
 
@@ -86,6 +85,3 @@ func (r *RP) Marks() []proto.Mark { return r.engine.Marks() }
 
 // Events tells what happens from now on.
 func (r *RP) Events() *events.Hub { return r.events }
-
-// Mesh returns the state of the links to the other RPs. The RP must be started.
-func (r *RP) Mesh() meshside.Stats { return r.mesh.Stats() }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/discover"
 	"github.com/ethereum/go-ethereum/p2p/enode"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
@@ -104,13 +105,16 @@ type RP struct {
 
 	// Set by Start.
 	started time.Time
-	adopted bool // the datapath of an RP that died
+	adopted bool   // the datapath of an RP that died
+	abandon func() // closes its engine and leaves it to the next start, nil if not adopted
 	engine  datapath.Engine
 	peers   *peerside.Server
 	mesh    *meshside.Server
 	server  *server
 	disc    *discover.UDPv5
 	finder  *discovery.Finder // nil when neighbours are not looked for
+
+	counting singleflight.Group // calls of count
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // heartbeat and rekeying
@@ -182,7 +186,8 @@ func (c *Config) check() error {
 	return nil
 }
 
-// Start opens the ports and serves. An RP that failed to start is stopped.
+// Start opens the ports and serves. An RP that failed to start is stopped; a datapath that
+// it had adopted by then goes on, as if this process had not been.
 func (r *RP) Start() error {
 	r.lifecycle.Lock()
 	defer r.lifecycle.Unlock()
@@ -191,7 +196,7 @@ func (r *RP) Start() error {
 	}
 	if err := r.start(); err != nil {
 		r.state.Store(stopped)
-		r.stop()
+		r.stop(r.abandon)
 		return fmt.Errorf("rp: %w", err)
 	}
 	r.state.Store(serving)
@@ -232,6 +237,7 @@ func (r *RP) start() error {
 		adopted = a.Adopted()
 	}
 	if adopted != nil {
+		r.abandon = engine.(datapath.Adopter).Abandon
 		r.incarnation, r.handleKey, r.adopted = adopted.Incarnation, adopted.HandleKey, true
 		orphans, routes = datapath.NewOrphans(engine, adopted), adopted.Routes
 		shown = orphans
@@ -348,6 +354,7 @@ func (r *RP) start() error {
 	r.cancel = cancel
 	r.vitals.engine.beat()
 	r.vitals.mesh.beat()
+	r.vitals.heartbeats.beat()
 	r.wg.Go(func() { r.heartbeat(ctx) })
 	r.wg.Go(func() { r.feelEngine(ctx) })
 	r.wg.Go(func() { r.feelMesh(ctx) })
@@ -391,12 +398,13 @@ func (r *RP) Stop() {
 		return
 	}
 	r.mesh.Leave()
-	r.stop()
+	r.stop(nil)
 	r.cfg.Log.Info("replication point stopped")
 }
 
-// stop undoes what start did, as far as it came.
-func (r *RP) stop() {
+// stop undoes what start did, as far as it came. abandon, unless nil, ends the engine and
+// leaves its datapath to the next start.
+func (r *RP) stop(abandon func()) {
 	if r.cancel != nil {
 		r.cancel()
 	}
@@ -413,6 +421,9 @@ func (r *RP) stop() {
 	r.wg.Wait()
 	if r.server != nil {
 		r.server.stop()
+	}
+	if abandon != nil {
+		abandon()
 	}
 	if r.engine != nil {
 		if err := r.engine.Close(); err != nil {
@@ -467,10 +478,34 @@ type Status struct {
 	Front       front.Stats
 
 	Discovery discovery.Status // zero when neighbours are not looked for
+
+	// Hangs says that a part of the RP did not answer in time. Then Health tells which,
+	// and the counters are missing: all but Incarnation, Health and Choice is zero.
+	Hangs bool
 }
 
-// Status returns the counters. The RP must be started.
+// statusPatience is how long a view waits for the parts of the RP. mdcs and Prometheus wait
+// for 10 s.
+const statusPatience = 5 * time.Second
+
+// Status returns the counters. It answers also when parts of the RP hang. The RP must be
+// started.
 func (r *RP) Status() Status {
+	var st Status
+	timer := time.NewTimer(statusPatience)
+	defer timer.Stop()
+	select {
+	case counted := <-r.counting.DoChan("", func() (any, error) { return r.count(), nil }):
+		st = counted.Val.(Status)
+	case <-timer.C:
+		st.Incarnation, st.Hangs = r.incarnation, true
+	}
+	st.Health, st.Choice = r.Health(), r.Choice()
+	return st
+}
+
+// count asks all parts of the RP what they counted.
+func (r *RP) count() Status {
 	st := Status{
 		Incarnation: r.incarnation,
 		Datapath:    r.engine.Stats(),
@@ -478,8 +513,6 @@ func (r *RP) Status() Status {
 		Mesh:        r.mesh.Stats(),
 		Sessions:    r.members.Sessions(),
 		Members:     r.members.Members(),
-		Health:      r.Health(),
-		Choice:      r.Choice(),
 		Front:       r.server.Stats(),
 	}
 	if r.finder != nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
@@ -165,6 +166,13 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	}); err != nil {
 		return fmt.Errorf("address %w", err)
 	}
+	var listener net.Listener
+	if cfg.Admin.Listen != "" { // before the datapath of an rpd before is adopted: it may fail
+		if listener, err = admin.Listen(cfg.Admin.Listen); err != nil {
+			return err
+		}
+		defer listener.Close()
+	}
 	point, err := newRP(cfg, log)
 	if err != nil {
 		return err
@@ -182,15 +190,11 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 			defer server.Stop()
 		}
 	}
-	if cfg.Admin.Listen != "" {
+	if listener != nil {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(metrics.NewCollector(point), collectors.NewGoCollector(),
 			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-		server, err := admin.Start(cfg.Admin.Listen, admin.Handler(registry, point.Health), log)
-		if err != nil {
-			return err
-		}
-		defer server.Stop()
+		defer admin.Serve(listener, admin.Handler(registry, point.Health), log).Stop()
 	}
 	systemd := newSupervisor(os.Getenv, log)
 	systemd.ready()

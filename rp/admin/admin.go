@@ -74,15 +74,20 @@ type Server struct {
 	done     chan struct{}
 }
 
-// Start listens on addr and serves.
-func Start(addr string, h http.Handler, log *slog.Logger) (*Server, error) {
+// Listen takes the TCP address addr, for Serve.
+func Listen(addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
+	return l, nil
+}
+
+// Serve answers what comes to a listener, and closes it at the end.
+func Serve(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	s := serve(l, h, log, writeTimeout)
 	log.Info("admin listens", "url", "http://"+l.Addr().String())
-	return s, nil
+	return s
 }
 
 // serve serves what comes to a listener. An answer may take write.
@@ -109,7 +114,7 @@ func serve(l net.Listener, h http.Handler, log *slog.Logger, write time.Duration
 	return s
 }
 
-// Addr returns the address that Start listened on.
+// Addr returns the address of the listener.
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // Stop ends the listener. Answers under way have a second.

@@ -28,8 +28,9 @@ func TestServer(t *testing.T) {
 	registry.MustRegister(counter)
 	counter.Inc()
 	health := rp.Health{Live: true, Ready: true, Warnings: []string{"mesh links down: ab"}}
-	s, err := Start("[::1]:0", Handler(registry, func() rp.Health { return health }), log)
+	l, err := Listen("[::1]:0")
 	require.NoError(t, err)
+	s := Serve(l, Handler(registry, func() rp.Health { return health }), log)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	ask := func(path, accept string) (int, string) {
 		t.Helper()
@@ -76,7 +77,7 @@ func TestServer(t *testing.T) {
 	resp.Body.Close()
 	require.Equal(t, 405, resp.StatusCode)
 
-	_, err = Start(s.Addr(), nil, log)
+	_, err = Listen(s.Addr())
 	require.ErrorContains(t, err, "admin: ")
 	s.Stop()
 	_, err = client.Get("http://" + s.Addr() + "/-/healthy")

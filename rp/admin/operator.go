@@ -3,6 +3,7 @@
 package admin
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +50,6 @@ type Point interface {
 	Health() rp.Health
 	Sessions() []peerside.Session
 	Marks() []proto.Mark
-	Mesh() meshside.Stats
 	Tree(ingress linkstate.ID) ([]meshside.Edge, bool)
 	Events() *events.Hub
 }
@@ -81,6 +81,8 @@ func (o *Operator) Handler() http.Handler {
 			switch value, err := f(query); {
 			case errors.Is(err, errUnknown):
 				answer(w, http.StatusNotFound, failure{err.Error()})
+			case errors.Is(err, errHangs):
+				answer(w, http.StatusServiceUnavailable, failure{err.Error()})
 			case err != nil:
 				answer(w, http.StatusBadRequest, failure{err.Error()})
 			default:
@@ -89,25 +91,34 @@ func (o *Operator) Handler() http.Handler {
 		})
 	}
 	get("status", func(url.Values) (any, error) { return o.status(), nil })
-	get("rps", func(url.Values) (any, error) { return o.rps(), nil })
-	get("groups", func(url.Values) (any, error) { return o.groups(), nil })
+	get("rps", func(url.Values) (any, error) { return o.rps() })
+	get("groups", func(url.Values) (any, error) { return o.groups() })
 	get("subscribers", func(q url.Values) (any, error) {
 		p, err := parsePage(q)
 		if err != nil {
 			return nil, err
 		}
-		return o.subscribers(p), nil
+		return o.subscribers(p)
 	}, "limit", "after", "match")
-	get("stats", func(url.Values) (any, error) { return o.stats(), nil })
-	get("mesh/neighbours", func(url.Values) (any, error) { return neighbours(o.Point.Mesh()), nil })
-	get("mesh/routes", func(url.Values) (any, error) { return routes(o.Point.Mesh()), nil })
-	get("mesh/database", func(url.Values) (any, error) { return database(o.Point.Mesh(), o.topic), nil })
+	get("stats", func(url.Values) (any, error) { return o.stats() })
+	mesh := func(path string, view func(meshside.Stats) any) {
+		get("mesh/"+path, func(url.Values) (any, error) {
+			st, _, err := o.counters()
+			return view(st.Mesh), err
+		})
+	}
+	mesh("neighbours", func(st meshside.Stats) any { return neighbours(st) })
+	mesh("routes", func(st meshside.Stats) any { return routes(st) })
+	mesh("database", func(st meshside.Stats) any { return database(st, o.topic) })
 	get("mesh/tree", func(q url.Values) (any, error) { return o.tree(q.Get("ingress")) }, "ingress")
 	mux.HandleFunc("GET /v1/events", o.events)
 	return mux
 }
 
-var errUnknown = errors.New("not known here")
+var (
+	errUnknown = errors.New("not known here")
+	errHangs   = errors.New("a part of the RP hangs")
+)
 
 // failure is the body of an answer that is an error.
 type failure struct {
@@ -144,19 +155,28 @@ func (o *Operator) now() time.Time {
 	return time.Now()
 }
 
-// counters returns what the RP counted, at most sampleAge ago.
-func (o *Operator) counters() (rp.Status, time.Time) {
+// counters returns what the RP counted, at most sampleAge ago; [errHangs] if it does not tell.
+func (o *Operator) counters() (rp.Status, time.Time, error) {
+	now := o.now()
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	if now := o.now(); o.sampled.IsZero() || now.Sub(o.sampled) >= sampleAge {
-		o.sample, o.sampled = o.Point.Status(), now
+	st, at := o.sample, o.sampled
+	o.mu.Unlock()
+	if !at.IsZero() && now.Sub(at) < sampleAge {
+		return st, at, nil
 	}
-	return o.sample, o.sampled
+	st = o.Point.Status()
+	if st.Hangs {
+		return st, now, fmt.Errorf("%w, so it tells no counters: %s", errHangs, strings.Join(st.Health.Dead, "; "))
+	}
+	o.mu.Lock()
+	o.sample, o.sampled = st, now
+	o.mu.Unlock()
+	return st, now, nil
 }
 
 func (o *Operator) status() Status {
 	about, now := o.Point.About(), o.now()
-	st, _ := o.counters()
+	st, _, hangs := o.counters()
 	limits := about.Limits
 	s := Status{
 		ID:          about.Node.ID().TerminalString(),
@@ -165,7 +185,7 @@ func (o *Operator) status() Status {
 		Data:        about.Data,
 		Incarnation: hex32(about.Incarnation),
 		Adopted:     about.Adopted,
-		Engine:      st.Datapath.Engine,
+		Engine:      cmp.Or(st.Datapath.Engine, "unknown: it does not answer"),
 		NetworkID:   about.NetworkID,
 		Genesis:     fmt.Sprintf("0x%x", about.Genesis),
 		Started:     about.Started.Round(0),
@@ -175,7 +195,6 @@ func (o *Operator) status() Status {
 			Handshakes:     st.Front.Handshakes,
 			Idle:           st.Front.Idle,
 			Sessions:       st.Sessions,
-			Members:        membersOf(o.Point.Sessions()),
 			Channels:       st.Peers.Channels,
 			ChannelMembers: st.Peers.ChannelMembers,
 		},
@@ -198,7 +217,10 @@ func (o *Operator) status() Status {
 	}
 	h := o.Point.Health()
 	s.Live, s.Ready, s.NotReady, s.Warnings = h.Live, h.Ready, strings.Join(h.NotReady, "; "), h.Warnings
-	for _, n := range o.Point.Mesh().Neighbours {
+	if hangs == nil {
+		s.Peers.Members = membersOf(o.Point.Sessions())
+	}
+	for _, n := range st.Mesh.Neighbours {
 		s.RPs++
 		if n.Up() {
 			s.RPsUp++
@@ -242,8 +264,11 @@ func heard(s datapath.SessionStats) *time.Time {
 	return new(s.Heard.Round(0))
 }
 
-func (o *Operator) rps() RPs {
-	st, at := o.counters()
+func (o *Operator) rps() (RPs, error) {
+	st, at, err := o.counters()
+	if err != nil {
+		return RPs{}, err
+	}
 	sessions := bySession(st)
 	all := RPs{At: at, RPs: []RP{}}
 	for _, n := range st.Mesh.Neighbours {
@@ -257,16 +282,19 @@ func (o *Operator) rps() RPs {
 		}
 		all.RPs = append(all.RPs, x)
 	}
-	return all
+	return all, nil
 }
 
-func (o *Operator) groups() []Group {
+func (o *Operator) groups() ([]Group, error) {
+	st, _, err := o.counters()
+	if err != nil {
+		return nil, err
+	}
 	about := o.Point.About()
 	names := map[string]string{hex32(about.Incarnation): about.Node.ID().TerminalString()}
-	for _, a := range o.Point.Mesh().Database {
+	for _, a := range st.Mesh.Database {
 		names[hex32(a.Incarnation)] = hexID(a.Origin)
 	}
-	st, _ := o.counters()
 	marks := o.Point.Marks()
 	var groups []Group
 	for _, g := range about.Groups {
@@ -280,7 +308,7 @@ func (o *Operator) groups() []Group {
 		slices.SortFunc(group.Streams, func(a, b Stream) int { return strings.Compare(a.Ingress, b.Ingress) })
 		groups = append(groups, group)
 	}
-	return groups
+	return groups, nil
 }
 
 // page is which subscribers are asked for.
@@ -310,9 +338,12 @@ func parsePage(q url.Values) (p page, err error) {
 	return p, nil
 }
 
-func (o *Operator) subscribers(p page) Subscribers {
+func (o *Operator) subscribers(p page) (Subscribers, error) {
+	st, at, err := o.counters()
+	if err != nil {
+		return Subscribers{}, err
+	}
 	members := o.Point.Sessions()
-	st, at := o.counters()
 	counts := bySession(st)
 	now := o.now()
 	all := Subscribers{At: at, Total: len(members), Page: []Subscriber{}}
@@ -329,7 +360,7 @@ func (o *Operator) subscribers(p page) Subscribers {
 			all.Next = all.Page[len(all.Page)-1].Session
 		}
 	}
-	return all
+	return all, nil
 }
 
 func subscriber(m peerside.Session, counts datapath.SessionStats, now time.Time) Subscriber {
@@ -357,8 +388,11 @@ func matches(m peerside.Session, text string) bool {
 		slices.ContainsFunc(m.Groups, func(g uint32) bool { return has(hex32(g)) })
 }
 
-func (o *Operator) stats() Stats {
-	st, at := o.counters()
+func (o *Operator) stats() (Stats, error) {
+	st, at, err := o.counters()
+	if err != nil {
+		return Stats{}, err
+	}
 	s := Stats{
 		At:          at,
 		Incarnation: hex32(o.Point.About().Incarnation),
@@ -393,7 +427,7 @@ func (o *Operator) stats() Stats {
 	for _, overflow := range st.Datapath.Overflows {
 		s.Counters["overflows_"+overflow.Queue] = overflow.Lost
 	}
-	return s
+	return s, nil
 }
 
 // topic names a group, "" for one that is not served here.
@@ -416,11 +450,15 @@ func (o *Operator) tree(root string) (Tree, error) {
 		}
 		id = linkstate.ID(n)
 	}
+	st, _, err := o.counters()
+	if err != nil {
+		return Tree{}, err
+	}
 	edges, ok := o.Point.Tree(id)
 	if !ok {
 		return Tree{}, fmt.Errorf("tree of rp %s: %w", hexID(id), errUnknown)
 	}
-	return treeOf(id, self, edges, o.Point.Mesh()), nil
+	return treeOf(id, self, edges, st.Mesh), nil
 }
 
 // events sends what happens, an event in JSON on each line, until the other side or

@@ -21,11 +21,14 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/admin"
 	"github.com/ethmcast/mdcs/rp/admin/admintest"
 	"github.com/ethmcast/mdcs/rp/events"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
+	"github.com/ethmcast/mdcs/rp/meshside"
 	"github.com/ethmcast/mdcs/rp/peerside"
 )
 
@@ -360,4 +363,40 @@ func TestSeconds(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &s))
 	require.Equal(t, "1.5s", fmt.Sprint(s))
 	require.Error(t, json.Unmarshal([]byte(`"1s"`), &s))
+}
+
+// hung is an RP of which a part hangs.
+type hung struct{ *admintest.Point }
+
+func (hung) Status() rp.Status {
+	return rp.Status{Hangs: true, Health: rp.Health{Dead: []string{"the mesh did not answer for 7s"}}}
+}
+
+func (hung) Health() rp.Health {
+	return rp.Health{Dead: []string{"the mesh did not answer for 7s"}, NotReady: []string{"the mesh did not answer for 7s"}}
+}
+
+func (hung) Sessions() []peerside.Session { panic("asked a part that may hang") }
+func (hung) Marks() []proto.Mark          { panic("asked a part that may hang") }
+
+func (hung) Tree(linkstate.ID) ([]meshside.Edge, bool) { panic("asked a part that may hang") }
+
+// TestOperatorOfWhatHangs asks an RP of which a part hangs: the status says which, all that
+// shows counters is an error that says it too.
+func TestOperatorOfWhatHangs(t *testing.T) {
+	o := &admin.Operator{Point: hung{admintest.New(3)}}
+	ask := func(path string) (int, string) {
+		w := httptest.NewRecorder()
+		o.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/v1/"+path, nil))
+		return w.Code, w.Body.String()
+	}
+	code, body := ask("status")
+	require.Equal(t, 200, code)
+	require.Contains(t, body, `"live":false`)
+	require.Contains(t, body, `"not_ready":"the mesh did not answer for 7s"`)
+	for _, path := range []string{"rps", "groups", "subscribers", "stats", "mesh/neighbours", "mesh/routes", "mesh/database", "mesh/tree"} {
+		code, body := ask(path)
+		require.Equal(t, 503, code, path)
+		require.Contains(t, body, "a part of the RP hangs, so it tells no counters: the mesh did not answer for 7s", path)
+	}
 }

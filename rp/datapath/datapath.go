@@ -499,6 +499,10 @@ type Adopter interface {
 	// incarnation and uses the handle key of the state, not those of Config. It
 	// is nil when the engine began anew.
 	Adopted() *State
+
+	// Abandon closes the engine as the death of the process would: a datapath that
+	// outlives its process goes on, and may be adopted again.
+	Abandon()
 }
 
 // Survivor is an Engine whose datapath may go on without its process.

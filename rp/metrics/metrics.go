@@ -130,7 +130,8 @@ func NewCollector(source Source) prometheus.Collector { return collector{source}
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
 
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. Of an RP of which a part hangs only the health is
+// known.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	st := c.source.Status()
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
@@ -138,6 +139,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(live, oneIf(st.Health.Live))
+	gauge(ready, oneIf(st.Health.Ready))
+	gauge(warnings, float64(len(st.Health.Warnings)))
+	gauge(fallback, oneIf(st.Choice.Fallback != ""))
+	if st.Hangs {
+		return
 	}
 	for _, v := range wire.Verdicts() {
 		counter(datagrams, st.Datapath.Verdicts[v], v.String())
@@ -271,10 +279,6 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(confirmed, st.Peers.Confirmed)
 	counter(confirmsLimited, st.Peers.Limited)
 	gauge(engine, 1, st.Datapath.Engine, st.Choice.Reason)
-	gauge(fallback, oneIf(st.Choice.Fallback != ""))
-	gauge(live, oneIf(st.Health.Live))
-	gauge(ready, oneIf(st.Health.Ready))
-	gauge(warnings, float64(len(st.Health.Warnings)))
 }
 
 func oneIf(b bool) float64 {

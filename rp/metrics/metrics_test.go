@@ -230,3 +230,10 @@ func twoDigits(n int) string { return string([]byte{'0' + byte(n/10), '0' + byte
 func TestCollectorOfNothing(t *testing.T) {
 	require.Contains(t, scrape(t, status{}), "mdcs_rp_ready 0")
 }
+
+// TestCollectorOfWhatHangs has an RP of which a part hangs: its health is shown, and no counter
+// as if it were 0.
+func TestCollectorOfWhatHangs(t *testing.T) {
+	s := status{Hangs: true, Health: rp.Health{Dead: []string{"a"}, Warnings: []string{"b"}}}
+	require.ElementsMatch(t, []string{"mdcs_rp_live 0", "mdcs_rp_ready 0", "mdcs_rp_warnings 1", "mdcs_rp_engine_fallback 0"}, scrape(t, s))
+}

@@ -372,7 +372,7 @@ func (c *conn) reserve(now time.Time) (uint32, error) {
 	if err := c.mayJoin(); err != nil {
 		return 0, err
 	}
-	if err := c.room(); err != nil {
+	if err := c.srv.Room(); err != nil {
 		return 0, err
 	}
 	if err := members.Join(now, c.addr); err != nil {
@@ -381,14 +381,14 @@ func (c *conn) reserve(now time.Time) (uint32, error) {
 	return members.Reserve(c.addr)
 }
 
-// room returns an error when one more member of a group would leave less than a datagram
-// per second for each.
-func (c *conn) room() error {
-	limit := c.srv.terms.Load().Limit
+// Room returns an error when one more member of some group would leave less than a datagram
+// per second for each, by the limit of all copies.
+func (s *Server) Room() error {
+	limit := s.terms.Load().Limit
 	if limit == 0 {
 		return nil
 	}
-	for group, n := range c.srv.cfg.Members.Members() {
+	for group, n := range s.cfg.Members.Members() {
 		if uint64(n+1)*wire.MaxDatagram > limit {
 			return &proto.Error{Reason: proto.ReasonFull, Detail: fmt.Sprintf("%d members of group %08x", n, group)}
 		}
@@ -570,7 +570,7 @@ func (c *conn) grant() admission.Grant {
 // serve begins to replicate to a session in standby, within the limits of joins.
 func (c *conn) serve(now time.Time, marks []proto.Mark) {
 	cfg := &c.srv.cfg
-	err := c.room()
+	err := c.srv.Room()
 	if err == nil {
 		err = cfg.Members.Switch(now, c.addr)
 	}

@@ -211,9 +211,6 @@ func (p *Point) Marks() []proto.Mark {
 	}
 }
 
-// Mesh implements admin.Point.
-func (p *Point) Mesh() meshside.Stats { return p.status.Mesh }
-
 // Events implements admin.Point.
 func (p *Point) Events() *events.Hub { return p.hub }
 

@@ -108,6 +108,8 @@ type Engine struct {
 	done   chan struct{} // closed when the thread has ended
 	closed atomic.Bool
 
+	abandoned atomic.Bool // the datapath outlives Close
+
 	conn    *net.UDPConn // what does not go by the programs; receives nothing
 	sending sync.Mutex   // of heartbeats
 	pulse   *pulse
@@ -451,12 +453,13 @@ func (e *Engine) lack(what string, why error) {
 }
 
 // shut releases what open acquired. What is left of another process stays while it is
-// not adopted wholly.
+// not adopted wholly, and so does an abandoned datapath that is pinned.
 func (e *Engine) shut() {
 	if e.pulse != nil {
 		e.pulse.stop()
 	}
-	if e.pins != nil && e.left == nil {
+	stays := e.left != nil || e.abandoned.Load() && e.pins != nil
+	if e.pins != nil && !stays {
 		e.pins.Remove()
 	}
 	for _, d := range e.devices {
@@ -472,7 +475,7 @@ func (e *Engine) shut() {
 	}
 	if e.recirc != nil {
 		e.recirc.link.Close()
-		if e.left == nil {
+		if !stays {
 			e.recirc.remove(e.nl)
 		}
 	}
@@ -622,4 +625,10 @@ func (e *Engine) Close() error {
 	}
 	<-e.done
 	return nil
+}
+
+// Abandon implements datapath.Adopter. Without pins nothing outlives it.
+func (e *Engine) Abandon() {
+	e.abandoned.Store(true)
+	e.Close()
 }
