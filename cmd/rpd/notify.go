@@ -34,6 +34,9 @@ func newSupervisor(getenv func(string) string, log *slog.Logger) *supervisor {
 	return s
 }
 
+// tellTimeout is how long the service manager may leave its socket full.
+const tellTimeout = time.Second
+
 // tell sends variables, such as READY=1. Nothing depends on whether they arrive.
 func (s *supervisor) tell(variables ...string) {
 	if s.socket == "" {
@@ -41,6 +44,7 @@ func (s *supervisor) tell(variables ...string) {
 	}
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: s.socket, Net: "unixgram"})
 	if err == nil {
+		conn.SetWriteDeadline(time.Now().Add(tellTimeout))
 		_, err = conn.Write([]byte(strings.Join(variables, "\n")))
 		conn.Close()
 	}
