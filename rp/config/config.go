@@ -24,6 +24,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
@@ -269,10 +270,20 @@ func (c *Config) check() error {
 	if c.Chain.Genesis == (common.Hash{}) {
 		bad("chain.genesis", "missing")
 	}
+	places := make(map[linkstate.ID]int) // of RPs in mesh.peers
 	for i, url := range c.Mesh.Peers {
-		if _, err := neighbour(url); err != nil {
-			bad(fmt.Sprintf("mesh.peers[%d]", i), "%v", err)
+		key := fmt.Sprintf("mesh.peers[%d]", i)
+		node, err := neighbour(url)
+		if err != nil {
+			bad(key, "%v", err)
+			continue
 		}
+		// The mesh names an RP by the first 8 bytes of its node ID.
+		if first, ok := places[linkstate.IDOf(node.ID())]; ok {
+			bad(key, "is the RP of mesh.peers[%d] again", first)
+			continue
+		}
+		places[linkstate.IDOf(node.ID())] = i
 	}
 	port := c.Discovery.Port
 	if port == 0 {

@@ -166,8 +166,10 @@ func TestErrors(t *testing.T) {
 	} {
 		t.Run(c.new, func(t *testing.T) { requireErrors(t, strings.Replace(minimal, old, c.new, 1), []string{c.want}) })
 	}
+	twice := nodeURL(t)
 	for line, want := range map[string]string{
 		"[mesh]\npeers = [\"http://x\"]":                                "mesh.peers[0]: ",
+		"[mesh]\npeers = [\"" + twice + "\", \"" + twice + "\"]":        "mesh.peers[1]: is the RP of mesh.peers[0] again",
 		"[mesh]\nrekey_interval = \"30s\"":                              "mesh.rekey_interval: 30s is less than 1m",
 		"[datapath]\nengine = \"dpdk\"":                                 `datapath.engine: "dpdk" is none of auto, xdp, socket`,
 		"[delivery]\ngroup_port = 0":                                    "delivery.group_port: 0 is not a port",
