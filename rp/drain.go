@@ -69,14 +69,16 @@ func (r *RP) up() []string {
 }
 
 // Drain sends the peers to other RPs and lets no more join. It returns when none is
-// left in the groups, or ctx ended. What is left then is told to leave by Stop.
-func (r *RP) Drain(ctx context.Context) {
+// left in the groups, or ctx ended, with how many are left. Those are told to leave by Stop.
+// From then on nobody joins; it may be called again.
+func (r *RP) Drain(ctx context.Context) (left int) {
 	if r.state.Load() != serving {
-		return
+		return 0
 	}
 	r.vitals.drained.Store(true)
 	r.cfg.Log.Info("replication point drains")
-	if left := r.peers.Drain(ctx); left > 0 {
+	if left = r.peers.Drain(ctx); left > 0 {
 		r.cfg.Log.Warn("members stayed", "members", left)
 	}
+	return left
 }

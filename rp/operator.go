@@ -75,10 +75,26 @@ func (r *RP) Sessions() []peerside.Session { return r.peers.Sessions() }
 
 // BanNode keeps a node out for a time, and ends its sessions; 0 lets it in again. The RP must
 // be started.
-func (r *RP) BanNode(id enode.ID, length time.Duration) { r.peers.BanNode(id, length) }
+func (r *RP) BanNode(id enode.ID, length time.Duration) {
+	r.cfg.Log.Info("operator bans, or with 0 lets in", "node", id, "for", length)
+	r.peers.BanNode(id, length)
+}
 
-// BanAddr keeps an address out likewise.
+// BanAddr keeps an address out in the way of BanNode.
 func (r *RP) BanAddr(addr netip.Addr, length time.Duration) { r.peers.BanAddr(addr, length) }
+
+// BanPrefix keeps all addresses of a prefix out in the way of BanNode.
+func (r *RP) BanPrefix(p netip.Prefix, length time.Duration) {
+	r.cfg.Log.Info("operator bans, or with 0 lets in", "prefix", p, "for", length)
+	r.peers.BanPrefix(p, length)
+}
+
+// Bans returns what is banned now. A reload keeps bans, the next rpd has none of them.
+func (r *RP) Bans() []peerside.Ban { return r.peers.Bans() }
+
+// EndSession ends the connections of a node, and returns how many these were. The node may
+// come again.
+func (r *RP) EndSession(id enode.ID) (ended int) { return r.peers.EndSession(id) }
 
 // Marks returns the newest sequence known of each stream. The RP must be started.
 func (r *RP) Marks() []proto.Mark { return r.engine.Marks() }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Command mdcs is the operator's tool of mDCS. It looks at a running rpd;
+// Command mdcs is the operator's tool of mDCS. It looks at a running rpd, and has it do things;
 // `mdcs testnet` runs experiments on a private Ethereum network on this machine.
 package main
 
@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Usage:           "multicast diffusion for Ethereum",
 		Version:         version,
 		HideHelpCommand: true,
-		Commands:        append(slices.Clip(operatorCommands), benchCommand, discoveryCommand, testnetCommand, delaylineCommand, lightpeersCommand),
+		Commands:        append(slices.Concat(operatorCommands, actCommands), benchCommand, discoveryCommand, testnetCommand, delaylineCommand, lightpeersCommand),
 		Writer:          stdout,
 		ErrWriter:       stderr,
 		ExitErrHandler:  func(*cli.Context, error) {}, // reported below

@@ -99,6 +99,7 @@ func operatorStatusTable(w io.Writer, st admin.Status) {
 	for _, g := range st.Groups {
 		row(w, "group "+g.Group, fmt.Sprintf("%s, %d members", g.Topic, g.Members))
 	}
+	row(w, "banned", fmt.Sprintf("%d nodes, addresses and prefixes", st.Banned))
 	row(w, "accepted", fmt.Sprintf("%d datagrams", st.Passed))
 	var drops []string
 	for _, v := range wire.Verdicts() {

@@ -246,9 +246,12 @@ var linkSetCommand = &cli.Command{
 	},
 }
 
-// flagsFirst moves the name of the link in "link set LINK --delay 5ms" behind the
-// flags, where the parser of flags expects it.
+// flagsFirst moves the name of the link in "link set LINK --delay 5ms", and who is meant in
+// "ban WHO --for 1h", behind the flags, where the parser of flags expects it.
 func flagsFirst(args []string) []string {
+	if len(args) > 3 && !strings.HasPrefix(args[2], "-") && slices.ContainsFunc(actCommands, func(c *cli.Command) bool { return c.Name == args[1] }) {
+		return append(slices.Delete(slices.Clone(args), 2, 3), args[2])
+	}
 	i := slices.Index(args, linkCommand.Name) + 2
 	if i < 2 || i > len(args) || args[i-1] != linkSetCommand.Name && args[i-1] != linkShowCommand.Name {
 		return args

@@ -99,7 +99,7 @@ func (c *Client) Tree(ctx context.Context, ingress string) (t Tree, err error) {
 // Events calls f with what happens from now on. It returns when ctx ends or f fails,
 // with that error, and when the RP ends.
 func (c *Client) Events(ctx context.Context, f func(events.Event) error) error {
-	resp, err := c.do(ctx, "events", nil)
+	resp, err := c.do(ctx, http.MethodGet, "events", nil)
 	if err != nil {
 		return err
 	}
@@ -119,11 +119,45 @@ func (c *Client) Events(ctx context.Context, f func(events.Event) error) error {
 	return fmt.Errorf("%s: rpd ended, or did not wait for us any longer", c.path)
 }
 
+// Bans asks who is not let in.
+func (c *Client) Bans(ctx context.Context) (all Bans, err error) {
+	return all, c.get(ctx, "bans", nil, &all)
+}
+
+// Ban keeps a node, by id or URL, an address or a prefix out for a time.
+func (c *Client) Ban(ctx context.Context, who string, length time.Duration) (b Ban, err error) {
+	return b, c.post(ctx, "ban", url.Values{"who": {who}, "for": {length.String()}}, &b)
+}
+
+// Unban lets who is banned in again, and returns the ban that ended.
+func (c *Client) Unban(ctx context.Context, who string) (b Ban, err error) {
+	return b, c.post(ctx, "unban", url.Values{"who": {who}}, &b)
+}
+
+// EndSession ends the session of a peer, by session or node id. The peer may come again.
+func (c *Client) EndSession(ctx context.Context, peer string) (s EndedSession, err error) {
+	return s, c.post(ctx, "end-session", url.Values{"peer": {peer}}, &s)
+}
+
+// Drain has the RP send its peers to other RPs, and let nobody join any more.
+func (c *Client) Drain(ctx context.Context) (d Drained, err error) {
+	return d, c.post(ctx, "drain", nil, &d)
+}
+
 // get reads an answer into out.
 func (c *Client) get(ctx context.Context, path string, query url.Values, out any) error {
+	return c.ask(ctx, http.MethodGet, path, query, out)
+}
+
+// post has something done, and reads the answer into out.
+func (c *Client) post(ctx context.Context, path string, query url.Values, out any) error {
+	return c.ask(ctx, http.MethodPost, path, query, out)
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, query url.Values, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	resp, err := c.do(ctx, path, query)
+	resp, err := c.do(ctx, method, path, query)
 	if err != nil {
 		return err
 	}
@@ -135,9 +169,9 @@ func (c *Client) get(ctx context.Context, path string, query url.Values, out any
 }
 
 // do sends a request and returns its answer, which is good.
-func (c *Client) do(ctx context.Context, path string, query url.Values) (*http.Response, error) {
+func (c *Client) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: "rpd", Path: "/v1/" + path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -4,16 +4,20 @@ package admin
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -43,7 +47,7 @@ const (
 	eventTimeout = 10 * time.Second
 )
 
-// Point is the RP that is looked at.
+// Point is the RP that is looked at, and that an operator may tell what to do.
 type Point interface {
 	About() rp.About
 	Status() rp.Status
@@ -52,12 +56,18 @@ type Point interface {
 	Marks() []proto.Mark
 	Tree(ingress linkstate.ID) ([]meshside.Edge, bool)
 	Events() *events.Hub
+
+	Bans() []peerside.Ban
+	BanNode(id enode.ID, length time.Duration)
+	BanPrefix(p netip.Prefix, length time.Duration)
+	EndSession(id enode.ID) (ended int)
+	Drain(ctx context.Context) (left int)
 }
 
 var _ Point = (*rp.RP)(nil)
 
-// Operator answers an operator's questions about an RP. Nothing that it does changes
-// anything.
+// Operator answers an operator's questions about an RP, by GET, and does what the operator
+// wants, by POST.
 type Operator struct {
 	Point   Point
 	Version string
@@ -71,14 +81,14 @@ type Operator struct {
 // Handler returns what answers on the operator's socket.
 func (o *Operator) Handler() http.Handler {
 	mux := http.NewServeMux()
-	get := func(path string, f func(url.Values) (any, error), parameters ...string) {
-		mux.HandleFunc("GET /v1/"+path, func(w http.ResponseWriter, r *http.Request) {
+	handle := func(pattern string, f func(context.Context, url.Values) (any, error), parameters ...string) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			query, err := queryOf(r, parameters)
 			if err != nil {
 				answer(w, http.StatusBadRequest, failure{err.Error()})
 				return
 			}
-			switch value, err := f(query); {
+			switch value, err := f(r.Context(), query); {
 			case errors.Is(err, errUnknown):
 				answer(w, http.StatusNotFound, failure{err.Error()})
 			case errors.Is(err, errHangs):
@@ -89,6 +99,12 @@ func (o *Operator) Handler() http.Handler {
 				answer(w, http.StatusOK, value)
 			}
 		})
+	}
+	get := func(path string, f func(url.Values) (any, error), parameters ...string) {
+		handle("GET /v1/"+path, func(_ context.Context, q url.Values) (any, error) { return f(q) }, parameters...)
+	}
+	post := func(path string, f func(url.Values) (any, error), parameters ...string) {
+		handle("POST /v1/"+path, func(_ context.Context, q url.Values) (any, error) { return f(q) }, parameters...)
 	}
 	get("status", func(url.Values) (any, error) { return o.status(), nil })
 	get("rps", func(url.Values) (any, error) { return o.rps() })
@@ -112,6 +128,11 @@ func (o *Operator) Handler() http.Handler {
 	mesh("database", func(st meshside.Stats) any { return database(st, o.topic) })
 	get("mesh/tree", func(q url.Values) (any, error) { return o.tree(q.Get("ingress")) }, "ingress")
 	mux.HandleFunc("GET /v1/events", o.events)
+	get("bans", func(url.Values) (any, error) { return o.bans(), nil })
+	post("ban", o.ban, "who", "for")
+	post("unban", o.unban, "who")
+	post("end-session", o.endSession, "peer")
+	handle("POST /v1/drain", func(ctx context.Context, _ url.Values) (any, error) { return o.drain(ctx), nil })
 	return mux
 }
 
@@ -209,6 +230,7 @@ func (o *Operator) status() Status {
 			EgressPerRP:   about.EgressPerRP,
 			EgressTotal:   about.EgressTotal,
 		},
+		Banned: st.Peers.Banned,
 		Passed: st.Datapath.Verdicts[wire.Pass],
 		Drops:  make(map[string]uint64),
 	}

@@ -52,6 +52,7 @@ type Status struct {
 	RPsUp       int            `json:"rps_up"` // whose links are up
 	Groups      []GroupCount   `json:"groups"`
 
+	Banned int               `json:"banned"` // nodes, addresses and prefixes
 	Passed uint64            `json:"passed"` // datagrams accepted
 	Drops  map[string]uint64 `json:"drops"`  // datagrams refused, by verdict, where there are any
 }
@@ -153,6 +154,31 @@ type Stats struct {
 	Incarnation string            `json:"incarnation"`
 	Verdicts    map[string]uint64 `json:"verdicts"` // datagrams received, all verdicts
 	Counters    map[string]uint64 `json:"counters"` // others, named as in Prometheus without mdcs_rp_ and _total, a label behind
+}
+
+// Bans are who is not let in at a time.
+type Bans struct {
+	At   time.Time `json:"at"`
+	Bans []Ban     `json:"bans"`
+}
+
+// Ban is a node, an address or a prefix that is not let in.
+type Ban struct {
+	Who      string  `json:"who"` // node id of 64 hex digits, address or prefix
+	Left     Seconds `json:"left_s"`
+	Operator bool    `json:"operator"`      // an operator set it
+	Why      string  `json:"why,omitempty"` // what was wrong, of the last violation
+}
+
+// EndedSession is the session that an operator ended.
+type EndedSession struct {
+	Session string `json:"session"`
+	Node    string `json:"node"`
+}
+
+// Drained is what a drain left.
+type Drained struct {
+	Left int `json:"left"` // members of the largest group
 }
 
 // Neighbour is a link of the mesh.

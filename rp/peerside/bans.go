@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,9 +41,46 @@ func (s *Server) BanNode(id enode.ID, length time.Duration) {
 	s.ban(id, length, func(c *conn) bool { return c.id == id })
 }
 
-// BanAddr keeps an address out likewise.
+// BanAddr keeps an address out in the way of BanNode.
 func (s *Server) BanAddr(addr netip.Addr, length time.Duration) {
 	s.ban(addr, length, func(c *conn) bool { return c.addr == addr })
+}
+
+// BanPrefix keeps all addresses of a prefix out in the way of BanNode. It lets in again who is
+// banned by this prefix, not who is banned besides.
+func (s *Server) BanPrefix(p netip.Prefix, length time.Duration) {
+	if p.IsSingleIP() {
+		s.BanAddr(p.Addr(), length)
+		return
+	}
+	p = p.Masked()
+	s.ban(p, length, func(c *conn) bool { return p.Contains(c.addr) })
+}
+
+// Ban says who is not let in, until when and why.
+type Ban struct {
+	Node     enode.ID     // zero when it is a prefix
+	Prefix   netip.Prefix // of one address, or more
+	Until    time.Time
+	Operator bool   // an operator set it
+	Why      string // what was wrong, of the last violation; "" for an operator's
+}
+
+// Bans returns what is banned now, the ban that ends first before the others.
+func (s *Server) Bans() []Ban { return s.bans.list(time.Now()) }
+
+// EndSession ends the connections of a node, and with them its session, and returns how many
+// these were. The node may come again.
+func (s *Server) EndSession(id enode.ID) (ended int) {
+	for _, c := range s.connections() {
+		if c.id == id {
+			ended++
+			c.mail.post(func(time.Time) {
+				c.end(&proto.Error{Reason: proto.ReasonQuit, Detail: "ended by the operator"}, p2p.DiscRequested)
+			})
+		}
+	}
+	return ended
 }
 
 // BannedAddr reports whether an address is kept out now.
@@ -69,16 +107,18 @@ func (s *Server) ban(key any, length time.Duration, of func(*conn) bool) {
 type bans struct {
 	made atomic.Uint64
 
-	mu    sync.Mutex
-	by    map[any]*ban // by enode.ID and netip.Addr
-	sweep time.Time
+	mu       sync.Mutex
+	by       map[any]*ban // by enode.ID, netip.Addr and netip.Prefix
+	prefixes [129]bool    // by length: whether there was ever such a prefix
+	sweep    time.Time
 }
 
 type ban struct {
 	strikes int
 	last    time.Time // violation
 	until   time.Time
-	set     bool // by the operator
+	set     bool   // by the operator
+	why     string // what was wrong last
 }
 
 // banned reports whether the node or address is not let in.
@@ -91,24 +131,67 @@ func (b *bans) check(now time.Time, keys ...any) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, key := range keys {
-		if x := b.by[key]; x != nil && x.banned(now) {
+		x := b.by[key]
+		if addr, ok := key.(netip.Addr); ok && (x == nil || !x.banned(now)) {
+			x = b.around(now, addr)
+		}
+		if x != nil && x.banned(now) {
 			return &proto.Error{Reason: proto.ReasonDenied, Detail: fmt.Sprintf("banned for %v more", x.until.Sub(now).Round(time.Second))}
 		}
 	}
 	return nil
 }
 
+// around returns the ban of a prefix that an address is in, nil for none.
+func (b *bans) around(now time.Time, addr netip.Addr) *ban {
+	for bits, some := range b.prefixes {
+		if p, err := addr.Prefix(bits); some && err == nil {
+			if x := b.by[p]; x != nil && x.banned(now) {
+				return x
+			}
+		}
+	}
+	return nil
+}
+
+// maxWhy bounds what is kept of a violation, in bytes.
+const maxWhy = 100
+
 // strike notes a violation, and returns for how long the node is banned.
-func (b *bans) strike(now time.Time, id enode.ID, addr netip.Addr) time.Duration {
+func (b *bans) strike(now time.Time, id enode.ID, addr netip.Addr, why string) time.Duration {
+	why = strings.Clone(why[:min(len(why), maxWhy)]) // the rest of a longer text is let go
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.add(now, addr, addrStrikes)
-	return b.add(now, id, 1)
+	b.add(now, addr, addrStrikes, why)
+	return b.add(now, id, 1, why)
+}
+
+// list returns what is banned now, the ban that ends first before the others.
+func (b *bans) list(now time.Time) (all []Ban) {
+	b.mu.Lock()
+	for key, x := range b.by {
+		if !x.banned(now) {
+			continue
+		}
+		ban := Ban{Until: x.until, Operator: x.set, Why: x.why}
+		switch key := key.(type) {
+		case enode.ID:
+			ban.Node = key
+		case netip.Addr:
+			ban.Prefix = netip.PrefixFrom(key, key.BitLen())
+		case netip.Prefix:
+			ban.Prefix = key
+		}
+		all = append(all, ban)
+	}
+	b.mu.Unlock()
+	slices.SortFunc(all, func(x, y Ban) int { return x.Until.Compare(y.Until) })
+	return all
 }
 
 // add notes a violation of a node or address that is banned from the free-th one on, and
 // returns for how long it is. A longer ban stays as it is.
-func (b *bans) add(now time.Time, key any, free int) time.Duration {
+func (b *bans) add(now time.Time, key any, free int, why string) time.Duration {
 	b.forget(now)
 	x := b.by[key]
 	if x == nil {
@@ -125,7 +208,7 @@ func (b *bans) add(now time.Time, key any, free int) time.Duration {
 		length = min(length, banFirst<<n)
 	}
 	if until := now.Add(length); until.After(x.until) {
-		x.until, x.set = until, false
+		x.until, x.set, x.why = until, false, why
 	}
 	b.made.Add(1)
 	return x.until.Sub(now)
@@ -139,6 +222,9 @@ func (b *bans) set(now time.Time, key any, length time.Duration) {
 	if length <= 0 {
 		delete(b.by, key)
 		return
+	}
+	if p, ok := key.(netip.Prefix); ok {
+		b.prefixes[p.Bits()] = true
 	}
 	b.by[key] = &ban{strikes: 1, last: now, until: now.Add(length), set: true}
 	b.made.Add(1)

@@ -98,7 +98,7 @@ func TestBansAreBounded(t *testing.T) {
 	for n := range maxBans + 10 {
 		at := now.Add(time.Duration(n))
 		b.mu.Lock()
-		b.add(at, node(n), 1+n%2) // each second one is let in
+		b.add(at, node(n), 1+n%2, "") // each second one is let in
 		b.mu.Unlock()
 	}
 	require.LessOrEqual(t, len(b.by), maxBans)
@@ -107,7 +107,7 @@ func TestBansAreBounded(t *testing.T) {
 	require.Error(t, b.check(now, node(maxBans+8), home))
 	for n := range maxBans {
 		b.mu.Lock()
-		b.add(now.Add(time.Second+time.Duration(n)), node(maxBans+10+n), 1)
+		b.add(now.Add(time.Second+time.Duration(n)), node(maxBans+10+n), 1, "")
 		b.mu.Unlock()
 	}
 	require.LessOrEqual(t, len(b.by), maxBans)
@@ -115,7 +115,7 @@ func TestBansAreBounded(t *testing.T) {
 	require.Error(t, b.check(now, enode.ID{0xfe}, home), "but for what the operator banned")
 	require.Equal(t, banLongest, func() (d time.Duration) {
 		for range 20 {
-			d = b.strike(now, enode.ID{0xff}, home)
+			d = b.strike(now, enode.ID{0xff}, home, "")
 		}
 		return d
 	}())
@@ -127,9 +127,55 @@ func TestLongerBansStay(t *testing.T) {
 	now := time.Now()
 	id := enode.ID{1}
 	b.set(now, id, 24*time.Hour)
-	require.Equal(t, 24*time.Hour, b.strike(now, id, home))
+	require.Equal(t, 24*time.Hour, b.strike(now, id, home, ""))
 	require.Error(t, b.check(now.Add(23*time.Hour), id, home))
 	require.NoError(t, b.check(now.Add(24*time.Hour), id, home))
 	b.set(now, id, time.Minute) // an operator may shorten it
 	require.NoError(t, b.check(now.Add(time.Minute), id, home))
+}
+
+// An operator keeps a prefix out, sees what is banned and why, and lets it in again.
+func TestOperatorBans(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		prefix := netip.MustParsePrefix("2001:db8:9::/48")
+		inside, other := netip.MustParseAddr("2001:db8:9:1::1"), netip.MustParseAddr("2001:db8:a::1")
+		p := r.connectAs(enode.ID{1}, inside)
+		r.join(p)
+		r.BanPrefix(netip.PrefixFrom(inside, 48), time.Hour)
+		require.Equal(t, proto.ReasonDenied, expect[*proto.Leave](p).Reason)
+		<-p.done
+		require.True(t, r.BannedAddr(inside))
+		require.False(t, r.BannedAddr(other))
+
+		q := r.connectAs(enode.ID{2}, other)
+		expect[*proto.Status](q)
+		q.send(&proto.Announce{})
+		expect[*proto.Leave](q)
+		<-q.done
+		bans := r.Bans()
+		require.Len(t, bans, 2)
+		require.Equal(t, enode.ID{2}, bans[0].Node, "the ban that ends first is the first")
+		require.NotEmpty(t, bans[0].Why)
+		require.False(t, bans[0].Operator)
+		require.Equal(t, Ban{Prefix: prefix, Until: bans[1].Until, Operator: true}, bans[1])
+		require.Equal(t, time.Hour, time.Until(bans[1].Until))
+
+		r.BanPrefix(prefix, 0)
+		require.False(t, r.BannedAddr(inside))
+		r.BanPrefix(netip.PrefixFrom(other, 128), time.Minute)
+		require.True(t, r.BannedAddr(other))
+		r.BanAddr(other, 0)
+		require.False(t, r.BannedAddr(other), "a prefix of one address is the address")
+
+		p = r.connectAs(enode.ID{1}, inside)
+		r.join(p)
+		require.Equal(t, 1, r.EndSession(enode.ID{1}))
+		require.Equal(t, proto.ReasonQuit, expect[*proto.Leave](p).Reason)
+		<-p.done
+		require.Zero(t, r.EndSession(enode.ID{1}))
+		p = r.connectAs(enode.ID{1}, inside)
+		r.join(p) // it is not banned
+		r.Stop()
+	})
 }

@@ -247,7 +247,7 @@ func (c *conn) blame(err error) {
 	switch proto.ReasonOf(err) {
 	case proto.ReasonChain, proto.ReasonRole, proto.ReasonUnreachable: // it only is at the wrong place
 	default:
-		length = c.srv.bans.strike(time.Now(), c.id, c.addr)
+		length = c.srv.bans.strike(time.Now(), c.id, c.addr, err.Error())
 	}
 	c.log.Warn("peer broke the protocol", "err", err, "banned", length)
 	c.emit(events.Violation, err.Error())

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package admintest is a replication point to look at that never changes: five RPs,
+// Package admintest is a replication point to look at, which changes by an operator alone: five RPs,
 // one of them down, one that is no neighbour, and as many members as a test wants.
 package admintest
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
@@ -40,6 +42,9 @@ type Point struct {
 	hub    *events.Hub
 	status rp.Status
 	peers  []peerside.Session
+
+	mu   sync.Mutex
+	bans []peerside.Ban // those of the operator
 }
 
 var _ admin.Point = (*Point)(nil)
@@ -198,7 +203,11 @@ func (p *Point) Health() rp.Health {
 }
 
 // Sessions implements admin.Point.
-func (p *Point) Sessions() []peerside.Session { return p.peers }
+func (p *Point) Sessions() []peerside.Session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.peers
+}
 
 // Marks implements admin.Point.
 func (p *Point) Marks() []proto.Mark {
@@ -213,6 +222,43 @@ func (p *Point) Marks() []proto.Mark {
 
 // Events implements admin.Point.
 func (p *Point) Events() *events.Hub { return p.hub }
+
+// Bans implements admin.Point: what the operator set, behind a node that broke the protocol.
+func (p *Point) Bans() []peerside.Ban {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]peerside.Ban{{Node: enode.ID{0xbb}, Until: Now.Add(time.Minute), Why: "announces more than once a second"}}, p.bans...)
+}
+
+// BanNode implements admin.Point.
+func (p *Point) BanNode(id enode.ID, length time.Duration) { p.ban(peerside.Ban{Node: id}, length) }
+
+// BanPrefix implements admin.Point.
+func (p *Point) BanPrefix(prefix netip.Prefix, length time.Duration) {
+	p.ban(peerside.Ban{Prefix: prefix}, length)
+}
+
+func (p *Point) ban(b peerside.Ban, length time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bans = slices.DeleteFunc(p.bans, func(x peerside.Ban) bool { return x.Node == b.Node && x.Prefix == b.Prefix })
+	if length > 0 {
+		b.Until, b.Operator = Now.Add(length), true
+		p.bans = append(p.bans, b)
+	}
+}
+
+// EndSession implements admin.Point: the session ends.
+func (p *Point) EndSession(id enode.ID) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := len(p.peers)
+	p.peers = slices.DeleteFunc(slices.Clone(p.peers), func(s peerside.Session) bool { return s.Node == id })
+	return before - len(p.peers)
+}
+
+// Drain implements admin.Point: all but three members go.
+func (p *Point) Drain(context.Context) int { return 3 }
 
 // Operator returns an Operator that looks at the point, when its clock shows Now.
 func (p *Point) Operator() *admin.Operator {
