@@ -37,11 +37,11 @@ type witness struct {
 	core    *Core
 	honest  map[[65]byte]bool // signatures of adverts that are not of 4
 	budget  int
-	granted map[uint32]bool // to 4, as the messages say
+	patient time.Duration // for which it still waits: an input is not to cost more than some others
 }
 
 func newWitness(t *testing.T) *witness {
-	w := &witness{t: t, now: t0, honest: make(map[[65]byte]bool), budget: 3, granted: make(map[uint32]bool)}
+	w := &witness{t: t, now: t0, honest: make(map[[65]byte]bool), budget: 3, patient: 2 * time.Minute}
 	cfg := config(1, 1)
 	cfg.Budget, cfg.Rand = w.budget, rand.New(rand.NewPCG(1, 1))
 	cfg.Allowed = func(node [32]byte) bool { return number(IDOf(node)) >= 1 && number(IDOf(node)) <= 4 }
@@ -65,10 +65,11 @@ func newWitness(t *testing.T) *witness {
 	}
 	w.wait(time.Second)
 	for n := 2; n <= 3; n++ {
-		s := advertOf(t, n, 1, 1, func(a *Advert) {
-			a.Incarnation, a.Publishes, a.Budget = incarnation(n, 1), n == 2, 8
-			a.Links = []Link{{Neighbour: rp(1), Cost: 20}}
-		})
+		s := &Signed{Advert: Advert{
+			Origin: rp(n), Incarnation: incarnation(n, 1), Epoch: 1, Sequence: 1, Publishes: n == 2, Budget: 8,
+			Links: []Link{{Neighbour: rp(1), Cost: 20}},
+		}}
+		s.Signature[64] = byte(n)
 		w.honest[s.Signature] = true
 		w.handle(n, adverts(s))
 	}
@@ -240,7 +241,9 @@ func (w *witness) step(in []byte) []byte {
 			w.core.HeardHello(w.now, rp(4), h)
 		}
 	case opWait:
-		w.wait(time.Duration(b[0]) * TreeInterval)
+		d := min(time.Duration(b[0])*TreeInterval, w.patient)
+		w.patient -= d
+		w.wait(d)
 	case opUp:
 		w.core.LinkUp(w.now, rp(4))
 	case opDown:

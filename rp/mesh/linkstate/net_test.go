@@ -43,17 +43,17 @@ func nodeOf(key *ecdsa.PrivateKey) []byte {
 	return crypto.Keccak256(crypto.FromECDSAPub(&key.PublicKey)[1:])
 }
 
-// rp is the ID of RP n, from 1 on.
-func rp(n int) ID { return IDOf([32]byte(nodeOf(keys[n-1]))) }
-
-func number(id ID) int {
-	for n := 1; n <= len(keys); n++ {
-		if rp(n) == id {
-			return n
-		}
+var ids = func() (all []ID) {
+	for _, key := range keys {
+		all = append(all, IDOf([32]byte(nodeOf(key))))
 	}
-	return 0
-}
+	return all
+}()
+
+// rp is the ID of RP n, from 1 on.
+func rp(n int) ID { return ids[n-1] }
+
+func number(id ID) int { return slices.Index(ids, id) + 1 }
 
 // incarnation is the one of RP n in its life-th life.
 func incarnation(n, life int) uint32 {
