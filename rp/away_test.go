@@ -19,19 +19,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// archipelago is an island whose rpd is the middle of a chain of three:
+// archipelago is an island whose rpd is the second of three in a chain:
 //
-//	+- rp -----------+          +- hosts ------------------------------+
+//	+- rp -----------+          +- hosts ---------------------------------+
 //	| fd00:7::1  rp0 +---veth---+ h0  fd00:7::3, fd00:7::4: socket engine |
 //	+----------------+          |     fd00:7::2: light peers              |
-//	                            +--------------------------------------+
+//	                            +-----------------------------------------+
 type archipelago struct {
 	*island
-	configs [3]string // of the first, the middle and the last
+	configs [3]string // the second is that of the island
 	hosts   [3]*host
 }
 
-func newArchipelago(t *testing.T) *archipelago {
+// newArchipelago makes one in which two of the three have no link, and the second has an engine. All
+// know other RPs, too.
+func newArchipelago(t *testing.T, apart [2]int, engine string, others ...*enode.Node) *archipelago {
 	a := &archipelago{island: newIsland(t)}
 	dir := filepath.Dir(a.config)
 	inNamespace(t, a.island.hosts, func() {
@@ -62,16 +64,19 @@ func newArchipelago(t *testing.T) *archipelago {
 		var peers string
 		for j := range a.hosts {
 			port := 30500
-			if i+j == 2 { // both ends of the chain: nobody listens there
+			if [2]int{min(i, j), max(i, j)} == apart { // nobody listens there
 				port = 1
 			}
 			if j != i {
 				peers += fmt.Sprintf("%q,", node(j, port).URLv4())
 			}
 		}
-		engine := `engine = "socket"`
-		if i == 1 {
-			engine = fmt.Sprintf("engine = \"xdp\"\npin = %q", a.pin)
+		for _, o := range others {
+			peers += fmt.Sprintf("%q,", o.URLv4())
+		}
+		datapath := `engine = "socket"`
+		if i == 1 && engine == "xdp" {
+			datapath = fmt.Sprintf("engine = \"xdp\"\npin = %q", a.pin)
 		}
 		a.configs[i] = filepath.Join(dir, fmt.Sprint("rpd", i, ".toml"))
 		require.NoError(t, os.WriteFile(a.configs[i], fmt.Appendf(nil, `
@@ -88,7 +93,7 @@ peers = [%s]
 [admin]
 listen = ""
 socket = ""
-`, keys[i], addrs[i], testNetwork, testGenesis, peers, engine), 0o600))
+`, keys[i], addrs[i], testNetwork, testGenesis, peers, datapath), 0o600))
 	}
 	a.config = a.configs[1]
 	return a
@@ -98,7 +103,7 @@ socket = ""
 // first RP and at the middle arrives at all peers all the time, once, until all that the
 // old process left is over.
 func TestXDPDaemonOfMeshKilled(t *testing.T) {
-	a := newArchipelago(t)
+	a := newArchipelago(t, [2]int{0, 2}, "xdp")
 	ends := []*daemon{a.startAt(a.island.hosts, a.configs[0]), a.startAt(a.island.hosts, a.configs[2])}
 	first := a.start()
 	for _, d := range append(ends, first) {
