@@ -43,6 +43,14 @@ func (b *bucket) take(now time.Time, tokens, burst int, each time.Duration) (sho
 	return max(0, b.full.Sub(now)-time.Duration(burst)*each)
 }
 
+// wait is for how long there is no token of burst.
+func (b *bucket) wait(now time.Time, burst int, each time.Duration) time.Duration {
+	if b.full.Before(now) {
+		return 0
+	}
+	return max(0, b.full.Sub(now)-time.Duration(burst-1)*each)
+}
+
 // ban is what a neighbour did not keep to.
 type ban struct {
 	until  time.Time     // until when its connections are ended at once

@@ -650,3 +650,39 @@ func TestHeartbeatsForKeys(t *testing.T) {
 		require.Zero(t, p.Stats().Violations)
 	})
 }
+
+// An ingress RP that changes its keys all the time has members told 8 times at once, and then each
+// 10 s, at all RPs. The newest keys count.
+func TestFloodOfKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.chain(2)
+		l := n.liar(4, 30*time.Millisecond, false, p[0])
+		defer l.gone()
+		l.advert(func(a *linkstate.Advert) { a.Publishes = true })
+		n.settle()
+		for _, r := range p {
+			r.installer.take()
+		}
+		const seconds = 30
+		var last proto.GroupKey
+		for i := range uint32(seconds * 20) {
+			last = proto.GroupKey{Ingress: l.incarnation(), Group: group, Epoch: uint8(i), Key: auth.Key{byte(i), byte(i >> 8), 9}}
+			l.say(&mesh.Keys{ID: i + 1, Wait: 100, Keys: []proto.GroupKey{last}})
+			time.Sleep(49 * time.Millisecond)
+		}
+		synctest.Wait()
+		for _, r := range p {
+			installs := len(r.installer.take()) // several changes at once are one
+			require.LessOrEqual(t, installs, rekeyBurst+seconds/10+1)
+			require.Greater(t, installs, seconds/10)
+			require.Equal(t, r == p[0], r.Stats().KeysDelayed > 0, "the next one has less to do")
+			require.Zero(t, r.Stats().Violations)
+		}
+		time.Sleep(rekeyEach + time.Second)
+		synctest.Wait()
+		for _, r := range p {
+			require.True(t, r.has(last))
+		}
+	})
+}

@@ -24,6 +24,9 @@ const (
 	installPause  = 100 * time.Millisecond // between two rekeyings of all members
 	retryPause    = time.Second            // after one that failed
 	graftWait     = 3 * time.Second        // of a Keys that nobody waits for
+
+	rekeyBurst = 8                // changes of the keys of one ingress RP at once,
+	rekeyEach  = 10 * time.Second // and then one each
 )
 
 // ingress is an ingress RP whose datagrams come by here: its route, and its group keys,
@@ -41,6 +44,8 @@ type ingress struct {
 
 	installing bool      // a call of Installer is under way
 	installAt  time.Time // not before
+	changes    bucket    // of the keys
+	takeAt     time.Time // when what the parent offered is taken; zero: it is
 	retireAt   time.Time // zero: not
 	retired    bool      // to be told to the members
 }
@@ -107,8 +112,8 @@ func (s *Server) follow(r linkstate.Route) {
 		}
 	}
 	maps.DeleteFunc(in.offered, func(id linkstate.ID, _ []proto.GroupKey) bool { return !in.upstream(id) })
-	if keys := in.offered[r.Parent]; r.Parent != before.Parent && len(keys) > 0 {
-		s.take(in, keys)
+	if r.Parent != before.Parent && len(in.offered[r.Parent]) > 0 {
+		s.take(in)
 	}
 }
 
@@ -126,7 +131,7 @@ func (s *Server) retire(incarnation uint32) {
 	if in == nil || incarnation == s.cfg.Incarnation {
 		return
 	}
-	in.retireAt = time.Time{}
+	in.retireAt, in.takeAt = time.Time{}, time.Time{}
 	if len(s.keys.Of(incarnation)) == 0 { // as it is after a restart, when the route ends later
 		s.forget(in)
 		return
@@ -156,8 +161,7 @@ func (s *Server) offered(l *link, a mesh.Install) {
 			if due.After(in.until) {
 				in.until = due
 			}
-			s.take(in, keys)
-			w.versions[in] = in.version
+			w.versions[in] = s.take(in)
 		}
 	}
 	s.waits = append(s.waits, w)
@@ -188,9 +192,24 @@ func countFunc(keys []proto.GroupKey, is func(proto.GroupKey) bool) (n int) {
 	return n
 }
 
-// take makes offered keys those of an ingress RP.
-func (s *Server) take(in *ingress, keys []proto.GroupKey) {
-	for _, k := range s.keys.Of(in.incarnation) {
+// take makes the keys that the parent offers those of an ingress RP, and returns their version.
+// Each change is a message to every member of all RPs below: what comes too soon after others is
+// put off, and the newest counts then.
+func (s *Server) take(in *ingress) (version uint64) {
+	keys, before := in.offered[in.route.Parent], s.keys.Of(in.incarnation)
+	put := !in.takeAt.IsZero()
+	in.takeAt = time.Time{}
+	if slices.ContainsFunc(keys, func(k proto.GroupKey) bool { return !slices.Contains(before, k) }) {
+		if wait := in.changes.wait(s.now, rekeyBurst, rekeyEach); wait > 0 {
+			in.takeAt = s.now.Add(wait)
+			if s.counters.KeysDelayed++; !put {
+				s.log.Warn("group keys change too often", "ingress", fmt.Sprintf("%08x", in.incarnation), "parent", fmt.Sprintf("%016x", in.route.Parent))
+			}
+			return in.version + 1
+		}
+		in.changes.take(s.now, 1, rekeyBurst, rekeyEach)
+	}
+	for _, k := range before {
 		if i := slices.IndexFunc(keys, func(o proto.GroupKey) bool { return o.Group == k.Group && o.Epoch == k.Epoch }); i >= 0 && keys[i].Key != k.Key {
 			s.counters.KeyConflicts++
 			s.log.Warn("parent has another group key", "ingress", fmt.Sprintf("%08x", in.incarnation),
@@ -199,6 +218,7 @@ func (s *Server) take(in *ingress, keys []proto.GroupKey) {
 	}
 	s.setKeys(in, keys)
 	s.install(in)
+	return in.version
 }
 
 // setKeys adds keys to those of an ingress RP, and has the children get all of them when
@@ -329,6 +349,9 @@ func (s *Server) tickKeys() {
 	for _, in := range s.ingresses {
 		if !in.retireAt.IsZero() && !s.now.Before(in.retireAt) {
 			s.retire(in.incarnation)
+		}
+		if !in.takeAt.IsZero() && !s.now.Before(in.takeAt) {
+			s.take(in)
 		}
 		s.install(in)
 	}

@@ -80,6 +80,7 @@ type Counters struct {
 	Slowed         uint64 // messages that were read later, because a neighbour sent too many
 	Banned         uint64 // connections that were refused because of a ban
 	KeysRefused    uint64 // group keys from who is no upstream
+	KeysDelayed    uint64 // group keys that were taken later, because an ingress RP changes them too often
 	KeyConflicts   uint64 // group keys of a new parent that were others than those of the one before
 	RoutesRefused  uint64 // routes that the datapath did not take
 	Served         uint64 // datagrams sent again, to children and peers

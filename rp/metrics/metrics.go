@@ -98,6 +98,7 @@ var (
 	twins         = desc("mesh_twins_total", "Of these, the adverts of another RP with the same key.")
 	computed      = desc("mesh_tree_computations_total", "Times that trees were computed.")
 	keysRefused   = desc("mesh_keys_refused_total", "Group keys from RPs that they are not expected from.")
+	keysDelayed   = desc("mesh_keys_delayed_total", "Group keys that were taken later, because an ingress RP or a parent changes them too often.")
 	keyConflicts  = desc("mesh_key_conflicts_total", "Group keys of a parent that were others than those of the one before.")
 	known         = desc("discovery_known", "Replication points that were found or are configured, when neighbours are looked for.")
 	skipped       = desc("discovery_skipped_total", "Node records that were not used, each time that they were seen.", "reason")
@@ -266,6 +267,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(outbids, st.Mesh.Core.Outbids)
 	counter(twins, st.Mesh.Core.Twins)
 	counter(keysRefused, st.Mesh.KeysRefused)
+	counter(keysDelayed, st.Mesh.KeysDelayed)
 	counter(keyConflicts, st.Mesh.KeyConflicts)
 	gauge(known, float64(st.Discovery.Known))
 	for reason, n := range st.Discovery.Skipped {

@@ -70,7 +70,7 @@ func TestCollector(t *testing.T) {
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
-				Violations: 15, LinksLost: 16, RoutesRefused: 33, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, Served: 30, NotServed: 31, PeersNotServed: 54,
+				Violations: 15, LinksLost: 16, RoutesRefused: 33, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, KeysDelayed: 84, Served: 30, NotServed: 31, PeersNotServed: 54,
 				Receipts: 52, ReceiptsRefused: 53, HellosLost: 60, Slowed: 61, Banned: 62,
 			},
 			Core: linkstate.Stats{
@@ -197,6 +197,7 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_mesh_tree_computations_total 44",
 		"mdcs_rp_mesh_keys_refused_total 28",
 		"mdcs_rp_mesh_key_conflicts_total 29",
+		"mdcs_rp_mesh_keys_delayed_total 84",
 		"mdcs_rp_discovery_known 27",
 		`mdcs_rp_discovery_skipped_total{reason="no_ipv6"} 28`,
 		`mdcs_rp_discovery_tree_read{tree="enrtree://a"} 1`,
