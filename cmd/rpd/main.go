@@ -95,14 +95,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 							if c.NArg() != 1 {
 								return fmt.Errorf("config check wants one file")
 							}
-							cfg, err := config.Load(c.Args().First())
-							if err == nil {
-								err = cfg.CheckEdited()
-							}
-							if err != nil {
-								return err
-							}
-							return nil
+							_, err := load(c.Args().First())
+							return err
 						},
 					},
 				},
@@ -125,6 +119,16 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			},
 		},
 	}
+}
+
+// load reads a configuration that rpd would serve by: what starts, reloads and checks one
+// agrees on it.
+func load(path string) (*config.Config, error) {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return nil, err
+	}
+	return cfg, cfg.CheckEdited()
 }
 
 // printRecord prints the node record of a configuration in some form.
@@ -150,7 +154,7 @@ const addressWait = 30 * time.Second
 
 // serve runs the replication point until ctx ends.
 func serve(ctx context.Context, path string, stderr io.Writer) error {
-	cfg, err := config.Load(path)
+	cfg, err := load(path)
 	if err != nil {
 		return err
 	}

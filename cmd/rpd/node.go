@@ -30,6 +30,15 @@ const probeWindow = 10 * time.Second
 
 // newRP makes the replication point of a configuration.
 func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
+	c, err := rpConfig(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	return rp.New(*c)
+}
+
+// rpConfig is a configuration as the library has it. It makes the node key when that is missing.
+func rpConfig(cfg *config.Config, log *slog.Logger) (*rp.Config, error) {
 	key, err := loadKey(cfg.Node.KeyFile)
 	if err != nil {
 		return nil, err
@@ -53,7 +62,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		groupPort = cfg.Delivery.GroupPort
 	}
 	var choice rp.Choice
-	return rp.New(rp.Config{
+	return &rp.Config{
 		PrivateKey:  key,
 		Address:     cfg.Node.Address,
 		ControlPort: cfg.Node.ControlPort,
@@ -84,7 +93,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 		},
 		Choice: func() rp.Choice { return choice },
 		Log:    log,
-	})
+	}, nil
 }
 
 // settingsOf returns what of a configuration may change while the replication point serves. All

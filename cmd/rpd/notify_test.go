@@ -4,16 +4,22 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp"
+	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
 // manager is a service manager that reads what it is told.
@@ -92,4 +98,95 @@ func TestNoSupervisor(t *testing.T) {
 	require.Zero(t, other.watchdog, "it is for another process")
 	gone := newSupervisor(environment(map[string]string{"NOTIFY_SOCKET": filepath.Join(t.TempDir(), "none")}), s.log)
 	gone.ready()
+}
+
+// stuck is an engine whose thread answers nothing while a channel is there.
+type stuck struct {
+	datapath.Engine
+	on atomic.Pointer[chan struct{}]
+}
+
+func (e *stuck) Marks() []proto.Mark {
+	if on := e.on.Load(); on != nil {
+		<-*on
+	}
+	return e.Engine.Marks()
+}
+
+// TestWatchdogOfAStuckEngine has an rpd that serves, with the engine's thread stuck: the service
+// manager hears of it, and nothing of life until the thread goes on.
+func TestWatchdogOfAStuckEngine(t *testing.T) {
+	control, err := freePort(false)
+	require.NoError(t, err)
+	data, err := freePort(true)
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "rpd.toml")
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, `
+[node]
+key_file = "%s/key"
+address = "::1"
+control_port = %d
+data_port = %d
+[chain]
+network_id = 1
+genesis = "0x0100000000000000000000000000000000000000000000000000000000000000"
+[datapath]
+engine = "socket"
+pin = ""
+`, t.TempDir(), control, data), 0o600))
+	cfg, err := load(path)
+	require.NoError(t, err)
+	c, err := rpConfig(cfg, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	engine, open := new(stuck), c.Engine
+	c.Engine = func(d datapath.Config) (datapath.Engine, error) {
+		var err error
+		engine.Engine, err = open(d)
+		return engine, err
+	}
+	point, err := rp.New(*c)
+	require.NoError(t, err)
+	require.NoError(t, point.Start())
+	defer point.Stop()
+
+	socket, next := manager(t)
+	s := newSupervisor(environment(map[string]string{"NOTIFY_SOCKET": socket, "WATCHDOG_USEC": "300000"}), slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	var looks atomic.Int32
+	dead := make(chan int32, 1) // the look that saw it first
+	watching.Go(func() {
+		s.watch(ctx, func() rp.Health {
+			h, n := point.Health(), looks.Add(1)
+			if !h.Live {
+				select {
+				case dead <- n:
+				default:
+				}
+			}
+			return h
+		})
+	})
+	alive := func(text string) bool { return strings.Contains(text, "WATCHDOG=1") }
+	require.True(t, alive(next()))
+
+	on := make(chan struct{})
+	engine.on.Store(&on)
+	text := next()
+	for alive(text) {
+		text = next()
+	}
+	require.Contains(t, text, "STATUS=not ready: the thread of the engine")
+	first := <-dead
+	for looks.Load() < first+10 {
+		require.False(t, alive(text), "life of a stuck engine: %q", text)
+		text = next() // for how long it is stuck
+	}
+	engine.on.Store(nil)
+	close(on)
+	for !alive(text) {
+		text = next()
+	}
 }

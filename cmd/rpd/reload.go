@@ -46,7 +46,7 @@ func changes(before, after *config.Config) (reloaded, restart []string) {
 // reload reads the configuration again and gives what may change to a replication point that
 // serves. It returns the configuration that holds: that of before when the file is bad.
 func reload(point *rp.RP, path string, now *config.Config, level *slog.LevelVar, log *slog.Logger) *config.Config {
-	next, err := config.Load(path)
+	next, err := load(path)
 	if err != nil {
 		log.Error("configuration not reloaded: nothing changed", "err", err)
 		return now

@@ -69,6 +69,35 @@ level = "info"
 	now = reload(point, path, now, level, log)
 	require.Equal(t, before, point.Settings())
 
+	// What a check refuses is not reloaded, and what is reloaded passes the check: the unit asks
+	// for the check first.
+	for _, x := range []struct {
+		changes []string
+		bad     string
+	}{
+		{[]string{`"::1"`, `"2001:db8::1"`}, "is the example of the shipped file"},
+		{[]string{`join = "open"`, `join = "none"`}, "admission.join"},
+		{[]string{"list = []", `list = ["00"]`}, "admission.list"},
+		{nil, ""},
+	} {
+		write(x.changes...)
+		var stderr bytes.Buffer
+		code := run([]string{"rpd", "config", "check", path}, &bytes.Buffer{}, &stderr)
+		lines.Reset()
+		now = reload(point, path, now, level, log)
+		if x.bad == "" {
+			require.Zero(t, code, stderr.String())
+			require.Contains(t, lines.String(), "configuration reloaded")
+			continue
+		}
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr.String(), x.bad)
+		require.Contains(t, lines.String(), "not reloaded")
+		require.Contains(t, lines.String(), x.bad)
+		require.Equal(t, before, point.Settings())
+		require.Equal(t, "::1", now.Node.Address.String())
+	}
+
 	lines.Reset()
 	write("publish_rate = 100", "publish_rate = 50\negress_total = 7000", `"open"`, `"list"`, `"info"`, `"debug"`, `"one"`, `"two"`, "max_per_64 = 4", "max_per_64 = 3")
 	now = reload(point, path, now, level, log)
