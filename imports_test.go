@@ -74,6 +74,7 @@ var shells = []string{
 
 // xdpRooms are the parts of the XDP engine that know nothing of the engine.
 var xdpRooms = []string{
+	mdcs + "/rp/datapath/xdp/fanout/...",
 	mdcs + "/rp/datapath/xdp/nexthop",
 	mdcs + "/rp/datapath/xdp/objects",
 	mdcs + "/rp/datapath/xdp/pindir",
@@ -105,7 +106,7 @@ var importRules = []importRule{leafRule, coreRule, {
 	why:    "the kernel programs stand behind the datapath's interface",
 }, {
 	in:     []string{mdcs + "/..."},
-	except: []string{mdcs + "/rp/datapath/xdp"},
+	except: []string{mdcs + "/rp/datapath/xdp", mdcs + "/rp/datapath/xdp/fanout/..."},
 	tests:  true,
 	never:  xdpRooms,
 	why:    "the rooms of the XDP engine stand behind it, and know neither it nor each other",
@@ -124,6 +125,12 @@ var importRules = []importRule{leafRule, coreRule, {
 	tests: true,
 	never: []string{"github.com/cilium/...", mdcs + "/bpf"},
 	why:   "paths are what the kernel's stack says: they know neither programs nor BPF maps",
+}, {
+	in:    []string{mdcs + "/rp/datapath/xdp/fanout/..."},
+	tests: true,
+	never: []string{"github.com/cilium/...", "github.com/vishvananda/...", "golang.org/x/sys/...", "net", "os/...",
+		mdcs + "/rp/hostnet", mdcs + "/rp/datapath", mdcs + "/rp/datapath/xdp/nexthop", mdcs + "/rp/datapath/xdp/objects", mdcs + "/rp/datapath/xdp/pindir"},
+	why: "chains and slices are tested in memory: the kernel stands behind an interface",
 }, {
 	in:    []string{mdcs + "/ethmcast/..."},
 	under: geth,

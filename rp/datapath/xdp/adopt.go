@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/ethmcast/mdcs/bpf"
@@ -62,9 +61,7 @@ func (e *Engine) adopt() error {
 	if err := e.moveStreams(anchors); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
-	for _, anchor := range busy {
-		e.table.anchors.retire(anchor)
-	}
+	e.fanout.RetireAnchors(busy)
 	if err := e.takeOver(); err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
@@ -170,7 +167,7 @@ func (e *Engine) adoptTables() (busy []uint32, anchors map[datapath.Stream]uint3
 	if err = e.table.adoptRoutes(); err != nil {
 		return nil, nil, err
 	}
-	return busy, anchors, e.pool.adopt(e.leadTo(slices.Collect(maps.Values(anchors))), time.Now())
+	return busy, anchors, e.fanout.AdoptSlices(slices.Collect(maps.Values(anchors)))
 }
 
 // moveStreams makes each stream go over to its new chain by one store, from the anchors that
@@ -193,11 +190,11 @@ func (e *Engine) moveStreams(anchors map[datapath.Stream]uint32) error {
 			}
 			delete(anchors, id)
 		}
-		e.pool.letGo(e.leadTo(slices.Collect(maps.Values(anchors))), time.Now())
+		e.fanout.LetGo(slices.Collect(maps.Values(anchors)))
 		if err == nil {
 			return nil
 		}
-		free := e.pool.released()
+		free := e.fanout.Released()
 		if free.IsZero() {
 			return err
 		}
@@ -206,40 +203,9 @@ func (e *Engine) moveStreams(anchors map[datapath.Stream]uint32) error {
 	}
 }
 
-// leadTo returns the slices that frames can still come to from some anchors.
-func (e *Engine) leadTo(anchors []uint32) map[uint32]bool {
-	slices := make(map[uint32]bool)
-	seen := make(map[uint32]bool) // groups' anchors
-	for _, anchor := range anchors {
-		index := anchor
-		for {
-			if index = uint32(atomic.LoadUint64(e.objects.Memory.Nexts.At(index)) & 0xffff); index == 0 || seen[index] || slices[index] {
-				break
-			}
-			if index < maxSlices {
-				slices[index] = true
-			} else {
-				seen[index] = true
-			}
-		}
-	}
-	return slices
-}
-
 // recall takes the next hops of old copies for neighbours that the kernel forgot
 // meanwhile: while nobody sends by its own means it does not see that they are in use.
-func (e *Engine) recall() error {
-	for index := range e.pool.left {
-		var old bpf.RpSlice
-		if err := e.objects.Slices.Lookup(index, &old); err != nil {
-			return fmt.Errorf("slice %d: %w", index, err)
-		}
-		for _, r := range old.Replicas[:min(old.Len, sliceSize)] {
-			e.recallOne(&r)
-		}
-	}
-	return nil
-}
+func (e *Engine) recall() error { return e.fanout.LeftReplicas(e.recallOne) }
 
 func (e *Engine) recallOne(r *bpf.RpReplica) {
 	s := e.table.sessions[r.Session]
@@ -251,80 +217,19 @@ func (e *Engine) recallOne(r *bpf.RpReplica) {
 	}
 }
 
-// adopt takes over the indexes of slices that were left. Those that streams go by stay until
-// letGo. Frames may be in each other one, too: they are as if retired just now.
-func (p *pool) adopt(used map[uint32]bool, now time.Time) error {
-	generations, last := make([]uint16, maxSlices), 0
-	for i := 1; i < maxSlices; i++ {
-		var old bpf.RpSlice
-		if err := p.e.objects.Slices.Lookup(uint32(i), &old); err != nil {
-			return fmt.Errorf("slice %d: %w", i, err)
-		}
-		if generations[i] = old.Generation; old.Generation != 0 {
-			last = i
-		}
-	}
-	p.left = make(map[uint32]*slice)
-	for i := uint32(1); i <= uint32(last); i++ {
-		p.maps, p.slots = append(p.maps, nil), append(p.slots, 0)
-		p.generations = append(p.generations, generations[i])
-		if s := (&slice{index: i, generation: generations[i]}); used[i] {
-			p.left[i] = s
-		} else {
-			p.retire(s, now)
-		}
-	}
-	return nil
-}
-
-// letGo takes back the slices that were left, but for those that streams still go by.
-func (p *pool) letGo(used map[uint32]bool, now time.Time) {
-	for index, s := range p.left {
-		if !used[index] {
-			p.retire(s, now)
-			delete(p.left, index)
-		}
-	}
-}
-
-// adopt takes over elements below next; those that are not used are as if retired just now.
-func (s *elements) adopt(next uint32, used map[uint32]bool) {
-	for element := s.next; element < next; element++ {
-		if !used[element] {
-			s.retire(element)
-		}
-	}
-	s.next = max(s.next, next)
-}
-
-// adoptAnchors returns the anchors that frames may still come by. All others are free: they
-// lead nowhere, and nothing leads to them.
+// adoptAnchors returns the anchors that frames may still come by.
 func (t *table) adoptAnchors() (busy []uint32, err error) {
-	nexts := &t.e.objects.Memory.Nexts
-	used := make(map[uint32]bool)
-	for i := range nexts.Len() {
-		if ref := atomic.LoadUint64(nexts.At(i)); ref != 0 {
-			used[i], used[uint32(ref&0xffff)] = true, true
-		}
-	}
+	var anchors []uint32
 	var key bpf.RpStreamKey
 	var value bpf.RpStream
 	it := t.e.objects.Streams.Iterate()
 	for it.Next(&key, &value) {
-		used[value.Anchor] = true
+		anchors = append(anchors, value.Anchor)
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("streams: %w", err)
 	}
-	for anchor := t.anchors.next; anchor < t.anchors.end; anchor++ {
-		if used[anchor] {
-			busy = append(busy, anchor)
-		} else {
-			t.anchors.free = append(t.anchors.free, anchor)
-		}
-	}
-	t.anchors.next = t.anchors.end
-	return busy, nil
+	return t.e.fanout.AdoptAnchors(anchors), nil
 }
 
 func (t *table) adoptSessions() error {
@@ -350,19 +255,11 @@ func (t *table) adoptSessions() error {
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("sessions: %w", err)
 	}
-	t.sessionStates.adopt(next, used)
-	t.shares.adopt(share, shares)
+	t.sessionStates.Adopt(next, used, time.Now())
+	t.shares.Adopt(share, shares, time.Now())
 	t.share()
 
-	var echo bpf.RpEcho
-	it = t.e.objects.Echoes.Iterate()
-	for it.Next(&index, &echo) {
-		t.echoes[index] = member{} // which is unlike any: it is written again
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("echoes: %w", err)
-	}
-	return nil
+	return t.e.fanout.AdoptEchoes()
 }
 
 // adoptStreams returns the anchors that the streams have until they are put again.
@@ -387,7 +284,7 @@ func (t *table) adoptStreams() (anchors map[datapath.Stream]uint32, err error) {
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("streams: %w", err)
 	}
-	t.streamStates.adopt(next, used)
+	t.streamStates.Adopt(next, used, time.Now())
 	for _, s := range t.streams {
 		if s.chain, err = t.streamChain(s.id); err != nil {
 			return nil, err

@@ -36,6 +36,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 	"github.com/ethmcast/mdcs/rp/hostnet"
@@ -368,8 +369,9 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 	require.NoError(t, c.Apply(datapath.Change{Add: []datapath.Session{late}}))
 	mark := e.Marks()[0].Sequence
 	e.disjoint(t, began)
+	old := e.deviceMaps(t, 2*n/fanout.SliceSize)
 	y.during(c.sessions, func() error {
-		for end := time.Now().Add(2 * quarantine); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(2 * fanout.Quarantine); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 			if err := e.Apply(datapath.Change{Remove: []uint32{9999}}); err != nil {
 				return err
 			}
@@ -383,14 +385,26 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 	})
 	y.exact(c.sessions[:n], 1)
 	y.exact(c.sessions[n:], mark+1)
-	var reused int
-	require.NoError(t, e.do(func() { reused = slices.IndexFunc(e.pool.maps[1:], func(m *ebpf.Map) bool { return m != nil }) + 1 }))
-	require.Less(t, reused, 2*n/sliceSize, "indexes of the dead processes are used again")
+	require.NotEqual(t, old, e.deviceMaps(t, 2*n/fanout.SliceSize), "indexes of the dead processes are used again")
 	counters := e.Counters()
 	require.Zero(t, counters.Stale+counters.NoReplica+counters.NoTrim+counters.RecircLost)
 
 	require.NoError(t, e.Close())
 	c.nothingLeft(spec.Pin)
+}
+
+// deviceMaps returns the ids of the device maps of the first slices.
+func (e *Engine) deviceMaps(t *testing.T, slices int) (ids []ebpf.MapID) {
+	for i := 1; i < slices; i++ {
+		var targets *ebpf.Map
+		require.NoError(t, e.objects.Targets.Lookup(uint32(i), &targets))
+		info, err := targets.Info()
+		require.NoError(t, err)
+		id, _ := info.ID()
+		ids = append(ids, id)
+		targets.Close()
+	}
+	return ids
 }
 
 // disjoint makes sure that nothing is in use twice, and that no frame of a dead
@@ -404,34 +418,34 @@ func (e *Engine) disjoint(t *testing.T, began time.Time) {
 			elements = append(elements, s.state.element)
 		}
 		for _, g := range e.table.groups {
-			anchors = append(anchors, g.peers.anchor)
+			anchors = append(anchors, g.peers.Anchor())
 		}
 		for _, s := range e.table.streams {
-			anchors = append(anchors, s.chain.anchor)
+			anchors = append(anchors, s.chain.Anchor())
 		}
-		for _, r := range e.table.anchors.retired {
-			retired = append(retired, r.element)
+		retired = e.fanout.RetiredAnchors()
+		for i := range uint32(fanout.MaxSlices) {
+			generations = append(generations, e.fanout.Generation(i))
 		}
-		generations = slices.Clone(e.pool.generations)
 	}))
 	for _, used := range [][]uint32{elements, anchors} {
 		slices.Sort(used)
 		require.Equal(t, len(used), len(slices.Compact(slices.Clone(used))), "%v", used)
 	}
-	if time.Since(began) < quarantine {
+	if time.Since(began) < fanout.Quarantine {
 		require.NotEmpty(t, retired)
 	}
 	for _, anchor := range retired {
 		require.NotContains(t, anchors, anchor, "it is of the process before")
 	}
 	used := 0
-	for i := 1; i < len(generations); i++ {
+	for i := 1; i < fanout.MaxSlices; i++ {
 		var s bpf.RpSlice
 		require.NoError(t, e.objects.Slices.Lookup(uint32(i), &s))
 		require.Equal(t, s.Generation, generations[i], "slice %d", i)
 		used += int(min(s.Generation, 1))
 	}
-	require.Greater(t, used, 3*100/sliceSize, "slices of three processes")
+	require.Greater(t, used, 3*100/fanout.SliceSize, "slices of three processes")
 }
 
 // The new slices need not find room beside the old ones: streams go over one after another,
@@ -459,36 +473,35 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 	e.table.all = true
 	require.NoError(t, e.follow(nil))
 
-	w := &walker{e, t}
+	w := e.walker(t)
 	for range 2 {
 		cpus := e.table.cpus
-		before := e.pool
-		e.pool, e.table, e.left = newPool(e), newTable(e), new(legacy)
-		before.close() // the programs have the maps of their own
+		before := e.fanout
+		e.newFanout()
+		e.table, e.left = newTable(e), new(legacy)
+		before.Close() // the programs have the maps of their own
 		e.table.cpus = cpus
 		busy, anchors, err := e.adoptTables()
 		require.NoError(t, err)
 		for _, s := range e.table.sessions {
 			s.at = nexthop.NewEndpoint(s.Index, s.Addr.Addr(), neighbour)
 		}
-		require.GreaterOrEqual(t, len(e.pool.left), 5000)
+		require.GreaterOrEqual(t, e.fanout.Left(), 5000)
 		require.NoError(t, e.moveStreams(anchors))
-		require.Empty(t, e.pool.left)
-		for _, anchor := range busy {
-			e.table.anchors.retire(anchor)
-		}
+		require.Zero(t, e.fanout.Left())
+		e.fanout.RetireAnchors(busy)
 		for _, g := range e.table.groups {
-			require.Len(t, w.from(uint64(g.peers.anchor)), members)
+			require.Len(t, w.From(uint64(g.peers.Anchor())), members)
 		}
 		for id := range e.table.streams {
 			var have bpf.RpStream
 			require.NoError(t, e.objects.Streams.Lookup(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}, &have))
-			require.Equal(t, e.table.streams[id].chain.anchor, have.Anchor)
+			require.Equal(t, e.table.streams[id].chain.Anchor(), have.Anchor)
 		}
-		late := time.Now().Add(quarantine)
-		e.pool.expire(late)
+		late := time.Now().Add(fanout.Quarantine)
+		e.fanout.Expire(late)
 		e.table.expire(late)
-		require.GreaterOrEqual(t, e.pool.room(), maxSlices-1-5000-2*groups)
+		require.GreaterOrEqual(t, e.fanout.Room(), fanout.MaxSlices-1-5000-2*groups)
 	}
 }
 
@@ -505,12 +518,15 @@ func TestXDPAdoptionsInARow(t *testing.T) {
 	adopt := func() error {
 		var used []uint32
 		for _, s := range e.table.streams {
-			used = append(used, s.chain.anchor)
+			used = append(used, s.chain.Anchor())
 		}
 		for _, g := range e.table.groups {
-			used = append(used, g.peers.anchor)
+			used = append(used, g.peers.Anchor())
 		}
 		cpus := e.table.cpus
+		before := e.fanout
+		e.newFanout()
+		before.Close()
 		e.table = newTable(e)
 		e.table.cpus = cpus
 		busy, err := e.table.adoptAnchors()
@@ -521,18 +537,17 @@ func TestXDPAdoptionsInARow(t *testing.T) {
 		}
 		require.Len(t, e.table.streams, streams)
 		for _, s := range e.table.streams {
-			require.NotContains(t, busy, s.chain.anchor)
+			require.NotContains(t, busy, s.chain.Anchor())
 			require.NoError(t, e.table.put(s))
 		}
-		for _, anchor := range busy {
-			e.table.anchors.retire(anchor)
-		}
+		e.fanout.RetireAnchors(busy)
 		return nil
 	}
 	for range 20 {
 		require.NoError(t, adopt())
-		e.table.expire(time.Now().Add(quarantine))
-		require.Equal(t, int(e.table.anchors.end)-firstAnchor-streams-groups, e.table.anchors.left())
+		e.fanout.Expire(time.Now().Add(fanout.Quarantine))
+		e.table.expire(time.Now().Add(fanout.Quarantine))
+		require.Equal(t, int(e.objects.Nexts.MaxEntries())-fanout.FirstAnchor-streams-groups, e.fanout.AnchorsLeft())
 	}
 	var err error
 	for range 8 {
@@ -540,7 +555,7 @@ func TestXDPAdoptionsInARow(t *testing.T) {
 			break
 		}
 	}
-	require.ErrorContains(t, err, "no element of a table is left")
+	require.ErrorContains(t, err, "no element of a BPF map is left")
 }
 
 func requireProgram(t *testing.T, path string, want *ebpf.Program) {

@@ -3,12 +3,14 @@
 package xdp
 
 import (
+	"slices"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
@@ -23,15 +25,20 @@ func TestXDPChainBehind(t *testing.T) {
 		more[i].Groups = []uint32{[]uint32{testGroup, other}[i%2]}
 	}
 	require.NoError(t, c.Apply(datapath.Change{Add: more[:4]}))
-	sick := func(is bool) {
+	sick := func(is bool) { // what slices of the other group end with
 		require.NoError(t, e.do(func() {
-			if e.table.groups[other].peers.e = e; is {
-				e.table.groups[other].peers.e = &Engine{objects: e.objects, pool: &pool{e: e, maps: make([]*ebpf.Map, maxSlices)}}
+			if e.kernel.refuse = nil; is {
+				e.kernel.refuse = func(s *bpf.RpSlice) error {
+					if slices.ContainsFunc(s.Replicas[:s.Len], func(r bpf.RpReplica) bool { return r.Session > 2 && r.Session%2 == 0 }) {
+						return unix.ENOMEM
+					}
+					return nil
+				}
 			}
 		}))
 	}
 	gets := func(s *datapath.Session) (is bool) {
-		require.NoError(t, e.do(func() { is = e.table.groups[s.Groups[0]].peers.at[s.Index] != nil }))
+		require.NoError(t, e.do(func() { is = e.table.groups[s.Groups[0]].peers.SliceOf(s.Index) != nil }))
 		return is
 	}
 

@@ -8,7 +8,6 @@ import (
 	"math"
 	"net/netip"
 	"sync"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -131,7 +130,7 @@ func (e *Engine) detach(i int) {
 	e.devices[i] = nil
 	if way := e.ways[i]; way != nil {
 		e.ways[i] = nil
-		e.pool.retire(way, time.Now())
+		e.fanout.Retire(way)
 	}
 	e.paths.Forget(d.index)
 	e.unpinDevice(d.index)

@@ -5,15 +5,17 @@
 // become packets of the kernel's network stack. It needs Linux 6.1 with BTF, native XDP on
 // all devices, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON.
 //
-// User space fills tables. Each stream has a chain of slices, which hold the branches of
-// its route, before them the ECHO to the publisher if it is an own one. It ends in the
-// chain of the peers of its group:
+// The package is the engine: its thread, the table of sessions, streams and routes, its devices,
+// and what it sends itself. Behind it stand rooms that do not know it:
 //
-//	stream --> anchor --> slice of 8 --> ... --> anchor --> slice of 8 --> ... --> end
+//	fanout    slices, chains and ECHOs: what the programs copy by
+//	nexthop   routes and ND entries, as the kernel's stack has them
+//	objects   the programs and BPF maps, as loaded; values, ring buffers, counters
+//	pindir    the directory that the next process finds the datapath in
 //
-// A published slice is never changed: one who joins or leaves gets a new slice in
-// the old one's place, by one store. So a datagram in flight sees a receiver once,
-// or, when it joins or leaves just then, not at all.
+// Apply goes through them in this order: the table takes the change as far as there is room
+// (room.go), objects has the sessions and streams, nexthop the paths to them, and fanout the
+// chains (receivers.go). What the kernel refuses on the way is undone, element by element.
 //
 // Everything but the counters belongs to one OS thread, which stays in the network
 // namespace that Attach was called in. A second one says that user space lives and has
@@ -40,6 +42,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
@@ -47,22 +50,16 @@ import (
 
 // Limits of an engine.
 const (
-	MaxDevices  = 8     // that datagrams arrive on and leave by
-	MaxGroups   = 16    // of one session
-	MaxSessions = 16384 // all together
-	MaxPeers    = 16000 // which leaves room for neighbouring RPs and channels
-	MaxStreams  = 4096  // ingress RPs times groups
-	maxSlices   = 8192
-	sliceSize   = 8
+	MaxDevices  = fanout.MaxDevices // that datagrams arrive on and leave by
+	MaxGroups   = 16                // of one session
+	MaxSessions = 16384             // all together
+	MaxPeers    = 16000             // which leaves room for neighbouring RPs and channels
+	MaxStreams  = 4096              // ingress RPs times groups
 )
 
 // defaultQuiet is Options.Quiet when it is 0: several times what the copies to a few
 // hundred receivers take.
 const defaultQuiet = time.Millisecond
-
-// quarantine is how long what was taken out of the tables is not used for something
-// else: frames that know of it may still wait in a queue.
-const quarantine = 2 * time.Second
 
 // Options are those of this engine alone.
 type Options struct {
@@ -98,48 +95,62 @@ type Options struct {
 // as send errors; should it come back with another index, it is another zone, and the
 // channel's members fall back to unicast.
 type Engine struct {
-	cfg  datapath.Config
-	opt  Options
-	addr netip.AddrPort
-	boot time.Time // when CLOCK_MONOTONIC was zero
+	// Set by Attach before the threads serve, and never changed then.
+	cfg   datapath.Config
+	opt   Options // but for Devices, which adoption orders anew
+	addr  netip.AddrPort
+	boot  time.Time       // when CLOCK_MONOTONIC was zero
+	netns uint32          // inode of the namespace
+	cache *objects.Reader // of datagrams, nil for none
 
-	calls  chan func() // for the thread
+	// The threads.
+	calls  chan func() // for the engine's thread
 	quit   chan struct{}
 	done   chan struct{} // closed when the thread has ended
 	closed atomic.Bool
+	pulse  *pulse
 
 	abandoned atomic.Bool // the datapath outlives Close
 
-	conn    *net.UDPConn // what does not go by the programs; receives nothing
-	sending sync.Mutex   // of heartbeats
-	pulse   *pulse
+	// What the socket sends. It receives nothing. The kernel orders writes to it.
+	conn    *net.UDPConn
 	batch   *ipv6.PacketConn
+	sending sync.Mutex // one Heartbeat at a time
 
 	probes, heartbeats, copies, copyBytes, sendErrors atomic.Uint64 // by the socket
 
-	// The rest belongs to the thread.
-	netns   uint32      // inode of the namespace
+	// The rest belongs to the engine's thread. Others may use objects until table.clear, under
+	// the lock table.mu.
+
+	// The life of the datapath.
 	pins    *pindir.Dir // nil: nothing is pinned
 	left    *legacy     // while another process's datapath is being adopted
 	adopted *datapath.State
-	objects *objects.Objects
 
-	watches     map[string]link.Link // by pin: count what rings and queues drop
-	lacks       []datapath.Lack
-	ways        [MaxDevices]*slice // of whole frames of user space, by device
-	wholes      int                // of them until now
-	oldKernel   bool               // which takes none
-	strayed     bool               // sessions are routed by other devices, which was logged
+	// Programs and BPF maps.
+	objects *objects.Objects
+	watches map[string]link.Link // by pin: count what rings and queues drop
+	readers []*objects.Reader
+	lacks   []datapath.Lack
+
+	// Devices.
 	nl          *netlink.Handle
 	devices     [MaxDevices]*device // by number; nil: none, or gone
+	attachments uint32              // ever
 	recirc      *recirculation
-	paths       *nexthop.Tracker
-	tidied      time.Time // until when all chains did not wait for paths
-	table       *table
-	pool        *pool
-	readers     []*objects.Reader
-	cache       *objects.Reader // one of them, nil for none; set before the thread serves
-	attachments uint32          // ever
+	strayed     bool // sessions are routed by other devices, which was logged
+
+	// Whole frames of user space.
+	ways      [MaxDevices]*fanout.Slice // by device
+	wholes    int                       // until now
+	oldKernel bool                      // which takes none
+
+	// Sessions, and what the programs do for them.
+	table  *table // has a lock of its own, table.mu
+	paths  *nexthop.Tracker
+	kernel *kernel
+	fanout *fanout.Fanout
+	tidied time.Time // until when all chains did not wait for paths
 }
 
 var (
@@ -223,7 +234,7 @@ func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 // serve is the thread's work: calls of others first, and what the kernel's events ask for
 // in small parts, within its share of the time.
 func (e *Engine) serve() {
-	expire := time.NewTicker(quarantine / 4)
+	expire := time.NewTicker(fanout.Quarantine / 4)
 	defer expire.Stop()
 	keep := time.NewTicker(inUse)
 	defer keep.Stop()
@@ -250,15 +261,15 @@ func (e *Engine) serve() {
 			e.takeEvents()
 		case <-later.C:
 			e.work()
-		case g := <-e.pool.growing:
-			_ = e.pool.add(g) // what failed for want of memory is tried again
+		case g := <-e.fanout.Growing():
+			_ = e.fanout.Add(g) // what failed for want of memory is tried again
 		case <-look.C:
 			e.checkDevices()
 			e.paths.AskMissing()
 		case <-list.C:
 			e.paths.RelistLater()
 		case <-expire.C:
-			e.pool.expire(time.Now())
+			e.fanout.Expire(time.Now())
 			e.table.expire(time.Now())
 		case <-keep.C:
 			e.paths.KeepEntries()
@@ -322,7 +333,7 @@ func (e *Engine) open() error {
 	if err := e.load(); err != nil {
 		return err
 	}
-	e.pool = newPool(e)
+	e.newFanout()
 	e.table = newTable(e)
 	if err := e.openPaths(); err != nil {
 		return err
@@ -385,7 +396,7 @@ func (e *Engine) openReaders() (err error) {
 
 // begin makes a datapath where none is, and pins it when it is complete.
 func (e *Engine) begin() error {
-	err := e.pool.grow()
+	err := e.fanout.Grow()
 	if err != nil {
 		return err
 	}
@@ -488,8 +499,8 @@ func (e *Engine) shut() {
 	if e.paths != nil {
 		e.paths.Close()
 	}
-	if e.pool != nil {
-		e.pool.close()
+	if e.fanout != nil {
+		e.fanout.Close()
 	}
 	if e.table != nil {
 		e.table.clear()
@@ -539,7 +550,7 @@ func (e *Engine) Stage(c datapath.Change) error {
 		var free time.Time
 		var stay []uint32 // sessions that are to go
 		if closed := e.do(func() {
-			err, free, stay = e.apply(c), e.pool.released(), e.table.staying(c.Remove)
+			err, free, stay = e.apply(c), e.fanout.Released(), e.table.staying(c.Remove)
 		}); closed != nil {
 			return closed
 		}
@@ -571,7 +582,7 @@ func again(c datapath.Change, refused, final *datapath.Refused, try bool) (next 
 	for i := range c.Add {
 		switch why := refused.Sessions[c.Add[i].Index]; {
 		case why == nil:
-		case try && errors.Is(why, errQuarantine):
+		case try && errors.Is(why, fanout.ErrQuarantine):
 			next.Add = append(next.Add, c.Add[i])
 		default:
 			final.Session(c.Add[i].Index, why)
@@ -580,7 +591,7 @@ func again(c datapath.Change, refused, final *datapath.Refused, try bool) (next 
 	for i := range c.Routes {
 		switch why := refused.Routes[c.Routes[i].Ingress]; {
 		case why == nil:
-		case try && errors.Is(why, errQuarantine):
+		case try && errors.Is(why, fanout.ErrQuarantine):
 			next.Routes = append(next.Routes, c.Routes[i])
 		default:
 			final.Route(c.Routes[i].Ingress, why)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
@@ -42,14 +43,6 @@ const slicesInTurn = 32
 const patience = time.Second
 
 type mac = hostnet.MAC
-
-// nextHop is what a frame to an endpoint needs.
-type nextHop struct {
-	device     int    // number
-	attachment uint32 // of the device: one that came back is another
-	dst, src   mac
-	hopLimit   uint8
-}
 
 // openPaths starts to follow the paths of sessions.
 func (e *Engine) openPaths() (err error) {
@@ -88,17 +81,17 @@ func (e *Engine) work() {
 }
 
 // hop returns the next hop of a path, when there is a device and an ND entry for it.
-func (e *Engine) hop(p nexthop.Path) (nextHop, bool) {
+func (e *Engine) hop(p nexthop.Path) (fanout.Hop, bool) {
 	device := e.number(p.Link)
 	if device < 0 {
-		return nextHop{}, false
+		return fanout.Hop{}, false
 	}
 	d := e.devices[device]
 	if p.Addr.IsMulticast() {
-		return nextHop{device, d.attachment, groupMAC(p.Addr), d.mac, max(e.cfg.HopLimit, 1)}, true
+		return fanout.Hop{Device: device, Attachment: d.attachment, Dst: groupMAC(p.Addr), Src: d.mac, HopLimit: max(e.cfg.HopLimit, 1)}, true
 	}
 	dst, ok := e.paths.MAC(p)
-	return nextHop{device, d.attachment, dst, d.mac, unicastHopLimit}, ok
+	return fanout.Hop{Device: device, Attachment: d.attachment, Dst: dst, Src: d.mac, HopLimit: unicastHopLimit}, ok
 }
 
 // groupMAC is the Ethernet address of a multicast group (RFC 2464, section 7).

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
@@ -97,10 +98,10 @@ func (e *Engine) sendOwn(dst netip.Addr, protocol uint8, checksum int, packet []
 		e.paths.Want(p)
 		return fmt.Errorf("%v by %s: %w", p.Addr, e.devices[e.number(p.Link)].name, errUnknown)
 	}
-	if err := e.devices[hop.device].takesFrames(); err != nil {
+	if err := e.devices[hop.Device].takesFrames(); err != nil {
 		return fmt.Errorf("%w: %w", datapath.ErrNoWay, err)
 	}
-	way, err := e.way(hop.device)
+	way, err := e.way(hop.Device)
 	if err != nil {
 		return err
 	}
@@ -122,9 +123,9 @@ func (e *Engine) sendOwn(dst netip.Addr, protocol uint8, checksum int, packet []
 
 // way returns the slice of whole frames that leave by a device. It stays as long as the
 // device.
-func (e *Engine) way(device int) (*slice, error) {
+func (e *Engine) way(device int) (*fanout.Slice, error) {
 	if e.ways[device] == nil {
-		way, err := e.pool.build([]member{{whole: true, hop: nextHop{device: device}}}, false)
+		way, err := e.fanout.Build([]fanout.Member{{Whole: true, Hop: fanout.Hop{Device: device}}}, false)
 		if err != nil {
 			return nil, err
 		}
@@ -135,12 +136,12 @@ func (e *Engine) way(device int) (*slice, error) {
 
 // wholeFrame returns a frame with all that it has on the wire, but for the destination
 // address: in its place is struct scratch of the programs.
-func wholeFrame(hop nextHop, way *slice, cpu uint32, src, dst netip.Addr, protocol uint8, checksum int, packet []byte) []byte {
-	f := append(append(make([]byte, 0, frameMin+len(packet)), hop.dst[:]...), hop.src[:]...)
+func wholeFrame(hop fanout.Hop, way *fanout.Slice, cpu uint32, src, dst netip.Addr, protocol uint8, checksum int, packet []byte) []byte {
+	f := append(append(make([]byte, 0, frameMin+len(packet)), hop.Dst[:]...), hop.Src[:]...)
 	f = be.AppendUint16(f, unix.ETH_P_IPV6)
 	f = append(f, 6<<4, 0, 0, 0)
 	f = be.AppendUint16(f, uint16(len(packet)))
-	f = append(f, protocol, hop.hopLimit)
+	f = append(f, protocol, hop.HopLimit)
 	f = append(append(f, src.AsSlice()...), dst.AsSlice()...)
 	f = append(f, packet...)
 
@@ -157,8 +158,8 @@ func wholeFrame(hop nextHop, way *slice, cpu uint32, src, dst netip.Addr, protoc
 	le.PutUint16(f[frameUDP+checksum:], sum)
 
 	copy(f[frameWhole:], f[frameDst:frameUDP])
-	scratch := native.AppendUint16(make([]byte, 4, 16), uint16(way.index))
-	scratch = native.AppendUint16(scratch, way.generation)
+	scratch := native.AppendUint16(make([]byte, 4, 16), uint16(way.Index()))
+	scratch = native.AppendUint16(scratch, way.Generation())
 	scratch = append(scratch, 0, 0, 0, 0, 0, 0, byte(cpu), 0) // from no session, no sum, by the queue
 	copy(f[frameDst:], scratch)
 	return f

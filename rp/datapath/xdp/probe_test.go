@@ -117,16 +117,16 @@ func TestXDPForeignFrames(t *testing.T) {
 
 	frames := [][]byte{foreign(t, dhcpDiscover), foreign(t, lldp), make([]byte, 60), make([]byte, 1400)}
 	require.NoError(t, e.do(func() {
-		for _, s := range e.table.groups[testGroup].peers.slices {
+		for _, s := range e.table.groups[testGroup].peers.Slices() {
 			f := frame(c.sessions[0].Addr, c.Addr(), make([]byte, wire.MaxDatagram))
-			scratch := native.AppendUint16(make([]byte, 4), uint16(s.index))
-			scratch = native.AppendUint16(scratch, s.generation)
+			scratch := native.AppendUint16(make([]byte, 4), uint16(s.Index()))
+			scratch = native.AppendUint16(scratch, s.Generation())
 			copy(f[ipOff+24:], scratch)
 			frames = append(frames, f)
 		}
 		// An anchor, by which one that did not look would begin the whole chain.
 		f := frame(c.sessions[0].Addr, c.Addr(), make([]byte, wire.MaxDatagram))
-		native.PutUint16(f[ipOff+24+4:], uint16(e.table.groups[testGroup].peers.anchor))
+		native.PutUint16(f[ipOff+24+4:], uint16(e.table.groups[testGroup].peers.Anchor()))
 		frames = append(frames, f)
 	}))
 	require.Len(t, frames, 4+5+1)

@@ -56,10 +56,10 @@ func newBare(t testing.TB, cfg datapath.Config) *Engine {
 	e.nl, err = netlink.NewHandle()
 	require.NoError(t, err)
 	require.NoError(t, e.load())
-	e.pool = newPool(e)
+	e.newFanout()
 	e.table = newTable(e)
 	require.NoError(t, e.openPaths())
-	require.NoError(t, e.pool.grow())
+	require.NoError(t, e.fanout.Grow())
 	e.table.cpus, err = e.objects.StartFanout()
 	require.NoError(t, err)
 	return e

@@ -10,10 +10,8 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/cilium/ebpf"
-
-	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 )
 
 // arrears is an error: what the programs do not do yet of what the table says, and why.
@@ -57,13 +55,13 @@ func (b *arrears) session(t *table, index uint32, versions ...*session) error {
 				return why
 			}
 		}
-		if t.groups[id].peers.at[index] != nil {
+		if t.groups[id].peers.SliceOf(index) != nil {
 			return why
 		}
 	}
 	for id, why := range b.streams {
 		names := func(to datapath.Branch) bool { return to.Session == index }
-		if r := t.routes[id.Ingress]; r != nil && slices.ContainsFunc(r.To, names) || t.streams[id].chain.at[index] != nil {
+		if r := t.routes[id.Ingress]; r != nil && slices.ContainsFunc(r.To, names) || t.streams[id].chain.SliceOf(index) != nil {
 			return why
 		}
 	}
@@ -75,7 +73,7 @@ func (b *arrears) stream(id datapath.Stream) error { return cmp.Or(b.streams[id]
 
 // forNow reports whether nothing is behind but for slices in quarantine.
 func (b *arrears) forNow() bool {
-	return !slices.ContainsFunc(b.Unwrap(), func(why error) bool { return !errors.Is(why, errQuarantine) })
+	return !slices.ContainsFunc(b.Unwrap(), func(why error) bool { return !errors.Is(why, fanout.ErrQuarantine) })
 }
 
 // route returns why a route is not followed.
@@ -94,11 +92,11 @@ func (b *arrears) route(ingress uint32) error {
 func (e *Engine) reconcile(some []uint32) error {
 	for {
 		err := e.tryReconcile(some)
-		gone, ok := errors.AsType[*goneError](err)
-		if !ok || e.devices[gone.device] == nil {
+		gone, ok := errors.AsType[*fanout.GoneError](err)
+		if !ok || e.devices[gone.Device] == nil {
 			return err
 		}
-		e.detach(gone.device)
+		e.detach(gone.Device)
 		e.table.all = true
 	}
 }
@@ -111,28 +109,32 @@ func (e *Engine) tryReconcile(some []uint32) error {
 		some = t.everybody()
 	}
 	failed := newArrears()
-	changes := make(map[*group]map[uint32]*member)
+	changes := make(map[*group]map[uint32]*fanout.Member)
 	branches := t.all || t.meshMoved
 	for _, index := range some {
 		t.touched[index] = true // until all went well
 		s := t.sessions[index]
-		var m *member
+		var m *fanout.Member
 		if s != nil {
 			branches = branches || s.Role == datapath.Mesh
 			if hop, ok := e.hop(s.at.Path()); ok {
-				m = &member{session: s, hop: hop}
+				m = &fanout.Member{To: s, Hop: hop}
 			}
 		}
-		if err := t.updateEcho(index, m); err != nil {
+		echo := m
+		if s != nil && !s.Publish {
+			echo = nil
+		}
+		if err := e.fanout.SetEcho(index, echo); err != nil {
 			failed.echoes[index] = err
 		}
 		for _, g := range t.groups {
 			gets := s != nil && !s.Silent && slices.Contains(s.Groups, g.id)
-			if !gets && g.peers.at[index] == nil && !g.absent[index] {
+			if !gets && g.peers.SliceOf(index) == nil && !g.absent[index] {
 				continue
 			}
 			if changes[g] == nil {
-				changes[g] = make(map[uint32]*member)
+				changes[g] = make(map[uint32]*fanout.Member)
 			}
 			changes[g][index] = nil
 			delete(g.absent, index)
@@ -145,7 +147,7 @@ func (e *Engine) tryReconcile(some []uint32) error {
 		}
 	}
 	for g, members := range changes {
-		if err := g.peers.change(members, len(g.absent)); err != nil {
+		if err := g.peers.Change(members, len(g.absent)); err != nil {
 			failed.groups[g.id] = fmt.Errorf("peers of group %08x: %w", g.id, err)
 			if isGone(err) {
 				return failed
@@ -175,7 +177,7 @@ func (e *Engine) tryReconcile(some []uint32) error {
 }
 
 func isGone(err error) bool {
-	_, gone := errors.AsType[*goneError](err)
+	_, gone := errors.AsType[*fanout.GoneError](err)
 	return gone
 }
 
@@ -185,11 +187,11 @@ func (t *table) everybody() []uint32 {
 	for index := range t.sessions {
 		all[index] = true
 	}
-	for index := range t.echoes {
+	for index := range t.e.fanout.Echoes() {
 		all[index] = true
 	}
 	for _, g := range t.groups {
-		for index := range g.peers.at {
+		for index := range g.peers.Sessions() {
 			all[index] = true
 		}
 		for index := range g.absent {
@@ -201,11 +203,12 @@ func (t *table) everybody() []uint32 {
 
 // updateBranches makes the chain of a stream what its route says.
 func (e *Engine) updateBranches(s *stream) error {
-	var r receivers
+	var members []fanout.Member
+	missing := 0
 	if s.id.Ingress == e.cfg.Incarnation {
 		for number, d := range e.devices {
 			if d != nil {
-				r.members = append(r.members, member{hop: nextHop{device: number, attachment: d.attachment}})
+				members = append(members, fanout.Member{Hop: fanout.Hop{Device: number, Attachment: d.attachment}})
 			}
 		}
 	}
@@ -217,12 +220,15 @@ func (e *Engine) updateBranches(s *stream) error {
 			if !b.Has(s.id.Group) || session == nil {
 				continue
 			}
-			hop, ok := e.hop(session.at.Path())
-			r.add(member{session: session, hop: hop}, ok)
+			if hop, ok := e.hop(session.at.Path()); ok {
+				members = append(members, fanout.Member{To: session, Hop: hop})
+			} else {
+				missing++
+			}
 			s.branches = append(s.branches, b.Session)
 		}
 	}
-	return s.chain.replaceIfChanged(r.members, r.missing)
+	return s.chain.Replace(members, missing)
 }
 
 // publishCounts tells the programs how many get each stream, which is what a datagram costs,
@@ -231,59 +237,11 @@ func (e *Engine) publishCounts() {
 	var own []ownStream
 	for id, s := range e.table.streams {
 		g := e.table.groups[id.Group]
-		atomic.StoreUint64(e.objects.Memory.Receivers.At(s.chain.anchor-firstAnchor), uint64(g.receivers()+len(s.branches)))
+		atomic.StoreUint64(e.objects.Memory.Receivers.At(s.chain.Anchor()-fanout.FirstAnchor), uint64(g.receivers()+len(s.branches)))
 		if id.Ingress == e.cfg.Incarnation {
-			own = append(own, ownStream{id, s.keys[0], s.element, e.table.cpu(s), s.chain.anchor, g.peers.anchor, s.branches, g.receivers()})
+			own = append(own, ownStream{id, s.keys[0], s.element, e.table.cpu(s), s.chain.Anchor(), g.peers.Anchor(), s.branches, g.receivers()})
 		}
 	}
 	slices.SortFunc(own, func(a, b ownStream) int { return cmp.Compare(a.id.Group, b.id.Group) })
 	e.table.own.Store(&own)
-}
-
-// receivers are those of one chain.
-type receivers struct {
-	members []member
-	missing int
-}
-
-func (r *receivers) add(m member, found bool) {
-	if found {
-		r.members = append(r.members, m)
-	} else {
-		r.missing++
-	}
-}
-
-// replaceIfChanged is replace, unless all is as it should be.
-func (c *chain) replaceIfChanged(members []member, missing int) error {
-	var have []member
-	for _, s := range c.slices {
-		have = append(have, s.members...)
-	}
-	if c.missing == missing && slices.Equal(have, members) {
-		return nil
-	}
-	return c.replace(members, missing)
-}
-
-// updateEcho makes the ECHO of a session what its member says, which is nil without next hop.
-func (t *table) updateEcho(index uint32, m *member) error {
-	have, echoes := t.echoes[index]
-	switch {
-	case m != nil && m.session.Publish:
-		if have == *m {
-			return nil
-		}
-		value := bpf.RpEcho{Replica: m.replica(), Device: uint32(m.hop.device)}
-		if err := t.e.objects.Echoes.Put(index, &value); err != nil {
-			return fmt.Errorf("ECHO of session %08x: %w", index, err)
-		}
-		t.echoes[index] = *m
-	case echoes:
-		if err := t.e.objects.Echoes.Delete(index); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("ECHO of session %08x: %w", index, err)
-		}
-		delete(t.echoes, index)
-	}
-	return nil
 }

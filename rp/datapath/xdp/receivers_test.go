@@ -17,6 +17,7 @@ import (
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
@@ -36,7 +37,7 @@ func TestXDPFollowProperty(t *testing.T) {
 
 	rapid.Check(t, func(t *rapid.T) {
 		tbl := e.table
-		w := &walker{e, t}
+		w := e.walker(t)
 		check := func() {
 			for _, g := range tbl.groups {
 				var want, absent []uint32
@@ -50,10 +51,10 @@ func TestXDPFollowProperty(t *testing.T) {
 						absent = append(absent, index)
 					}
 				}
-				got := w.from(atomic.LoadUint64(e.objects.Memory.Nexts.At(g.peers.anchor)) & 0xffffffff)
+				got := w.From(atomic.LoadUint64(e.objects.Memory.Nexts.At(g.peers.Anchor())) & 0xffffffff)
 				require.ElementsMatch(t, want, got, "group %d", g.id)
 				require.ElementsMatch(t, absent, slices.Collect(maps.Keys(g.absent)), "group %d", g.id)
-				require.Equal(t, uint64(len(absent)), atomic.LoadUint64(e.objects.Memory.Nexts.At(g.peers.anchor))>>32&0x7fffffff)
+				require.Equal(t, uint64(len(absent)), atomic.LoadUint64(e.objects.Memory.Nexts.At(g.peers.Anchor()))>>32&0x7fffffff)
 			}
 			for index := uint32(1); index <= 60; index++ {
 				s := tbl.sessions[index]
@@ -100,8 +101,8 @@ func TestXDPFollowProperty(t *testing.T) {
 				require.NoError(t, e.follow(tbl.someTouched(rapid.IntRange(1, 3).Draw(t, "slices"))))
 			}
 			check()
-			late := time.Now().Add(quarantine)
-			e.pool.expire(late)
+			late := time.Now().Add(fanout.Quarantine)
+			e.fanout.Expire(late)
 			tbl.expire(late)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 )
 
 // room is what a table takes of the BPF maps while a change is admitted to it, element by
@@ -72,9 +73,9 @@ func newRoom(t *table, c datapath.Change) *room {
 }
 
 // slicesOfGroup is how many slices the receivers of a group take at most.
-func slicesOfGroup(receivers int) int { return 2*receivers/sliceSize + 8 }
+func slicesOfGroup(receivers int) int { return 2*receivers/fanout.SliceSize + 8 }
 
-func slicesOfBranches(n int) int { return (n + sliceSize - 1) / sliceSize }
+func slicesOfBranches(n int) int { return (n + fanout.SliceSize - 1) / fanout.SliceSize }
 
 // slicesOfStream is how many slices a stream takes before those of its group.
 func (r *room) slicesOfStream(id datapath.Stream) int {
@@ -101,9 +102,9 @@ func (r *room) stream(id datapath.Stream) error {
 	anchors, slices := r.group(id.Group)
 	anchors, slices = anchors+1, slices+r.slicesOfStream(id)
 	switch {
-	case len(r.streams) >= MaxStreams || r.added >= r.t.streamStates.left() || r.anchors+anchors > r.t.anchors.left():
+	case len(r.streams) >= MaxStreams || r.added >= r.t.streamStates.Left() || r.anchors+anchors > r.t.e.fanout.AnchorsLeft():
 		return fmt.Errorf("%w: stream %v beyond %d streams", datapath.ErrNoRoom, id, len(r.streams))
-	case r.slices+slices > maxSlices:
+	case r.slices+slices > fanout.MaxSlices:
 		return fmt.Errorf("%w: slices of stream %v", datapath.ErrNoRoom, id)
 	}
 	r.streams[id] = true
@@ -139,11 +140,11 @@ func (r *room) session(s *datapath.Session) error {
 		slices += more + slicesOfGroup(r.receivers[group]+n) - slicesOfGroup(r.receivers[group])
 	}
 	switch {
-	case old == nil && r.sessions >= MaxSessions || r.states+states > r.t.sessionStates.left():
+	case old == nil && r.sessions >= MaxSessions || r.states+states > r.t.sessionStates.Left():
 		return fmt.Errorf("%w: session %08x beyond %d sessions", datapath.ErrNoRoom, s.Index, r.sessions)
-	case r.anchors+anchors > r.t.anchors.left():
+	case r.anchors+anchors > r.t.e.fanout.AnchorsLeft():
 		return fmt.Errorf("%w: groups of session %08x", datapath.ErrNoRoom, s.Index)
-	case r.slices+slices > maxSlices:
+	case r.slices+slices > fanout.MaxSlices:
 		return fmt.Errorf("%w: slices of session %08x", datapath.ErrNoRoom, s.Index)
 	}
 	if old == nil {
@@ -175,7 +176,7 @@ func (r *room) route(route *datapath.Route) error {
 		return fmt.Errorf("%w: route of %08x beyond %d routes", datapath.ErrNoRoom, route.Ingress, len(r.routes))
 	case r.branches+branches > int(r.t.e.objects.Branches.MaxEntries()):
 		return fmt.Errorf("%w: route of %08x with %d branches", datapath.ErrNoRoom, route.Ingress, len(route.To))
-	case r.slices+slices > maxSlices:
+	case r.slices+slices > fanout.MaxSlices:
 		return fmt.Errorf("%w: slices of the route of %08x", datapath.ErrNoRoom, route.Ingress)
 	}
 	r.branches += branches

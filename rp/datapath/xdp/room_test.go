@@ -4,12 +4,14 @@ package xdp
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 )
 
 // A full engine refuses exactly the elements that find no room, serves the others of the
@@ -80,6 +82,6 @@ func BenchmarkApplyOne(b *testing.B) {
 	for b.Loop() {
 		require.NoError(b, e.apply(datapath.Change{Add: []datapath.Session{one}}))
 		require.NoError(b, e.apply(datapath.Change{Remove: []uint32{one.Index}}))
-		e.table.sessionStates.expire(e.table.sessionStates.retired[0].at.Add(quarantine))
+		e.table.sessionStates.Expire(time.Now().Add(fanout.Quarantine))
 	}
 }

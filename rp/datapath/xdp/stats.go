@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
@@ -43,9 +44,9 @@ func (e *Engine) Stats() (st datapath.Stats) {
 				{Queue: "netlink", Lost: hostnet.Overruns()},
 			},
 			Rooms: []datapath.Room{
-				{Pool: "slices", Left: e.pool.room()},
-				{Pool: "sessions", Left: min(MaxSessions-len(e.table.sessions), e.table.sessionStates.left())},
-				{Pool: "streams", Left: min(MaxStreams-len(e.table.streams), e.table.streamStates.left())},
+				{Pool: "slices", Left: e.fanout.Room()},
+				{Pool: "sessions", Left: min(MaxSessions-len(e.table.sessions), e.table.sessionStates.Left())},
+				{Pool: "streams", Left: min(MaxStreams-len(e.table.streams), e.table.streamStates.Left())},
 				{Pool: "routes", Left: MaxStreams - len(e.table.routes)},
 			},
 			Interrupted: hostnet.Interrupted(),
@@ -102,20 +103,14 @@ func (e *Engine) Counters() (c Counters) {
 // stats returns the sessions' counters, ordered by index.
 func (t *table) stats() []datapath.SessionStats {
 	copies := make(map[*sessionState]uint64, len(t.sessions))
-	count := func(s *session, n uint64) { copies[s.state] += n }
+	var chains []*fanout.Chain
 	for _, g := range t.groups {
-		for _, s := range g.peers.slices {
-			t.e.pool.account(s, count)
-		}
+		chains = append(chains, g.peers)
 	}
-	for _, stream := range t.streams {
-		for _, s := range stream.chain.slices {
-			t.e.pool.account(s, count)
-		}
+	for _, s := range t.streams {
+		chains = append(chains, s.chain)
 	}
-	for _, s := range t.e.pool.retired {
-		t.e.pool.account(s.slice, count)
-	}
+	t.e.fanout.CountCopies(chains, func(to fanout.Receiver, n uint64) { copies[to.(*session).state] += n })
 	all := make([]datapath.SessionStats, 0, len(t.sessions))
 	for _, s := range t.sessions {
 		state := t.e.objects.Memory.Sessions.At(s.state.element)

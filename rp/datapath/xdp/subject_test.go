@@ -144,13 +144,13 @@ func (s *subject) Apply(c datapath.Change) error {
 func (e *Engine) missing() (n int) {
 	_ = e.do(func() {
 		for _, g := range e.table.groups {
-			n += g.peers.missing
+			n += g.peers.Missing()
 		}
 		for _, s := range e.table.streams {
-			n += s.chain.missing
+			n += s.chain.Missing()
 		}
 		for _, s := range e.table.sessions {
-			if _, ok := e.table.echoes[s.Index]; s.Silent && s.Publish && !ok {
+			if _, ok := e.fanout.Echoes()[s.Index]; s.Silent && s.Publish && !ok {
 				n++
 			}
 		}

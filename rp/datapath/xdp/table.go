@@ -16,11 +16,12 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
-// table is what the control plane wants, and which elements of the programs' tables
+// table is what the control plane wants, and which elements of BPF maps
 // belong to what.
 type table struct {
 	e        *Engine
@@ -29,7 +30,6 @@ type table struct {
 	groups   map[uint32]*group
 	routes   map[uint32]*datapath.Route
 	branches map[bpf.RpBranchKey]bpf.RpBranch // of the routes, as the programs' table has them
-	echoes   map[uint32]member                // of publishers, by session
 	cpus     []uint32                         // that fan out
 
 	// mu is held while the thread changes sessions: others may look one up.
@@ -46,10 +46,9 @@ type table struct {
 	sites               datapath.Sites[uint32]
 	egress, egressBurst uint64
 
-	sessionStates elements
-	shares        elements
-	streamStates  elements
-	anchors       elements
+	sessionStates fanout.Elements
+	shares        fanout.Elements
+	streamStates  fanout.Elements
 }
 
 // session is a Session. It never changes, but for the path to where it is: a replacement is another
@@ -72,7 +71,7 @@ type stream struct {
 	id      datapath.Stream
 	keys    []epochKey // oldest first, at most EpochsKept
 	element uint32
-	chain   *chain // of its datagrams: ECHO when they are own, branches, then the group's peers
+	chain   *fanout.Chain // of its datagrams: ECHO when they are own, branches, then the group's peers
 
 	branches []uint32 // sessions of neighbouring RPs that get it
 }
@@ -98,59 +97,13 @@ type ownStream struct {
 // group is the peers and channels that get a group's datagrams.
 type group struct {
 	id       uint32
-	peers    *chain
+	peers    *fanout.Chain
 	sessions int             // that name it, silent ones too
 	absent   map[uint32]bool // sessions of it without a next hop
 }
 
 // receivers is how many get a group's datagrams, with next hop or without.
-func (g *group) receivers() int { return len(g.peers.at) + len(g.absent) }
-
-// elements hands out elements of an array map, and takes them back into quarantine.
-type elements struct {
-	next, end uint32
-	free      []uint32
-	retired   []retiredElement // oldest first
-}
-
-type retiredElement struct {
-	element uint32
-	at      time.Time
-}
-
-func (s *elements) left() int { return int(s.end-s.next) + len(s.free) }
-
-func (s *elements) take() (uint32, error) {
-	if n := len(s.free); n > 0 {
-		element := s.free[n-1]
-		s.free = s.free[:n-1]
-		return element, nil
-	}
-	if s.next == s.end {
-		return 0, errors.New("no element of a table is left")
-	}
-	s.next++
-	return s.next - 1, nil
-}
-
-func (s *elements) retire(element uint32) {
-	s.retired = append(s.retired, retiredElement{element, time.Now()})
-}
-
-// recall takes an element out of quarantine for the session that it belonged to.
-func (s *elements) recall(element uint32) {
-	s.retired = slices.DeleteFunc(s.retired, func(r retiredElement) bool { return r.element == element })
-}
-
-// expire ends the quarantine of those who had it long enough, and returns them.
-func (s *elements) expire(now time.Time) (expired []uint32) {
-	for len(s.retired) > 0 && now.Sub(s.retired[0].at) >= quarantine {
-		expired = append(expired, s.retired[0].element)
-		s.retired = s.retired[1:]
-	}
-	s.free = append(s.free, expired...)
-	return expired
-}
+func (g *group) receivers() int { return g.peers.Len() + len(g.absent) }
 
 func newTable(e *Engine) *table {
 	return &table{
@@ -160,26 +113,21 @@ func newTable(e *Engine) *table {
 		groups:        make(map[uint32]*group),
 		routes:        make(map[uint32]*datapath.Route),
 		branches:      make(map[bpf.RpBranchKey]bpf.RpBranch),
-		echoes:        make(map[uint32]member),
 		touched:       make(map[uint32]bool),
 		all:           true,
-		sessionStates: elements{end: e.objects.States.MaxEntries()},
-		streamStates:  elements{end: e.objects.StreamStates.MaxEntries()},
-		shares:        elements{next: 1, end: e.objects.Egresses.MaxEntries()}, // 0 is of all copies
+		sessionStates: fanout.NewElements(0, e.objects.States.MaxEntries()),
+		streamStates:  fanout.NewElements(0, e.objects.StreamStates.MaxEntries()),
+		shares:        fanout.NewElements(1, e.objects.Egresses.MaxEntries()), // 0 is of all copies
 		egress:        e.cfg.Egress,
 		egressBurst:   e.cfg.EgressBurst,
-		anchors:       elements{next: firstAnchor, end: e.objects.Nexts.MaxEntries()},
 	}
 }
 
-// expire ends quarantines. The word of an anchor then tells a successor that it is free.
+// expire ends quarantines.
 func (t *table) expire(now time.Time) {
-	t.sessionStates.expire(now)
-	t.streamStates.expire(now)
-	t.shares.free = append(t.shares.free, t.sites.Expire(now.Sub(t.e.boot))...)
-	for _, anchor := range t.anchors.expire(now) {
-		atomic.StoreUint64(t.e.objects.Memory.Nexts.At(anchor), 0)
-	}
+	t.sessionStates.Expire(now)
+	t.streamStates.Expire(now)
+	t.shares.GiveBack(t.sites.Expire(now.Sub(t.e.boot))...)
 }
 
 // lookup returns a session, nil for none. It may be called by anybody.
@@ -394,12 +342,12 @@ func (t *table) someTouched(n int) []uint32 {
 		}
 		some[index] = true
 		for _, g := range t.groups {
-			s := g.peers.at[index]
+			s := g.peers.SliceOf(index)
 			if s == nil {
 				continue
 			}
-			for i := range s.members {
-				if beside := s.members[i].session.Index; t.touched[beside] {
+			for _, m := range s.Members() {
+				if beside := m.To.SessionIndex(); t.touched[beside] {
 					some[beside] = true
 				}
 			}
@@ -421,8 +369,8 @@ func (t *table) readd(index uint32, old *session) {
 	value := old.value()
 	_ = t.e.objects.Sessions.Put(index, &value) // the BPF map has an element for its index
 	if successor.state != old.state {
-		t.sessionStates.recall(old.state.element)
-		t.sessionStates.retire(successor.state.element)
+		t.sessionStates.Recall(old.state.element)
+		t.sessionStates.Retire(successor.state.element, time.Now())
 	}
 	t.e.paths.Remove(successor.at)
 	t.e.paths.Add(old.at)
@@ -540,7 +488,7 @@ func (t *table) add(s *session) error {
 	old := t.sessions[s.Index]
 	fresh := old == nil || old.ReceiveKey != s.ReceiveKey
 	if fresh {
-		element, err := t.sessionStates.take()
+		element, err := t.sessionStates.Take()
 		if err != nil {
 			return fmt.Errorf("session %08x: %w", s.Index, err)
 		}
@@ -561,12 +509,12 @@ func (t *table) add(s *session) error {
 	}
 	if err != nil {
 		if fresh {
-			t.sessionStates.free = append(t.sessionStates.free, s.state.element)
+			t.sessionStates.GiveBack(s.state.element)
 		}
 		return fmt.Errorf("session %08x: %w", s.Index, err)
 	}
 	if fresh && old != nil {
-		t.sessionStates.retire(old.state.element)
+		t.sessionStates.Retire(old.state.element, time.Now())
 	}
 	if old != nil {
 		t.e.paths.Remove(old.at)
@@ -618,7 +566,7 @@ func (t *table) enter(s *session) (err error) {
 		return nil
 	}
 	s.site, err = t.sites.Enter(site, func() (uint32, error) {
-		element, err := t.shares.take()
+		element, err := t.shares.Take()
 		if err == nil {
 			t.e.objects.SetEgress(element, t.sites.Share(site, t.egress, t.egressBurst))
 			t.e.objects.FillEgress(element)
@@ -661,7 +609,7 @@ func (t *table) remove(index uint32) {
 	t.leave(s)
 	t.touch(index, s)
 	t.hold(index, nil)
-	t.sessionStates.retire(s.state.element)
+	t.sessionStates.Retire(s.state.element, time.Now())
 }
 
 // group returns a group, which is there as long as the engine: its id comes from the
@@ -670,7 +618,7 @@ func (t *table) group(id uint32) (*group, error) {
 	if g := t.groups[id]; g != nil {
 		return g, nil
 	}
-	peers, err := t.chain(0)
+	peers, err := t.e.fanout.NewChain(nil)
 	if err != nil {
 		return nil, fmt.Errorf("group %08x: %w", id, err)
 	}
@@ -679,32 +627,16 @@ func (t *table) group(id uint32) (*group, error) {
 }
 
 // streamChain returns the chain of a stream, without slices, before that of the group's peers.
-func (t *table) streamChain(id datapath.Stream) (*chain, error) {
+func (t *table) streamChain(id datapath.Stream) (*fanout.Chain, error) {
 	g, err := t.group(id.Group)
 	if err != nil {
 		return nil, err
 	}
-	c, err := t.chain(uint64(g.peers.anchor))
+	c, err := t.e.fanout.NewChain(g.peers)
 	if err != nil {
 		return nil, fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 	}
 	return c, nil
-}
-
-// chain returns a chain without slices, before an end.
-func (t *table) chain(end uint64) (*chain, error) {
-	anchor, err := t.anchors.take()
-	if err != nil {
-		return nil, err
-	}
-	atomic.StoreUint64(t.e.objects.Memory.Nexts.At(anchor), end)
-	return &chain{e: t.e, anchor: anchor, end: end, at: make(map[uint32]*slice), head: end}, nil
-}
-
-// giveBack undoes chain: nothing ever led to it.
-func (t *table) giveBack(c *chain) {
-	atomic.StoreUint64(t.e.objects.Memory.Nexts.At(c.anchor), 0)
-	t.anchors.free = append(t.anchors.free, c.anchor)
 }
 
 // install adds a key, and its stream when that is new. With an error nothing changed.
@@ -716,9 +648,9 @@ func (t *table) install(k *proto.GroupKey) error {
 		if err != nil {
 			return err
 		}
-		element, err := t.streamStates.take()
+		element, err := t.streamStates.Take()
 		if err != nil {
-			t.giveBack(chain)
+			chain.GiveBack()
 			return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 		}
 		s = &stream{id: id, element: element, chain: chain}
@@ -734,8 +666,8 @@ func (t *table) install(k *proto.GroupKey) error {
 	}
 	if err := t.put(s); err != nil {
 		if s.keys = old; t.streams[id] == nil {
-			t.giveBack(s.chain)
-			t.streamStates.free = append(t.streamStates.free, s.element)
+			s.chain.GiveBack()
+			t.streamStates.GiveBack(s.element)
 		}
 		return err
 	}
@@ -752,7 +684,7 @@ func (t *table) cpu(s *stream) uint32 { return t.cpus[int(s.element)%len(t.cpus)
 // put makes a stream of the programs what it is here.
 func (t *table) put(s *stream) error {
 	id := s.id
-	value := bpf.RpStream{State: s.element, Anchor: s.chain.anchor, Cpu: t.cpu(s)}
+	value := bpf.RpStream{State: s.element, Anchor: s.chain.Anchor(), Cpu: t.cpu(s)}
 	for i, k := range s.keys {
 		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = objects.Halves(k.key)
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
@@ -770,9 +702,8 @@ func (t *table) retire(ingress uint32) {
 		}
 		_ = t.e.objects.Streams.Delete(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}) // as in remove
 		delete(t.streams, id)
-		t.streamStates.retire(s.element)
-		t.anchors.retire(s.chain.anchor)
-		s.chain.retire()
+		t.streamStates.Retire(s.element, time.Now())
+		s.chain.Retire()
 	}
 	delete(t.routes, ingress)
 	t.meshMoved = true

@@ -19,6 +19,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
@@ -300,7 +301,7 @@ func TestXDPBurst(t *testing.T) {
 
 // The slices of many receivers are queued even for a lone datagram, from the peers on.
 func TestXDPLongChainIsQueued(t *testing.T) {
-	for _, n := range []int{maxInline * sliceSize, maxInline*sliceSize + 1} {
+	for _, n := range []int{fanout.MaxInline * fanout.SliceSize, fanout.MaxInline*fanout.SliceSize + 1} {
 		c := newCrowd(t, newLab(t, 1), time.Nanosecond, n, func(int) int { return 0 })
 		y := c.tally()
 		c.publish(100)
@@ -308,8 +309,8 @@ func TestXDPLongChainIsQueued(t *testing.T) {
 		counters := c.Engine.(*Engine).Counters()
 		require.Equal(t, uint64(1), counters.Inlined)
 		queued := uint64(0)
-		if n > maxInline*sliceSize {
-			queued = maxInline + 1
+		if n > fanout.MaxInline*fanout.SliceSize {
+			queued = fanout.MaxInline + 1
 		}
 		require.Equal(t, queued, counters.Queued)
 	}
@@ -326,7 +327,7 @@ func TestXDPQueueOverflow(t *testing.T) {
 		value := objects.CPUQueue{QueueSize: room, Program: uint32(e.objects.MdcsRpFan.FD())}
 		require.NoError(t, e.objects.FanCpus.Put(cpu, value))
 		scratch := native.AppendUint32(nil, 0)
-		scratch = native.AppendUint16(scratch, uint16(e.table.groups[testGroup].peers.anchor))
+		scratch = native.AppendUint16(scratch, uint16(e.table.groups[testGroup].peers.Anchor()))
 		scratch = append(scratch, make([]byte, 8)...)
 		scratch = append(scratch, byte(cpu), 0)
 		f := frame(c.sessions[0].Addr, c.Addr(), make([]byte, wire.HeaderSize))

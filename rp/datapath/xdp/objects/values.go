@@ -116,3 +116,15 @@ func ParseSession(index uint32, value *bpf.RpSession) datapath.Session {
 		EgressBurst: value.EgressBurst,
 	}
 }
+
+// Replica is what copies to a session need, but for Ethernet addresses and hop limit.
+func Replica(s *datapath.Session) (r bpf.RpReplica) {
+	r.Key.K0, r.Key.K1 = Halves(s.SendKey)
+	addr := s.Addr.Addr().As16()
+	r.Addr.Word = Words(addr)
+	r.SendSession = Wire32(s.SendSession)
+	r.Session = s.Index
+	r.Port = Port(s.Addr.Port())
+	r.Sum = Sum16(be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession))
+	return r
+}
