@@ -202,6 +202,15 @@ func (s *site) run() (engine string, out string, cmd *exec.Cmd) {
 	return "", "", nil
 }
 
+// killed runs rpd with the XDP engine and kills it: its datapath is left.
+func (s *site) killed() {
+	s.write()
+	engine, out, cmd := s.run()
+	require.Equal(s.t, "xdp", engine, out)
+	require.NoError(s.t, cmd.Process.Kill())
+	require.Eventually(s.t, func() bool { return cmd.ProcessState != nil }, time.Minute, 10*time.Millisecond)
+}
+
 // check runs host check and returns whether it finds that the XDP engine runs.
 func (s *site) check() (ok bool, out string) {
 	cmd, log := s.start(append([]string{"host", "check", "--config", s.config}, s.hostArg...)...)
@@ -299,6 +308,26 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 			s.usual()
 			s.in(s.near, func() { s.foreign("va") })
 		}, engine: "socket", says: "another XDP program has it (foreign"},
+		{name: "the datapath of a dead rpd at another port", set: func(s *site) {
+			s.usual()
+			s.edit("data_port = 30501", "data_port = 30601")
+			s.killed()
+			s.edits = nil
+			s.write()
+		}, ok: true, engine: "xdp", check: "has the datapath of a dead rpd at another address or port, pinned at"},
+		{name: "the datapath of a dead rpd, pinned elsewhere", set: func(s *site) {
+			s.usual()
+			s.killed()
+			s.edit(filepath.Join(s.dir, "mdcs"), filepath.Join(s.dir, "other"))
+			s.write()
+		}, says: "start rpd with the [datapath] pin that it had, or remove that directory"},
+		{name: "the datapath of a dead rpd, pinned elsewhere, engine socket", set: func(s *site) {
+			s.usual()
+			s.killed()
+			s.edit(filepath.Join(s.dir, "mdcs"), filepath.Join(s.dir, "other"))
+			s.edit(`engine = "auto"`, `engine = "socket"`)
+			s.write()
+		}, says: "start rpd with the [datapath] pin that it had, or remove that directory"},
 		{name: "another rpd", set: func(s *site) {
 			s.usual()
 			s.write()

@@ -28,6 +28,15 @@ const (
 // openEngine opens the engine of the configuration, and says in one line which one
 // and why. The choice says it again, for the metrics and the health.
 func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (datapath.Engine, rp.Choice, error) {
+	devices := cfg.Devices
+	if len(devices) == 0 {
+		if name, err := host.Device(c.Addr.Addr()); err == nil { // else the XDP engine says what is wrong
+			devices = []string{name}
+		}
+	}
+	if err := xdp.Taken(cfg.Pin, c.Addr, devices); err != nil { // by whatever engine, nothing would arrive
+		return nil, rp.Choice{}, err
+	}
 	if cfg.Engine == "socket" {
 		return openSocket(cfg, c, nil, log)
 	}
@@ -39,10 +48,6 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 		}
 	}
 	e, err := openXDP(c, opt)
-	for try := 1; try < tries && passes(err); try++ {
-		time.Sleep(tryAgain)
-		e, err = openXDP(c, opt)
-	}
 	if err == nil {
 		choice, why := rp.Choice{Reason: "configured"}, "configured"
 		if cfg.Engine == "auto" {
@@ -97,22 +102,31 @@ func passes(err error) bool {
 	return false
 }
 
-// openXDP attaches the XDP engine, after the checks that know in words what is missing.
-func openXDP(c datapath.Config, opt xdp.Options) (datapath.Engine, error) {
+// openXDP attaches the XDP engine, after the checks that know in words what is missing. It
+// tries again when the host was changed meanwhile.
+func openXDP(c datapath.Config, opt xdp.Options) (e *xdp.Engine, err error) {
+	for try := 1; ; try++ {
+		if e, err = attach(c, opt); err == nil {
+			return e, nil
+		}
+		if try == tries || !passes(err) {
+			return nil, fmt.Errorf("xdp engine: %w", err)
+		}
+		time.Sleep(tryAgain)
+	}
+}
+
+func attach(c datapath.Config, opt xdp.Options) (*xdp.Engine, error) {
 	addr := c.Addr.Addr()
 	if err := host.Basics(addr, opt.Devices).Err(); err != nil {
-		return nil, fmt.Errorf("xdp engine: %w", err)
+		return nil, err
 	}
 	if len(opt.Devices) == 0 {
 		name, err := host.Device(addr)
 		if err != nil {
-			return nil, fmt.Errorf("xdp engine: %w", err)
+			return nil, err
 		}
 		opt.Devices = []string{name}
 	}
-	e, err := xdp.Attach(c, opt)
-	if err != nil {
-		return nil, fmt.Errorf("xdp engine: %w", err)
-	}
-	return e, nil
+	return xdp.Attach(c, opt)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/config"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp"
@@ -106,7 +107,31 @@ func checkHost(ctx context.Context, cfg *config.Config, peer netip.Addr, stdout 
 		}
 		devices = []string{name}
 	}
-	engine, err := openXDP(datapath.Config{Addr: addr, Incarnation: 1}, xdp.Options{Devices: devices})
+	if err := xdp.Taken(cfg.Datapath.Pin, addr, devices); err != nil {
+		note("xdp engine", err, "")
+		return report, runs, lacks
+	}
+	for _, device := range devices {
+		if cfg.Datapath.Pin == "" || xdp.CheckPin(cfg.Datapath.Pin) != nil {
+			break
+		}
+		dir, err := xdp.Occupant(cfg.Datapath.Pin, addr, device)
+		if err != nil {
+			note("xdp engine", err, "")
+			return report, runs, lacks
+		}
+		if dir != "" {
+			open("xdp engine", "%s has the datapath of a dead rpd at another address or port, pinned at %s: rpd takes it down first", device, dir)
+			return report, runs, lacks
+		}
+	}
+	c := datapath.Config{
+		Addr: addr, Incarnation: 1,
+		// With these the programs are those of rpd: the verifier does not look at what is switched off.
+		Hello: func(uint32, [wire.HelloSize]byte, time.Time) {},
+		Cache: func(datapath.Record) {},
+	}
+	engine, err := openXDP(c, xdp.Options{Devices: devices})
 	if !note("xdp engine", err, "its programs are loaded, and attached to %s", strings.Join(devices, ", ")) {
 		return report, runs, lacks
 	}
@@ -127,7 +152,7 @@ func checkHost(ctx context.Context, cfg *config.Config, peer netip.Addr, stdout 
 		}
 		peer = router
 	}
-	took, err := engine.(*xdp.Engine).Reach(peer, liveTimeout)
+	took, err := engine.Reach(peer, liveTimeout)
 	note("live frames", err, "the programs sent an echo request of %d bytes to %v, which answered within %v", xdp.ReachSize, peer, took.Round(time.Microsecond))
 	return report, runs, lacks
 }

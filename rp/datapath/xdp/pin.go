@@ -31,6 +31,60 @@ func Left(root string, addr netip.AddrPort) (dir string, err error) {
 	return pindir.Left(root, addr, boot)
 }
 
+// Occupant returns the directory below root of the datapath that a dead rpd at another address
+// or port than addr left on a device, "" for none: Attach takes it down. It is an error when
+// that rpd runs.
+func Occupant(root string, addr netip.AddrPort, device string) (dir string, err error) {
+	netns, err := pindir.ThreadNetns()
+	if err != nil {
+		return "", err
+	}
+	boot, err := objects.BootTime()
+	if err != nil {
+		return "", err
+	}
+	pins, err := pindir.New(pindir.Config{Root: root, Addr: addr, Netns: netns, Boot: boot})
+	if err != nil {
+		return "", err
+	}
+	l, err := netlink.LinkByName(device)
+	if err != nil {
+		return "", fmt.Errorf("device %s: %w", device, err)
+	}
+	return pins.Occupant(l.Attrs().Index)
+}
+
+// Taken returns an error when the programs of a dead rpd take what comes by one of some devices
+// for an address and port, and are not pinned below root: then they can be neither adopted nor
+// taken down from here. Their pair of interfaces tells of them: to look at programs takes more
+// privileges than rpd has.
+func Taken(root string, addr netip.AddrPort, devices []string) error {
+	pair := pindir.EndpointName(addr) + "a"
+	if _, err := netlink.LinkByName(pair); err != nil {
+		return nil
+	}
+	if there, err := pindir.Exists(root, addr); there || err != nil {
+		return err
+	}
+	conn, err := listen(addr)
+	if err != nil {
+		return nil // the rpd lives, or the engine will say what is wrong
+	}
+	defer conn.Close()
+	for _, name := range devices {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			continue
+		}
+		if x := l.Attrs().Xdp; x != nil && x.Attached {
+			return fmt.Errorf("the XDP program of a dead rpd on %s takes the datagrams for %v, as its pair of interfaces %s tells: "+
+				"start rpd with the [datapath] pin that it had, or remove that directory; if the program is of somebody else: ip link del %s",
+				name, addr, pair, pair)
+		}
+	}
+	return nil
+}
+
 // TakeDown ends the datapath that a dead process left for an address and port in the
 // network namespace of the calling thread: another engine is to have them. There need
 // be none.

@@ -209,9 +209,9 @@ func loadLife(path string) (life bpf.RpLife, err error) {
 // over reports whether a datapath drops everything.
 func over(life bpf.RpLife, boot time.Time) bool { return life.ValidUntil < uint64(time.Since(boot)) }
 
-// Evict ends the datapath that a dead rpd at another address or port left on a device, and
-// reports whether there was one. It is an error when that rpd runs.
-func (d *Dir) Evict(ifindex int) (evicted bool, err error) {
+// Occupant returns the directory of the datapath that a dead rpd at another address or port
+// left on a device, "" for none. It is an error when that rpd runs.
+func (d *Dir) Occupant(ifindex int) (dir string, err error) {
 	there, _ := filepath.Glob(filepath.Join(d.cfg.Root, fmt.Sprintf("mdcs*_%d", d.cfg.Netns), "*", LinkName(ifindex))) // a good pattern
 	for _, path := range there {
 		dir := filepath.Dir(path)
@@ -229,18 +229,28 @@ func (d *Dir) Evict(ifindex int) (evicted bool, err error) {
 			}
 		}
 		if err := findOwner(filepath.Join(dir, bpf.RpMapLives), d.cfg.Boot); err != nil {
-			return false, fmt.Errorf("%w, whose pins are %s: two cannot have one device; stop it, or give one of them other devices ([datapath] devices)", err, dir)
+			return "", fmt.Errorf("%w, whose pins are %s: two cannot have one device; stop it, or give one of them other devices ([datapath] devices)", err, dir)
 		}
-		if err := detachAll(dir); err != nil {
-			return false, fmt.Errorf("remove the datapath of a dead rpd, pinned at %s: %w", dir, err)
-		}
-		_ = os.Remove(endpoint) // not when it has another layout
-		name, _, _ := strings.Cut(filepath.Base(endpoint), "_")
-		d.cfg.RemovePair(name)
-		d.cfg.Log.Warn("datapath of a dead rpd at another address or port taken down", "pin", dir)
-		return true, nil
+		return dir, nil
 	}
-	return false, nil
+	return "", nil
+}
+
+// Evict ends the datapath of Occupant, and reports whether there was one.
+func (d *Dir) Evict(ifindex int) (evicted bool, err error) {
+	dir, err := d.Occupant(ifindex)
+	if dir == "" {
+		return false, err
+	}
+	if err := detachAll(dir); err != nil {
+		return false, fmt.Errorf("remove the datapath of a dead rpd, pinned at %s: %w", dir, err)
+	}
+	endpoint := filepath.Dir(dir)
+	_ = os.Remove(endpoint) // not when it has another layout
+	name, _, _ := strings.Cut(filepath.Base(endpoint), "_")
+	d.cfg.RemovePair(name)
+	d.cfg.Log.Warn("datapath of a dead rpd at another address or port taken down", "pin", dir)
+	return true, nil
 }
 
 // findOwner returns an error that names the rpd whose lives are pinned at a path, when it
@@ -289,8 +299,8 @@ func validUntil(lives *ebpf.Map) (uint64, error) {
 	return binary.NativeEndian.Uint64(value), nil
 }
 
-// threadNetns returns the inode of the network namespace of the calling thread.
-func threadNetns() (uint32, error) {
+// ThreadNetns returns the inode of the network namespace of the calling thread.
+func ThreadNetns() (uint32, error) {
 	var stat unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &stat); err != nil {
 		return 0, fmt.Errorf("network namespace: %w", err)
@@ -302,7 +312,7 @@ func threadNetns() (uint32, error) {
 // network namespace of the calling thread and still forwards, "" for none. boot is when
 // CLOCK_MONOTONIC was zero. With an error it is not known.
 func Left(root string, addr netip.AddrPort, boot time.Time) (dir string, err error) {
-	netns, err := threadNetns()
+	netns, err := ThreadNetns()
 	if err != nil {
 		return "", fmt.Errorf("look for a datapath: %w", err)
 	}
@@ -327,7 +337,7 @@ func Left(root string, addr netip.AddrPort, boot time.Time) (dir string, err err
 // Exists reports whether anything is pinned for an address and port in the network namespace of
 // the calling thread.
 func Exists(root string, addr netip.AddrPort) (bool, error) {
-	netns, err := threadNetns()
+	netns, err := ThreadNetns()
 	if err != nil {
 		return false, err
 	}
@@ -340,7 +350,7 @@ func Exists(root string, addr netip.AddrPort) (bool, error) {
 // TakeDown ends the datapaths of whatever layout that were left for an address and port in the
 // network namespace of the calling thread. The caller has bound the port.
 func TakeDown(root string, addr netip.AddrPort, log *slog.Logger) error {
-	netns, err := threadNetns()
+	netns, err := ThreadNetns()
 	if err != nil {
 		return fmt.Errorf("take down old datapath: %w", err)
 	}

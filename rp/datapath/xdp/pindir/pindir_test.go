@@ -79,7 +79,7 @@ func newHost(t *testing.T) *host {
 	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
 	h := &host{t: t, root: filepath.Join(mountBPF(t), "mdcs"), boot: bootTime(t)}
 	var err error
-	h.netns, err = threadNetns()
+	h.netns, err = ThreadNetns()
 	require.NoError(t, err)
 	h.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{
 		asm.Mov.Imm(asm.R0, 2), asm.Return(), // XDP_PASS
