@@ -80,6 +80,7 @@ type conn struct {
 	read    time.Time    // of the last message; of the reader, as what follows
 	pings   bucket       // of Pongs
 	pace    bucket       // of all messages of a stranger
+	early   time.Time    // when the next one may be read
 	written atomic.Int64 // when something was, as the time since the Server began
 
 	wmu sync.Mutex
@@ -203,6 +204,11 @@ var emptyList = []byte{0xc0}
 // ReadMsg implements Conn.
 func (c *conn) ReadMsg() (code uint64, payload []byte, err error) {
 	for {
+		// Nothing of what was read before is held meanwhile.
+		if early := time.Until(c.early); early > 0 {
+			c.srv.delayed.Add(1)
+			time.Sleep(early)
+		}
 		code, payload, err = c.next()
 		if reason := c.interrupted(); reason != nil {
 			return 0, nil, reason
@@ -213,7 +219,7 @@ func (c *conn) ReadMsg() (code uint64, payload []byte, err error) {
 		c.read = time.Now()
 		own := code >= c.offset && code < c.offset+c.proto.Length
 		if c.place != nil && !(own && c.proto.Bounded) {
-			c.wait(len(payload))
+			c.account(len(payload))
 		}
 		if own {
 			return code - c.offset, payload, nil
@@ -305,13 +311,11 @@ func (c *conn) base(code uint64, payload []byte) error {
 	return c.broken(fmt.Sprintf("message 0x%02x after hello", code))
 }
 
-// wait accounts for a message of some bytes, and waits when they come too fast.
-func (c *conn) wait(bytes int) {
-	cost := time.Second/paceMessages + time.Duration(bytes)*time.Second/paceBytes
-	if early := c.pace.take(c.read, cost) - paceBurst; early > 0 {
-		c.srv.delayed.Add(1)
-		time.Sleep(early)
-	}
+// account notes a message of some bytes that was read: when messages come too fast, the next
+// one is read later.
+func (c *conn) account(bytes int) {
+	c.pace.take(c.read, time.Second/paceMessages+time.Duration(bytes)*time.Second/paceBytes)
+	c.early = c.pace.full.Add(-paceBurst)
 }
 
 // bucket is what was taken of something that comes back with the time.

@@ -56,13 +56,15 @@ func (l *Limits) joins() Rates {
 }
 
 // switches are more than joins: when another RP dies, all that stand by here are activated
-// within a second, and each session, in all and of a prefix, must be able to.
+// within a second, and each session, in all and of a prefix, must be able to. Shares leave
+// a part of a rate for somebody new: the rates are twice the sessions, so that the last session
+// of a prefix still finds room.
 func (l *Limits) switches() Rates {
 	least := func(joins, sessions int) float64 {
 		if joins == 0 || sessions == 0 {
 			return 0
 		}
-		return float64(max(joins, sessions))
+		return float64(max(joins, 2*sessions))
 	}
 	return Rates{All: least(4*l.Joins, l.Sessions), Per48: least(l.JoinsPer48, l.Per48), Per64: least(l.JoinsPer64, l.Per64)}
 }
@@ -135,7 +137,7 @@ func (t *Table) Join(now time.Time, addr netip.Addr) error {
 	return t.joins.Take(now, addr, 1)
 }
 
-// Switch accounts for one session of addr that goes into its groups or out of them, or
+// Switch accounts for one session of addr that goes into its groups, or
 // refuses it.
 func (t *Table) Switch(now time.Time, addr netip.Addr) error {
 	t.mu.Lock()

@@ -242,9 +242,18 @@ func TestBeyond(t *testing.T) {
 // When another RP dies, all sessions that stand by may be activated at once.
 func TestSwitchesOfAllSessions(t *testing.T) {
 	const sessions = 4096
-	require.Equal(t, Rates{All: sessions, Per48: 10, Per64: 16},
+	require.Equal(t, Rates{All: 2 * sessions, Per48: 10, Per64: 32},
 		(&Limits{Sessions: sessions, Per48: 1, Per64: 16, Joins: 10, JoinsPer48: 10, JoinsPer64: 10}).switches())
-	require.Equal(t, 8000.0, (&Limits{Sessions: sessions, Joins: 2000}).switches().All)
+	require.Equal(t, 40_000.0, (&Limits{Sessions: sessions, Joins: 10_000}).switches().All)
 	require.Zero(t, (&Limits{Sessions: sessions}).switches().All, "no limit of joins")
 	require.Zero(t, (&Limits{Joins: 10}).switches().All, "no limit of sessions")
+
+	// All of one /32, in full sites and full LANs.
+	limits := Limits{Sessions: 10_000, Per48: 256, Per64: 16, Joins: 1000, JoinsPer48: 256, JoinsPer64: 16}
+	shares, now := NewShares(limits.switches(), time.Second), time.Now()
+	for i := range limits.Sessions {
+		site, lan, host := i/limits.Per48, i%limits.Per48/limits.Per64, i%limits.Per64
+		addr := netip.MustParseAddr(fmt.Sprintf("2001:db8:%x:%x::%x", site, lan, host+1))
+		require.NoError(t, shares.Take(now, addr, 1), "session %d", i)
+	}
 }
