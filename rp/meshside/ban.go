@@ -4,6 +4,7 @@ package meshside
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
@@ -121,20 +122,26 @@ func flood(what string) error {
 	return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf("flood of %s", what)}
 }
 
-// pace is how fast the messages of a connection are read. It is of the goroutine that reads.
+// pace is how fast the messages of a neighbour are read, on one connection after the other.
 type pace struct {
+	mu sync.Mutex
 	bucket
 	slowed time.Duration // since the bucket was full
 }
 
-// wait slows a connection down after a message of some bytes. It returns false when it has been
-// too fast for too long.
-func (s *Server) pace(l *link, p *pace, size int) bool {
+// slowDown slows a connection down after a message of some bytes. It returns false when the
+// neighbour has been too fast for too long.
+func (s *Server) slowDown(l *link, size int) bool {
+	p := &l.pace
+	p.mu.Lock()
 	now := time.Now()
 	if !p.full.After(now) {
 		p.slowed = 0
 	}
 	short := p.take(now, 1+size>>10, messageBurst, time.Second/messageRate)
+	p.slowed += short
+	slowed := p.slowed
+	p.mu.Unlock()
 	if short == 0 {
 		return true
 	}
@@ -143,6 +150,5 @@ func (s *Server) pace(l *link, p *pace, size int) bool {
 	case <-time.After(short):
 	case <-l.ended:
 	}
-	p.slowed += short
-	return p.slowed < floodTime
+	return slowed < floodTime
 }

@@ -686,3 +686,32 @@ func TestFloodOfKeys(t *testing.T) {
 		}
 	})
 }
+
+// A neighbour that floods gains nothing by connecting anew: it is banned as on one connection.
+func TestFloodOnManyConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNetwork(t).start(1, incarnationOf(1, 0))
+		began := time.Now()
+		for p.neighbour(2).State != Banned {
+			c := p.connect(2)
+			c.open(incarnationOf(2, 0))
+			c.drain()
+			ends := time.After(4 * time.Second) // sooner than a flood is one
+			for over := false; !over; {
+				written := make(chan error, 1)
+				go func() { written <- p2p.Send(c.rw, linkstate.AckedMsg, &linkstate.Acked{Epoch: 1}) }()
+				select {
+				case err := <-written:
+					over = err != nil
+				case <-ends:
+					over = true
+				}
+			}
+			c.rw.Close()
+			<-c.done
+			synctest.Wait()
+			require.Less(t, time.Since(began), time.Minute)
+		}
+		require.NotZero(t, p.Stats().Violations)
+	})
+}

@@ -52,8 +52,6 @@ type link struct {
 	open     bool             // the core and the datapath have it
 	proven   bool             // the neighbour accepts what is sent by the session
 	over     bool             // nothing more is sent
-	heard    time.Time        // as the core knows
-	hellos   bucket
 
 	// Group keys.
 	due   map[uint32]bool       // ingress RPs whose keys are to be offered
@@ -107,7 +105,6 @@ func (s *Server) run(rw front.Conn) error {
 		return p2p.DiscQuitting
 	}
 	in := msgio.Receive(rw, decode, l.ended)
-	var pace pace
 	for {
 		select {
 		case r, ok := <-in:
@@ -115,7 +112,7 @@ func (s *Server) run(rw front.Conn) error {
 				<-l.ended
 				return l.err
 			}
-			if !s.pace(l, &pace, r.Message.size) {
+			if !s.slowDown(l, r.Message.size) {
 				s.do(func() { s.received(l, msgio.Received[message]{Err: flood("messages")}) })
 			}
 		case <-l.ended:

@@ -178,12 +178,15 @@ type neighbour struct {
 	id        linkstate.ID
 	connected atomic.Bool
 
-	log *slog.Logger // of what the neighbour causes: limited
+	log  *slog.Logger // of what the neighbour causes: limited
+	pace pace         // of its messages
 
 	// Of the goroutine of serve.
 	link        *link  // nil without a connection
 	incarnation uint32 // the latest, 0 when it was never known
 	ban         ban
+	hellos      bucket
+	heard       time.Time // as the core knows
 
 	// Sessions by which datagrams still go, although their connections ended. What goes
 	// to the neighbour goes by the first one, until its new session is proven.
@@ -359,11 +362,8 @@ func (s *Server) tick() bool {
 	s.waited = false
 	s.now = now
 	s.heardHellos()
-	for _, l := range s.links {
-		if heard := s.cfg.Engine.Heard(l.index); heard.After(l.heard) {
-			l.heard = heard
-			s.core.Heard(heard, l.id)
-		}
+	for _, n := range s.neighbours {
+		s.hear(n)
 	}
 	s.core.Tick(now)
 	s.countMembers()
@@ -379,6 +379,21 @@ func (s *Server) tick() bool {
 		s.sweep()
 	}
 	return true
+}
+
+// hear tells the link state when datagrams came from a neighbour, by whatever session: those of one
+// that is away come by the session before.
+func (s *Server) hear(n *neighbour) {
+	heard := n.heard
+	for _, index := range n.sessions() {
+		if at := s.cfg.Engine.Heard(index); at.After(heard) {
+			heard = at
+		}
+	}
+	if heard.After(n.heard) {
+		n.heard = heard
+		s.core.Heard(heard, n.id)
+	}
 }
 
 // tickTwins warns of another RP with the same node key, a clone of this machine. The mesh

@@ -305,3 +305,39 @@ func TestWay(t *testing.T) {
 	near.link.proven = true
 	require.Equal(t, uint32(6), near.sends())
 }
+
+// The datapath of a neighbour whose process is away is heard by the session before: no backup is asked.
+func TestAwayAndHeard(t *testing.T) {
+	for name, forwards := range map[string]bool{"forwards": true, "is silent": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNetwork(t)
+				n.delay[[2]byte{1, 3}] = 40 * time.Millisecond
+				var p []*point
+				for i := range byte(3) {
+					p = append(p, n.start(i+1, incarnationOf(i+1, 0), outlives))
+					p[i].join()
+				}
+				a, b := n.link(p[0], p[1]), n.link(p[1], p[2])
+				n.link(p[0], p[2])
+				n.settle()
+				ready, _ := p[0].Admit(true)
+				<-ready
+				n.settle()
+				grafts := p[2].Stats().Core.Grafts
+				p[1].kill(a, b)
+				for range 60 {
+					if forwards {
+						for _, s := range p[2].engine.state(0).Sessions {
+							p[2].engine.SetHeard(s.Index, time.Now())
+						}
+					}
+					time.Sleep(50 * time.Millisecond)
+				}
+				synctest.Wait()
+				require.Equal(t, Away, stateOf(t, p[2], 2))
+				require.Equal(t, forwards, p[2].Stats().Core.Grafts == grafts)
+			})
+		})
+	}
+}
