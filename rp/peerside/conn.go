@@ -709,9 +709,11 @@ func (c *conn) rekey(now time.Time, r *rekey) {
 
 // acknowledged notes that the peer has the keys of a Rekey.
 func (c *conn) acknowledged(id uint32) {
-	if c.waiting[id] != nil {
+	if r := c.waiting[id]; r != nil {
 		c.missed = 0
-		c.late.Store(false)
+		if time.Now().Before(r.until) { // else it is as late as before
+			c.late.Store(false)
+		}
 	}
 	c.answer(id)
 }
