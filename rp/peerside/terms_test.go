@@ -211,7 +211,7 @@ func TestSlowMembersDelayNobody(t *testing.T) {
 		}
 		require.Zero(t, took(9))
 		require.Equal(t, proto.ReasonExpired, expect[*proto.Leave](silent).Reason)
-		synctest.Wait() // the session ends behind its Leave
+		time.Sleep(time.Millisecond) // the session ends behind its Leave
 		require.Equal(t, 1, r.cfg.Members.Members()[group])
 		require.Equal(t, 4, rekeyed)
 		r.mu.Lock()
