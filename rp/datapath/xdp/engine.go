@@ -86,6 +86,10 @@ type Options struct {
 
 	validity       time.Duration // for tests; 0 is pindir.Validity
 	refuseCounters error         // for tests: what loading the counters of losses ends with
+
+	// For tests: load loads the programs, which stay when the engine ends. Nil: objects.Load, and
+	// they are closed.
+	load func(objects.Options) (*objects.Objects, error)
 }
 
 // Engine implements datapath.Multicaster.
@@ -364,7 +368,11 @@ func (e *Engine) load() (err error) {
 		e.cfg.Incarnation, e.cfg.HandleKey = e.left.Life.Incarnation, objects.WholeKey(e.left.Life.HandleKey)
 	}
 	opt.Incarnation, opt.HandleKey = e.cfg.Incarnation, e.cfg.HandleKey
-	if e.objects, err = objects.Load(opt); err != nil {
+	load := objects.Load
+	if e.opt.load != nil {
+		load = e.opt.load
+	}
+	if e.objects, err = load(opt); err != nil {
 		return err
 	}
 	if e.left == nil {
@@ -505,7 +513,7 @@ func (e *Engine) shut() {
 	if e.table != nil {
 		e.table.clear()
 	}
-	if e.objects != nil {
+	if e.objects != nil && e.opt.load == nil {
 		e.objects.Close()
 	}
 	if e.nl != nil {

@@ -19,8 +19,9 @@ var paths = map[string]time.Duration{
 func TestXDPTable(t *testing.T) {
 	for name, quiet := range paths {
 		t.Run(name, func(t *testing.T) {
+			s := newSeats(t)
 			datapathtest.Run(t, func(t *testing.T, cfg datapath.Config) datapathtest.Subject {
-				return newXDPSubject(t, cfg, quiet)
+				return s.subject(t, cfg, quiet)
 			})
 		})
 	}
@@ -30,8 +31,9 @@ func TestXDPTable(t *testing.T) {
 func TestXDPChannels(t *testing.T) {
 	for name, quiet := range paths {
 		t.Run(name, func(t *testing.T) {
+			s := newSeats(t)
 			datapathtest.RunChannels(t, func(t *testing.T, cfg datapath.Config) datapathtest.Subject {
-				return newChannelSubject(newXDPSubject(t, cfg, quiet))
+				return newChannelSubject(s.subject(t, cfg, quiet))
 			})
 		})
 	}
@@ -47,8 +49,9 @@ func TestXDPSites(t *testing.T) {
 func TestXDPGolden(t *testing.T) {
 	for name, quiet := range paths {
 		t.Run(name, func(t *testing.T) {
+			s := newSeats(t)
 			datapathtest.Golden(t, func(t *testing.T, cfg datapath.Config) datapathtest.Subject {
-				return newXDPSubject(t, cfg, quiet)
+				return s.subject(t, cfg, quiet)
 			})
 		})
 	}

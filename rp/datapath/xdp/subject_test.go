@@ -75,6 +75,10 @@ func newXDPSubject(t *testing.T, cfg datapath.Config, quiet time.Duration) *subj
 
 func newSubjectAt(l *lab, cfg datapath.Config, opt Options) *subject {
 	cfg.Addr = netip.AddrPortFrom(l.rpAddr(0), 0)
+	return newSubjectWith(l, cfg, opt)
+}
+
+func newSubjectWith(l *lab, cfg datapath.Config, opt Options) *subject {
 	opt.Devices = l.devices()
 	e := l.attach(func() (*Engine, error) { return Attach(cfg, opt) })
 	return newSubject(l, e, 40000, e.settled)

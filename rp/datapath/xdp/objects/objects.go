@@ -153,12 +153,18 @@ func (o *Objects) load(opt Options) error {
 	o.SetEgress(0, opt.Egress)
 	o.FillEgress(0)
 	if opt.Left == nil {
-		life := o.Memory.Lives.At(0)
-		life.Incarnation, life.HandleKey = opt.Incarnation, bpf.RpKey{K0: k0, K1: k1}
-		life.Owner, life.Port = opt.Owner, Port(opt.Addr.Port())
-		life.Addr.Word = Words(opt.Addr.Addr().As16())
+		o.setLife(opt)
 	}
 	return nil
+}
+
+// setLife writes down whose datapath it is.
+func (o *Objects) setLife(opt Options) {
+	life := o.Memory.Lives.At(0)
+	life.Incarnation = opt.Incarnation
+	life.HandleKey.K0, life.HandleKey.K1 = Halves(opt.HandleKey)
+	life.Owner, life.Port = opt.Owner, Port(opt.Addr.Port())
+	life.Addr.Word = Words(opt.Addr.Addr().As16())
 }
 
 // Close closes the programs and the BPF maps, and unmaps Memory.
