@@ -48,10 +48,15 @@ var bareAddr = netip.MustParseAddrPort("[2001:db8::53]:30500")
 // newBare returns the programs and their tables without any device: frames come
 // from BPF_PROG_TEST_RUN, and nothing leaves.
 func newBare(t testing.TB, cfg datapath.Config) *Engine {
+	return newBareWith(t, cfg, nil)
+}
+
+// newBareWith has the programs loaded by a function.
+func newBareWith(t testing.TB, cfg datapath.Config, load func(objects.Options) (*objects.Objects, error)) *Engine {
 	needKernel(t)
 	boot, err := objects.BootTime()
 	require.NoError(t, err)
-	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour}, boot: boot, addr: bareAddr}
+	e := &Engine{cfg: cfg, opt: Options{Quiet: -1, validity: time.Hour, load: load}, boot: boot, addr: bareAddr}
 	t.Cleanup(e.shut)
 	e.nl, err = netlink.NewHandle()
 	require.NoError(t, err)
@@ -111,9 +116,10 @@ func (e *Engine) state(t testing.TB) (all [][]byte) {
 func TestXDPProgramGolden(t *testing.T) {
 	f, err := wiretest.Load()
 	require.NoError(t, err)
+	s := newSeat(t)
 	for _, v := range f.Vectors {
 		t.Run(v.Name, func(t *testing.T) {
-			e := newBare(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)})
+			e := newBareWith(t, datapath.Config{Incarnation: f.Incarnation, HandleKey: auth.Key(f.HandleKey)}, s.load)
 			require.NoError(t, e.apply(datapathtest.GoldenState(f)))
 			for _, before := range f.History(v) {
 				e.receive(t, frame(before.Source, bareAddr, before.Datagram))

@@ -23,7 +23,7 @@ type seats struct {
 }
 
 type seat struct {
-	lab    *lab
+	lab    *lab // nil: none is needed
 	loaded map[string]*objects.Objects
 }
 
@@ -35,12 +35,8 @@ func newSeats(t *testing.T) *seats {
 // subject returns an engine with one device in front of one host, until the end of a test.
 func (s *seats) subject(t *testing.T, cfg datapath.Config, quiet time.Duration) *subject {
 	if len(s.free) == 0 {
-		added := &seat{lab: newLab(s.t, 1), loaded: make(map[string]*objects.Objects)}
-		s.t.Cleanup(func() {
-			for _, o := range added.loaded {
-				o.Close()
-			}
-		})
+		added := newSeat(s.t)
+		added.lab = newLab(s.t, 1)
 		s.free = append(s.free, added)
 	}
 	used := s.free[0]
@@ -50,6 +46,17 @@ func (s *seats) subject(t *testing.T, cfg datapath.Config, quiet time.Duration) 
 	l.t = t
 	cfg.Addr = netip.AddrPortFrom(l.rpAddr(0), 30500)
 	return newSubjectWith(&l, cfg, Options{Quiet: quiet, load: used.load})
+}
+
+// newSeat returns a seat without lab and programs.
+func newSeat(t testing.TB) *seat {
+	s := &seat{loaded: make(map[string]*objects.Objects)}
+	t.Cleanup(func() {
+		for _, o := range s.loaded {
+			o.Close()
+		}
+	})
+	return s
 }
 
 // load loads programs with these options, or takes them again.
