@@ -18,10 +18,10 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
-// adopt goes on with the datapath that was left. Whatever it is stopped by, the old
-// programs or the new ones forward by tables that are complete: the new programs take
-// the place of the old ones each at once, then each stream goes over to a new chain
-// by one store. Old slices are not touched; frames may still be in them.
+// adopt goes on with the datapath that was left. It is crash-safe: at each step either the old or
+// the new programs run on complete BPF maps. Programs are replaced one link at a time, and then
+// each stream goes over to a new chain by one store. Old slices are not touched: frames may still
+// be in them.
 func (e *Engine) adopt() error {
 	left := e.left
 	e.recirc = left.recirc

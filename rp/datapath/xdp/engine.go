@@ -216,7 +216,7 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 }
 
 // run is the engine's thread. It is never unlocked, so that it ends with the
-// goroutine: its namespace is that of no other goroutine.
+// goroutine: no other goroutine gets its namespace.
 func (e *Engine) run(ns netns.NsHandle, ready chan<- error) {
 	defer close(e.done)
 	runtime.LockOSThread()
@@ -351,7 +351,7 @@ func (e *Engine) open() error {
 	return e.begin()
 }
 
-// load loads the programs, on BPF maps of their own or on those that are left.
+// load loads the programs, on new BPF maps or on the ones that were left.
 func (e *Engine) load() (err error) {
 	opt := objects.Options{
 		Addr:           e.addr,

@@ -23,7 +23,7 @@ func (f *Fanout) AdoptEchoes() error {
 }
 
 // AdoptAnchors takes over the anchors of another process, of which streams have some. It returns
-// those that frames may still come by: RetireAnchors is to get them when streams have others.
+// the anchors that frames may still come by: RetireAnchors is to get them when streams have others.
 // All others are free: they lead nowhere, and nothing leads to them.
 func (f *Fanout) AdoptAnchors(streams []uint32) (busy []uint32) {
 	used := make(map[uint32]bool)
@@ -81,8 +81,8 @@ func (f *Fanout) AdoptSlices(anchors []uint32) error {
 	return nil
 }
 
-// LetGo takes back the slices that were left, but for those that streams still go by, from
-// some anchors on.
+// LetGo takes back the slices that were left, unless streams still go by them, from some anchors
+// on.
 func (f *Fanout) LetGo(anchors []uint32) {
 	used := f.reached(anchors)
 	for index, s := range f.left {

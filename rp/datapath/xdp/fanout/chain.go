@@ -105,9 +105,9 @@ func (c *Chain) Change(some map[uint32]*Member, missing int) error {
 	return c.arrange(next, joins, missing)
 }
 
-// arrange finds places for those who join, and publishes.
+// arrange finds places for the members that join, and publishes.
 func (c *Chain) arrange(next []*plan, joins []Member, missing int) error {
-	// Those who join take the places in slices that change anyway and in the first
+	// Members that join take the places in slices that change anyway and in the first
 	// one, then new slices in front.
 	for i, p := range next {
 		if p.changed || i == 0 {
@@ -135,7 +135,7 @@ func (c *Chain) arrange(next []*plan, joins []Member, missing int) error {
 	return c.replace(all, missing)
 }
 
-// replace makes a chain anew, in the given order. One store puts it in the old one's
+// replace builds all slices of a chain again, in the given order. One store puts it in the old one's
 // place, so that members may have moved.
 func (c *Chain) replace(members []Member, missing int) error {
 	var next []*plan

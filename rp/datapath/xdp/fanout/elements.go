@@ -72,8 +72,8 @@ func (s *Elements) Expire(now time.Time) (expired []uint32) {
 	return expired
 }
 
-// Adopt takes over the elements below next of another process; those that are not used are as
-// if retired just now.
+// Adopt takes over the elements below next of another process; elements that are not used are
+// as if retired just now.
 func (s *Elements) Adopt(next uint32, used map[uint32]bool, now time.Time) {
 	for element := s.next; element < next; element++ {
 		if !used[element] {

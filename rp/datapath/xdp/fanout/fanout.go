@@ -12,7 +12,7 @@
 //
 //   - A published slice is never changed. A receiver that joins or leaves gets a new slice in the
 //     old one's place, by one store. So a datagram in flight reaches a receiver that stays
-//     exactly once, and one that joins or leaves just then at most once.
+//     exactly once, and a receiver that joins or leaves just then at most once.
 //   - A reference names a slice by index and generation. A generation is new with each use of the
 //     index, so a frame that waited too long finds another one and is dropped.
 //   - A slice that nothing leads to any more goes on to lead where it led for Quarantine, and only
@@ -112,7 +112,7 @@ type DeviceMap interface {
 
 // Devices are the interfaces that copies leave by.
 type Devices interface {
-	// Device returns an interface by its number, which is that of a device that is there.
+	// Device returns an interface by its number. The device is there.
 	Device(number int) (ifindex int, name string)
 
 	// IsGone reports whether there is no interface with an index any more.
@@ -136,14 +136,14 @@ type Receiver interface {
 // Hop is what a frame to a receiver needs.
 type Hop struct {
 	Device     int    // number
-	Attachment uint32 // of the device: one that came back is another
+	Attachment uint32 // of the device, new when the device comes back
 	Dst, Src   [6]byte
 	HopLimit   uint8
 }
 
 // Member is one copy of a slice.
 type Member struct {
-	To    Receiver // nil: the ECHO to whoever published, unless it is whole
+	To    Receiver // nil: the ECHO to the publisher, unless it is whole
 	Whole bool     // frames of user space that are complete
 	Hop   Hop
 }
@@ -167,7 +167,7 @@ type Fanout struct {
 	now     func() time.Time
 
 	// Slices, by index; 0 is not used: it ends a chain.
-	maps        []DeviceMap // nil: that of another process
+	maps        []DeviceMap // nil: another process made it
 	slots       []int       // in use of each map
 	generations []uint16
 	free        []uint32

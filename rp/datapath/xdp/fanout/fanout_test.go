@@ -28,7 +28,7 @@ func newRig() *rig {
 	return r
 }
 
-// fanout is that of another process on the same BPF maps.
+// fanout returns the Fanout of another process on these BPF maps.
 func (r *rig) fanout() *fanout.Fanout {
 	return fanout.New(r.maps, r.maps, func() time.Time { return r.now })
 }
@@ -124,7 +124,7 @@ func TestRefusalsProperty(t *testing.T) {
 }
 
 // Device maps are installed before all slices are in use, off the thread; a change that
-// needs them at once waits for those that are under way.
+// needs them at once waits for the device maps that are under way.
 func TestGrowsAhead(t *testing.T) {
 	const step = 64
 	r := newRig()
@@ -184,7 +184,8 @@ func TestOutOfSlices(t *testing.T) {
 	require.ErrorIs(t, err, r.maps.RefuseMaps)
 }
 
-// A device that is gone is told of, and one that only refuses a copy is not taken for gone.
+// A device that is gone is told of. A device whose copies the kernel refuses for another reason is
+// not taken for gone.
 func TestGoneDevice(t *testing.T) {
 	r := newRig()
 	c, err := r.NewChain(nil)
@@ -197,6 +198,12 @@ func TestGoneDevice(t *testing.T) {
 	require.Equal(t, 3, gone.Device)
 	require.Empty(t, c.Slices())
 	delete(some, 2)
+	r.maps.RefuseCopies = errors.New("no memory")
+	err = c.Change(some, 0)
+	require.ErrorIs(t, err, r.maps.RefuseCopies)
+	_, ok = errors.AsType[*fanout.GoneError](err)
+	require.False(t, ok)
+	r.maps.RefuseCopies = nil
 	require.NoError(t, c.Change(some, 0))
 	require.Equal(t, []uint32{1}, (&fanouttest.Walker{Reader: r.maps, T: t}).From(uint64(c.Anchor())))
 }

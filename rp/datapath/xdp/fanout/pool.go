@@ -126,7 +126,7 @@ func (f *Fanout) Released() time.Time {
 // Room is how many slices can be taken now.
 func (f *Fanout) Room() int { return len(f.free) + len(f.bare) + MaxSlices - len(f.maps) }
 
-// Generation returns that of the last slice of an index, 0 for none.
+// Generation returns the generation of the last slice of an index, 0 for none.
 func (f *Fanout) Generation(index uint32) uint16 {
 	if int(index) >= len(f.generations) {
 		return 0

@@ -64,7 +64,7 @@ func NewEndpoint(session uint32, addr netip.Addr, path Path) *Endpoint {
 // Path returns how frames get to the endpoint.
 func (e *Endpoint) Path() Path { return e.path }
 
-// isChannel reports whether the endpoint is a channel, whose interface is that of its zone.
+// isChannel reports whether the endpoint is a channel. Its zone names its interface.
 func (e *Endpoint) isChannel() bool { return e.Addr.IsMulticast() }
 
 // Config is what a Tracker needs to know.
@@ -87,9 +87,9 @@ type Tracker struct {
 
 	// What the kernel says.
 	entries   map[Path]hostnet.MAC // ND entries that can be sent to
-	permanent map[Path]bool        // whether the kernel keeps an entry by itself, of those that it told of
+	permanent map[Path]bool        // the entries that the kernel told of: whether it keeps them by itself
 
-	// Who asks.
+	// What is followed.
 	sorted    []netip.Addr // of endpoints that are no channels, distinct
 	endpoints map[netip.Addr]map[uint32]*Endpoint
 	users     map[Path]map[uint32]*Endpoint // by path, and session
@@ -112,7 +112,7 @@ type Waiter struct {
 // Known returns a channel that is closed when no entry is missing any more.
 func (w *Waiter) Known() <-chan struct{} { return w.known }
 
-// New starts to follow routes and ND entries, and takes those that the kernel has now. With an
+// New starts to follow routes and ND entries, and takes the entries that the kernel has now. With an
 // error nothing of it is left.
 func New(cfg Config, nl *netlink.Handle) (*Tracker, error) {
 	t := newTracker(cfg)
@@ -217,7 +217,7 @@ func (t *Tracker) lookUp(addr netip.Addr) {
 	}
 }
 
-// next returns the address that has waited the longest, if it is still that of an endpoint.
+// next returns the address that has waited the longest, if an endpoint still has it.
 func (t *Tracker) next() (addr netip.Addr, ok bool) {
 	addr, t.queue = t.queue[0], t.queue[1:]
 	delete(t.queued, addr)
@@ -335,7 +335,7 @@ func (t *Tracker) RelistIfDue() {
 // Relist takes the ND entries that the kernel has, and has all paths looked up. What the kernel
 // does not list is asked for.
 func (t *Tracker) Relist() {
-	if tables, err := hostnet.Tables(t.nl); err == nil { // else those of the last time
+	if tables, err := hostnet.Tables(t.nl); err == nil { // else the tables of the last time stay
 		t.watch.Follow(tables)
 	}
 	entries, err := hostnet.Entries(t.nl)
@@ -490,8 +490,8 @@ func (t *Tracker) Missing() bool {
 	return false
 }
 
-// Await asks for the ND entries of paths, and returns a waiter for those that are missing, nil
-// when none is.
+// Await asks for the ND entries of paths, and returns a waiter for the missing ones, nil
+// when none is missing.
 func (t *Tracker) Await(paths []Path) *Waiter {
 	w := &Waiter{known: make(chan struct{})}
 	for _, p := range paths {

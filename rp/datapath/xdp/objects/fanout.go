@@ -107,7 +107,7 @@ func newestPIDs() (pids []int) {
 	return pids
 }
 
-// allPIDs returns those of all processes.
+// allPIDs returns the PIDs of all processes.
 func allPIDs() (pids []int) {
 	names, _ := filepath.Glob("/proc/[0-9]*") // the pattern is right
 	for _, name := range names {
@@ -118,7 +118,7 @@ func allPIDs() (pids []int) {
 	return pids
 }
 
-// isFan reports whether a kernel thread's name is that of one behind a queue.
+// isFan reports whether a name is the name of a kernel thread behind a queue.
 func isFan(comm string, id uint32, cpus []uint32) bool {
 	for _, cpu := range cpus {
 		name := fmt.Sprintf("cpumap/%d/map:%d", cpu, id)

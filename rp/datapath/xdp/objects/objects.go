@@ -173,8 +173,8 @@ func (o *Objects) Close() {
 	_ = o.RpObjects.Close() // of file descriptors: nothing to do about it
 }
 
-// Cookie begins the frames on the recirculation pair. It is the same for all who go on with a
-// datapath, and nobody else knows it.
+// Cookie begins the frames on the recirculation pair. All processes that go on with a datapath
+// have one cookie, which nobody else knows.
 func (o *Objects) Cookie() uint64 { return o.cookie }
 
 // loadCounters loads the programs that count what rings and queues drop.

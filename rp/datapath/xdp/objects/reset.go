@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reset makes the BPF maps what they are after Load with the same options: loading takes the
-// verifier some tenths of a second, which tests spare. No program may be attached. The queues of
+// Reset makes the BPF maps what they are after Load with these options. Tests spare the verifier
+// with it, which takes some tenths of a second for each Load. No program may be attached. The queues of
 // the fan-out and the device maps of slices stay until StartFanout and InstallTargets put others
 // in their place.
 func (o *Objects) Reset(opt Options) error {

@@ -98,7 +98,7 @@ type Dir struct {
 	cfg      Config
 	endpoint string
 	path     string
-	own      bool // path is that of this process
+	own      bool // this process pinned or adopted what is in path
 }
 
 // CheckRoot returns an error when nothing can be pinned in a directory, which need not be there.
@@ -151,7 +151,7 @@ func New(cfg Config) (*Dir, error) {
 // Path returns the directory that the datapath is pinned in.
 func (d *Dir) Path() string { return d.path }
 
-// endpointDir has the network namespace in its name: addresses may be the same in several.
+// endpointDir has the network namespace in its name: two namespaces may use one address.
 func endpointDir(root string, addr netip.AddrPort, netns uint32) string {
 	return filepath.Join(root, fmt.Sprintf("%s_%d", EndpointName(addr), netns))
 }
@@ -224,10 +224,11 @@ func (d *Dir) Commit(maps map[string]*ebpf.Map, links map[string]link.Link) erro
 	return nil
 }
 
-// Own makes an adopted directory that of this process: Remove removes it.
+// Own says that this process has adopted what is in the directory: Remove removes it.
 func (d *Dir) Own() { d.own = true }
 
-// Owned reports whether the directory is that of this process: after Commit or Own.
+// Owned reports whether this process has pinned or adopted what is in the directory: after Commit
+// or Own.
 func (d *Dir) Owned() bool { return d.own }
 
 // PinLink pins one more link in a directory that is there.
@@ -238,8 +239,8 @@ func (d *Dir) PinLink(name string, l link.Link) error {
 	return nil
 }
 
-// UnpinLink removes the pin of a link. A pin that is gone already is left so, and one that
-// cannot be removed is removed by the next start.
+// UnpinLink removes the pin of a link, if it is there. A pin that cannot be removed is removed by
+// the next start.
 func (d *Dir) UnpinLink(name string) { _ = os.Remove(filepath.Join(d.path, name)) }
 
 // EndLink removes the pin of a link, if it is there, and with it the last reference to the link:

@@ -210,7 +210,7 @@ func TestXDPPinsFound(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, none)
 
-	// The process that adopted it is the one that removes it.
+	// Only the process that adopted it removes it.
 	next.Remove()
 	require.DirExists(t, next.Path())
 	next.Own()
@@ -266,7 +266,7 @@ func TestXDPPinsOutOfTime(t *testing.T) {
 	require.NoDirExists(t, again.Path())
 }
 
-// A device is taken from a dead rpd, and never from one that runs: whoever has the port has the
+// A device is taken from a dead rpd, and never from an rpd that runs: the process with the port has the
 // datapath.
 func TestXDPPinsEvict(t *testing.T) {
 	h := newHost(t)
@@ -292,7 +292,7 @@ func TestXDPPinsEvict(t *testing.T) {
 	require.Equal(t, []string{EndpointName(ours)}, h.removed)
 }
 
-// Pins that come and go later: a device that is attached, and one that is gone.
+// Pins come and go later, with devices that are attached or gone.
 func TestXDPPinsLater(t *testing.T) {
 	h := newHost(t)
 	d := h.load(ours, time.Hour)

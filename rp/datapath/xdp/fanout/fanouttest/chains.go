@@ -78,9 +78,9 @@ func (w *Walker) FromSlice(index uint32, generation uint16) (reached []uint32) {
 	return reached
 }
 
-// CheckChains requires that whoever stays gets each datagram once, wherever the datagram is in the
-// chain when others join and leave; that whoever is there when it enters the chain gets it, and
-// nobody else. expire ends all quarantines.
+// CheckChains requires of a datagram, wherever it is in a chain when receivers join and leave: each
+// receiver that stays gets it once. A datagram that enters the chain then reaches the receivers of
+// then, and no other. expire ends all quarantines.
 func CheckChains(t *testing.T, f *fanout.Fanout, maps Reader, expire func()) {
 	rapid.Check(t, func(t *rapid.T) {
 		expire() // of the check before

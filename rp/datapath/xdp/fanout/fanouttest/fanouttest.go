@@ -2,7 +2,7 @@
 
 // Package fanouttest has the BPF maps and devices of package fanout in memory, a walker that reads
 // chains as a datagram does, and the property that chains must have, which holds for the maps in
-// memory and for those of the kernel alike.
+// memory and for the maps of the kernel alike.
 package fanouttest
 
 import (
@@ -28,6 +28,9 @@ type Memory struct {
 
 	// RefuseMaps is what making device maps ends with.
 	RefuseMaps error
+
+	// RefuseCopies is what giving a slice a copy ends with.
+	RefuseCopies error
 
 	// Gone are the interfaces that are not there, by index.
 	Gone map[int]bool
@@ -151,6 +154,9 @@ type deviceMap struct {
 func (d *deviceMap) PutCopy(slot uint32, ifindex int) error {
 	if d.m.Gone[ifindex] {
 		return errors.New("no such device")
+	}
+	if d.m.RefuseCopies != nil {
+		return d.m.RefuseCopies
 	}
 	d.slots[slot] = ifindex
 	return nil
