@@ -280,7 +280,7 @@ func (s *Server) refusals() (n uint64) {
 }
 
 // Dial runs the handshakes on a connection that was made to a node, and closes it if they
-// fail. If they do not, the connection is served, and Opened was called.
+// fail. A node that is not trusted counts as a stranger. If they do not, the connection is served, and Opened was called.
 func (s *Server) Dial(fd net.Conn, node *enode.Node) error {
 	c := &conn{srv: s, fd: fd, addr: remoteAddr(fd)}
 	s.mu.Lock()
@@ -366,7 +366,7 @@ func (s *Server) handshake(c *conn, node *enode.Node) (*Protocol, Reason, error)
 	if len(allowed) == 0 {
 		return nil, Unlisted, p2p.DiscUselessPeer
 	}
-	if node == nil && !s.known(c) {
+	if !s.known(c) {
 		return nil, Taken, p2p.DiscTooManyPeers // counted
 	}
 	caps := make([]p2p.Cap, len(s.cfg.Protocols))

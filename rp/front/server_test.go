@@ -752,8 +752,10 @@ func TestDial(t *testing.T) {
 		require.NoError(t, err)
 		return a.Dial(fd, enode.NewV4(&key.PublicKey, net.IPv6loopback, 1, 0))
 	}
+	trusted := enode.NewV4(&b.key.PublicKey, net.IPv6loopback, 1, 0)
+	a.SetTrusted([]*enode.Node{trusted})
 	require.NoError(t, dial(b.key))
-	require.Equal(t, 1, a.Stats().Neighbours, "who is dialled counts for no limit")
+	require.Equal(t, 1, a.Stats().Neighbours, "who is trusted counts for no limit")
 	require.Equal(t, int64(1), a.opened.Load())
 	require.Eventually(t, func() bool { return b.Stats().Strangers == 1 && b.opened.Load() == 1 }, 10*time.Second, time.Millisecond)
 
@@ -762,6 +764,19 @@ func TestDial(t *testing.T) {
 	require.Equal(t, uint64(1), a.Stats().Refused[Duplicate])
 	a.Close()
 	require.Error(t, dial(b.key))
+}
+
+// A node that is dialled and that nobody trusts is a stranger: it has a place, among others'
+// limits, and is read at a stranger's pace.
+func TestDialledStranger(t *testing.T) {
+	tcp, err := net.Listen("tcp6", "[::1]:0")
+	require.NoError(t, err)
+	a, b := newHouse(t, nil), newHouse(t, func(c *Config) { c.Listener = tcp })
+	fd, err := net.Dial("tcp6", tcp.Addr().String())
+	require.NoError(t, err)
+	require.NoError(t, a.Dial(fd, enode.NewV4(&b.key.PublicKey, net.IPv6loopback, 1, 0)))
+	require.Zero(t, a.Stats().Neighbours)
+	require.Equal(t, 1, a.Stats().Strangers)
 }
 
 // Stop tells who is connected, Close ends handshakes alone.
