@@ -18,14 +18,17 @@ import (
 // Ring holds the newest datapath.EpochsKept epochs of each (ingress RP, group). At
 // most one of them is active. It is safe for concurrent use.
 type Ring struct {
-	mu   sync.Mutex
-	keys map[id][]proto.GroupKey // oldest first
+	mu     sync.Mutex
+	keys   map[id][]proto.GroupKey // oldest first
+	groups map[uint32][]uint32     // of each ingress RP, ascending
 }
 
 type id struct{ ingress, group uint32 }
 
 // New returns an empty ring.
-func New() *Ring { return &Ring{keys: make(map[id][]proto.GroupKey)} }
+func New() *Ring {
+	return &Ring{keys: make(map[id][]proto.GroupKey), groups: make(map[uint32][]uint32)}
+}
 
 // Install adds keys. An epoch that is there already is replaced; an active key
 // makes the others of its (ingress RP, group) inactive.
@@ -49,6 +52,11 @@ func (r *Ring) install(k proto.GroupKey) {
 		all[i] = k
 		return
 	}
+	if len(all) == 0 {
+		of := r.groups[k.Ingress]
+		i, _ := slices.BinarySearch(of, k.Group)
+		r.groups[k.Ingress] = slices.Insert(of, i, k.Group)
+	}
 	all = append(all, k)
 	if len(all) > datapath.EpochsKept {
 		all = slices.Delete(all, 0, 1)
@@ -60,36 +68,38 @@ func (r *Ring) install(k proto.GroupKey) {
 func (r *Ring) Retire(ingress []uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for at := range r.keys {
-		if slices.Contains(ingress, at.ingress) {
-			delete(r.keys, at)
+	for _, i := range ingress {
+		for _, group := range r.groups[i] {
+			delete(r.keys, id{i, group})
 		}
+		delete(r.groups, i)
 	}
 }
 
 // Groups returns the keys of groups, ordered by ingress RP and group, and oldest
 // first among those.
 func (r *Ring) Groups(groups []uint32) []proto.GroupKey {
-	return r.filter(func(at id) bool { return slices.Contains(groups, at.group) })
-}
-
-// Of returns the keys of one ingress RP in the same order.
-func (r *Ring) Of(ingress uint32) []proto.GroupKey {
-	return r.filter(func(at id) bool { return at.ingress == ingress })
-}
-
-func (r *Ring) filter(want func(id) bool) []proto.GroupKey {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var found []proto.GroupKey
 	for at, keys := range r.keys {
-		if want(at) {
+		if slices.Contains(groups, at.group) {
 			found = append(found, keys...)
 		}
 	}
 	slices.SortStableFunc(found, func(a, b proto.GroupKey) int {
 		return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
 	})
+	return found
+}
+
+// Of returns the keys of one ingress RP in the same order.
+func (r *Ring) Of(ingress uint32) (found []proto.GroupKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, group := range r.groups[ingress] {
+		found = append(found, r.keys[id{ingress, group}]...)
+	}
 	return found
 }
 

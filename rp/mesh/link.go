@@ -204,11 +204,14 @@ func (l *Link) Installed(id uint32) {
 	l.send(&KeysAck{id})
 }
 
+// Room reports whether Offer would send keys.
+func (l *Link) Room() bool { return l.state == Open && len(l.offers) < MaxOffers }
+
 // Offer sends keys, at most MaxKeys, and returns the offer's ID for Acked. It returns
 // false when the neighbour is not known yet, or has not acknowledged too many offers:
 // after an Acked there is room again. Wait is at most MaxWait.
 func (l *Link) Offer(now time.Time, wait time.Duration, keys []proto.GroupKey) (id uint32, ok bool) {
-	if l.state != Open || len(l.offers) >= MaxOffers {
+	if !l.Room() {
 		return 0, false
 	}
 	l.lastID++

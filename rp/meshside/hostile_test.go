@@ -715,3 +715,28 @@ func TestFloodOnManyConnections(t *testing.T) {
 		require.NotZero(t, p.Stats().Violations)
 	})
 }
+
+// Keys that wait for a child cost nothing when something else comes.
+func TestWaitsCost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		p := n.chain(2)[0]
+		p.Admit(true)
+		n.settle()
+		over := 0
+		p.call(func() {
+			own := p.ingress(p.incarnation)
+			for range 64 {
+				p.waits = append(p.waits, &wait{
+					versions: map[*ingress]uint64{own: own.version + 1}, due: p.now.Add(10 * time.Second), over: func(int) { over++ },
+				})
+			}
+		})
+		p.call(func() {}) // the first look
+		require.Less(t, testing.AllocsPerRun(100, func() { p.call(func() {}) }), 20.0)
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 64, over)
+		n.stop()
+	})
+}

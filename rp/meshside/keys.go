@@ -58,6 +58,7 @@ type sentKeys struct {
 
 // wait is for versions of keys to be at the members, and at all below.
 type wait struct {
+	of       *link // that waits, nil for this RP
 	versions map[*ingress]uint64
 	due      time.Time
 	over     func(missing int) // neighbours that have not acknowledged
@@ -146,7 +147,7 @@ func (s *Server) retire(incarnation uint32) {
 // offered takes keys from a neighbour, and answers when all who need them have them.
 func (s *Server) offered(l *link, a mesh.Install) {
 	due := s.now.Add(a.Wait * 3 / 4) // what waits behind waits less
-	w := &wait{versions: make(map[*ingress]uint64), due: due, over: func(int) {
+	w := &wait{of: l, versions: make(map[*ingress]uint64), due: due, over: func(int) {
 		l.state.Installed(a.ID)
 		s.drive(l)
 	}}
@@ -163,6 +164,10 @@ func (s *Server) offered(l *link, a mesh.Install) {
 			}
 			w.versions[in] = s.take(in)
 		}
+	}
+	if over, missing := s.isOver(w); over {
+		w.over(missing)
+		return
 	}
 	s.waits = append(s.waits, w)
 }
@@ -324,7 +329,7 @@ func (s *Server) keysInstalled(batch []installed, missing int, err error) {
 			}
 			s.forget(in)
 		default:
-			in.installed = max(in.installed, done.version)
+			in.installed, s.waitsMoved = max(in.installed, done.version), true
 		}
 		s.install(in)
 	}
@@ -345,6 +350,7 @@ func (in *ingress) routed() bool {
 
 // tickKeys does what is due.
 func (s *Server) tickKeys() {
+	s.waitsMoved = true
 	s.retryRoutes()
 	for _, in := range s.ingresses {
 		if !in.retireAt.IsZero() && !s.now.Before(in.retireAt) {
@@ -360,7 +366,7 @@ func (s *Server) tickKeys() {
 // sendKeys offers the neighbours the keys that they lack.
 func (s *Server) sendKeys() {
 	for _, l := range s.links {
-		for len(l.due) > 0 && s.offerSome(l) {
+		for len(l.due) > 0 && l.state.Room() && s.offerSome(l) {
 		}
 	}
 }
@@ -409,10 +415,10 @@ func (s *Server) offerSome(l *link) bool {
 func (s *Server) acked(l *link, id uint32) {
 	for _, k := range l.sent[id] {
 		if in := s.ingresses[k.ingress]; in != nil && in.child(l.id) {
-			if k.ingress == s.cfg.Incarnation && k.version > l.acked[k.ingress] {
-				s.beat = true
+			if k.version > l.acked[k.ingress] {
+				l.acked[k.ingress], s.waitsMoved = k.version, true
+				s.beat = s.beat || k.ingress == s.cfg.Incarnation
 			}
-			l.acked[k.ingress] = max(l.acked[k.ingress], k.version)
 		}
 	}
 	delete(l.sent, id)
@@ -429,25 +435,35 @@ func (s *Server) missing(in *ingress, version uint64) (missing []linkstate.ID) {
 	return missing
 }
 
-// checkWaits ends the waits for what has come, or that take too long.
+// checkWaits ends the waits for what has come, or that take too long, if something may have.
 func (s *Server) checkWaits() {
+	if !s.waitsMoved {
+		return
+	}
+	s.waitsMoved = false
 	var over []func()
 	s.waits = slices.DeleteFunc(s.waits, func(w *wait) bool {
-		done, missing := true, 0
-		for in, version := range w.versions {
-			n := len(s.missing(in, version))
-			missing += n
-			done = done && n == 0 && in.installed >= version
-		}
-		if done || !s.now.Before(w.due) {
+		is, missing := s.isOver(w)
+		if is {
 			over = append(over, func() { w.over(missing) })
-			return true
 		}
-		return false
+		return is
 	})
-	for _, f := range over {
+	for _, f := range over { // which may end links, and waits with them
 		f()
 	}
+}
+
+// isOver reports whether what a wait is for has come, or it takes too long, and how many neighbours
+// have not acknowledged.
+func (s *Server) isOver(w *wait) (over bool, missing int) {
+	done := true
+	for in, version := range w.versions {
+		n := len(s.missing(in, version))
+		missing += n
+		done = done && n == 0 && in.installed >= version
+	}
+	return done || !s.now.Before(w.due), missing
 }
 
 // Offer gives own keys, which the caller gives to the own members, to all RPs that the
@@ -459,7 +475,7 @@ func (s *Server) Offer(keys []proto.GroupKey, timeout time.Duration) (missing in
 		own := s.ingress(s.cfg.Incarnation)
 		own.until = s.now.Add(timeout)
 		s.setKeys(own, keys)
-		own.installed = own.version
+		own.installed, s.waitsMoved = own.version, true
 		s.waits = append(s.waits, &wait{
 			versions: map[*ingress]uint64{own: own.version}, due: own.until,
 			over: func(missing int) { result <- missing },

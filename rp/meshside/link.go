@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/ethereum/go-ethereum/p2p"
@@ -376,6 +377,7 @@ func (s *Server) down(l *link, reason error) {
 	if bye, ok := errors.AsType[mesh.ByeError](reason); ok {
 		s.byed(l.neighbour, bye)
 	}
+	s.waits = slices.DeleteFunc(s.waits, func(w *wait) bool { return w.of == l })
 	l.neighbour.link = nil
 	l.connected.Store(false)
 	level := slog.LevelWarn

@@ -157,11 +157,12 @@ type Server struct {
 
 	inhabited map[uint32]time.Time // groups, when they had members last
 
-	keys      *keyring.Ring // as it goes to children
-	ingresses map[uint32]*ingress
-	stale     map[*ingress]bool // whose keys the members do not have
-	installAt time.Time         // they are told not before
-	waits     []*wait
+	keys       *keyring.Ring // as it goes to children
+	ingresses  map[uint32]*ingress
+	stale      map[*ingress]bool // whose keys the members do not have
+	installAt  time.Time         // they are told not before
+	waits      []*wait
+	waitsMoved bool // since they were looked at, something came that may end some
 
 	admission
 	resender *resender
