@@ -38,6 +38,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
@@ -556,6 +557,43 @@ func TestXDPAdoptionsInARow(t *testing.T) {
 		}
 	}
 	require.ErrorContains(t, err, "no element of a BPF map is left")
+}
+
+// Who goes on with a datapath shares the limit of all copies among the same sites, with the
+// buckets that they have, and has room for as many sites as before.
+func TestXDPAdoptsSites(t *testing.T) {
+	const group = 9
+	e := newBare(t, datapath.Config{Incarnation: testOwn, Egress: 8000, EgressBurst: 2000})
+	c := datapath.Change{Keys: []proto.GroupKey{{Ingress: testOwn, Group: group}}}
+	for i := range uint32(3) {
+		c.Add = append(c.Add, datapath.Session{
+			Index: 1 + i, Role: datapath.Peer, Groups: []uint32{group}, Silent: true, Publish: true, Rate: 1, Burst: 1,
+			Addr: netip.MustParseAddrPort(fmt.Sprintf("[2001:db8:%x::1]:1", i)),
+		})
+	}
+	require.NoError(t, e.apply(c))
+	require.NoError(t, e.apply(datapath.Change{Remove: []uint32{1}}))
+	sites := make(map[uint32]uint32) // elements by session
+	for index, s := range e.table.sessions {
+		sites[index] = s.site.Bucket
+		atomic.StoreUint64(&e.objects.Memory.Egresses.At(s.site.Bucket).Due, uint64(index))
+	}
+	require.Len(t, sites, 2)
+
+	cpus := e.table.cpus
+	e.table = newTable(e)
+	e.table.cpus = cpus
+	require.NoError(t, e.table.adoptSessions())
+	publishers, rps := e.table.sites.Counts()
+	require.Equal(t, [2]int{2, 0}, [2]int{publishers, rps})
+	for index, element := range sites {
+		require.Equal(t, element, e.table.sessions[index].site.Bucket)
+		share := e.objects.Memory.Egresses.At(element)
+		require.Equal(t, uint64(index), share.Due)
+		require.Equal(t, objects.Policer(datapath.NewPolicer(4000, 250)), share.Copies)
+	}
+	e.table.expire(time.Now().Add(fanout.Quarantine))
+	require.Equal(t, int(e.objects.Egresses.MaxEntries())-1-len(sites), e.table.shares.Left())
 }
 
 func requireProgram(t *testing.T, path string, want *ebpf.Program) {

@@ -127,6 +127,7 @@ func newTable(e *Engine) *table {
 func (t *table) expire(now time.Time) {
 	t.sessionStates.Expire(now)
 	t.streamStates.Expire(now)
+	t.shares.Expire(now)
 	t.shares.GiveBack(t.sites.Expire(now.Sub(t.e.boot))...)
 }
 
