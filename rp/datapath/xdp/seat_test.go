@@ -37,6 +37,9 @@ func (s *seats) subject(t *testing.T, cfg datapath.Config, quiet time.Duration) 
 	if len(s.free) == 0 {
 		added := newSeat(s.t)
 		added.lab = newLab(s.t, 1)
+		// The kernel begins to stamp arrivals some time after the first socket asks for it, and ends
+		// with the last one. Without stamps the order of arrivals is unknown.
+		added.lab.listen(added.lab.hosts[0], netip.AddrPortFrom(added.lab.hostAddr(0), 39999))
 		s.free = append(s.free, added)
 	}
 	used := s.free[0]
