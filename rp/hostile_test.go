@@ -61,14 +61,13 @@ type liarEnd struct {
 	at       *host
 	index    uint32 // of the session of the liar
 	rw       p2p.MsgReadWriter
-	hello    *mesh.Hello // of the RP
-	key      auth.Key    // to the RP
-	numbers  uint64      // of HELLOs
-	beats    uint64      // of HEARTBEATs
-	echo     uint32      // the newest stamp of the RP,
-	echoAt   time.Time   // and when it came
-	hears    bool        // the RP says that it hears
-	graft    uint32
+	hello    *mesh.Hello    // of the RP
+	key      auth.Key       // to the RP
+	numbers  uint64         // of HELLOs
+	beats    uint64         // of HEARTBEATs
+	echo     uint32         // the newest stamp of the RP,
+	echoAt   time.Time      // and when it came
+	hears    bool           // the RP says that it hears
 	messages map[uint64]int // by code, that came
 }
 
