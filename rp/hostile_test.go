@@ -450,7 +450,7 @@ func lies(first, third uint32) (harmless []func(*liar), banned map[string]func(*
 		times(30, func(i int) any {
 			return &linkstate.Request{Origins: []linkstate.ID{linkstate.ID(i + 1), math.MaxUint64}}
 		}),
-		times(30, func(i int) any { return &linkstate.Acked{Epoch: math.MaxUint64, Sequence: uint64(i)} }),
+		times(30, func(i int) any { return &linkstate.Acked{Hash: linkstate.Hash{byte(i)}} }),
 		times(10, func(i int) any {
 			return &mesh.Keys{ID: uint32(1000 + i), Wait: 100, Keys: []proto.GroupKey{
 				{Ingress: first, Group: testGroup, Key: auth.Key{66}}, {Ingress: third, Group: testGroup, Epoch: 1, Key: auth.Key{66}},

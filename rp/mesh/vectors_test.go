@@ -58,7 +58,7 @@ func vectors(t *testing.T) []struct {
 	place := receipts.Key{Ingress: 0x00abcdef, Group: 0xf1020304, Sequence: 1 << 40}
 	sums := make([]uint32, linkstate.Buckets)
 	sums[0], sums[1], sums[31] = 0x00000001, 0xffffffff, 0x00010203
-	version := []linkstate.Version{{Origin: 1, Epoch: 2, Sequence: 3}, {Origin: 1<<64 - 1, Epoch: 1_700_000_000, Sequence: 0}}
+	version := []linkstate.Version{{Origin: 1, Epoch: 2, Sequence: 3}, {Origin: 1<<64 - 1, Epoch: 1_700_000_000, Sequence: 0, Hash: linkstate.Hash(share[:])}}
 	return []struct {
 		name, says string
 		m          coded
@@ -71,12 +71,12 @@ func vectors(t *testing.T) []struct {
 		{"KeysAck", "id 128", &KeysAck{ID: 128}},
 		{"Bye", "reason 0", &Bye{Reason: proto.ReasonQuit}},
 		{"Bye", "reason 2", &Bye{Reason: proto.ReasonUnexpected}},
-		{"Digest", "sums 1, 0xffffffff, 29 times 0, 0x00010203", &linkstate.Digest{Sums: sums}},
-		{"Summary", "RP 1 with epoch 2 and sequence 3, RP 2^64 - 1 with epoch 1700000000 and sequence 0", &linkstate.Summary{Versions: version}},
+		{"Digest", "salt 2^40, sums 1, 0xffffffff, 29 times 0, 0x00010203", &linkstate.Digest{Salt: 1 << 40, Sums: sums}},
+		{"Summary", "RP 1 with epoch 2, sequence 3 and a hash of zeroes, RP 2^64 - 1 with epoch 1700000000, sequence 0 and hash 00 01 .. 0f", &linkstate.Summary{Versions: version}},
 		{"Request", "RPs 0, 127, 128, 2^64 - 1", &linkstate.Request{Origins: []linkstate.ID{0, 127, 128, 1<<64 - 1}}},
 		{"Adverts", "acknowledge, the advert below at the age of 12 s", &linkstate.Adverts{Ack: true, Adverts: []linkstate.Aged{{Age: 12, Signed: vectorAdvert(t)}}}},
 		{"Offer", "as the Summary", &linkstate.Offer{Versions: version}},
-		{"Acked", "epoch 1700000000, sequence 3", &linkstate.Acked{Epoch: 1_700_000_000, Sequence: 3}},
+		{"Acked", "hash of the advert below", &linkstate.Acked{Hash: vectorAdvert(t).Advert.Version().Hash}},
 		{"Graft", "id 9, one route without marks and one with two", &linkstate.Graft{ID: 9, Routes: []linkstate.GraftRoute{
 			{Ingress: 0x00000001}, {Ingress: 0x00abcdef, Marks: []linkstate.Mark{{Group: 0x01020304, Sequence: 0}, {Group: 0xf1020304, Sequence: 1 << 40}}}}}},
 		{"Prune", "two ingress RPs", &linkstate.Prune{Ingress: []uint32{0x00000001, 0x00abcdef}}},
@@ -126,9 +126,11 @@ func TestGoldenMessages(t *testing.T) {
 		fmt.Sprintf("advert 0x%016x", uint64(s.Advert.Origin)), "  key 0x01")
 	hexLines("rlp", body)
 	hexLines("signature", s.Signature[:])
-	write("", "# What a version adds to the sum RP modulo 32 of a Digest: RP, epoch, sequence, sum.")
-	for _, v := range []linkstate.Version{{Origin: 0}, {Origin: 1, Epoch: 2, Sequence: 3}, {Origin: 33, Epoch: 1_700_000_000, Sequence: 1}, {Origin: 1<<64 - 1, Epoch: 1<<64 - 1, Sequence: 1<<64 - 1}} {
-		write(fmt.Sprintf("digest %d %d %d 0x%08x", uint64(v.Origin), v.Epoch, v.Sequence, v.Sum()))
+	write("", "# What an advert adds to the sum RP modulo 32 of a Digest: salt, hash, sum.")
+	for _, salt := range []uint64{0, 1, 1<<64 - 1} {
+		for _, hash := range []linkstate.Hash{{}, {15: 1}, s.Advert.Version().Hash} {
+			write(fmt.Sprintf("digest %d %x 0x%08x", salt, hash, linkstate.Version{Hash: hash}.Sum(salt)))
+		}
 	}
 	write("", "# The sum of a RouteSum, then the ingress RPs.")
 	for _, ingress := range [][]uint32{{}, {1}, {0xabcdef}, {1, 0xabcdef}, {0xffffffff}} {

@@ -327,13 +327,13 @@ func (s *Server) sweep() {
 	seen := make(map[linkstate.ID]bool)
 	claimed := make(map[uint32]bool)
 	var left []uint32
-	s.core.Adverts(func(a *linkstate.Advert) {
+	s.core.Adverts(func(a *linkstate.Advert, v linkstate.Version) {
 		seen[a.Origin], claimed[a.Incarnation] = true, true
 		k := s.known[a.Origin]
 		if k.incarnation != 0 && k.incarnation != a.Incarnation {
 			left = append(left, k.incarnation)
 		}
-		if v := a.Version(); k.version != v {
+		if k.version != v {
 			s.known[a.Origin] = known{v, a.Incarnation, s.now}
 		}
 		if o, ok := s.origins[a.Incarnation]; a.Publishes && (!ok || a.Origin < o) { // as the trees have it

@@ -289,7 +289,7 @@ func TestLies(t *testing.T) {
 				for i := range uint32(50) {
 					l.say(&linkstate.Digest{Sums: append(make([]uint32, linkstate.Buckets-1), i)},
 						&linkstate.Request{Origins: []linkstate.ID{linkstate.ID(i + 1), math.MaxUint64}},
-						&linkstate.Acked{Epoch: math.MaxUint64, Sequence: uint64(i)})
+						&linkstate.Acked{Hash: linkstate.Hash{byte(i), byte(i >> 8)}})
 				}
 			},
 			count: func(st Stats) uint64 { return st.Core.DigestsDropped },
@@ -308,7 +308,7 @@ func TestLies(t *testing.T) {
 				for i := range uint64(linkstate.MaxVersions) {
 					all = append(all, linkstate.Version{Origin: linkstate.ID(i + 1), Epoch: 1, Sequence: 1})
 				}
-				for range 100 {
+				for range 200 {
 					l.say(&linkstate.Offer{Versions: all})
 				}
 			},
@@ -365,7 +365,7 @@ func TestLies(t *testing.T) {
 		"messages": {
 			tell: func(l *liar) {
 				for range 18 {
-					floodOf(l, 1000, func(i int) sendable { return &linkstate.Acked{Epoch: math.MaxUint64, Sequence: uint64(i)} })
+					floodOf(l, 1000, func(i int) sendable { return &linkstate.Acked{Hash: linkstate.Hash{byte(i), byte(i >> 8)}} })
 				}
 				time.Sleep(2 * floodTime)
 			},

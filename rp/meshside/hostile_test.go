@@ -699,7 +699,7 @@ func TestFloodOnManyConnections(t *testing.T) {
 			ends := time.After(4 * time.Second) // sooner than a flood is one
 			for over := false; !over; {
 				written := make(chan error, 1)
-				go func() { written <- p2p.Send(c.rw, linkstate.AckedMsg, &linkstate.Acked{Epoch: 1}) }()
+				go func() { written <- p2p.Send(c.rw, linkstate.AckedMsg, &linkstate.Acked{Hash: linkstate.Hash{1}}) }()
 				select {
 				case err := <-written:
 					over = err != nil

@@ -166,7 +166,7 @@ func (w *world) converged() bool { return w.diverged() == "" }
 func (w *world) diverged() string {
 	first := w.first()
 	for _, r := range w.rps {
-		if r.alive && r.core.Sums() != first.core.Sums() {
+		if r.alive && r.core.Sums(1) != first.core.Sums(1) {
 			return fmt.Sprintf("the database of rp %d is not that of rp %d", r.index, first.index)
 		}
 	}

@@ -34,9 +34,6 @@ type Link struct {
 // Members is the number of subscribers of a group at the RP itself.
 type Members struct{ Group, Count uint32 }
 
-// Version returns the advert's place among those of its origin.
-func (a *Advert) Version() Version { return Version{a.Origin, a.Epoch, a.Sequence} }
-
 // Signed is an advert with the signature of its origin's node key.
 type Signed struct {
 	Advert    Advert
@@ -46,21 +43,24 @@ type Signed struct {
 // domain keeps a signature of an advert from being one of anything else.
 const domain = "mdcsmesh advert\x00"
 
-func (a *Advert) digest() ([]byte, error) {
+// Version returns the advert's place among the adverts of its origin. The cost is that of encoding
+// and hashing the advert.
+func (a *Advert) Version() Version {
+	return Version{a.Origin, a.Epoch, a.Sequence, Hash(a.signed())}
+}
+
+// signed returns the 32 bytes that a signature of the advert is of.
+func (a *Advert) signed() []byte {
 	body, err := rlp.EncodeToBytes(a)
-	if err != nil {
-		return nil, fmt.Errorf("encode advert: %w", err)
+	if err != nil { // of the types of the fields, not of what they say
+		panic(fmt.Sprintf("encode advert: %v", err))
 	}
-	return crypto.Keccak256([]byte(domain), body), nil
+	return crypto.Keccak256([]byte(domain), body)
 }
 
 // Sign signs an advert.
 func Sign(a Advert, key *ecdsa.PrivateKey) (*Signed, error) {
-	digest, err := a.digest()
-	if err != nil {
-		return nil, err
-	}
-	signature, err := crypto.Sign(digest, key)
+	signature, err := crypto.Sign(a.signed(), key)
 	if err != nil {
 		return nil, fmt.Errorf("sign advert: %w", err)
 	}
@@ -70,11 +70,7 @@ func Sign(a Advert, key *ecdsa.PrivateKey) (*Signed, error) {
 // Verify returns the devp2p node id that signed an advert. It fails when that is not
 // the origin, or when the incarnation does not belong to the origin. The cost is that of recovering a public key.
 func Verify(s *Signed) (node [32]byte, err error) {
-	digest, err := s.Advert.digest()
-	if err != nil {
-		return node, err
-	}
-	pub, err := crypto.Ecrecover(digest, s.Signature[:])
+	pub, err := crypto.Ecrecover(s.Advert.signed(), s.Signature[:])
 	if err != nil {
 		return node, fmt.Errorf("recover signer: %w", err)
 	}

@@ -467,7 +467,7 @@ func TestTwins(t *testing.T) {
 	bids, newest := 0, Version{Origin: rp(4)}
 	for range 2 * 60 * 10 { // 2 minutes
 		w.run(TreeInterval)
-		if own := c.entries[rp(4)].version(); own.newer(newest) {
+		if own := c.entries[rp(4)].version; own.newer(newest) {
 			bids++
 			s := advertOf(t, 4, own.Epoch+1, 1, func(a *Advert) { a.Incarnation = incarnation(4, 77) })
 			newest = s.Advert.Version()
@@ -514,8 +514,9 @@ func TestLargestEpoch(t *testing.T) {
 	require.NoError(t, c.Handle(w.now, rp(2), adverts(advertOf(t, 4, 1<<64-1, 5, nil))))
 	w.perform(4)
 	w.run(time.Second)
-	require.Equal(t, Version{rp(4), 1<<64 - 1, 6}, c.entries[rp(4)].version())
-	require.Equal(t, c.entries[rp(4)].version(), w.cores[1].entries[rp(4)].version())
+	own := c.entries[rp(4)].version
+	require.Equal(t, []uint64{1<<64 - 1, 6}, []uint64{own.Epoch, own.Sequence})
+	require.Equal(t, own, w.cores[1].entries[rp(4)].version)
 }
 
 // Another RP says again and again that it lost a neighbour: that one is asked for a sign of

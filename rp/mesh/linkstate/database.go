@@ -4,6 +4,7 @@ package linkstate
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
 	"time"
 
@@ -18,7 +19,6 @@ import (
 // rate of its own, and what is refused is neither kept nor passed on.
 type database struct {
 	entries    map[ID]*entry
-	sums       [Buckets]uint32
 	publishing map[ID]*entry    // of RPs that are to have a tree
 	ingress    map[uint32]int   // their incarnations, and how many adverts have each
 	requested  map[ID]time.Time // asked for, until when nobody else is
@@ -30,20 +30,19 @@ type database struct {
 
 type entry struct {
 	*Signed
-	signed time.Time // as far as is known
-	slot   int       // in the graph, None before the first computation with the advert
-	path   bool      // to the RP, as of the last computation
-	seen   time.Time // when there was a path last, if there is none
-	mask   uint64    // groups with members, by index in Config.Groups
-	rate   limiter
-	lives  limiter
-	muted  bool // it has a new incarnation too soon after others: that has no tree for a while
+	version Version
+	signed  time.Time // as far as is known
+	slot    int       // in the graph, None before the first computation with the advert
+	path    bool      // to the RP, as of the last computation
+	seen    time.Time // when there was a path last, if there is none
+	mask    uint64    // groups with members, by index in Config.Groups
+	rate    limiter
+	lives   limiter
+	muted   bool // it has a new incarnation too soon after others: that has no tree for a while
 }
 
 // publishes reports whether the RP of an advert is to have a tree.
 func (e *entry) publishes() bool { return e.Advert.Publishes && !e.muted }
-
-func (e *entry) version() Version { return e.Advert.Version() }
 
 func (d *database) init(now time.Time) {
 	d.settledAt = now.Add(settleDelay)
@@ -54,10 +53,10 @@ func (d *database) init(now time.Time) {
 	d.loose = make(map[ID]*entry)
 }
 
-// Adverts calls yield for each RP that is known, in no order.
-func (c *Core) Adverts(yield func(*Advert)) {
+// Adverts calls yield for each RP that is known, in no order, with the version of its advert.
+func (c *Core) Adverts(yield func(*Advert, Version)) {
 	for _, e := range c.entries {
-		yield(&e.Advert)
+		yield(&e.Advert, e.version)
 	}
 }
 
@@ -76,26 +75,30 @@ func (c *Core) Learning() bool {
 	return len(c.requested) > 0
 }
 
-// Sums returns the Digest of the adverts: equal databases have equal sums.
-func (c *Core) Sums() [Buckets]uint32 { return c.sums }
+// Sums returns the sums of a Digest of the adverts with a salt: equal databases have equal sums.
+func (c *Core) Sums(salt uint64) (sums [Buckets]uint32) {
+	for origin, e := range c.entries {
+		sums[origin%Buckets] ^= e.version.Sum(salt)
+	}
+	return sums
+}
 
-// mix is the finalizer of SplitMix64. Sums find differences between honest RPs;
-// nothing rests on them.
+// mix is the finalizer of SplitMix64.
 func mix(x uint64) uint64 {
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb
 	return x ^ x>>31
 }
 
-// Sum is what a version adds, by XOR, to sum Origin modulo Buckets of a Digest.
-func (v Version) Sum() uint32 { return uint32(mix(mix(mix(uint64(v.Origin))^v.Epoch) ^ v.Sequence)) }
-
-func (d *database) toggle(v Version) {
-	d.sums[v.Origin%Buckets] ^= v.Sum()
+// Sum is what a version adds, by XOR, to sum Origin modulo Buckets of a Digest with a salt. Two
+// adverts with the same sum are soon found, but for one salt only.
+func (v Version) Sum(salt uint64) uint32 {
+	high, low := binary.BigEndian.Uint64(v.Hash[:]), binary.BigEndian.Uint64(v.Hash[8:])
+	return uint32(mix(mix(salt^high) ^ low))
 }
 
 // store keeps an advert in place of the older one and has trees follow.
-func (c *Core) store(s *Signed, signed time.Time) {
+func (c *Core) store(s *Signed, v Version, signed time.Time) {
 	origin := s.Advert.Origin
 	e := c.entries[origin]
 	if e == nil {
@@ -103,7 +106,6 @@ func (c *Core) store(s *Signed, signed time.Time) {
 		c.entries[origin], c.loose[origin] = e, e
 		c.stats.Changed = c.now
 	} else {
-		c.toggle(e.version())
 		c.unlist(e)
 		if e.Advert.Incarnation != s.Advert.Incarnation {
 			c.endFormer(origin)
@@ -113,14 +115,13 @@ func (c *Core) store(s *Signed, signed time.Time) {
 			}
 		}
 	}
-	e.Signed, e.signed, e.mask = s, signed, 0
+	e.Signed, e.version, e.signed, e.mask = s, v, signed, 0
 	c.list(e)
 	for _, m := range s.Advert.Groups {
 		if i := slices.Index(c.cfg.Groups, m.Group); i >= 0 && m.Count > 0 {
 			e.mask |= 1 << i
 		}
 	}
-	c.toggle(e.version())
 	c.changed(origin)
 }
 
@@ -167,16 +168,16 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 	v := a.Advert.Version()
 	e := c.entries[v.Origin]
 	delete(n.untold, v.Origin)
-	if e != nil && !v.newer(e.version()) {
+	if e != nil && !v.newer(e.version) {
 		c.stats.Stale++
 		switch {
-		case e.version().newer(v):
+		case e.version.newer(v):
 			if !n.answers.allow(c.now, answerRate, answerBurst) {
 				return c.dropped(n, &n.answers, &c.stats.RequestsDropped, "old adverts", 1)
 			}
 			c.owe(n, v.Origin)
 		case ack && v.Origin == n.id:
-			c.send(n, &Acked{v.Epoch, v.Sequence})
+			c.send(n, &Acked{v.Hash})
 		}
 		return nil
 	}
@@ -202,10 +203,10 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 	if e != nil {
 		before = e.Advert.Links
 	}
-	c.store(a.Signed, c.now.Add(-time.Duration(a.Age)*time.Second))
+	c.store(a.Signed, v, c.now.Add(-time.Duration(a.Age)*time.Second))
 	c.forward(v, n)
 	if ack && v.Origin == n.id {
-		c.send(n, &Acked{v.Epoch, v.Sequence})
+		c.send(n, &Acked{v.Hash})
 	}
 	c.linksLost(before, a.Advert.Links)
 	return nil
@@ -302,7 +303,7 @@ func (c *Core) tell(n *neighbour) {
 	var versions []Version
 	for origin := range n.untold {
 		if e := c.entries[origin]; e != nil {
-			versions = append(versions, e.version())
+			versions = append(versions, e.version)
 		}
 	}
 	clear(n.untold)
@@ -320,9 +321,10 @@ func (c *Core) compare(n *neighbour, m *Digest) error {
 		return c.dropped(n, &n.digests, &c.stats.DigestsDropped, "digests", 1)
 	}
 	var versions []Version
+	sums := c.Sums(m.Salt)
 	for origin, e := range c.entries {
-		if i := origin % Buckets; m.Sums[i] != c.sums[i] {
-			versions = append(versions, e.version())
+		if i := origin % Buckets; m.Sums[i] != sums[i] {
+			versions = append(versions, e.version)
 		}
 	}
 	slices.SortFunc(versions, compareVersion)
@@ -337,8 +339,8 @@ func (c *Core) compare(n *neighbour, m *Digest) error {
 func (c *Core) want(n *neighbour, versions []Version) error {
 	dropped := 0
 	for _, v := range versions {
-		if e := c.entries[v.Origin]; e != nil && !v.newer(e.version()) {
-			if v == e.version() {
+		if e := c.entries[v.Origin]; e != nil && !v.newer(e.version) {
+			if v == e.version {
 				delete(n.untold, v.Origin)
 			}
 			continue
@@ -359,7 +361,7 @@ func (c *Core) want(n *neighbour, versions []Version) error {
 // another one is asked for: nobody can hide an advert by offering it.
 func (c *Core) request(n *neighbour, origin ID) {
 	e := c.entries[origin]
-	known := e != nil && !n.offers[origin].newer(e.version())
+	known := e != nil && !n.offers[origin].newer(e.version)
 	_, asked := c.requested[origin]
 	if !known && asked {
 		return
@@ -373,7 +375,7 @@ func (c *Core) request(n *neighbour, origin ID) {
 
 func (c *Core) flushRequests(n *neighbour) {
 	slices.Sort(n.requests)
-	for chunk := range slices.Chunk(n.requests, MaxVersions) {
+	for chunk := range slices.Chunk(n.requests, MaxRPs) {
 		c.send(n, &Request{chunk})
 	}
 	n.requests = nil
@@ -432,7 +434,6 @@ func (c *Core) forgetAdverts() {
 			}
 		case c.dirty[origin]: // it is not in the trees yet
 		case !c.now.Before(c.settledAt) && c.now.Sub(e.seen) > MaxAge && c.now.Sub(e.signed) > MaxAge:
-			c.toggle(e.version())
 			c.unlist(e)
 			delete(c.entries, origin)
 			delete(c.loose, origin)

@@ -308,7 +308,7 @@ func FuzzNeighbour(f *testing.F) {
 	f.Add(join(own(1, 1, false), wait(255), message(&GraftAck{1, []uint32{two}, nil}), message(&Serving{[]uint32{two}}), message(&RouteSum{7}), wait(200)))
 	f.Add(join([]byte{opAway}, wait(200), []byte{opUp}, up, wait(50), []byte{opDown}, wait(10), []byte{opUp}, up, up, up))
 	f.Add(join(message(both), join([]byte{opRefuse}, binary.BigEndian.AppendUint32(nil, two)), wait(1)))
-	f.Add(join(message(&Offer{[]Version{{rp(1), 1 << 60, 1}}}), message(&Summary{[]Version{{rp(3), 9, 9}}}), wait(100)))
+	f.Add(join(message(&Offer{[]Version{{rp(1), 1 << 60, 1, Hash{}}}}), message(&Summary{[]Version{{rp(3), 9, 9, Hash{}}}}), wait(100)))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		w := newWitness(t)
 		for steps := 0; len(in) > 0 && steps < 64; steps++ {

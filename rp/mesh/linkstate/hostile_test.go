@@ -53,16 +53,16 @@ func TestHostileAdverts(t *testing.T) {
 		"stale":                       {adverts(advertOf(t, 3, 1, 99, nil)), false, func(s Stats) uint64 { return s.Stale }},
 		"unknown message":             {strange{}, true, nil},
 		"acknowledgement of nothing":  {&GraftAck{ID: 77, Granted: []uint32{ingress1}, Refused: []uint32{5}}, false, nil},
-		"acknowledged advert of none": {&Acked{9999, 1}, false, nil},
+		"acknowledged advert of none": {&Acked{Hash{9}}, false, nil},
 		"prune of nothing":            {&Prune{[]uint32{5}}, false, nil},
-		"offer of what is known":      {&Offer{[]Version{{rp(3), 1, 1}}}, false, nil},
+		"offer of what is known":      {&Offer{[]Version{{rp(3), 1, 1, Hash{}}}}, false, nil},
 		"request of nothing":          {&Request{[]ID{42}}, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := square(t)
 			core := w.cores[1]
 			core.cfg.Allowed = func(node [32]byte) bool { return IDOf(node) != rp(9) }
-			sums, before := core.Sums(), core.Stats()
+			sums, before := core.Sums(1), core.Stats()
 			err := core.Handle(w.now, rp(2), c.m)
 			violation, ok := errors.AsType[*proto.Error](err)
 			require.Equal(t, c.violation, ok, "%v", err)
@@ -72,7 +72,7 @@ func TestHostileAdverts(t *testing.T) {
 			if c.count != nil {
 				require.Equal(t, c.count(before)+1, c.count(core.Stats()))
 			}
-			require.Equal(t, sums, core.Sums())
+			require.Equal(t, sums, core.Sums(1))
 			for _, a := range core.Actions() {
 				send, ok := a.(Send)
 				require.True(t, ok && send.To == rp(2), "%#v", a)
@@ -141,8 +141,8 @@ func TestFloodOfOneNeighbour(t *testing.T) {
 // of others.
 func TestFloodOfOffers(t *testing.T) {
 	for name, version := range map[string]Version{
-		"one that nobody has": {rp(5), math.MaxUint64, 1},
-		"the one that is new": {rp(5), 1, 1},
+		"one that nobody has": {rp(5), math.MaxUint64, 1, Hash{}},
+		"the one that is new": {rp(5), 1, 1, Hash{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := square(t)
@@ -155,7 +155,7 @@ func TestFloodOfOffers(t *testing.T) {
 			w.forget()
 			hostile()
 			require.Equal(t, []*Request{{[]ID{rp(5)}}}, sent[*Request](w, 1, 2))
-			require.NoError(t, core.Handle(w.now, rp(3), &Offer{[]Version{{rp(5), 1, 1}}}))
+			require.NoError(t, core.Handle(w.now, rp(3), &Offer{[]Version{{rp(5), 1, 1, Hash{}}}}))
 			w.perform(1)
 			require.Empty(t, sent[*Request](w, 1, 3), "one is asked")
 			for range 10 * int(RequestDelay/TreeInterval) {
@@ -173,14 +173,14 @@ func TestFloodOfOffers(t *testing.T) {
 	for i := range 4 * MaxOrigins / MaxVersions {
 		m := &Offer{}
 		for k := range MaxVersions {
-			m.Versions = append(m.Versions, Version{ID(i*MaxVersions + k + 1), 1, 1})
+			m.Versions = append(m.Versions, Version{ID(i*MaxVersions + k + 1), 1, 1, Hash{}})
 		}
 		require.NoError(t, core.Handle(w.now, rp(2), m))
 	}
 	w.perform(1)
 	require.LessOrEqual(t, len(core.requested), offerBurst)
 	w.forget()
-	require.NoError(t, core.Handle(w.now, rp(3), &Offer{[]Version{{rp(5), 1, 1}}}))
+	require.NoError(t, core.Handle(w.now, rp(3), &Offer{[]Version{{rp(5), 1, 1, Hash{}}}}))
 	w.perform(1)
 	require.Equal(t, []*Request{{[]ID{rp(5)}}}, sent[*Request](w, 1, 3))
 	w.run(2 * RequestDelay)
@@ -398,7 +398,7 @@ func TestExcess(t *testing.T) {
 	offer := &Offer{}
 	request := &Request{}
 	for i := range MaxVersions {
-		offer.Versions = append(offer.Versions, Version{ID(i + 1), 9, 9})
+		offer.Versions = append(offer.Versions, Version{ID(i + 1), 9, 9, Hash{}})
 		request.Origins = append(request.Origins, rp(3))
 	}
 	for name, of := range map[string]struct {
@@ -409,7 +409,7 @@ func TestExcess(t *testing.T) {
 	}{
 		"offers":      {offer, offerBurst / MaxVersions, MaxVersions, func(s Stats) uint64 { return s.OffersDropped }},
 		"requests":    {request, answerBurst / MaxVersions, MaxVersions, func(s Stats) uint64 { return s.RequestsDropped }},
-		"digests":     {&Digest{make([]uint32, Buckets)}, exchangeBurst, 1, func(s Stats) uint64 { return s.DigestsDropped }},
+		"digests":     {&Digest{1 << 40, make([]uint32, Buckets)}, exchangeBurst, 1, func(s Stats) uint64 { return s.DigestsDropped }},
 		"sums":        {&RouteSum{77}, exchangeBurst, 1, func(s Stats) uint64 { return s.SumsDropped }},
 		"old adverts": {adverts(advertOf(t, 3, 1, 0, nil)), answerBurst, 1, func(s Stats) uint64 { return s.RequestsDropped }},
 	} {

@@ -16,12 +16,12 @@
 // RLP lists of the fields in order:
 //
 //	code  message  fields                                           limits
-//	0x04  Digest   [sum of 4 bytes, ...]                            32 sums; when a link comes up, then now and then
-//	0x05  Summary  [[Origin, Epoch, Sequence], ...]                 512, ascending
+//	0x04  Digest   Salt, [sum of 4 bytes, ...]                      32 sums; when a link comes up, then now and then
+//	0x05  Summary  [[Origin, Epoch, Sequence, Hash], ...]           256, ascending
 //	0x06  Request  [Origin, ...]                                    512, ascending
 //	0x07  Adverts  Ack, [[Age, [Advert, Signature]], ...]           64
-//	0x08  Offer    [[Origin, Epoch, Sequence], ...]                 512, ascending
-//	0x09  Acked    Epoch, Sequence                                  of the receiver's own advert
+//	0x08  Offer    [[Origin, Epoch, Sequence, Hash], ...]           256, ascending
+//	0x09  Acked    Hash                                             of the receiver's own advert
 //	0x0a  Graft    ID, [[Ingress, [[Group, Sequence], ...]], ...]   256 routes, ascending, 16 marks each
 //	0x0b  Prune    [Ingress, ...]                                   512, ascending
 //	0x0c  GraftAck ID, [Granted, ...], [Refused, ...]               of a Graft that was sent; 256 each, ascending
@@ -32,6 +32,7 @@
 package linkstate
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"slices"
@@ -59,7 +60,8 @@ const (
 // Limits on received messages.
 const (
 	MaxMessage  = 16 << 10 // bytes of one message's RLP
-	MaxVersions = 512      // in a Summary, Request, Offer or Prune
+	MaxVersions = 256      // in a Summary or Offer
+	MaxRPs      = 512      // in a Request or Prune
 	MaxAdverts  = 64       // in an Adverts
 	MaxRoutes   = 256      // in a Graft
 	MaxServing  = 2048     // in a Serving, so that a child has no more routes of one parent
@@ -84,20 +86,29 @@ type Message interface {
 	check() error // that it keeps its limits
 }
 
-// Version orders the adverts of one RP: first by Epoch, then by Sequence.
+// Version orders the adverts of one RP: first by Epoch, then by Sequence, then by Hash. All RPs
+// keep the same one of two adverts, also when their RP signed both with one Sequence.
 type Version struct {
 	Origin          ID
 	Epoch, Sequence uint64
+	Hash            Hash
 }
+
+// Hash is the first 16 bytes of the keccak256 that an advert's signature is of. Two
+// adverts with one Hash take 2^64 tries to find.
+type Hash [16]byte
 
 // newer reports whether v is newer than another version of the same origin.
 func (v Version) newer(than Version) bool {
-	return cmp.Or(cmp.Compare(v.Epoch, than.Epoch), cmp.Compare(v.Sequence, than.Sequence)) > 0
+	return cmp.Or(cmp.Compare(v.Epoch, than.Epoch), cmp.Compare(v.Sequence, than.Sequence), bytes.Compare(v.Hash[:], than.Hash[:])) > 0
 }
 
 // Digest sums up the sender's adverts: sum i is over the origins whose ID is i modulo
-// Buckets. The receiver answers with a Summary of the buckets that differ.
-type Digest struct{ Sums []uint32 }
+// Buckets, see Version.Sum. The receiver answers with a Summary of the buckets that differ.
+type Digest struct {
+	Salt uint64 // random
+	Sums []uint32
+}
 
 // Summary lists the sender's adverts of some buckets. The receiver asks for those
 // that it lacks.
@@ -121,8 +132,8 @@ type Aged struct {
 // Offer tells what the sender could be asked for.
 type Offer struct{ Versions []Version }
 
-// Acked says that the receiver's own advert is in the sender's database.
-type Acked struct{ Epoch, Sequence uint64 }
+// Acked says that the receiver's own advert with this Hash is in the sender's database.
+type Acked struct{ Hash Hash }
 
 // Graft asks the receiver to replicate datagrams of these ingress RPs to the
 // sender, and to send those after the marks from its cache.
@@ -186,12 +197,12 @@ func (m *Digest) check() error {
 func (m *Summary) check() error { return checkVersions(m.Versions) }
 func (m *Offer) check() error   { return checkVersions(m.Versions) }
 func (m *Request) check() error {
-	return checkList("RPs", m.Origins, MaxVersions, func(id ID) ID { return id })
+	return checkList("RPs", m.Origins, MaxRPs, func(id ID) ID { return id })
 }
 
 func (m *Acked) check() error    { return nil }
 func (m *RouteSum) check() error { return nil }
-func (m *Prune) check() error    { return checkIngress("ingress RPs", m.Ingress, MaxVersions) }
+func (m *Prune) check() error    { return checkIngress("ingress RPs", m.Ingress, MaxRPs) }
 func (m *Serving) check() error  { return checkIngress("ingress RPs", m.Ingress, MaxServing) }
 
 func (m *GraftAck) check() error {

@@ -21,14 +21,14 @@ func messages(t require.TestingT) []Message {
 		a.Links = []Link{{2, 100, true}, {3, 200, false}}
 		a.Groups = []Members{{1, 5}, {2, 6}}
 	})
-	versions := []Version{{1, 2, 3}, {4, 5, 6}}
+	versions := []Version{{1, 2, 3, Hash{}}, {4, 5, 6, Hash{7}}}
 	return []Message{
-		&Digest{make([]uint32, Buckets)},
+		&Digest{1 << 40, make([]uint32, Buckets)},
 		&Summary{versions},
 		&Request{[]ID{1, 2}},
 		&Adverts{Ack: true, Adverts: []Aged{{7, advert}}},
 		&Offer{versions},
-		&Acked{1, 2},
+		&Acked{Hash{1, 2}},
 		&Graft{1, []GraftRoute{{2, []Mark{{3, 4}}}}},
 		&Prune{[]uint32{2, 3}},
 		&GraftAck{1, []uint32{2}, []uint32{3}},
@@ -68,14 +68,14 @@ func TestLargestMessagesFit(t *testing.T) {
 	for i := range MaxServing {
 		ingress = append(ingress, 1<<31+uint32(i))
 		routes = append(routes, GraftRoute{ingress[i], marks})
-		versions = append(versions, Version{1<<63 + ID(i), 1 << 40, 1 << 40})
+		versions = append(versions, Version{1<<63 + ID(i), 1 << 63, 1 << 63, Hash{1}})
 	}
 	for _, m := range []Message{
 		adverts(slices.Repeat([]*Signed{full}, sendAdverts)...),
 		&Graft{1 << 31, routes[:sendRoutes]},
 		&GraftAck{1 << 31, ingress[:MaxRoutes], ingress[:MaxRoutes]},
 		&Summary{versions[:MaxVersions]},
-		&Prune{ingress[:MaxVersions]},
+		&Prune{ingress[:MaxRPs]},
 		&Serving{ingress},
 	} {
 		b, err := Encode(m)
@@ -89,18 +89,18 @@ func TestDecodeRefuses(t *testing.T) {
 	bad := func(edit func(*Advert)) *Adverts { return adverts(advertOf(t, 1, 1, 1, edit)) }
 	links := func(links ...Link) func(*Advert) { return func(a *Advert) { a.Links = links } }
 	for name, m := range map[string]Message{
-		"short digest":        &Digest{make([]uint32, Buckets-1)},
+		"short digest":        &Digest{1 << 40, make([]uint32, Buckets-1)},
 		"long summary":        &Summary{make([]Version, MaxVersions+1)},
-		"long request":        &Request{make([]ID, MaxVersions+1)},
+		"long request":        &Request{make([]ID, MaxRPs+1)},
 		"long offer":          &Offer{make([]Version, MaxVersions+1)},
-		"long prune":          &Prune{make([]uint32, MaxVersions+1)},
+		"long prune":          &Prune{make([]uint32, MaxRPs+1)},
 		"long serving":        &Serving{make([]uint32, MaxServing+1)},
 		"long graft":          &Graft{1, make([]GraftRoute, MaxRoutes+1)},
 		"marks of one group":  &Graft{1, []GraftRoute{{1, []Mark{{7, 1}, {8, 1}, {7, 2}}}}},
 		"many marks":          &Graft{1, []GraftRoute{{1, make([]Mark, MaxGroups+1)}}},
 		"many adverts":        adverts(slices.Repeat([]*Signed{advertOf(t, 1, 1, 1, nil)}, MaxAdverts+1)...),
-		"summary twice":       &Summary{[]Version{{5, 1, 1}, {5, 1, 2}}},
-		"offer out of order":  &Offer{[]Version{{5, 1, 1}, {4, 1, 2}}},
+		"summary twice":       &Summary{[]Version{{5, 1, 1, Hash{}}, {5, 1, 1, Hash{1}}}},
+		"offer out of order":  &Offer{[]Version{{5, 1, 1, Hash{}}, {4, 1, 2, Hash{}}}},
 		"request twice":       &Request{[]ID{5, 5}},
 		"graft of 0":          &Graft{1, []GraftRoute{{0, nil}}},
 		"graft twice":         &Graft{1, []GraftRoute{{7, nil}, {7, nil}}},

@@ -367,7 +367,9 @@ func (c *Core) tickNeighbour(n *neighbour) {
 		c.hello(n)
 	}
 	if n.up && !c.now.Before(n.digestAt) && (len(c.requested) == 0 || c.now.Sub(n.digestAt) > 2*RequestDelay) {
-		c.send(n, &Digest{c.sums[:]})
+		salt := c.cfg.Rand.Uint64()
+		sums := c.Sums(salt)
+		c.send(n, &Digest{salt, sums[:]})
 		n.comparedAt = c.now
 		if c.toldAt.IsZero() {
 			c.toldAt = c.now.Add(answerTime + 2*n.rtt)

@@ -87,7 +87,7 @@ func requireAgreement(t require.TestingT, w *network) {
 func agreed(w *network) bool {
 	for _, c := range w.cores {
 		for m, other := range w.cores {
-			if c.reached(rp(m)) && c.Sums() != other.Sums() {
+			if c.reached(rp(m)) && c.Sums(1) != other.Sums(1) {
 				return false
 			}
 		}

@@ -33,6 +33,7 @@ type advertising struct {
 	bids   int           // within outbidMemory
 
 	mayPublish bool
+	mine       []Hash      // of the adverts of this epoch, until MayPublish
 	awaited    map[ID]bool // neighbours that have not acknowledged yet; nil before the first advert
 	ackBy      time.Time   // until when they are waited for
 }
@@ -154,7 +155,7 @@ func (c *Core) tickOutbid() {
 	default:
 		c.sequence = max(c.sequence, v.Sequence)
 	}
-	c.beat, c.beaten = Version{}, c.now
+	c.beat, c.beaten, c.mine = Version{}, c.now, nil
 	c.pause = min(max(2*c.pause, outbidFirst), outbidLast)
 	c.stats.Outbids++
 	if c.bids++; c.bids >= twinsFrom {
@@ -192,15 +193,19 @@ func (c *Core) publish() {
 		c.ackBy = c.now.Add(AckDelay)
 	}
 	c.stats.Published++
-	if a.Version().newer(c.beat) {
+	v := a.Version()
+	if v.newer(c.beat) {
 		c.beat = Version{}
 	}
-	c.store(signed, c.now)
-	c.forward(a.Version(), nil)
+	if !c.mayPublish {
+		c.mine = append(c.mine, v.Hash)
+	}
+	c.store(signed, v, c.now)
+	c.forward(v, nil)
 }
 
 func (c *Core) acked(n *neighbour, m *Acked) {
-	if m.Epoch == c.epoch && m.Sequence <= c.sequence {
+	if slices.Contains(c.mine, m.Hash) {
 		delete(c.awaited, n.id)
 	}
 }
@@ -219,7 +224,7 @@ func (c *Core) tickAdvertising() {
 	waited := !c.now.Before(c.ackBy)
 	if !c.mayPublish && (waited || c.awaited != nil && len(c.awaited) == 0) {
 		c.mayPublish = true
-		c.awaited = map[ID]bool{}
+		c.awaited, c.mine = map[ID]bool{}, nil
 		c.act(MayPublish{})
 	}
 }

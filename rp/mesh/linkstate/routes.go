@@ -523,7 +523,7 @@ func (c *Core) flushAsks(n *neighbour) {
 		c.send(n, m)
 	}
 	prune := ascending(slices.DeleteFunc(n.prune, asked))
-	for chunk := range slices.Chunk(prune, MaxVersions) {
+	for chunk := range slices.Chunk(prune, MaxRPs) {
 		c.send(n, &Prune{chunk})
 	}
 	n.graft, n.prune = nil, nil

@@ -14,7 +14,7 @@ import (
 func TestMeshAgrees(t *testing.T) {
 	w := square(t)
 	for n := range 4 {
-		require.Equal(t, w.cores[1].Sums(), w.cores[n+1].Sums())
+		require.Equal(t, w.cores[1].Sums(1), w.cores[n+1].Sums(1))
 		require.Len(t, w.cores[n+1].entries, 4)
 	}
 	require.Equal(t, Route{Ingress: ingress1, Children: []Child{{ID: min(rp(2), rp(3))}, {ID: max(rp(2), rp(3))}}}, w.route(1, ingress1))
@@ -349,11 +349,11 @@ func TestMerge(t *testing.T) {
 	w.cores[2].SetMembers(w.now, []Members{{groupA, 1}})
 	w.cores[3].SetMembers(w.now, []Members{{groupB, 1}})
 	w.run(2 * time.Second)
-	require.NotEqual(t, w.cores[1].Sums(), w.cores[3].Sums())
+	require.NotEqual(t, w.cores[1].Sums(1), w.cores[3].Sums(1))
 	w.link(2, 4, 10*time.Millisecond)
 	w.run(8 * time.Second)
 	for n := range 4 {
-		require.Equal(t, w.cores[1].Sums(), w.cores[n+1].Sums())
+		require.Equal(t, w.cores[1].Sums(1), w.cores[n+1].Sums(1))
 	}
 	require.Equal(t, rp(4), w.route(3, ingress1).Parent)
 }
@@ -387,7 +387,7 @@ func TestOwnOldAdvert(t *testing.T) {
 	w.run(8 * time.Second)
 	require.Greater(t, w.cores[4].epoch, uint64(1001))
 	require.Equal(t, w.cores[4].cfg.Incarnation, w.cores[1].entries[rp(4)].Advert.Incarnation)
-	require.Equal(t, w.cores[1].Sums(), w.cores[4].Sums())
+	require.Equal(t, w.cores[1].Sums(1), w.cores[4].Sums(1))
 }
 
 // An RP that joins a mesh which was quiet for long keeps the old adverts until it has
@@ -398,7 +398,7 @@ func TestJoinsQuietMesh(t *testing.T) {
 	w.start(5)
 	w.link(4, 5, 10*time.Millisecond)
 	w.run(5 * time.Second)
-	require.Equal(t, w.cores[1].Sums(), w.cores[5].Sums())
+	require.Equal(t, w.cores[1].Sums(1), w.cores[5].Sums(1))
 	require.Equal(t, rp(4), w.route(5, ingress1).Parent)
 }
 
@@ -489,7 +489,7 @@ func TestAway(t *testing.T) {
 		for m := 1; m <= 4; m++ {
 			require.Empty(t, sent[*Prune](w, n, m))
 		}
-		require.Equal(t, w.cores[1].Sums(), w.cores[n].Sums())
+		require.Equal(t, w.cores[1].Sums(1), w.cores[n].Sums(1))
 	}
 }
 
