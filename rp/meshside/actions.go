@@ -327,8 +327,11 @@ func (s *Server) sweep() {
 	seen := make(map[linkstate.ID]bool)
 	claimed := make(map[uint32]bool)
 	var left []uint32
-	s.core.Adverts(func(a *linkstate.Advert, v linkstate.Version) {
-		seen[a.Origin], claimed[a.Incarnation] = true, true
+	s.core.Adverts(func(a *linkstate.Advert, v linkstate.Version, listed bool) {
+		seen[a.Origin] = true
+		if listed { // an RP that is not on the list has no incarnation that counts
+			claimed[a.Incarnation] = true
+		}
 		k := s.known[a.Origin]
 		if k.incarnation != 0 && k.incarnation != a.Incarnation {
 			left = append(left, k.incarnation)
@@ -336,7 +339,7 @@ func (s *Server) sweep() {
 		if k.version != v {
 			s.known[a.Origin] = known{v, a.Incarnation, s.now}
 		}
-		if o, ok := s.origins[a.Incarnation]; a.Publishes && (!ok || a.Origin < o) { // as the trees have it
+		if o, ok := s.origins[a.Incarnation]; listed && a.Publishes && (!ok || a.Origin < o) { // as the trees have it
 			s.origins[a.Incarnation] = a.Origin
 		}
 	})

@@ -196,7 +196,7 @@ func (s *Server) members() []proto.Counters {
 		groups[i] = proto.Counters{Group: group, Members: uint64(here[group]), Here: uint64(here[group])}
 	}
 	branches := map[linkstate.ID]linkstate.ID{s.self: 0}
-	s.core.Adverts(func(a *linkstate.Advert, _ linkstate.Version) {
+	s.core.Adverts(func(a *linkstate.Advert, _ linkstate.Version, _ bool) {
 		if a.Origin == s.self || !s.core.Reached(a.Origin) {
 			return
 		}

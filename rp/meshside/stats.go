@@ -158,7 +158,7 @@ func (s *Server) stats() Stats {
 			st.Routes = append(st.Routes, s.routeStats(in))
 		}
 	}
-	s.core.Adverts(func(a *linkstate.Advert, v linkstate.Version) {
+	s.core.Adverts(func(a *linkstate.Advert, v linkstate.Version, _ bool) {
 		o := Advert{Advert: *a}
 		if k := s.known[a.Origin]; k.version == v {
 			o.Age = s.now.Sub(k.since)
@@ -198,7 +198,7 @@ type Edge struct {
 func (s *Server) Tree(ingress linkstate.ID) (edges []Edge, ok bool) {
 	s.call(func() {
 		links := make(map[linkstate.ID][]linkstate.Link)
-		s.core.Adverts(func(a *linkstate.Advert, _ linkstate.Version) { links[a.Origin] = a.Links })
+		s.core.Adverts(func(a *linkstate.Advert, _ linkstate.Version, _ bool) { links[a.Origin] = a.Links })
 		cost := func(from, to linkstate.ID) uint32 {
 			for _, l := range links[from] {
 				if l.Neighbour == to {

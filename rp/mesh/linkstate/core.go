@@ -44,6 +44,9 @@ const CostUnit = 100 * time.Microsecond
 // Limits on what a neighbour can cause.
 const (
 	MaxOrigins    = 4096
+	MaxUnlisted   = 64 // RPs that are not on the own list, of which adverts are kept
+	unlistedRate  = 4  // adverts per second of all of these
+	unlistedBurst = 2 * MaxUnlisted
 	maxRoutes     = 4096
 	verifyRate    = 400 // signatures per second of one neighbour
 	verifyBurst   = 2 * MaxOrigins
@@ -180,7 +183,7 @@ type Config struct {
 
 	Sign    func(Advert) (*Signed, error)
 	Verify  func(*Signed) (node [32]byte, err error)
-	Allowed func(node [32]byte) bool    // may be an RP
+	Allowed func(node [32]byte) bool    // is on the list of RPs, and may have a tree
 	Marks   func(ingress uint32) []Mark // of the own datapath
 	Rand    *rand.Rand                  // spreads what need not happen at once
 }
@@ -443,6 +446,7 @@ func (c *Core) sweep() {
 	for _, n := range c.neighbours {
 		c.tickStandings(n)
 	}
+	c.tickUnlisted()
 	c.forgetAdverts()
 }
 

@@ -16,13 +16,17 @@ import (
 // same at the neighbours.
 //
 // Only a newer advert costs a signature check, each neighbour and each origin has a
-// rate of its own, and what is refused is neither kept nor passed on.
+// rate of its own, and what is refused is neither kept nor passed on. An RP that is not on the own
+// list may be on the lists of others: as long as it is between RPs on the own list, it is a place in
+// the graph, so that all compute the same trees. It has no tree itself, and all such RPs share a rate.
 type database struct {
 	entries    map[ID]*entry
 	publishing map[ID]*entry    // of RPs that are to have a tree
 	ingress    map[uint32]int   // their incarnations, and how many adverts have each
 	requested  map[ID]time.Time // asked for, until when nobody else is
 	loose      map[ID]*entry    // without a path to the RP, or muted
+	unlisted   map[ID]*entry    // of RPs that are not on the own list
+	strange    limiter          // of adverts of these
 	sweepAt    time.Time
 	settledAt  time.Time // from when on what is not reached is forgotten
 	toldAt     time.Time // when the first neighbour that got a digest has answered; zero before
@@ -31,6 +35,8 @@ type database struct {
 type entry struct {
 	*Signed
 	version Version
+	node    [32]byte  // devp2p node id of the signer
+	listed  bool      // the RP is on the own list: else it is but a place on the ways to others
 	signed  time.Time // as far as is known
 	slot    int       // in the graph, None before the first computation with the advert
 	path    bool      // to the RP, as of the last computation
@@ -42,7 +48,7 @@ type entry struct {
 }
 
 // publishes reports whether the RP of an advert is to have a tree.
-func (e *entry) publishes() bool { return e.Advert.Publishes && !e.muted }
+func (e *entry) publishes() bool { return e.Advert.Publishes && e.listed && !e.muted }
 
 func (d *database) init(now time.Time) {
 	d.settledAt = now.Add(settleDelay)
@@ -51,12 +57,14 @@ func (d *database) init(now time.Time) {
 	d.ingress = make(map[uint32]int)
 	d.requested = make(map[ID]time.Time)
 	d.loose = make(map[ID]*entry)
+	d.unlisted = make(map[ID]*entry)
 }
 
-// Adverts calls yield for each RP that is known, in no order, with the version of its advert.
-func (c *Core) Adverts(yield func(*Advert, Version)) {
+// Adverts calls yield for each RP that is known, in no order, with its newest advert, the version of
+// that, and whether the RP is on the own list.
+func (c *Core) Adverts(yield func(a *Advert, v Version, listed bool)) {
 	for _, e := range c.entries {
-		yield(&e.Advert, e.version)
+		yield(&e.Advert, e.version, e.listed)
 	}
 }
 
@@ -97,8 +105,8 @@ func (v Version) Sum(salt uint64) uint32 {
 	return uint32(mix(mix(salt^high) ^ low))
 }
 
-// store keeps an advert in place of the older one and has trees follow.
-func (c *Core) store(s *Signed, v Version, signed time.Time) {
+// store keeps an advert of a node in place of the older one and has trees follow.
+func (c *Core) store(s *Signed, v Version, node [32]byte, signed time.Time) {
 	origin := s.Advert.Origin
 	e := c.entries[origin]
 	if e == nil {
@@ -115,7 +123,12 @@ func (c *Core) store(s *Signed, v Version, signed time.Time) {
 			}
 		}
 	}
-	e.Signed, e.version, e.signed, e.mask = s, v, signed, 0
+	e.Signed, e.version, e.node, e.signed, e.mask = s, v, node, signed, 0
+	if e.listed = origin == c.cfg.Self || c.cfg.Allowed(node); e.listed {
+		delete(c.unlisted, origin)
+	} else {
+		c.unlisted[origin] = e
+	}
 	c.list(e)
 	for _, m := range s.Advert.Groups {
 		if i := slices.Index(c.cfg.Groups, m.Group); i >= 0 && m.Count > 0 {
@@ -191,8 +204,13 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 		return proto.Unexpected("%v", err)
 	}
 	delete(c.requested, v.Origin)
-	if !c.cfg.Allowed(node) || e == nil && len(c.entries) >= MaxOrigins {
+	listed := c.cfg.Allowed(node)
+	switch {
+	case e == nil && len(c.entries) >= MaxOrigins, !listed && !c.between(&a.Advert):
 		c.stats.NotAllowed++
+		return nil
+	case !listed && !c.strange.allow(c.now, unlistedRate, unlistedBurst):
+		c.stats.Limited++
 		return nil
 	}
 	if v.Origin == c.cfg.Self {
@@ -203,13 +221,60 @@ func (c *Core) learnOne(n *neighbour, a Aged, ack bool) error {
 	if e != nil {
 		before = e.Advert.Links
 	}
-	c.store(a.Signed, v, c.now.Add(-time.Duration(a.Age)*time.Second))
+	c.store(a.Signed, v, node, c.now.Add(-time.Duration(a.Age)*time.Second))
 	c.forward(v, n)
 	if ack && v.Origin == n.id {
 		c.send(n, &Acked{v.Hash})
 	}
 	c.linksLost(before, a.Advert.Links)
+	if listed {
+		c.linksGained(n, before, a.Advert.Links)
+	}
 	return nil
+}
+
+// between reports whether the advert of an RP that is not on the own list is kept, so that this RP
+// computes the trees that RPs with another list compute: there is a link between that RP and an RP
+// on the list, which both advertise.
+func (c *Core) between(a *Advert) bool {
+	if _, known := c.unlisted[a.Origin]; !known && len(c.unlisted) >= MaxUnlisted {
+		return false
+	}
+	return slices.ContainsFunc(a.Links, func(l Link) bool {
+		other := c.entries[l.Neighbour]
+		if other == nil || !other.listed {
+			return false
+		}
+		_, linked := slices.BinarySearchFunc(other.Advert.Links, a.Origin, compareLink)
+		return linked
+	})
+}
+
+// linksGained asks a neighbour for the adverts of RPs that are not known, and to which an RP on the
+// list has a link since its last advert. Such an advert may have come before, and was refused then.
+func (c *Core) linksGained(n *neighbour, before, after []Link) {
+	for _, l := range after {
+		if _, had := slices.BinarySearchFunc(before, l.Neighbour, compareLink); !had && c.entries[l.Neighbour] == nil {
+			c.request(n, l.Neighbour)
+		}
+	}
+	c.flushRequests(n)
+}
+
+// tickUnlisted has adverts of RPs follow the own list, which may have grown, and drops the adverts of
+// RPs that no RP on the list has a link to.
+func (c *Core) tickUnlisted() {
+	for origin, e := range c.unlisted {
+		switch {
+		case c.cfg.Allowed(e.node):
+			e.listed = true
+			delete(c.unlisted, origin)
+			c.list(e)
+			c.changed(origin)
+		case !c.between(&e.Advert):
+			c.forget(e)
+		}
+	}
 }
 
 // tooFast bounds what a neighbour and an origin can cause. The rates of an origin
@@ -434,11 +499,18 @@ func (c *Core) forgetAdverts() {
 			}
 		case c.dirty[origin]: // it is not in the trees yet
 		case !c.now.Before(c.settledAt) && c.now.Sub(e.seen) > MaxAge && c.now.Sub(e.signed) > MaxAge:
-			c.unlist(e)
-			delete(c.entries, origin)
-			delete(c.loose, origin)
-			c.stats.Changed = c.now
-			c.changed(origin)
+			c.forget(e)
 		}
 	}
+}
+
+// forget drops an advert.
+func (c *Core) forget(e *entry) {
+	origin := e.Advert.Origin
+	c.unlist(e)
+	delete(c.entries, origin)
+	delete(c.loose, origin)
+	delete(c.unlisted, origin)
+	c.stats.Changed = c.now
+	c.changed(origin)
 }

@@ -200,7 +200,7 @@ func (c *Core) publish() {
 	if !c.mayPublish {
 		c.mine = append(c.mine, v.Hash)
 	}
-	c.store(signed, v, c.now)
+	c.store(signed, v, [32]byte{}, c.now)
 	c.forward(v, nil)
 }
 
