@@ -93,7 +93,8 @@ func TestNeighbourMoves(t *testing.T) {
 	})
 }
 
-// What an RP says of itself counts as soon as it is allowed.
+// An RP that is not on the list is a place in the trees of others. It has a tree as soon as it is on
+// the list, without a word of it.
 func TestAddedRPIsKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
@@ -103,13 +104,22 @@ func TestAddedRPIsKnown(t *testing.T) {
 		three := n.start(3, incarnationOf(3, 0), only(nodeOf(t, 2)))
 		n.link(one, two)
 		n.link(two, three)
+		three.Admit(true)
 		n.settle()
-		require.Len(t, one.Stats().Database, 2)
-		require.NotZero(t, one.Stats().Core.NotAllowed)
-		one.SetNeighbours([]*enode.Node{two.node, three.node})
-		time.Sleep(2 * linkstate.DigestDelay)
-		synctest.Wait()
+		hasTree := func(s *Server) bool {
+			_, ok := s.Tree(three.self)
+			return ok
+		}
 		require.Len(t, one.Stats().Database, 3)
+		require.True(t, hasTree(two.Server))
+		require.False(t, hasTree(one.Server))
+		require.Empty(t, one.Stats().Routes)
+		published := three.Stats().Core.Published
+		one.SetNeighbours([]*enode.Node{two.node, three.node})
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		require.True(t, hasTree(one.Server))
+		require.Equal(t, published, three.Stats().Core.Published)
 	})
 }
 
