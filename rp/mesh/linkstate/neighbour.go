@@ -129,6 +129,13 @@ const (
 // lateness is how late a hello may come, as share of the interval.
 const lateness = 5
 
+// rttTrusted bounds the round-trip time that times are made of. A neighbour can claim a longer one by
+// its HELLOs: then its link costs more, but nobody waits longer.
+const rttTrusted = 500 * time.Millisecond
+
+// trip returns the round-trip time of a link as far as times depend on it.
+func (n *neighbour) trip() time.Duration { return min(n.rtt, rttTrusted) }
+
 func (n *neighbour) isAway() bool { return !n.away.IsZero() }
 
 func (n *neighbour) downAt() time.Time {
@@ -137,7 +144,7 @@ func (n *neighbour) downAt() time.Time {
 	}
 	at := n.heard.Add(Missed*n.interval + n.interval/lateness + n.slack)
 	if !n.polled.IsZero() {
-		if p := n.polled.Add(Missed*TreeInterval + TreeInterval/lateness + n.rtt + n.slack); p.Before(at) {
+		if p := n.polled.Add(Missed*TreeInterval + TreeInterval/lateness + n.trip() + n.slack); p.Before(at) {
 			return p
 		}
 	}
@@ -372,7 +379,7 @@ func (c *Core) tickNeighbour(n *neighbour) {
 		c.send(n, &Digest{salt, sums[:]})
 		n.comparedAt = c.now
 		if c.toldAt.IsZero() {
-			c.toldAt = c.now.Add(answerTime + 2*n.rtt)
+			c.toldAt = c.now.Add(answerTime + 2*n.trip())
 		}
 		n.digestAt = c.now.Add(DigestDelay + time.Duration(c.cfg.Rand.Int64N(int64(DigestDelay/4)))) // each neighbour at another time
 	}

@@ -250,15 +250,15 @@ func (c *Core) backup(r *route) ID {
 func (c *Core) overlap(r *route) {
 	for i := range r.old {
 		if r.old[i].pruneAt.IsZero() {
-			r.old[i].pruneAt = c.now.Add(max(Overlap, 2*c.longest()))
+			r.old[i].pruneAt = c.now.Add(Overlap)
 		}
 	}
 }
 
-// longest returns the longest round-trip time of the links.
+// longest returns the longest round-trip time of the links, as far as times depend on it.
 func (c *Core) longest() (rtt time.Duration) {
 	for _, n := range c.neighbours {
-		rtt = max(rtt, n.rtt)
+		rtt = max(rtt, n.trip())
 	}
 	return max(rtt, minimumOverlap)
 }
@@ -401,7 +401,7 @@ func (c *Core) tickRoutes() {
 			r.failedUntil = time.Time{}
 			c.computeSoon()
 		}
-		if n := c.neighbour(r.parent); n != nil && !r.acked && c.now.Sub(r.since) > graftTimeout+2*n.rtt {
+		if n := c.neighbour(r.parent); n != nil && !r.acked && c.now.Sub(r.since) > graftTimeout+2*n.trip() {
 			c.stats.Timeouts++
 			c.turnAway(r)
 		} else if r.parent != r.wanted {
