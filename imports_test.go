@@ -27,7 +27,7 @@ type importRule struct {
 }
 
 // leaves hold formats and algorithms. Whoever speaks mDCS, in the kernel's tests too, can take them without geth.
-var leaves = []string{mdcs + "/ethmcast/wire", mdcs + "/ethmcast/auth"}
+var leaves = []string{mdcs + "/ethmcast/ids", mdcs + "/ethmcast/wire", mdcs + "/ethmcast/auth"}
 
 // cores are state machines: they are told the time and what arrived, and say what to send.
 var cores = append([]string{

@@ -7,6 +7,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -37,24 +38,24 @@ type Status struct {
 
 // Mark is what was delivered of one ingress RP's sequences.
 type Mark struct {
-	Ingress    uint32 `json:"ingress"`
-	First      uint64 `json:"first"`
-	Next       uint64 `json:"next"`
-	Received   uint64 `json:"received"`
-	Lost       uint64 `json:"lost"`
-	Duplicates uint64 `json:"duplicates"`
+	Ingress    ids.Incarnation `json:"ingress"`
+	First      uint64          `json:"first"`
+	Next       uint64          `json:"next"`
+	Received   uint64          `json:"received"`
+	Lost       uint64          `json:"lost"`
+	Duplicates uint64          `json:"duplicates"`
 }
 
 // RP is one entry of the answer of mdcs_rps.
 type RP struct {
-	ID          string `json:"id"`
-	URL         string `json:"url"`
-	Connected   bool   `json:"connected"`
-	State       string `json:"state"`
-	Incarnation uint32 `json:"incarnation,omitempty"`
-	Data        string `json:"data,omitempty"` // UDP endpoint
-	Operator    string `json:"operator,omitempty"`
-	RTT         string `json:"rtt,omitempty"` // of datagrams with the one in use, of the connection with others
+	ID          string          `json:"id"`
+	URL         string          `json:"url"`
+	Connected   bool            `json:"connected"`
+	State       string          `json:"state"`
+	Incarnation ids.Incarnation `json:"incarnation,omitempty"`
+	Data        string          `json:"data,omitempty"` // UDP endpoint
+	Operator    string          `json:"operator,omitempty"`
+	RTT         string          `json:"rtt,omitempty"` // of datagrams with the one in use, of the connection with others
 }
 
 // Status returns the state of multicast diffusion in this node.

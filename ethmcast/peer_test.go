@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -82,7 +83,7 @@ func TestViolationCountsOnce(t *testing.T) {
 	s := newTestService(t)
 	s.enabled = false
 	rp := &rpConn{id: enode.ID{8}, conn: &conn{out: make(chan proto.Message, sendQueue)}}
-	rp.joiner = proto.NewJoiner(proto.JoinerConfig{Groups: []uint32{testGroup}, Port: 1, Rand: rand.Reader})
+	rp.joiner = proto.NewJoiner(proto.JoinerConfig{Groups: []ids.Group{testGroup}, Port: 1, Rand: rand.Reader})
 	barred := &rpHandler{s, rp, rp.conn}
 	if err := barred.fail(now, garbage); err == nil || rp.state() != proto.JoinerBarred {
 		t.Errorf("garbage in place of a status: %v, state %v", err, rp.state())

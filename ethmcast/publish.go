@@ -12,6 +12,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/reassembly"
 )
@@ -86,7 +87,7 @@ func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID
 		s.book.Asked(now, hash)
 		askedMeter.Mark(1)
 	}
-	ref := s.coverage.Publish(hash, coverage.Stream{Ingress: s.active.joiner.RP().Incarnation, Group: s.group})
+	ref := s.coverage.Publish(hash, ids.Stream{Ingress: s.active.joiner.RP().Incarnation, Group: s.group})
 	s.drainOutbox(now)
 	s.poke()
 	return ref
@@ -100,7 +101,7 @@ func (s *Service) drainOutbox(now time.Time) {
 		case outbox.Datagram:
 			s.sendDatagram(s.active, a.Bytes)
 		case outbox.Published:
-			stream := coverage.Stream{Ingress: a.RP, Group: s.group}
+			stream := ids.Stream{Ingress: a.RP, Group: s.group}
 			s.coverage.Numbered(a.Hash, stream, a.Sequence)
 			s.seen.Add(objectID(a.Hash), seenTx{hash: a.Hash, ref: &coverage.Ref{Stream: stream, Sequence: a.Sequence}, own: true})
 			publishedMeter.Mark(1)

@@ -10,6 +10,7 @@ import (
 	"github.com/ethereum/go-ethereum/common"
 	"github.com/ethereum/go-ethereum/rpc"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/receipt"
 )
@@ -36,15 +37,15 @@ type NeighbourCount struct {
 // Receipt is an entry of the answer of mdcs_receipts: what RPs say of one transaction
 // that this node published. It proves nothing (SPEC 7.15).
 type Receipt struct {
-	Hash      common.Hash `json:"hash"`
-	Asked     time.Time   `json:"asked"`             // when it was published
-	At        *time.Time  `json:"at,omitempty"`      // of the newest word, none before the first
-	Ingress   uint32      `json:"ingress,omitempty"` // RP at which it entered
-	Sequence  uint64      `json:"sequence,omitempty"`
-	Members   uint64      `json:"members"`   // of the group, without this node
-	Sent      uint32      `json:"sent"`      // members that RPs on the tree had
-	Confirmed uint32      `json:"confirmed"` // of these
-	Majority  bool        `json:"majority"`  // more than half of the members, and the surplus
+	Hash      common.Hash     `json:"hash"`
+	Asked     time.Time       `json:"asked"`             // when it was published
+	At        *time.Time      `json:"at,omitempty"`      // of the newest word, none before the first
+	Ingress   ids.Incarnation `json:"ingress,omitempty"` // RP at which it entered
+	Sequence  uint64          `json:"sequence,omitempty"`
+	Members   uint64          `json:"members"`   // of the group, without this node
+	Sent      uint32          `json:"sent"`      // members that RPs on the tree had
+	Confirmed uint32          `json:"confirmed"` // of these
+	Majority  bool            `json:"majority"`  // more than half of the members, and the surplus
 }
 
 func newReceipt(r receipt.Receipt) Receipt {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/reassembly"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -26,7 +27,7 @@ const socketBuffer = 4 << 20
 
 // hop is how the datagrams of a session are known.
 type hop struct {
-	session uint32 // 0: none
+	session ids.Session // 0: none
 	key     auth.Key
 	beats   auth.Beats // heartbeats taken
 }
@@ -34,7 +35,7 @@ type hop struct {
 // sender is an RP that this node is a member of.
 type sender struct {
 	source      netip.AddrPort
-	incarnation uint32
+	incarnation ids.Incarnation
 	hops        [2]hop // by mode: our own session, the channel
 }
 
@@ -50,7 +51,7 @@ type streamState struct {
 type receiver struct {
 	senders  []*sender
 	trusted  *sender // whose heartbeats are believed: that of the active RP; nil for none
-	streams  map[coverage.Stream]*streamState
+	streams  map[ids.Stream]*streamState
 	buffer   *reassembly.Buffer
 	counters wire.Counters
 }
@@ -61,9 +62,9 @@ func newReceiver() *receiver {
 
 // join begins to accept datagrams of an RP, by a session and by a channel. What is
 // known of streams is forgotten when there was no RP.
-func (r *receiver) join(source netip.AddrPort, incarnation uint32, own, channel hop) *sender {
+func (r *receiver) join(source netip.AddrPort, incarnation ids.Incarnation, own, channel hop) *sender {
 	if len(r.senders) == 0 {
-		r.streams = make(map[coverage.Stream]*streamState)
+		r.streams = make(map[ids.Stream]*streamState)
 	}
 	s := &sender{source: source, incarnation: incarnation}
 	s.hops = [...]hop{proto.ModeUnicast: own, proto.ModeSSM: channel}
@@ -80,7 +81,7 @@ func (r *receiver) leave(s *sender) {
 }
 
 // sender returns the RP whose session this is by the socket of a mode, nil for none.
-func (r *receiver) sender(by proto.DeliveryMode, session uint32) *sender {
+func (r *receiver) sender(by proto.DeliveryMode, session ids.Session) *sender {
 	for _, s := range r.senders {
 		if session != 0 && s.hops[by].session == session {
 			return s
@@ -93,7 +94,7 @@ func (r *receiver) sender(by proto.DeliveryMode, session uint32) *sender {
 // streams that it does not have do not count any more, whoever told of them.
 func (r *receiver) replace(keys []proto.GroupKey) {
 	for _, k := range keys {
-		if st := r.streams[coverage.Stream{Ingress: k.Ingress, Group: k.Group}]; st != nil {
+		if st := r.streams[k.Stream()]; st != nil {
 			clear(st.keys)
 		}
 	}
@@ -105,7 +106,7 @@ func (r *receiver) replace(keys []proto.GroupKey) {
 // install adds a group key if there is room for its stream. The newest epoch and the
 // one before are kept; an older one comes from an RP that is behind.
 func (r *receiver) install(k proto.GroupKey) {
-	s := coverage.Stream{Ingress: k.Ingress, Group: k.Group}
+	s := k.Stream()
 	st := r.streams[s]
 	if st == nil {
 		if len(r.streams) >= proto.MaxKeys {
@@ -126,12 +127,12 @@ func (r *receiver) install(k proto.GroupKey) {
 }
 
 // retire forgets an ingress RP.
-func (r *receiver) retire(ingress uint32) {
-	maps.DeleteFunc(r.streams, func(s coverage.Stream, _ *streamState) bool { return s.Ingress == ingress })
+func (r *receiver) retire(ingress ids.Incarnation) {
+	maps.DeleteFunc(r.streams, func(s ids.Stream, _ *streamState) bool { return s.Ingress == ingress })
 }
 
 // reached notes that an RP told by control message how far a stream has come.
-func (r *receiver) reached(now time.Time, s coverage.Stream, seq uint64) {
+func (r *receiver) reached(now time.Time, s ids.Stream, seq uint64) {
 	if st := r.streams[s]; st != nil {
 		st.taken.Raise(now, seq)
 	}
@@ -139,7 +140,7 @@ func (r *receiver) reached(now time.Time, s coverage.Stream, seq uint64) {
 
 // known reports whether a stream has come as far as a sequence: what was collected when
 // somebody claimed more is delivered, and not marked.
-func (r *receiver) known(s coverage.Stream, seq uint64) bool {
+func (r *receiver) known(s ids.Stream, seq uint64) bool {
 	st := r.streams[s]
 	if st == nil {
 		return false
@@ -174,7 +175,7 @@ func (r *receiver) check(now time.Time, by proto.DeliveryMode, src netip.AddrPor
 	case h.Type == wire.Hello || h.Type == wire.Echo && by == proto.ModeSSM:
 		return h, nil, false, wire.BadType
 	}
-	st := r.streams[coverage.Stream{Ingress: h.Ingress, Group: h.Group}]
+	st := r.streams[h.Stream()]
 	switch {
 	case st == nil:
 		return h, nil, false, wire.NoKey
@@ -241,7 +242,7 @@ func (s *Service) receive(now time.Time, by proto.DeliveryMode, src netip.AddrPo
 	if rp := s.rpOf(s.receiver.sender(by, h.Session)); rp != nil && by == rp.mode {
 		rp.joiner.Heard(now)
 	}
-	stream := coverage.Stream{Ingress: h.Ingress, Group: h.Group}
+	stream := h.Stream()
 	switch h.Type {
 	case wire.Echo:
 		s.marks.Delivered(now, stream, h.Sequence)
@@ -272,7 +273,7 @@ func (s *Service) probe(now time.Time, src netip.AddrPort, payload []byte, size 
 }
 
 // data takes a symbol that passed all checks.
-func (s *Service) data(now time.Time, stream coverage.Stream, h *wire.Header, payload []byte) {
+func (s *Service) data(now time.Time, stream ids.Stream, h *wire.Header, payload []byte) {
 	x, seen := s.seen.Get(h.ObjectID)
 	asks, place := h.AsksReceipt(), proto.Place{Ingress: h.Ingress, Group: h.Group, Sequence: h.Sequence}
 	// By a channel comes, before or after its ECHO, what this node publishes itself.

@@ -15,7 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
-	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -36,7 +36,7 @@ var (
 	testHopKey     = auth.Key{1}
 	testChannelKey = auth.Key{3}
 	testGroupKey   = auth.Key{2}
-	testStream     = coverage.Stream{Ingress: testIngress, Group: testGroup}
+	testStream     = ids.Stream{Ingress: testIngress, Group: testGroup}
 	testNow        = time.Unix(100, 0)
 )
 
@@ -324,7 +324,7 @@ func TestReceiverChannel(t *testing.T) {
 // memberOf returns a joiner that an RP admitted.
 func memberOf(t *testing.T, now time.Time) *proto.Joiner {
 	t.Helper()
-	j := proto.NewJoiner(proto.JoinerConfig{Groups: []uint32{testGroup}, Port: 1, Rand: rand.Reader})
+	j := proto.NewJoiner(proto.JoinerConfig{Groups: []ids.Group{testGroup}, Port: 1, Rand: rand.Reader})
 	j.Want(now, true)
 	for _, m := range []proto.Message{
 		&proto.Status{Role: proto.RoleRP, Incarnation: testIngress, DataPort: testRP.Port()},
@@ -413,7 +413,7 @@ func TestReceiverEpochs(t *testing.T) {
 // are not.
 func TestReceiverKeysAreBounded(t *testing.T) {
 	r := newTestReceiver()
-	for i := range uint32(2 * proto.MaxKeys) {
+	for i := range ids.Incarnation(2 * proto.MaxKeys) {
 		r.install(proto.GroupKey{Ingress: testIngress + i, Group: testGroup, Epoch: 1, Key: testGroupKey})
 	}
 	if len(r.streams) != proto.MaxKeys {
@@ -437,11 +437,11 @@ func TestKeysOfStandby(t *testing.T) {
 		s.rps[rp.id] = rp
 		return rp
 	}
-	key := func(ingress, group uint32, epoch uint8) proto.GroupKey {
+	key := func(ingress ids.Incarnation, group ids.Group, epoch uint8) proto.GroupKey {
 		return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Active: true, Key: testGroupKey}
 	}
 	epochs := func() string {
-		all := make(map[coverage.Stream]map[uint8]auth.Key)
+		all := make(map[ids.Stream]map[uint8]auth.Key)
 		for stream, st := range s.receiver.streams {
 			all[stream] = st.keys
 		}
@@ -512,14 +512,14 @@ func TestForeignProbe(t *testing.T) {
 	now := time.Unix(100, 0)
 	out := make(chan proto.Message, sendQueue)
 	rp := &rpConn{conn: &conn{out: out}, addr: testRP.Addr()}
-	rp.joiner = proto.NewJoiner(proto.JoinerConfig{Groups: []uint32{1}, Port: 1, Rand: rand.Reader})
+	rp.joiner = proto.NewJoiner(proto.JoinerConfig{Groups: []ids.Group{1}, Port: 1, Rand: rand.Reader})
 	s.rps[enode.ID{1}] = rp
 	rp.joiner.Want(now, true)
 	if err := rp.joiner.Handle(now, &proto.Status{Role: proto.RoleRP, Incarnation: 1, DataPort: testRP.Port()}); err != nil {
 		t.Fatal(err)
 	}
 	s.drain(now, rp)
-	session := uint32(0)
+	session := ids.Session(0)
 	for len(out) > 0 {
 		if join, ok := (<-out).(*proto.Join); ok {
 			session = join.Session
@@ -527,7 +527,7 @@ func TestForeignProbe(t *testing.T) {
 	}
 	probe := func(src netip.AddrPort) (echoes int) {
 		h := wire.Header{Type: wire.Probe}
-		nonce := binary.BigEndian.AppendUint32(h.Append(nil), session)
+		nonce := binary.BigEndian.AppendUint32(h.Append(nil), uint32(session))
 		s.receive(now, proto.ModeUnicast, src, append(nonce, make([]byte, wire.MaxPayload-4)...))
 		s.drain(now, rp)
 		for len(out) > 0 {

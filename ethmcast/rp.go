@@ -15,7 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
-	"github.com/ethmcast/mdcs/ethmcast/coverage"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
@@ -163,7 +163,7 @@ func (s *Service) openRP(c conn, rp *rpConn, peer *p2p.Peer) (handler, error) {
 			Remote:    c.id,
 			NetworkID: s.cfg.NetworkID,
 			Genesis:   s.cfg.Genesis,
-			Groups:    []uint32{s.group},
+			Groups:    []ids.Group{s.group},
 			Publish:   s.cfg.Publish != PublishNone,
 			Port:      s.port(),
 			Mode:      s.cfg.Delivery.mode(),
@@ -322,7 +322,7 @@ func (s *Service) join(now time.Time, rp *rpConn, j proto.Joined) {
 // they have come: when the active RP tells of less, the mark was a lie.
 func (s *Service) begin(now time.Time, marks []proto.Mark) {
 	for _, m := range marks {
-		stream := coverage.Stream{Ingress: m.Ingress, Group: m.Group}
+		stream := m.Stream()
 		if m.Group == s.group && s.marks.Begin(stream, m.Sequence) {
 			s.receiver.reached(now, stream, m.Sequence)
 		}
@@ -388,7 +388,7 @@ func (s *Service) path() *outbox.Path {
 }
 
 // activeKey returns the key in which to publish by an ingress RP.
-func activeKey(keys []proto.GroupKey, ingress, group uint32) (proto.GroupKey, bool) {
+func activeKey(keys []proto.GroupKey, ingress ids.Incarnation, group ids.Group) (proto.GroupKey, bool) {
 	for _, k := range keys {
 		if k.Ingress == ingress && k.Group == group && k.Active {
 			return k, true

@@ -38,6 +38,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/receipt"
@@ -141,7 +142,7 @@ type seenTx struct {
 type Service struct {
 	cfg     Config
 	self    enode.ID
-	group   uint32
+	group   ids.Group
 	backend Backend
 	log     log.Logger
 

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/socket"
@@ -64,8 +65,8 @@ func TestAdoptedIncarnation(t *testing.T) {
 		},
 		Sessions: []datapath.Session{{Index: 5, Role: datapath.Mesh, Addr: points[0].Addr()}},
 		Routes: []datapath.Route{
-			{Ingress: old, To: []datapath.Branch{{Session: 5, Groups: []uint32{testGroup}}}},
-			{Ingress: points[0].Incarnation(), From: []uint32{5}},
+			{Ingress: old, To: []datapath.Branch{{Session: 5, Groups: []ids.Group{testGroup}}}},
+			{Ingress: points[0].Incarnation(), From: []ids.Session{5}},
 		},
 	}
 	cfg := sites[1].config(t, sites[0])
@@ -96,8 +97,8 @@ func TestAdoptedIncarnation(t *testing.T) {
 	require.Eventually(t, func() bool { return len(a.got()) == 1 && len(b.got()) == 1 }, patience, 5*time.Millisecond)
 	h := see(a, func(p *lightPeer) []uint8 { return []uint8{p.data[0].Epoch} })
 	require.Equal(t, []uint8{7}, h)
-	require.Equal(t, old, see(a, func(p *lightPeer) uint32 { return p.data[0].Ingress }))
-	require.Empty(t, see(a, func(p *lightPeer) []uint32 { return p.retired }), "nobody heard of another incarnation")
+	require.Equal(t, old, see(a, func(p *lightPeer) ids.Incarnation { return p.data[0].Ingress }))
+	require.Empty(t, see(a, func(p *lightPeer) []ids.Incarnation { return p.retired }), "nobody heard of another incarnation")
 	for _, p := range []*lightPeer{a, b} {
 		require.Empty(t, p.badDatagrams())
 	}
@@ -392,7 +393,7 @@ func TestXDPDaemonKilled(t *testing.T) {
 		all = append(all, newPeer(t, nil, opt))
 	}
 	members(t, append(all, publisher)...)
-	incarnation := see(publisher, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+	incarnation := see(publisher, func(p *lightPeer) ids.Incarnation { return p.member.RP.Incarnation })
 
 	// publish sends until f returns, one datagram after the other arrived.
 	sent := uint64(0)
@@ -494,7 +495,7 @@ func TestXDPFailedStartLeavesDatapath(t *testing.T) {
 	opt := peerOptions{host: i.peers, stays: true}
 	publisher, receiver := newPeer(t, nil, opt), newPeer(t, nil, opt)
 	members(t, publisher, receiver)
-	incarnation := see(publisher, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+	incarnation := see(publisher, func(p *lightPeer) ids.Incarnation { return p.member.RP.Incarnation })
 	sent := uint64(0)
 	forwards := func() {
 		t.Helper()
@@ -549,7 +550,7 @@ func TestXDPMembersResume(t *testing.T) {
 	opt.standby = true
 	standby := newPeer(t, nil, opt)
 	members(t, standby)
-	incarnation := see(publisher, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+	incarnation := see(publisher, func(p *lightPeer) ids.Incarnation { return p.member.RP.Incarnation })
 	probes := func(p *lightPeer) int { return see(p, func(p *lightPeer) int { return p.probes }) }
 	before := probes(publisher)
 

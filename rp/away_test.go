@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // archipelago is an island whose rpd is the second of three in a chain:
@@ -123,7 +125,7 @@ func TestXDPDaemonOfMeshKilled(t *testing.T) {
 	// have been on the way for too long.
 	sent := uint64(0)
 	arrived := func(p, from *lightPeer, seq uint64) int {
-		incarnation := see(from, func(p *lightPeer) uint32 { return p.member.RP.Incarnation })
+		incarnation := see(from, func(p *lightPeer) ids.Incarnation { return p.member.RP.Incarnation })
 		return see(p, func(p *lightPeer) int { return p.sequences[sequence{incarnation, seq}] })
 	}
 	eachWay := func(f func(p, from *lightPeer)) {

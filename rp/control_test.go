@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/mesh"
@@ -39,7 +40,7 @@ func TestViolations(t *testing.T) {
 		{"too long", idle, func(r *rawPeer) { r.sendRaw(proto.AnnounceMsg, make([]byte, proto.MaxMessage+1)) }, proto.ReasonMalformed},
 		{"join with too many groups", idle, func(r *rawPeer) {
 			m := goodJoin(9)
-			m.Groups = make([]uint32, proto.MaxGroups+1)
+			m.Groups = make([]ids.Group, proto.MaxGroups+1)
 			r.send(m)
 		}, proto.ReasonMalformed},
 		{"join to port 0", idle, func(r *rawPeer) { r.send(goodJoin(0)) }, proto.ReasonMalformed},
@@ -116,7 +117,7 @@ func TestJoinRefused(t *testing.T) {
 		edit func(*proto.Join)
 		want proto.Reason
 	}{
-		{func(m *proto.Join) { m.Groups = []uint32{1} }, proto.ReasonGroup},
+		{func(m *proto.Join) { m.Groups = []ids.Group{1} }, proto.ReasonGroup},
 		{func(m *proto.Join) { m.Mode = 7 }, proto.ReasonMode},
 	} {
 		m := goodJoin(9)

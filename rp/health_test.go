@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
@@ -44,7 +45,7 @@ func (h *hanging) Heartbeat(scope datapath.HeartbeatScope) error {
 	return h.Engine.Heartbeat(scope)
 }
 
-func (h *hanging) Heard(session uint32) time.Time {
+func (h *hanging) Heard(session ids.Session) time.Time {
 	wait(&h.heard)
 	return h.Engine.Heard(session)
 }

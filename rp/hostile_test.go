@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/mesh"
@@ -40,7 +41,7 @@ type liar struct {
 	t           *testing.T
 	key         *ecdsa.PrivateKey
 	id          linkstate.ID
-	incarnation uint32
+	incarnation ids.Incarnation
 	begun       time.Time
 	udp         *net.UDPConn
 	server      *p2p.Server
@@ -59,7 +60,7 @@ type liar struct {
 // liarEnd is a link of a liar to one RP.
 type liarEnd struct {
 	at       *host
-	index    uint32 // of the session of the liar
+	index    ids.Session // of the session of the liar
 	rw       p2p.MsgReadWriter
 	hello    *mesh.Hello    // of the RP
 	key      auth.Key       // to the RP
@@ -119,7 +120,7 @@ func (l *liar) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 		l.over++
 	}()
 	l.mu.Lock()
-	e := &liarEnd{rw: rw, index: uint32(len(l.ends) + l.over + 1), messages: make(map[uint64]int)}
+	e := &liarEnd{rw: rw, index: ids.Session(len(l.ends) + l.over + 1), messages: make(map[uint64]int)}
 	l.mu.Unlock()
 	for _, p := range l.points {
 		if p.node.ID() == peer.ID() {
@@ -372,11 +373,11 @@ func (l *liar) datagrams() {
 			l.bare(e, b)
 		}
 		for code := range byte(8) {
-			for _, session := range []uint32{e.hello.Session, 0, math.MaxUint32} {
+			for _, session := range []ids.Session{e.hello.Session, 0, math.MaxUint32} {
 				b := make([]byte, wire.HeaderSize+10)
 				_, _ = rand.Read(b)
 				b[0], b[1] = wire.Version, code
-				binary.BigEndian.PutUint32(b[4:], session)
+				binary.BigEndian.PutUint32(b[4:], uint32(session))
 				l.datagram(e, b)
 			}
 		}
@@ -410,15 +411,15 @@ func (l *liar) poison(e *liarEnd, k proto.GroupKey, data, beat uint64) {
 }
 
 // lies are what liars do that break no rule, and what ends in a ban.
-func lies(first, third uint32) (harmless []func(*liar), banned map[string]func(*liar)) {
-	graft := func(ingress ...uint32) *linkstate.Graft {
+func lies(first, third ids.Incarnation) (harmless []func(*liar), banned map[string]func(*liar)) {
+	graft := func(ingress ...ids.Incarnation) *linkstate.Graft {
 		m := &linkstate.Graft{ID: 1}
 		for _, i := range ingress {
 			m.Routes = append(m.Routes, linkstate.GraftRoute{Ingress: i, Marks: []linkstate.Mark{{Group: testGroup}}})
 		}
 		return m
 	}
-	both := []uint32{min(first, third), max(first, third)}
+	both := []ids.Incarnation{min(first, third), max(first, third)}
 	times := func(n int, m func(i int) any) func(*liar) {
 		return func(l *liar) {
 			for i := range n {
@@ -430,8 +431,8 @@ func lies(first, third uint32) (harmless []func(*liar), banned map[string]func(*
 		(*liar).datagrams,
 		times(8, func(i int) any {
 			m := graft()
-			for k := range uint32(linkstate.MaxRoutes) {
-				m.Routes = append(m.Routes, linkstate.GraftRoute{Ingress: 0x70000000 + uint32(i)*linkstate.MaxRoutes + k})
+			for k := range ids.Incarnation(linkstate.MaxRoutes) {
+				m.Routes = append(m.Routes, linkstate.GraftRoute{Ingress: 0x70000000 + ids.Incarnation(i)*linkstate.MaxRoutes + k})
 			}
 			return m
 		}),
@@ -544,7 +545,7 @@ func hostileNeighbours(t *testing.T, engine string) {
 		peers = append(peers, newPeer(t, nil, peerOptions{host: h}))
 	}
 	members(t, peers...)
-	incarnation := func(p *lightPeer) uint32 { return p.member.RP.Incarnation }
+	incarnation := func(p *lightPeer) ids.Incarnation { return p.member.RP.Incarnation }
 	first, third := see(peers[0], incarnation), see(peers[2], incarnation)
 
 	published := uint64(0)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/events"
 	"github.com/ethmcast/mdcs/rp/membership"
@@ -19,7 +20,7 @@ var topics = []string{proto.TopicTxs}
 
 // Group is a topic on the chain that is served.
 type Group struct {
-	ID    uint32
+	ID    ids.Group
 	Topic string
 }
 
@@ -27,7 +28,7 @@ type Group struct {
 type About struct {
 	Node        *enode.Node    // with the control port
 	Data        netip.AddrPort // that datagrams go to
-	Incarnation uint32
+	Incarnation ids.Incarnation
 	Adopted     bool // the incarnation is that of an RP that died
 	Started     time.Time
 

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/receipt"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -43,7 +44,7 @@ type lightPeer struct {
 	send    func(proto.Message)
 	member  *proto.Joined // nil when not a member
 	keys    map[keyID]proto.GroupKey
-	retired []uint32
+	retired []ids.Incarnation
 	served  int // resumed, or activated
 	seq     uint64
 	confirm *receipt.Confirms // nil when it confirms nothing
@@ -51,8 +52,9 @@ type lightPeer struct {
 }
 
 type keyID struct {
-	ingress, group uint32
-	epoch          uint8
+	ingress ids.Incarnation
+	group   ids.Group
+	epoch   uint8
 }
 
 // book is what arrived, in order.
@@ -61,7 +63,7 @@ type book struct {
 	data       []wire.Header    // DATA with right session and tags
 	payloads   []string
 	echoes     []wire.Header
-	heartbeats map[uint32]uint64 // newest sequence by ingress RP
+	heartbeats map[ids.Incarnation]uint64 // newest sequence by ingress RP
 	probes     int
 	bad        []string // datagrams that should not have come
 	left       []error
@@ -70,7 +72,7 @@ type book struct {
 }
 
 type sequence struct {
-	ingress uint32
+	ingress ids.Incarnation
 	number  uint64
 }
 
@@ -121,7 +123,7 @@ func newPeer(t *testing.T, point *rp.RP, opt peerOptions) *lightPeer {
 	if !opt.secret {
 		p.confirm = receipt.NewConfirms(randv2.New(randv2.NewPCG(1, uint64(p.addr().Port()))))
 	}
-	p.heartbeats, p.sequences = make(map[uint32]uint64), make(map[sequence]int)
+	p.heartbeats, p.sequences = make(map[ids.Incarnation]uint64), make(map[sequence]int)
 	p.connect()
 	p.wg.Go(p.receive)
 	t.Cleanup(func() {
@@ -247,7 +249,7 @@ func (p *lightPeer) newJoiner(point enode.ID, genesis [32]byte) *proto.Joiner {
 		Remote:    point,
 		NetworkID: testNetwork,
 		Genesis:   genesis,
-		Groups:    []uint32{testGroup},
+		Groups:    []ids.Group{testGroup},
 		Publish:   true,
 		Port:      p.addr().Port(),
 		Mode:      p.opt.mode(),
@@ -313,7 +315,7 @@ func (p *lightPeer) perform() {
 	}
 }
 
-func (p *lightPeer) install(keys []proto.GroupKey, retired []uint32) {
+func (p *lightPeer) install(keys []proto.GroupKey, retired []ids.Incarnation) {
 	for _, k := range keys {
 		if k.Active {
 			for id, old := range p.keys {
@@ -537,7 +539,7 @@ func goodStatus() *proto.Status {
 
 func goodJoin(port uint16) *proto.Join {
 	return &proto.Join{
-		Groups:    []uint32{testGroup},
+		Groups:    []ids.Group{testGroup},
 		Publish:   true,
 		Port:      port,
 		ProbeSize: wire.MaxDatagram,

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
@@ -48,7 +49,7 @@ func (r *RP) firstKeys(adopted *datapath.State) error {
 func (r *RP) nextKeys() ([]proto.GroupKey, error) {
 	var keys []proto.GroupKey
 	for _, group := range r.groups {
-		k, err := r.keys.Next(r.incarnation, group, r.cfg.Rand)
+		k, err := r.keys.Next(ids.Stream{Ingress: r.incarnation, Group: group}, r.cfg.Rand)
 		if err != nil {
 			return nil, err
 		}

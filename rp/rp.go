@@ -27,6 +27,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -93,10 +94,10 @@ const orphanGrace = 30 * time.Second
 type RP struct {
 	cfg    Config
 	self   enode.ID
-	groups []uint32
+	groups []ids.Group
 
 	// Drawn by New, replaced by Start when the engine adopted a datapath.
-	incarnation uint32
+	incarnation ids.Incarnation
 	handleKey   auth.Key
 
 	keys    *keyring.Ring
@@ -215,7 +216,7 @@ func (r *RP) start() error {
 		Incarnation: r.incarnation,
 		HandleKey:   r.handleKey,
 		Owner:       r.owner(),
-		MayBe:       func(incarnation uint32) bool { return linkstate.Belongs(linkstate.IDOf(r.self), incarnation) },
+		MayBe:       func(incarnation ids.Incarnation) bool { return linkstate.Belongs(linkstate.IDOf(r.self), incarnation) },
 		HopLimit:    cfg.HopLimit,
 		Egress:      cfg.EgressTotal,
 		EgressBurst: egressBurst(cfg.EgressTotal),
@@ -270,8 +271,8 @@ func (r *RP) start() error {
 		Groups:    r.groups,
 		Terms:     cfg.terms(),
 		Others:    r.others,
-		Replay:    func(session uint32, peer netip.Addr, marks []proto.Mark) { r.mesh.Replay(session, peer, marks) },
-		Confirmed: func(session uint32, places []proto.Place) { asked.Confirm(time.Now(), session, places) },
+		Replay:    func(session ids.Session, peer netip.Addr, marks []proto.Mark) { r.mesh.Replay(session, peer, marks) },
+		Confirmed: func(session ids.Session, places []proto.Place) { asked.Confirm(time.Now(), session, places) },
 		ResumeKey: resumeKey,
 		Adopted:   orphans,
 
@@ -456,7 +457,7 @@ func (r *RP) SetNeighbours(nodes []*enode.Node) error {
 
 // Incarnation returns the number that this RP stamps as ingress RP. The RP must be
 // started.
-func (r *RP) Incarnation() uint32 { return r.incarnation }
+func (r *RP) Incarnation() ids.Incarnation { return r.incarnation }
 
 // Addr returns the data endpoint. The RP must be started.
 func (r *RP) Addr() netip.AddrPort { return r.engine.Addr() }
@@ -467,12 +468,12 @@ func (r *RP) Tree(ingress linkstate.ID) ([]meshside.Edge, bool) { return r.mesh.
 
 // Status is a view of everything that the RP counts.
 type Status struct {
-	Incarnation uint32 // that this RP stamps as ingress RP
+	Incarnation ids.Incarnation // that this RP stamps as ingress RP
 	Datapath    datapath.Stats
 	Peers       peerside.Stats
 	Mesh        meshside.Stats
-	Sessions    int            // of peers, admitted or not
-	Members     map[uint32]int // by group
+	Sessions    int               // of peers, admitted or not
+	Members     map[ids.Group]int // by group
 	Health      Health
 	Choice      Choice
 	Front       front.Stats

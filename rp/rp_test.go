@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
@@ -184,7 +185,7 @@ func members(t *testing.T, peers ...*lightPeer) {
 }
 
 // knows waits until a peer has heard a heartbeat of an ingress RP.
-func knows(t *testing.T, p *lightPeer, ingress uint32) {
+func knows(t *testing.T, p *lightPeer, ingress ids.Incarnation) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		return see(p, func(p *lightPeer) bool { _, ok := p.heartbeats[ingress]; return ok })
@@ -352,7 +353,7 @@ func TestRestart(t *testing.T) {
 	members(t, b)
 	knows(t, a, again.Incarnation())
 	require.Eventually(t, func() bool {
-		return slices.Equal([]uint32{old}, see(a, func(p *lightPeer) []uint32 { return p.retired }))
+		return slices.Equal([]ids.Incarnation{old}, see(a, func(p *lightPeer) []ids.Incarnation { return p.retired }))
 	}, patience, 5*time.Millisecond)
 	for _, m := range see(b, func(p *lightPeer) []proto.Mark { return p.member.Marks }) {
 		require.NotEqual(t, old, m.Ingress)

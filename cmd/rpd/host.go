@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/config"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -128,7 +129,7 @@ func checkHost(ctx context.Context, cfg *config.Config, peer netip.Addr, stdout 
 	c := datapath.Config{
 		Addr: addr, Incarnation: 1,
 		// With these the programs are those of rpd: the verifier does not look at what is switched off.
-		Hello: func(uint32, [wire.HelloSize]byte, time.Time) {},
+		Hello: func(ids.Session, [wire.HelloSize]byte, time.Time) {},
 		Cache: func(datapath.Record) {},
 	}
 	engine, err := openXDP(c, xdp.Options{Devices: devices})

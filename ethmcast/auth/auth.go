@@ -16,6 +16,7 @@ import (
 
 	"github.com/dchest/siphash"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -92,9 +93,9 @@ func expand(secret []byte, from, to [32]byte) (k Key) {
 
 // Handle returns the publisher handle of an object (SPEC 5.4): a PRF of the
 // ingress RP's own secret, so that only it can tell which of its sessions published.
-func (k *Key) Handle(session uint32, objectID uint64) uint32 {
+func (k *Key) Handle(session ids.Session, objectID uint64) uint32 {
 	var b [12]byte
-	binary.BigEndian.PutUint32(b[:], session)
+	binary.BigEndian.PutUint32(b[:], uint32(session))
 	binary.BigEndian.PutUint64(b[4:], objectID)
 	k0, k1 := k.halves()
 	return uint32(siphash.Hash(k0, k1, b[:]))

@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 )
@@ -49,7 +50,7 @@ func TestHandleGolden(t *testing.T) {
 // Every vector whose form is right has the tags that its verdict says.
 func TestTagsGolden(t *testing.T) {
 	f := load(t)
-	keys := make(map[uint32]auth.Key)
+	keys := make(map[ids.Incarnation]auth.Key)
 	for _, k := range f.Keys {
 		keys[k.Ingress] = k.Key
 	}

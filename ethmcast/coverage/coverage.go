@@ -23,6 +23,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -54,7 +55,7 @@ type Announcement[ID, Hash comparable] struct {
 // Ref says where a transaction is in multicast. Sequence is 0 while it is being
 // published and the ingress RP has not acknowledged it.
 type Ref struct {
-	Stream
+	ids.Stream
 	Sequence  uint64
 	abandoned bool
 }
@@ -75,9 +76,9 @@ type neighbour[Hash comparable] struct {
 	covered   bool
 	guard     bool
 	at        time.Time // of the last HAVE
-	marks     map[Stream]proto.HaveMark
-	suspended map[Stream]uint64 // not covered until the mark's Next is beyond it
-	held      []held[Hash]      // by time
+	marks     map[ids.Stream]proto.HaveMark
+	suspended map[ids.Stream]uint64 // not covered until the mark's Next is beyond it
+	held      []held[Hash]          // by time
 }
 
 type held[Hash comparable] struct {
@@ -99,8 +100,8 @@ func New[ID, Hash comparable](rng *rand.Rand) *Coverage[ID, Hash] {
 func (c *Coverage[ID, Hash]) Add(id ID) {
 	if c.neighbours[id] == nil {
 		c.neighbours[id] = &neighbour[Hash]{
-			marks:     make(map[Stream]proto.HaveMark),
-			suspended: make(map[Stream]uint64),
+			marks:     make(map[ids.Stream]proto.HaveMark),
+			suspended: make(map[ids.Stream]uint64),
 		}
 		c.order = append(c.order, id)
 		c.chooseAt = time.Time{}
@@ -123,13 +124,13 @@ func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Anno
 	n.covered, n.at = have.Covered, now
 	before := n.marks
 	if have.Whole || !have.Covered {
-		n.marks = make(map[Stream]proto.HaveMark)
+		n.marks = make(map[ids.Stream]proto.HaveMark)
 	}
 	if !have.Covered {
 		return announce(n, id, func(held[Hash]) bool { return true })
 	}
 	for _, mark := range have.Marks {
-		s := Stream{mark.Ingress, mark.Group}
+		s := mark.Stream()
 		if _, known := n.marks[s]; !known && len(n.marks) >= proto.MaxMarks {
 			continue
 		}
@@ -151,7 +152,7 @@ func (n *neighbour[Hash]) confirmed(ref *Ref) bool {
 }
 
 // covers reports whether the neighbour is expected to deliver what comes on s.
-func (n *neighbour[Hash]) covers(now time.Time, s Stream) bool {
+func (n *neighbour[Hash]) covers(now time.Time, s ids.Stream) bool {
 	if !n.fresh(now) || len(n.held) >= maxHeld {
 		return false
 	}
@@ -174,7 +175,7 @@ func (n *neighbour[Hash]) fresh(now time.Time) bool {
 
 // Publish begins a transaction that is sent to the RP of s. Numbered or Abandon
 // ends what Publish began.
-func (c *Coverage[ID, Hash]) Publish(hash Hash, s Stream) *Ref {
+func (c *Coverage[ID, Hash]) Publish(hash Hash, s ids.Stream) *Ref {
 	ref := &Ref{Stream: s}
 	c.pending[hash] = ref
 	return ref
@@ -195,7 +196,7 @@ func (c *Coverage[ID, Hash]) Skip(now time.Time, id ID, hash Hash, ref *Ref) boo
 }
 
 // Numbered gives a transaction that is being published its place.
-func (c *Coverage[ID, Hash]) Numbered(hash Hash, s Stream, seq uint64) {
+func (c *Coverage[ID, Hash]) Numbered(hash Hash, s ids.Stream, seq uint64) {
 	if ref := c.pending[hash]; ref != nil {
 		ref.Stream, ref.Sequence = s, seq
 		delete(c.pending, hash)
@@ -204,7 +205,7 @@ func (c *Coverage[ID, Hash]) Numbered(hash Hash, s Stream, seq uint64) {
 
 // Restart begins a stream anew behind seq: places beyond it were lies, and nobody is
 // suspended for them.
-func (c *Coverage[ID, Hash]) Restart(s Stream, seq uint64) {
+func (c *Coverage[ID, Hash]) Restart(s ids.Stream, seq uint64) {
 	for _, n := range c.neighbours {
 		delete(n.suspended, s)
 		for _, h := range n.held {

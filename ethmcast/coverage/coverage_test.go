@@ -12,10 +12,11 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
-var testStream = Stream{Ingress: 7, Group: 1}
+var testStream = ids.Stream{Ingress: 7, Group: 1}
 
 type announcements map[string][]string
 
@@ -151,7 +152,7 @@ func TestNotCovered(t *testing.T) {
 		"unknown": c.Skip(now, "unknown", "tx", at(5)),
 		"silent":  c.Skip(now, "silent", "tx", at(5)),
 		"stale":   c.Skip(now.Add(Fresh), "b", "tx", at(5)),
-		"stream":  c.Skip(now, "b", "tx", &Ref{Stream: Stream{Ingress: 8, Group: 1}, Sequence: 5}),
+		"stream":  c.Skip(now, "b", "tx", &Ref{Stream: ids.Stream{Ingress: 8, Group: 1}, Sequence: 5}),
 	} {
 		if skipped {
 			t.Errorf("%s: gossip left out", name)
@@ -395,7 +396,7 @@ func TestMarksChanges(t *testing.T) {
 		c.Add("b")
 		told := uint64(0)
 		for range rapid.IntRange(1, 100).Draw(t, "steps") {
-			s := Stream{Ingress: rapid.Uint32Range(1, 4).Draw(t, "ingress"), Group: 1}
+			s := ids.Stream{Ingress: ids.Incarnation(rapid.Uint32Range(1, 4).Draw(t, "ingress")), Group: 1}
 			switch rapid.IntRange(0, 9).Draw(t, "event") {
 			case 0:
 				m.Retire(s.Ingress)
@@ -420,7 +421,7 @@ func TestMarksChanges(t *testing.T) {
 				t.Fatalf("knows %v, want %v", known, all)
 			}
 			for _, mark := range all {
-				if got := known[Stream{mark.Ingress, mark.Group}]; !reflect.DeepEqual(got, mark) {
+				if got := known[mark.Stream()]; !reflect.DeepEqual(got, mark) {
 					t.Fatalf("knows %+v, want %+v", got, mark)
 				}
 			}
@@ -433,7 +434,7 @@ func TestMarksOfTooManyStreams(t *testing.T) {
 	c := newCoverage(now, "b")
 	have := covered(6)
 	have.Whole = false
-	for i := range uint32(2 * proto.MaxMarks) {
+	for i := range ids.Incarnation(2 * proto.MaxMarks) {
 		have.Marks[0].Ingress = 1000 + i
 		c.Have(now, "b", have)
 	}
@@ -448,8 +449,8 @@ func TestMarksFitAMessage(t *testing.T) {
 	now := time.Unix(100, 0)
 	const first = 1 << 62 // as long as a sequence gets
 	var m Marks
-	for i := range uint32(2 * proto.MaxMarks) {
-		s := Stream{Ingress: 1<<31 + i, Group: 1 << 31}
+	for i := range ids.Incarnation(2 * proto.MaxMarks) {
+		s := ids.Stream{Ingress: 1<<31 + i, Group: 1 << 31}
 		m.Start(s, first)
 		for lost := range uint64(proto.MaxMissing) {
 			m.Delivered(now, s, first+2+2*lost)

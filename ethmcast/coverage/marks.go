@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -17,15 +18,10 @@ const MissingFor = 10 * time.Second
 // fits proto.MaxMessage: in RLP a mark takes up to 34 bytes besides, a sequence 9.
 const maxMissing = (proto.MaxMessage - 16 - 34*proto.MaxMarks) / 9
 
-// Stream names a sequence space.
-type Stream struct {
-	Ingress, Group uint32
-}
-
 // Marks keeps what this peer has delivered of each stream, for the HAVE marks
 // that it sends and the counters that it announces. The zero Marks is empty.
 type Marks struct {
-	streams map[Stream]*stream
+	streams map[ids.Stream]*stream
 	version uint64
 	begun   uint64 // version in which a stream began last
 	ended   uint64 // version in which one ended last
@@ -45,9 +41,9 @@ type gap struct {
 
 // Start begins a stream: what comes after seq is due. Of more streams than a HAVE can
 // name there are no marks.
-func (m *Marks) Start(s Stream, seq uint64) {
+func (m *Marks) Start(s ids.Stream, seq uint64) {
 	if m.streams == nil {
-		m.streams = make(map[Stream]*stream)
+		m.streams = make(map[ids.Stream]*stream)
 	}
 	if m.streams[s] == nil && len(m.streams) >= proto.MaxMarks {
 		return
@@ -59,7 +55,7 @@ func (m *Marks) Start(s Stream, seq uint64) {
 
 // Restart begins a stream that is known anew behind seq: what it was claimed to have beyond
 // was a lie. Its counters stay.
-func (m *Marks) Restart(s Stream, seq uint64) {
+func (m *Marks) Restart(s ids.Stream, seq uint64) {
 	st := m.streams[s]
 	if st == nil {
 		return
@@ -70,7 +66,7 @@ func (m *Marks) Restart(s Stream, seq uint64) {
 }
 
 // Begin is Start for a stream that is not known yet. It reports whether it was not.
-func (m *Marks) Begin(s Stream, seq uint64) (began bool) {
+func (m *Marks) Begin(s ids.Stream, seq uint64) (began bool) {
 	if m.streams[s] != nil {
 		return false
 	}
@@ -79,7 +75,7 @@ func (m *Marks) Begin(s Stream, seq uint64) (began bool) {
 }
 
 // Retire forgets all streams of an ingress RP.
-func (m *Marks) Retire(ingress uint32) {
+func (m *Marks) Retire(ingress ids.Incarnation) {
 	m.version++
 	m.ended = m.version
 	for s := range m.streams {
@@ -94,7 +90,7 @@ func (m *Marks) Reset() { *m = Marks{version: m.version + 1, ended: m.version + 
 
 // Delivered marks a sequence as delivered. A stream that was not started begins
 // with its first delivered sequence.
-func (m *Marks) Delivered(now time.Time, s Stream, seq uint64) {
+func (m *Marks) Delivered(now time.Time, s ids.Stream, seq uint64) {
 	st := m.streams[s]
 	if st == nil {
 		m.Start(s, seq-1)
@@ -126,7 +122,7 @@ func (m *Marks) Delivered(now time.Time, s Stream, seq uint64) {
 }
 
 // Duplicate counts a datagram whose object was delivered before.
-func (m *Marks) Duplicate(s Stream) {
+func (m *Marks) Duplicate(s ids.Stream) {
 	if st := m.streams[s]; st != nil {
 		st.counter.Duplicates++
 	}
@@ -202,16 +198,11 @@ func (m *Marks) Counters() []proto.Counter {
 	return counters
 }
 
-func (m *Marks) sorted() []Stream {
-	all := make([]Stream, 0, len(m.streams))
+func (m *Marks) sorted() []ids.Stream {
+	all := make([]ids.Stream, 0, len(m.streams))
 	for s := range m.streams {
 		all = append(all, s)
 	}
-	slices.SortFunc(all, func(a, b Stream) int {
-		if a.Ingress != b.Ingress {
-			return int(int64(a.Ingress) - int64(b.Ingress))
-		}
-		return int(int64(a.Group) - int64(b.Group))
-	})
+	slices.SortFunc(all, ids.Stream.Compare)
 	return all
 }

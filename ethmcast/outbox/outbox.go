@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -34,9 +35,9 @@ const (
 // and Burst at any time. It counts the datagrams of the session, so a session that is
 // used again after another keeps its Path.
 type Path struct {
-	RP      uint32 // incarnation
-	Session uint32
-	Group   uint32
+	RP      ids.Incarnation // incarnation
+	Session ids.Session
+	Group   ids.Group
 	Key     auth.Key // of the hop
 	Epoch   uint8
 	Payload auth.Key // group key of (RP, group, epoch)
@@ -56,7 +57,7 @@ type Datagram struct{ Bytes []byte }
 // last acknowledged symbol, in (RP, group) of the path.
 type Published struct {
 	Hash     [32]byte
-	RP       uint32
+	RP       ids.Incarnation
 	Sequence uint64
 	Took     time.Duration // from when it was due to the last ECHO
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -23,7 +24,7 @@ type Send struct{ Message Message }
 // Subscribe asks for the source-specific join of a group, whose datagrams come
 // from the RP's data endpoint to Port. Joiner.Subscribed answers.
 type Subscribe struct {
-	Group uint32
+	Group ids.Group
 	Port  uint16
 }
 
@@ -36,7 +37,7 @@ type Joined struct {
 	Standby                     bool // in no group until Activated
 	Mode                        DeliveryMode
 	Channel                     Channel
-	ReceiveSession, SendSession uint32
+	ReceiveSession, SendSession ids.Session
 	ReceiveKey, SendKey         auth.Key
 	Rate, Burst                 uint32
 	Keys                        []GroupKey
@@ -63,7 +64,7 @@ type Redirected struct {
 // Install asks for a change of group keys, before the actions that follow.
 type Install struct {
 	Keys    []GroupKey
-	Retired []uint32
+	Retired []ids.Incarnation
 }
 
 // Counted says how many members a group has.
@@ -130,7 +131,7 @@ type JoinerConfig struct {
 	Self, Remote [32]byte // devp2p node ids
 	NetworkID    uint64
 	Genesis      [32]byte
-	Groups       []uint32
+	Groups       []ids.Group
 	Publish      bool
 	Port         uint16 // UDP port of the peer
 	MaxRate      uint64 // bytes per second, 0: no limit
@@ -169,7 +170,7 @@ type Joiner struct {
 	greeted   bool // the RP's Status came on this connection
 
 	token       Token // of the membership, zero for none
-	session     uint32
+	session     ids.Session
 	lease       time.Duration
 	standby     bool         // of a membership that is detached: in no group
 	draining    bool         // the RP said that it will stop
@@ -405,7 +406,7 @@ func (j *Joiner) start(now time.Time) {
 		j.lose(now, fmt.Errorf("no random bytes: %w", err))
 		return
 	}
-	j.join.Session = binary.BigEndian.Uint32(random[:]) | 1 // never 0
+	j.join.Session = ids.Session(binary.BigEndian.Uint32(random[:]) | 1) // never 0
 	j.join.Share = auth.Share(random[4:])
 	j.state, j.deadline = JoinerJoining, now.Add(JoinTimeout)
 	// A Join has one mode, so several groups come in the one that any number can. A
@@ -491,7 +492,7 @@ func (j *Joiner) announceAt(now time.Time) {
 // Probe takes a PROBE datagram that came from the RP's endpoint, size bytes long.
 // One that is for another member of the channel is ignored.
 func (j *Joiner) Probe(nonce [wire.NonceSize]byte, size int) {
-	if j.state == JoinerJoining && !j.subscribing && binary.BigEndian.Uint32(nonce[:]) == j.join.Session {
+	if j.state == JoinerJoining && !j.subscribing && ids.Session(binary.BigEndian.Uint32(nonce[:])) == j.join.Session {
 		j.send(&ProbeAck{Nonce: nonce, Size: uint16(size)})
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/codec"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -106,17 +107,17 @@ const TopicTxs = "txs"
 
 // GroupID returns the group of a topic on a chain: the first 4 bytes of
 // keccak256("mdcs/1 group" || network id (8 bytes) || genesis hash || topic).
-func GroupID(networkID uint64, genesis [32]byte, topic string) uint32 {
+func GroupID(networkID uint64, genesis [32]byte, topic string) ids.Group {
 	id := binary.BigEndian.AppendUint64([]byte("mdcs/1 group"), networkID)
-	return binary.BigEndian.Uint32(crypto.Keccak256(id, genesis[:], []byte(topic)))
+	return ids.Group(binary.BigEndian.Uint32(crypto.Keccak256(id, genesis[:], []byte(topic))))
 }
 
 // GroupAddr returns the multicast address of a group in mode ssm: FF3E::/32, the
 // source-specific range of global scope (RFC 4607), with an id from the half that
 // RFC 3307 leaves to hosts.
-func GroupAddr(group uint32) netip.Addr {
+func GroupAddr(group ids.Group) netip.Addr {
 	b := [16]byte{0: 0xff, 1: 0x3e}
-	binary.BigEndian.PutUint32(b[12:], group|1<<31)
+	binary.BigEndian.PutUint32(b[12:], uint32(group|1<<31))
 	return netip.AddrFrom16(b)
 }
 
@@ -234,24 +235,24 @@ type Status struct {
 	Role        Role
 	NetworkID   uint64
 	Genesis     [32]byte
-	Incarnation uint32 // of an RP, 0 for a peer
-	DataPort    uint16 // UDP port of an RP, 0 for a peer
-	GroupPort   uint16 // UDP port of an RP's channels, 0 without mode ssm and for a peer
-	Operator    string // who runs an RP, "" when not told and for a peer
+	Incarnation ids.Incarnation // of an RP, 0 for a peer
+	DataPort    uint16          // UDP port of an RP, 0 for a peer
+	GroupPort   uint16          // UDP port of an RP's channels, 0 without mode ssm and for a peer
+	Operator    string          // who runs an RP, "" when not told and for a peer
 }
 
 // Join asks an RP for membership. The endpoint is the address of the RLPx
 // connection and Port.
 type Join struct {
-	Groups    []uint32
+	Groups    []ids.Group
 	Publish   bool
 	Standby   bool         // proven and keyed, but in no group until Activate
 	Mode      DeliveryMode // a wish: an RP that cannot serve it serves in unicast
 	Port      uint16
-	ProbeSize uint16     // bytes of UDP payload of the PROBE that proves the endpoint; copies may be larger
-	MaxRate   uint64     // bytes per second that the peer takes, 0: no limit
-	Session   uint32     // index that datagrams to the peer must carry
-	Share     auth.Share // the peer's part of the hop keys
+	ProbeSize uint16      // bytes of UDP payload of the PROBE that proves the endpoint; copies may be larger
+	MaxRate   uint64      // bytes per second that the peer takes, 0: no limit
+	Session   ids.Session // index that datagrams to the peer must carry
+	Share     auth.Share  // the peer's part of the hop keys
 }
 
 // ProbeAck returns the nonce of a PROBE and the length of the datagram it came in. A
@@ -263,34 +264,40 @@ type ProbeAck struct {
 
 // GroupKey is a payload key of (ingress RP, group, epoch).
 type GroupKey struct {
-	Ingress uint32
-	Group   uint32
+	Ingress ids.Incarnation
+	Group   ids.Group
 	Epoch   uint8
 	Active  bool // the epoch in which to publish by that ingress RP
 	Key     auth.Key
 }
 
+// Stream returns the stream whose payload key it is.
+func (k *GroupKey) Stream() ids.Stream { return ids.Stream{Ingress: k.Ingress, Group: k.Group} }
+
 // Mark is a sequence of (ingress RP, group): what comes after it is delivered.
 type Mark struct {
-	Ingress  uint32
-	Group    uint32
+	Ingress  ids.Incarnation
+	Group    ids.Group
 	Sequence uint64
 }
+
+// Stream returns the stream of the sequence.
+func (m *Mark) Stream() ids.Stream { return ids.Stream{Ingress: m.Ingress, Group: m.Group} }
 
 // Channel is how the datagrams of a multicast channel are known. All members that
 // it serves share it.
 type Channel struct {
-	Session uint32   // index that they carry
-	Key     auth.Key // hop key
+	Session ids.Session // index that they carry
+	Key     auth.Key    // hop key
 }
 
 // Welcome admits a peer. It is sent after the RP began to replicate to it.
 type Welcome struct {
-	Session uint32     // index that datagrams to the RP must carry
-	Share   auth.Share // the RP's part of the hop keys
-	Lease   uint32     // seconds
-	Rate    uint32     // datagrams per second that the peer may publish, 0: none
-	Burst   uint32     // datagrams that it may publish at once, 0 with Rate
+	Session ids.Session // index that datagrams to the RP must carry
+	Share   auth.Share  // the RP's part of the hop keys
+	Lease   uint32      // seconds
+	Rate    uint32      // datagrams per second that the peer may publish, 0: none
+	Burst   uint32      // datagrams that it may publish at once, 0 with Rate
 	Mode    DeliveryMode
 	Channel Channel // zero in mode unicast
 	Token   Token   // resumes the session, zero when nothing of it outlives the RP's process
@@ -305,9 +312,9 @@ type Token [TokenSize]byte
 // endpoint is as it was: the address of the RLPx connection, and Port.
 type Resume struct {
 	Token   Token
-	Session uint32 // of the Welcome
+	Session ids.Session // of the Welcome
 	Port    uint16
-	Groups  []uint32
+	Groups  []ids.Group
 	Publish bool
 }
 
@@ -345,7 +352,7 @@ type Redirect struct {
 
 // Counters says how many members a group has.
 type Counters struct {
-	Group      uint32
+	Group      ids.Group
 	Members    uint64 // at all RPs
 	Here       uint64 // at the sender
 	Neighbours []NeighbourCount
@@ -360,8 +367,8 @@ type NeighbourCount struct {
 
 // Place is that of a datagram in the stream of (ingress RP, group).
 type Place struct {
-	Ingress  uint32
-	Group    uint32
+	Ingress  ids.Incarnation
+	Group    ids.Group
 	Sequence uint64
 }
 
@@ -387,12 +394,15 @@ type ObjectReceipt struct {
 
 // Counter is what a peer counted of (ingress RP, group) since it joined.
 type Counter struct {
-	Ingress    uint32
-	Group      uint32
+	Ingress    ids.Incarnation
+	Group      ids.Group
 	Received   uint64
 	Lost       uint64
 	Duplicates uint64
 }
+
+// Stream returns the stream that was counted.
+func (c *Counter) Stream() ids.Stream { return ids.Stream{Ingress: c.Ingress, Group: c.Group} }
 
 // Announce refreshes the lease.
 type Announce struct {
@@ -403,7 +413,7 @@ type Announce struct {
 type Rekey struct {
 	ID      uint32
 	Keys    []GroupKey
-	Retired []uint32 // ingress RPs that are gone
+	Retired []ids.Incarnation // ingress RPs that are gone
 }
 
 // RekeyAck says that the Rekey with this ID is installed.
@@ -419,12 +429,15 @@ type Leave struct {
 // HaveMark says which sequences of (ingress RP, group) the sender has delivered:
 // all from First up to but without Next, except those in Missing.
 type HaveMark struct {
-	Ingress uint32
-	Group   uint32
+	Ingress ids.Incarnation
+	Group   ids.Group
 	First   uint64
 	Next    uint64
 	Missing []uint64 // ascending, First <= each < Next
 }
+
+// Stream returns the stream of the sequences.
+func (m *HaveMark) Stream() ids.Stream { return ids.Stream{Ingress: m.Ingress, Group: m.Group} }
 
 // Covers reports whether the sender has delivered seq.
 func (m *HaveMark) Covers(seq uint64) bool {
@@ -575,7 +588,7 @@ func (m *HaveMark) check() error {
 	return codec.AtMost("missing", len(m.Missing), MaxMissing)
 }
 
-func checkGroups(groups []uint32) error {
+func checkGroups(groups []ids.Group) error {
 	if len(groups) == 0 || len(groups) > MaxGroups {
 		return codec.Wrong("groups", len(groups), "1 to %d", MaxGroups)
 	}

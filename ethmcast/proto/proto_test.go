@@ -13,6 +13,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/codec"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 )
 
@@ -36,7 +37,7 @@ func samples() []Message {
 	terms := Terms{Rate: 1, Burst: 2, Keys: []GroupKey{{Ingress: 1}}, Marks: []Mark{{1, 2, 3}}}
 	return []Message{
 		&Status{Role: RoleRP, NetworkID: 1, Genesis: [32]byte{2}, Incarnation: 3, DataPort: 4, GroupPort: 5, Operator: "x"},
-		&Join{Groups: []uint32{1, 2}, Publish: true, Standby: true, Mode: ModeSSM, Port: 3, ProbeSize: 1232, MaxRate: 4, Session: 5, Share: auth.Share{6}},
+		&Join{Groups: []ids.Group{1, 2}, Publish: true, Standby: true, Mode: ModeSSM, Port: 3, ProbeSize: 1232, MaxRate: 4, Session: 5, Share: auth.Share{6}},
 		&ProbeAck{Nonce: [16]byte{1}, Size: 1232},
 		&Welcome{
 			Session: 1, Share: auth.Share{2}, Lease: 45, Rate: 3, Burst: 4, Mode: ModeSSM, Channel: Channel{5, auth.Key{6}},
@@ -45,11 +46,11 @@ func samples() []Message {
 			Marks: []Mark{{1, 2, 3}},
 		},
 		&Announce{Counters: []Counter{{1, 2, 3, 4, 5}}},
-		&Rekey{ID: 1, Keys: []GroupKey{{Ingress: 1}}, Retired: []uint32{9}},
+		&Rekey{ID: 1, Keys: []GroupKey{{Ingress: 1}}, Retired: []ids.Incarnation{9}},
 		&RekeyAck{ID: 1},
 		&Leave{Reason: ReasonFull},
 		&Have{Covered: true, Marks: []HaveMark{{Ingress: 1, Group: 2, First: 3, Next: 9, Missing: []uint64{4, 6}}}},
-		&Resume{Token: Token{1}, Session: 2, Port: 3, Groups: []uint32{4}, Publish: true},
+		&Resume{Token: Token{1}, Session: 2, Port: 3, Groups: []ids.Group{4}, Publish: true},
 		&Resumed{Standby: true, Lease: 45, Terms: terms},
 		&Activate{Marks: []Mark{{1, 2, 3}}},
 		&Activated{Terms: terms},
@@ -87,11 +88,11 @@ func TestMessageLimits(t *testing.T) {
 		"rp without data port":  &Status{Role: RoleRP, Incarnation: 1},
 		"rp incarnation 0":      &Status{Role: RoleRP, DataPort: 1},
 		"no groups":             &Join{Port: 1, ProbeSize: 1232, Session: 1},
-		"17 groups":             &Join{Groups: make([]uint32, 17), Port: 1, ProbeSize: 1232, Session: 1},
-		"port 0":                &Join{Groups: []uint32{1}, ProbeSize: 1232, Session: 1},
-		"session 0":             &Join{Groups: []uint32{1}, Port: 1, ProbeSize: 1232},
-		"datagram of 255":       &Join{Groups: []uint32{1}, Port: 1, ProbeSize: 255, Session: 1},
-		"datagram of 1233":      &Join{Groups: []uint32{1}, Port: 1, ProbeSize: 1233, Session: 1},
+		"17 groups":             &Join{Groups: make([]ids.Group, 17), Port: 1, ProbeSize: 1232, Session: 1},
+		"port 0":                &Join{Groups: []ids.Group{1}, ProbeSize: 1232, Session: 1},
+		"session 0":             &Join{Groups: []ids.Group{1}, Port: 1, ProbeSize: 1232},
+		"datagram of 255":       &Join{Groups: []ids.Group{1}, Port: 1, ProbeSize: 255, Session: 1},
+		"datagram of 1233":      &Join{Groups: []ids.Group{1}, Port: 1, ProbeSize: 1233, Session: 1},
 		"welcome session 0":     &Welcome{Lease: 45, Rate: 1, Burst: 1},
 		"lease of 4 s":          &Welcome{Session: 1, Lease: 4, Rate: 1, Burst: 1},
 		"lease of 601 s":        &Welcome{Session: 1, Lease: 601, Rate: 1, Burst: 1},
@@ -103,8 +104,8 @@ func TestMessageLimits(t *testing.T) {
 		"burst 0":               &Welcome{Session: 1, Lease: 45, Rate: 1},
 		"operator of 33 bytes":  &Status{Role: RolePeer, Operator: strings.Repeat("x", 33)},
 		"resume no groups":      &Resume{Session: 1, Port: 1},
-		"resume session 0":      &Resume{Groups: []uint32{1}, Port: 1},
-		"resume port 0":         &Resume{Groups: []uint32{1}, Session: 1},
+		"resume session 0":      &Resume{Groups: []ids.Group{1}, Port: 1},
+		"resume port 0":         &Resume{Groups: []ids.Group{1}, Session: 1},
 		"resumed lease of 4 s":  &Resumed{Lease: 4},
 		"resumed rate 0":        &Resumed{Lease: 45, Terms: Terms{Burst: 1}},
 		"2049 marks activate":   &Activate{Marks: make([]Mark, 2049)},
@@ -150,7 +151,7 @@ func ascending(n int) (s []uint64) {
 }
 
 func TestGroupAddr(t *testing.T) {
-	for group, want := range map[uint32]string{
+	for group, want := range map[ids.Group]string{
 		0:          "ff3e::8000:0",
 		1:          "ff3e::8000:1",
 		0x72f4c5d6: "ff3e::f2f4:c5d6",

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/meshtest"
 )
 
@@ -66,9 +67,9 @@ func vectors() []struct {
 			&Status{RoleRP, 1, genesis, ingress, 30501, 30502, "example"}},
 		{"of a peer: network id 1", &Status{Role: RolePeer, NetworkID: 1, Genesis: genesis}},
 		{"publishes, not in standby, mode unicast, port 30400, PROBE of 1232 bytes, any rate, session index 0xf0000001",
-			&Join{Groups: []uint32{group}, Publish: true, Port: 30400, ProbeSize: 1232, Session: 0xf0000001, Share: share}},
+			&Join{Groups: []ids.Group{group}, Publish: true, Port: 30400, ProbeSize: 1232, Session: 0xf0000001, Share: share}},
 		{"two groups: 1 and 0xf1020304; publishes not, in standby, mode ssm, port 1, PROBE of 256 bytes, rate 2^32, session index 1",
-			&Join{Groups: []uint32{1, group}, Standby: true, Mode: ModeSSM, Port: 1, ProbeSize: 256, MaxRate: 1 << 32, Session: 1, Share: share}},
+			&Join{Groups: []ids.Group{1, group}, Standby: true, Mode: ModeSSM, Port: 1, ProbeSize: 256, MaxRate: 1 << 32, Session: 1, Share: share}},
 		{"1232 bytes", &ProbeAck{nonce, 1232}},
 		{"mode unicast, session index 0xf0000002, lease 45 s, rate 2000, burst 512, one active key of epoch 255, one mark",
 			&Welcome{0xf0000002, share, 45, 2000, 512, ModeUnicast, Channel{}, nonce, keys, marks}},
@@ -76,14 +77,14 @@ func vectors() []struct {
 			&Welcome{Session: 1, Share: share, Lease: 5, Mode: ModeSSM, Channel: Channel{0xf0000003, key}}},
 		{"one stream: 300 received, 2 lost, no duplicates", &Announce{[]Counter{{ingress, group, 300, 2, 0}}}},
 		{"in standby: no streams", &Announce{}},
-		{"id 7, one active key of epoch 255, ingress RP 1 retired", &Rekey{7, keys, []uint32{1}}},
+		{"id 7, one active key of epoch 255, ingress RP 1 retired", &Rekey{7, keys, []ids.Incarnation{1}}},
 		{"id 128", &RekeyAck{128}},
 		{"reason 0", &Leave{ReasonQuit}},
 		{"reason 12", &Leave{ReasonDraining}},
 		{"covered, whole, one stream: from 2^40 up to but without 2^40 + 9, without 2^40 + 4 and 2^40 + 6",
 			&Have{true, true, []HaveMark{{ingress, group, 1 << 40, 1<<40 + 9, []uint64{1<<40 + 4, 1<<40 + 6}}}}},
 		{"not covered", &Have{}},
-		{"session index 0xf0000002, port 30400, one group, publishes", &Resume{nonce, 0xf0000002, 30400, []uint32{group}, true}},
+		{"session index 0xf0000002, port 30400, one group, publishes", &Resume{nonce, 0xf0000002, 30400, []ids.Group{group}, true}},
 		{"in standby, lease 45 s; terms: rate 2000, burst 512, one key, one mark", &Resumed{true, 45, terms}},
 		{"one mark", &Activate{marks}},
 		{"terms as in Resumed", &Activated{terms}},

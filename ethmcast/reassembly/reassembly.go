@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -46,10 +47,11 @@ type Buffer struct {
 }
 
 type key struct {
-	ingress, handle uint32
-	id              uint64
-	k, n            uint16
-	length          uint32
+	ingress ids.Incarnation
+	handle  uint32
+	id      uint64
+	k, n    uint16
+	length  uint32
 }
 
 type object struct {

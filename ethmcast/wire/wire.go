@@ -39,6 +39,8 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Sizes in bytes. An IPv6 packet of 1280 bytes, the minimum MTU (RFC 8200
@@ -126,19 +128,19 @@ const (
 type Header struct {
 	Type       Type
 	Flags      uint8
-	HopLimit   uint8  // RP-RP hops left
-	Epoch      uint8  // epoch of the ingress RP's group key, mod 256
-	Session    uint32 // index that the receiver of this hop handed out
-	Group      uint32
-	Ingress    uint32 // incarnation of the ingress RP, 0 on the publisher's hop
-	Sequence   uint64 // publisher's own count on its hop, then per (ingress RP, group)
-	Handle     uint32 // names the publisher to the ingress RP alone
-	ESI        uint16 // encoding symbol id, 0 <= ESI < N
-	K          uint16 // source symbols of the object
-	N          uint16 // source and repair symbols of the object
-	PayloadLen uint16 // bytes of this symbol
-	ObjectLen  uint32 // bytes of the whole object
-	ObjectID   uint64 // first 8 bytes of keccak256(object), a claim until verified
+	HopLimit   uint8       // RP-RP hops left
+	Epoch      uint8       // epoch of the ingress RP's group key, mod 256
+	Session    ids.Session // index that the receiver of this hop handed out
+	Group      ids.Group
+	Ingress    ids.Incarnation // incarnation of the ingress RP, 0 on the publisher's hop
+	Sequence   uint64          // publisher's own count on its hop, then per (ingress RP, group)
+	Handle     uint32          // names the publisher to the ingress RP alone
+	ESI        uint16          // encoding symbol id, 0 <= ESI < N
+	K          uint16          // source symbols of the object
+	N          uint16          // source and repair symbols of the object
+	PayloadLen uint16          // bytes of this symbol
+	ObjectLen  uint32          // bytes of the whole object
+	ObjectID   uint64          // first 8 bytes of keccak256(object), a claim until verified
 	PayloadTag [8]byte
 	HopTag     [8]byte
 }
@@ -157,9 +159,9 @@ func SourceSymbols(n int) int {
 // Append appends the header's 64 bytes to b.
 func (h *Header) Append(b []byte) []byte {
 	b = append(b, Version<<4|byte(h.Type), h.Flags, h.HopLimit, h.Epoch)
-	b = binary.BigEndian.AppendUint32(b, h.Session)
-	b = binary.BigEndian.AppendUint32(b, h.Group)
-	b = binary.BigEndian.AppendUint32(b, h.Ingress)
+	b = binary.BigEndian.AppendUint32(b, uint32(h.Session))
+	b = binary.BigEndian.AppendUint32(b, uint32(h.Group))
+	b = binary.BigEndian.AppendUint32(b, uint32(h.Ingress))
 	b = binary.BigEndian.AppendUint64(b, h.Sequence)
 	b = binary.BigEndian.AppendUint32(b, h.Handle)
 	b = binary.BigEndian.AppendUint16(b, h.ESI)
@@ -188,9 +190,9 @@ func Parse(b []byte) (h Header, payload []byte, v Verdict) {
 		Flags:      b[1],
 		HopLimit:   b[2],
 		Epoch:      b[3],
-		Session:    binary.BigEndian.Uint32(b[offSession:]),
-		Group:      binary.BigEndian.Uint32(b[offGroup:]),
-		Ingress:    binary.BigEndian.Uint32(b[offIngress:]),
+		Session:    ids.Session(binary.BigEndian.Uint32(b[offSession:])),
+		Group:      ids.Group(binary.BigEndian.Uint32(b[offGroup:])),
+		Ingress:    ids.Incarnation(binary.BigEndian.Uint32(b[offIngress:])),
 		Sequence:   binary.BigEndian.Uint64(b[offSequence:]),
 		Handle:     binary.BigEndian.Uint32(b[offHandle:]),
 		ESI:        binary.BigEndian.Uint16(b[offESI:]),
@@ -236,6 +238,9 @@ func (h *Header) check(payload int) Verdict {
 	return Pass
 }
 
+// Stream returns the stream of a datagram that an ingress RP stamped.
+func (h *Header) Stream() ids.Stream { return ids.Stream{Ingress: h.Ingress, Group: h.Group} }
+
 // AsksReceipt reports whether a DATA asks who gets its object: only the last symbol can.
 func (h *Header) AsksReceipt() bool { return h.Flags&FlagReceipt != 0 && h.ESI == h.N-1 }
 
@@ -255,7 +260,7 @@ func SetHopTag(b []byte, tag [8]byte) { copy(b[offHopTag:HeaderSize], tag[:]) }
 
 // Stamp is what the ingress RP writes into a publisher's datagram (SPEC 5.4).
 type Stamp struct {
-	Ingress  uint32
+	Ingress  ids.Incarnation
 	Sequence uint64
 	Handle   uint32
 }
@@ -263,7 +268,7 @@ type Stamp struct {
 // SetStamp writes s and the initial hop limit into an encoded datagram.
 func SetStamp(b []byte, s Stamp) {
 	b[2] = InitialHopLimit
-	binary.BigEndian.PutUint32(b[offIngress:], s.Ingress)
+	binary.BigEndian.PutUint32(b[offIngress:], uint32(s.Ingress))
 	binary.BigEndian.PutUint64(b[offSequence:], s.Sequence)
 	binary.BigEndian.PutUint32(b[offHandle:], s.Handle)
 }
@@ -275,11 +280,13 @@ func SetBeat(b []byte, beat uint64) { binary.BigEndian.PutUint64(b[offObjectID:]
 func SetHopLimit(b []byte, hops uint8) { b[2] = hops }
 
 // SetSession writes the next hop's session into an encoded datagram.
-func SetSession(b []byte, session uint32) { binary.BigEndian.PutUint32(b[offSession:], session) }
+func SetSession(b []byte, session ids.Session) {
+	binary.BigEndian.PutUint32(b[offSession:], uint32(session))
+}
 
 // NewHello returns a HELLO on a session, without its hop tag: the sequence counts
 // those of the session from 1, and the hello is for whoever keeps the link.
-func NewHello(session uint32, sequence uint64, hello [HelloSize]byte) (b [HeaderSize]byte) {
+func NewHello(session ids.Session, sequence uint64, hello [HelloSize]byte) (b [HeaderSize]byte) {
 	SetType(b[:], Hello)
 	SetSession(b[:], session)
 	binary.BigEndian.PutUint64(b[offSequence:], sequence)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 )
@@ -41,7 +42,7 @@ func routes(st meshside.Stats) []Route {
 }
 
 // database is what the RPs say of themselves, ordered by RP. topic names a group.
-func database(st meshside.Stats, topic func(group uint32) string) []Advert {
+func database(st meshside.Stats, topic func(group ids.Group) string) []Advert {
 	all := []Advert{}
 	for _, a := range st.Database {
 		x := Advert{
@@ -78,7 +79,7 @@ func treeOf(root, self linkstate.ID, edges []meshside.Edge, st meshside.Stats) T
 	return tree
 }
 
-func hex32(v uint32) string { return fmt.Sprintf("%08x", v) }
+func hex32[N ~uint32](v N) string { return fmt.Sprintf("%08x", v) }
 
 // hexID is empty for no RP.
 func hexID(id linkstate.ID) string {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
@@ -270,8 +271,8 @@ func membersOf(sessions []peerside.Session) (n int) {
 }
 
 // bySession returns what each session did.
-func bySession(st rp.Status) map[uint32]datapath.SessionStats {
-	sessions := make(map[uint32]datapath.SessionStats, len(st.Datapath.Sessions))
+func bySession(st rp.Status) map[ids.Session]datapath.SessionStats {
+	sessions := make(map[ids.Session]datapath.SessionStats, len(st.Datapath.Sessions))
 	for _, s := range st.Datapath.Sessions {
 		sessions[s.Index] = s
 	}
@@ -336,8 +337,8 @@ func (o *Operator) groups() ([]Group, error) {
 // page is which subscribers are asked for.
 type page struct {
 	limit int
-	after uint32 // session, 0 for the first page
-	match string // in lower case
+	after ids.Session // session, 0 for the first page
+	match string      // in lower case
 }
 
 func parsePage(q url.Values) (p page, err error) {
@@ -352,7 +353,7 @@ func parsePage(q url.Values) (p page, err error) {
 		if err != nil || len(q.Get("after")) != 8 {
 			return p, fmt.Errorf("after %q is not a session of 8 hex digits", q.Get("after"))
 		}
-		p.after = uint32(after)
+		p.after = ids.Session(after)
 	}
 	if len(p.match) > maxMatch {
 		return p, fmt.Errorf("match is longer than %d characters", maxMatch)
@@ -407,7 +408,7 @@ func subscriber(m peerside.Session, counts datapath.SessionStats, now time.Time)
 func matches(m peerside.Session, text string) bool {
 	has := func(s string) bool { return strings.Contains(s, text) }
 	return text == "" || has(hex32(m.Index)) || has(m.Node.String()) || has(m.Addr.String()) || has(m.Mode.String()) ||
-		slices.ContainsFunc(m.Groups, func(g uint32) bool { return has(hex32(g)) })
+		slices.ContainsFunc(m.Groups, func(g ids.Group) bool { return has(hex32(g)) })
 }
 
 func (o *Operator) stats() (Stats, error) {
@@ -453,7 +454,7 @@ func (o *Operator) stats() (Stats, error) {
 }
 
 // topic names a group, "" for one that is not served here.
-func (o *Operator) topic(group uint32) string {
+func (o *Operator) topic(group ids.Group) string {
 	for _, g := range o.Point.About().Groups {
 		if g.ID == group {
 			return g.Topic

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -23,7 +24,7 @@ type SendProbe struct {
 	Size  int
 	Mode  proto.DeliveryMode
 	Port  uint16
-	Group uint32
+	Group ids.Group
 }
 
 // Admit asks for the session in the datapath. Admitted or Fail answers.
@@ -37,7 +38,7 @@ type Admit struct {
 
 // Grant is what a peer is given with its admission.
 type Grant struct {
-	Session uint32        // that the datapath accepts datagrams of
+	Session ids.Session   // that the datapath accepts datagrams of
 	Channel proto.Channel // that serves the peer, zero in mode unicast
 	Token   proto.Token   // resumes the session, zero for never
 	Keys    []proto.GroupKey
@@ -104,7 +105,7 @@ func (s State) String() string {
 type Config struct {
 	Self, Remote [32]byte     // devp2p node ids
 	Status       proto.Status // the RP's own; mode ssm is offered if it has a GroupPort
-	Groups       []uint32     // served
+	Groups       []ids.Group  // served
 	Lease        time.Duration
 	Rand         io.Reader
 
@@ -261,7 +262,7 @@ func (a *Admission) status(status *proto.Status) error {
 
 // served returns the groups in order, each once. Any group that is not served is an error: a
 // peer would not learn which of its groups it is a member of.
-func (a *Admission) served(groups []uint32) ([]uint32, error) {
+func (a *Admission) served(groups []ids.Group) ([]ids.Group, error) {
 	for _, g := range groups {
 		if !slices.Contains(a.cfg.Groups, g) {
 			return nil, &proto.Error{Reason: proto.ReasonGroup, Detail: fmt.Sprintf("group %08x is not served", g)}
@@ -318,7 +319,7 @@ func (a *Admission) newNonce() (nonce [wire.NonceSize]byte, err error) {
 	if _, err := io.ReadFull(a.cfg.Rand, nonce[4:]); err != nil {
 		return nonce, fmt.Errorf("no random bytes: %w", err)
 	}
-	binary.BigEndian.PutUint32(nonce[:], a.join.Session)
+	binary.BigEndian.PutUint32(nonce[:], uint32(a.join.Session))
 	return nonce, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -74,9 +75,9 @@ type sides struct {
 	mode    proto.DeliveryMode
 
 	// Of the Joiner.
-	off    bool   // there is no connection
-	member bool   // between Joined and Left
-	joins  uint32 // session index of its last Join
+	off    bool        // there is no connection
+	member bool        // between Joined and Left
+	joins  ids.Session // session index of its last Join
 
 	golden []golden // by code
 }
@@ -86,12 +87,12 @@ func newSides(t *testing.T) *sides {
 	return &sides{
 		t: t, now: time.Unix(1000, 0), golden: goldenMessages(t),
 		a: New(Config{
-			Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: proto.Lease, Rand: rng,
+			Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []ids.Group{testGroup}, Lease: proto.Lease, Rand: rng,
 			Status: proto.Status{Role: proto.RoleRP, Incarnation: 77, DataPort: 30501, GroupPort: 30502},
 			Others: func() []string { return []string{"enode://other"} },
 		}),
 		j: proto.NewJoiner(proto.JoinerConfig{
-			Self: [32]byte{1}, Remote: [32]byte{2}, Groups: []uint32{testGroup}, Publish: true, Port: 30400, Mode: proto.ModeSSM, Rand: rng,
+			Self: [32]byte{1}, Remote: [32]byte{2}, Groups: []ids.Group{testGroup}, Publish: true, Port: 30400, Mode: proto.ModeSSM, Rand: rng,
 		}),
 	}
 }
@@ -110,10 +111,10 @@ func (s *sides) step(script []byte) []byte {
 			s.toPeer(&rp)
 			return rest
 		case *proto.Join:
-			m.Groups, m.Mode = []uint32{testGroup}, proto.ModeSSM
+			m.Groups, m.Mode = []ids.Group{testGroup}, proto.ModeSSM
 			m.Standby = len(rest)%2 == 0
 		case *proto.Resume:
-			m.Groups = []uint32{testGroup}
+			m.Groups = []ids.Group{testGroup}
 		case *proto.ProbeAck:
 			m.Nonce = s.a.nonce
 			if s.a.State() == Proving && len(rest)%3 > 0 {
@@ -268,7 +269,7 @@ func (s *sides) shellPeer(op byte) {
 		s.j.Heard(s.now)
 	case 8:
 		var nonce [wire.NonceSize]byte
-		binary.BigEndian.PutUint32(nonce[:], s.joins)
+		binary.BigEndian.PutUint32(nonce[:], uint32(s.joins))
 		s.j.Probe(nonce, wire.MaxDatagram)
 	case 9:
 		s.j.Subscribed(false)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -45,10 +46,10 @@ func newPair(t *testing.T, change func(*proto.JoinerConfig, *Config)) *pair {
 	rng := rand.NewChaCha8([32]byte{1})
 	jc := proto.JoinerConfig{
 		Self: [32]byte{1}, Remote: [32]byte{2}, NetworkID: 5, Genesis: [32]byte{6},
-		Groups: []uint32{testGroup}, Publish: true, Port: 30400, Rand: rng,
+		Groups: []ids.Group{testGroup}, Publish: true, Port: 30400, Rand: rng,
 	}
 	ac := Config{
-		Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []uint32{testGroup}, Lease: proto.Lease, Rand: rng,
+		Self: [32]byte{2}, Remote: [32]byte{1}, Groups: []ids.Group{testGroup}, Lease: proto.Lease, Rand: rng,
 		Status: proto.Status{Role: proto.RoleRP, NetworkID: 5, Genesis: [32]byte{6}, Incarnation: 77, DataPort: 30501},
 	}
 	if change != nil {
@@ -379,7 +380,7 @@ func TestStalledPeer(t *testing.T) {
 }
 
 func TestBackoffDoubles(t *testing.T) {
-	p := newPair(t, func(j *proto.JoinerConfig, _ *Config) { j.Groups = []uint32{1} })
+	p := newPair(t, func(j *proto.JoinerConfig, _ *Config) { j.Groups = []ids.Group{1} })
 	p.joiner.Want(p.now, true)
 	p.flush()
 	p.run(time.Minute)
@@ -411,7 +412,7 @@ func TestWrongStatus(t *testing.T) {
 // Messages that the state does not allow end the session and nothing else: the
 // next Join is admitted.
 func TestViolations(t *testing.T) {
-	for _, m := range []proto.Message{&proto.Have{}, &proto.Welcome{Session: 1}, &proto.Status{Role: proto.RolePeer}, &proto.Join{Groups: []uint32{testGroup}}, &proto.ProbeAck{}} {
+	for _, m := range []proto.Message{&proto.Have{}, &proto.Welcome{Session: 1}, &proto.Status{Role: proto.RolePeer}, &proto.Join{Groups: []ids.Group{testGroup}}, &proto.ProbeAck{}} {
 		p := newPair(t, nil)
 		p.joiner.Want(p.now, true)
 		p.flush()
@@ -440,7 +441,7 @@ func TestRekeyInstalledBeforeAck(t *testing.T) {
 	p := newPair(t, nil)
 	p.joiner.Want(p.now, true)
 	p.flush()
-	if err := p.joiner.Handle(p.now, &proto.Rekey{ID: 7, Keys: []proto.GroupKey{{Ingress: 1}}, Retired: []uint32{2}}); err != nil {
+	if err := p.joiner.Handle(p.now, &proto.Rekey{ID: 7, Keys: []proto.GroupKey{{Ingress: 1}}, Retired: []ids.Incarnation{2}}); err != nil {
 		t.Fatal(err)
 	}
 	actions := p.joiner.Actions()
@@ -479,7 +480,7 @@ func FuzzAdmission(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 40, 40, 100, 100, 2, 4, 20, 7, 1, 20, 20})
 	f.Fuzz(func(t *testing.T, script []byte) {
 		a := New(Config{
-			Groups: []uint32{goldenGroup}, Lease: proto.Lease, Rand: rand.NewChaCha8([32]byte{}),
+			Groups: []ids.Group{goldenGroup}, Lease: proto.Lease, Rand: rand.NewChaCha8([32]byte{}),
 			Status: proto.Status{Role: proto.RoleRP, Incarnation: 1, DataPort: 1, GroupPort: 2},
 		})
 		now := time.Unix(0, 0)
@@ -578,8 +579,8 @@ func TestProbeAckCases(t *testing.T) {
 // A Join or a Resume with any group that is not served is refused, and the connection may go on.
 func TestGroupNotServed(t *testing.T) {
 	for _, m := range []proto.Message{
-		&proto.Join{Groups: []uint32{testGroup, testGroup + 1}, Port: 1, ProbeSize: wire.MaxDatagram, Session: 5},
-		&proto.Resume{Groups: []uint32{testGroup + 1, testGroup}, Port: 1, Session: 5},
+		&proto.Join{Groups: []ids.Group{testGroup, testGroup + 1}, Port: 1, ProbeSize: wire.MaxDatagram, Session: 5},
+		&proto.Resume{Groups: []ids.Group{testGroup + 1, testGroup}, Port: 1, Session: 5},
 	} {
 		p := newPair(t, nil)
 		if err := p.admission.Handle(p.now, m); proto.ReasonOf(err) != proto.ReasonGroup || p.admission.State() != Idle {
@@ -608,12 +609,12 @@ func TestMessagesOutOfPlace(t *testing.T) {
 		"rekeyack while probing":   {false, true, &proto.RekeyAck{}, proto.ReasonQuit},
 		"activate while probing":   {false, true, &proto.Activate{}, proto.ReasonUnexpected},
 		"deactivate while probing": {false, true, &proto.Deactivate{}, proto.ReasonUnexpected},
-		"join while probing":       {false, true, &proto.Join{Groups: []uint32{testGroup}}, proto.ReasonUnexpected},
+		"join while probing":       {false, true, &proto.Join{Groups: []ids.Group{testGroup}}, proto.ReasonUnexpected},
 		"activate in groups":       {false, false, &proto.Activate{}, proto.ReasonUnexpected},
 		"deactivate in standby":    {true, false, &proto.Deactivate{}, proto.ReasonUnexpected},
 		"confirm in standby":       {true, false, &proto.Confirm{}, proto.ReasonQuit},
 		"rekeyack of an id":        {false, false, &proto.RekeyAck{ID: 5}, proto.ReasonQuit},
-		"resume in groups":         {false, false, &proto.Resume{Groups: []uint32{testGroup}}, proto.ReasonUnexpected},
+		"resume in groups":         {false, false, &proto.Resume{Groups: []ids.Group{testGroup}}, proto.ReasonUnexpected},
 		"have":                     {false, false, &proto.Have{}, proto.ReasonUnexpected},
 		"second status":            {false, false, &proto.Status{Role: proto.RolePeer}, proto.ReasonUnexpected},
 	} {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -76,7 +77,7 @@ func TestSSMNotPossible(t *testing.T) {
 // An RP that does not know mode ssm of a peer that asks all the same.
 func TestSSMWishUnserved(t *testing.T) {
 	p := newPair(t, nil)
-	join := &proto.Join{Groups: []uint32{testGroup}, Mode: proto.ModeSSM, Port: 1, ProbeSize: proto.MinProbe, Session: 5}
+	join := &proto.Join{Groups: []ids.Group{testGroup}, Mode: proto.ModeSSM, Port: 1, ProbeSize: proto.MinProbe, Session: 5}
 	if err := p.admission.Handle(p.now, join); err != nil {
 		t.Fatal(err)
 	}

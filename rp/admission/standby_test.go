@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -19,7 +20,7 @@ func (p *pair) disconnect() {
 }
 
 // reconnect makes another connection, to an RP that may have begun anew.
-func (p *pair) reconnect(incarnation uint32) {
+func (p *pair) reconnect(incarnation ids.Incarnation) {
 	p.off = false
 	cfg := p.admission.cfg
 	cfg.Status.Incarnation = incarnation
@@ -320,7 +321,7 @@ func TestFullRP(t *testing.T) {
 
 // Messages that the state does not allow.
 func TestStandbyViolations(t *testing.T) {
-	resume := &proto.Resume{Token: proto.Token{5}, Session: 99, Port: 1, Groups: []uint32{testGroup}}
+	resume := &proto.Resume{Token: proto.Token{5}, Session: 99, Port: 1, Groups: []ids.Group{testGroup}}
 	for name, m := range map[string]proto.Message{"activate": &proto.Activate{}, "resume": resume, "resumed": &proto.Resumed{Lease: 45}, "redirect": &proto.Redirect{}} {
 		p := member(t, nil)
 		if err := p.admission.Handle(p.now, m); proto.ReasonOf(err) != proto.ReasonUnexpected {
@@ -340,7 +341,7 @@ func TestStandbyViolations(t *testing.T) {
 		}
 	}
 	other := *resume
-	other.Groups = []uint32{1}
+	other.Groups = []ids.Group{1}
 	p = newPair(t, nil)
 	if err := p.admission.Handle(p.now, &other); proto.ReasonOf(err) != proto.ReasonGroup {
 		t.Errorf("group not served: %v", err)

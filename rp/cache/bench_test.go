@@ -5,6 +5,8 @@ package cache
 import (
 	"testing"
 	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // filled returns a cache with what 10 s at 2,000 datagrams per second leave of a stream.
@@ -23,7 +25,7 @@ func BenchmarkSince(b *testing.B) {
 	c, now := filled(20_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		if got := c.Since(now, 1, group, 19_900, 1024); len(got) != 100 {
+		if got := c.Since(now, ids.Stream{Ingress: 1, Group: group}, 19_900, 1024); len(got) != 100 {
 			b.Fatal(len(got))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -31,12 +32,10 @@ type Cache struct {
 	maxAge   time.Duration
 
 	mu      sync.Mutex
-	streams map[streamID]*deque[record] // by sequence
+	streams map[ids.Stream]*deque[record] // by sequence
 	order   deque[arrival]
 	bytes   int
 }
-
-type streamID struct{ ingress, group uint32 }
 
 // record is a datagram, nil when it was dropped and is behind one that was not.
 type record struct {
@@ -45,14 +44,14 @@ type record struct {
 }
 
 type arrival struct {
-	stream   streamID
+	stream   ids.Stream
 	sequence uint64
 	at       time.Time
 }
 
 // New returns a cache of at most maxBytes bytes of datagrams, each for at most maxAge.
 func New(maxBytes int, maxAge time.Duration) *Cache {
-	return &Cache{maxBytes: maxBytes, maxAge: maxAge, streams: make(map[streamID]*deque[record])}
+	return &Cache{maxBytes: maxBytes, maxAge: maxAge, streams: make(map[ids.Stream]*deque[record])}
 }
 
 // find returns the place of the first record of a stream whose sequence is not below one.
@@ -69,7 +68,7 @@ func (c *Cache) Add(now time.Time, datagram []byte) {
 	if v != wire.Pass || h.Type != wire.Data || h.Ingress == 0 || len(datagram) > c.maxBytes {
 		return
 	}
-	id := streamID{h.Ingress, h.Group}
+	id := h.Stream()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expire(now)
@@ -94,11 +93,11 @@ func (c *Cache) Add(now time.Time, datagram []byte) {
 
 // Since returns the datagrams of a stream with higher sequences than after, in their
 // order, of more than most the newest ones. They must not be changed.
-func (c *Cache) Since(now time.Time, ingress, group uint32, after uint64, most int) [][]byte {
+func (c *Cache) Since(now time.Time, stream ids.Stream, after uint64, most int) [][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expire(now)
-	s := c.streams[streamID{ingress, group}]
+	s := c.streams[stream]
 	if s == nil || s.at(s.n-1).sequence <= after {
 		return nil
 	}
@@ -115,11 +114,11 @@ func (c *Cache) Since(now time.Time, ingress, group uint32, after uint64, most i
 // Whole returns the sequence of a stream up to which nothing is missing, as far as the
 // cache knows: it does not look behind what it keeps, and not more than within behind
 // the newest sequence. It returns false when it keeps nothing of the stream.
-func (c *Cache) Whole(now time.Time, ingress, group uint32, within uint64) (sequence uint64, ok bool) {
+func (c *Cache) Whole(now time.Time, stream ids.Stream, within uint64) (sequence uint64, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expire(now)
-	s := c.streams[streamID{ingress, group}]
+	s := c.streams[stream]
 	if s == nil {
 		return 0, false
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -20,7 +21,7 @@ const group = 5
 var start = time.Unix(100, 0)
 
 // datagram returns a DATA with n bytes of payload.
-func datagram(ingress uint32, sequence uint64, n int) []byte {
+func datagram(ingress ids.Incarnation, sequence uint64, n int) []byte {
 	h := wire.Header{
 		Type: wire.Data, Group: group, Ingress: ingress, Sequence: sequence,
 		K: 1, N: 1, PayloadLen: uint16(n), ObjectLen: uint32(n),
@@ -29,8 +30,8 @@ func datagram(ingress uint32, sequence uint64, n int) []byte {
 }
 
 // since returns the sequences that the cache has.
-func since(c *Cache, now time.Time, ingress uint32, after uint64) (sequences []uint64) {
-	for _, b := range c.Since(now, ingress, group, after, 1000) {
+func since(c *Cache, now time.Time, ingress ids.Incarnation, after uint64) (sequences []uint64) {
+	for _, b := range c.Since(now, ids.Stream{Ingress: ingress, Group: group}, after, 1000) {
 		h, _, _ := wire.Parse(b)
 		sequences = append(sequences, h.Sequence)
 	}
@@ -48,12 +49,12 @@ func TestSince(t *testing.T) {
 	require.Equal(t, []uint64{1, 2, 3, 7}, since(c, start, 1, 0))
 	require.Equal(t, []uint64{3, 7}, since(c, start, 1, 2))
 	require.Equal(t, []uint64{9}, since(c, start, 2, 0))
-	require.Len(t, c.Since(start, 1, group, 0, 2), 2)
-	require.Equal(t, datagram(1, 3, 100), c.Since(start, 1, group, 0, 2)[0], "the newest two")
+	require.Len(t, c.Since(start, ids.Stream{Ingress: 1, Group: group}, 0, 2), 2)
+	require.Equal(t, datagram(1, 3, 100), c.Since(start, ids.Stream{Ingress: 1, Group: group}, 0, 2)[0], "the newest two")
 	require.Empty(t, since(c, start, 1, 7))
 	require.Empty(t, since(c, start, 1, math.MaxUint64))
 	require.Empty(t, since(c, start, 3, 0))
-	require.Equal(t, datagram(2, 9, 100), c.Since(start, 2, group, 0, 1)[0])
+	require.Equal(t, datagram(2, 9, 100), c.Since(start, ids.Stream{Ingress: 2, Group: group}, 0, 1)[0])
 	n, bytes := c.Len()
 	require.Equal(t, [2]int{5, 5 * (wire.HeaderSize + 100)}, [2]int{n, bytes})
 }
@@ -90,7 +91,7 @@ func TestNoData(t *testing.T) {
 func TestWhole(t *testing.T) {
 	c := New(DefaultBytes, DefaultAge)
 	whole := func(now time.Time, within uint64) any {
-		sequence, ok := c.Whole(now, 1, group, within)
+		sequence, ok := c.Whole(now, ids.Stream{Ingress: 1, Group: group}, within)
 		if !ok {
 			return "nothing"
 		}
@@ -125,7 +126,7 @@ func TestLikeAMap(t *testing.T) {
 		newest := uint64(20)
 		for range rapid.IntRange(1, 100).Draw(t, "steps") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 20).Draw(t, "ms")) * time.Millisecond)
-			ingress := rapid.Uint32Range(1, 2).Draw(t, "ingress")
+			ingress := ids.Incarnation(rapid.Uint32Range(1, 2).Draw(t, "ingress"))
 			sequence := newest + rapid.Uint64Range(0, 12).Draw(t, "sequence") - 8
 			newest = max(newest, sequence)
 			b := datagram(ingress, sequence, rapid.IntRange(1, 100).Draw(t, "size"))
@@ -154,7 +155,7 @@ func TestLikeAMap(t *testing.T) {
 
 			after := newest + rapid.Uint64Range(0, 20).Draw(t, "after") - 19
 			within := rapid.Uint64Range(1, 12).Draw(t, "within")
-			for _, ingress := range []uint32{1, 2} {
+			for _, ingress := range []ids.Incarnation{1, 2} {
 				var all, want []uint64
 				for key := range maps.Keys(kept) {
 					if key[0] == uint64(ingress) {
@@ -167,7 +168,7 @@ func TestLikeAMap(t *testing.T) {
 				slices.Sort(all)
 				slices.Sort(want)
 				require.Equal(t, want, since(c, now, ingress, after))
-				whole, ok := c.Whole(now, ingress, group, within)
+				whole, ok := c.Whole(now, ids.Stream{Ingress: ingress, Group: group}, within)
 				require.Equal(t, len(all) > 0, ok)
 				if ok {
 					last := all[len(all)-1]

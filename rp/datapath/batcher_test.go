@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
@@ -28,7 +29,7 @@ func TestBatcherJoinsChanges(t *testing.T) {
 		var all sync.WaitGroup
 		apply := func(i int) {
 			all.Go(func() {
-				err := b.Apply(datapath.Change{Add: []datapath.Session{{Index: uint32(i)}}})
+				err := b.Apply(datapath.Change{Add: []datapath.Session{{Index: ids.Session(i)}}})
 				if err != nil {
 					t.Errorf("apply: %v", err)
 				}
@@ -63,7 +64,7 @@ func TestBatcherErrors(t *testing.T) {
 			}
 			for _, k := range c.Keys {
 				if k.Group == 5 {
-					refused.Key(datapath.Stream{Ingress: k.Ingress, Group: 5}, why)
+					refused.Key(ids.Stream{Ingress: k.Ingress, Group: 5}, why)
 				}
 			}
 			return refused.Err()
@@ -73,7 +74,7 @@ func TestBatcherErrors(t *testing.T) {
 			{Add: []datapath.Session{{Index: 1}}},
 			{Add: []datapath.Session{{Index: 7}}},
 			{Add: []datapath.Session{{Index: 8}}},
-			{Remove: []uint32{7}, Routes: []datapath.Route{{Ingress: 7}}},
+			{Remove: []ids.Session{7}, Routes: []datapath.Route{{Ingress: 7}}},
 			{Keys: []proto.GroupKey{{Ingress: 7, Group: 5}, {Ingress: 7, Group: 6}}},
 		}
 		errs := make([]error, len(changes))
@@ -91,10 +92,10 @@ func TestBatcherErrors(t *testing.T) {
 		require.Equal(t, 2, calls)
 		require.Equal(t, []error{
 			nil,
-			&datapath.Refused{Sessions: map[uint32]error{7: why}},
+			&datapath.Refused{Sessions: map[ids.Session]error{7: why}},
 			nil,
 			nil,
-			&datapath.Refused{Keys: map[datapath.Stream]error{{Ingress: 7, Group: 5}: why}},
+			&datapath.Refused{Keys: map[ids.Stream]error{{Ingress: 7, Group: 5}: why}},
 		}, errs)
 	})
 }
@@ -103,14 +104,14 @@ func TestBatcherErrors(t *testing.T) {
 func TestBatcherClosed(t *testing.T) {
 	engine := new(datapathtest.Recorder)
 	require.NoError(t, engine.Close())
-	require.ErrorIs(t, datapath.NewBatcher(engine).Apply(datapath.Change{Remove: []uint32{1}}), datapath.ErrClosed)
+	require.ErrorIs(t, datapath.NewBatcher(engine).Apply(datapath.Change{Remove: []ids.Session{1}}), datapath.ErrClosed)
 }
 
 func TestRefused(t *testing.T) {
 	r := new(datapath.Refused)
 	require.NoError(t, r.Err())
 	r.Route(3, errors.New("route"))
-	r.Key(datapath.Stream{Ingress: 2, Group: 1}, errors.New("key"))
+	r.Key(ids.Stream{Ingress: 2, Group: 1}, errors.New("key"))
 	r.Session(1, fmt.Errorf("session: %w", datapath.ErrNoRoom))
 	r.Session(1, errors.New("later reason"))
 	require.ErrorIs(t, r.Err(), datapath.ErrNoRoom)
@@ -118,15 +119,15 @@ func TestRefused(t *testing.T) {
 	require.EqualError(t, r.Ingress(2), "key")
 	require.EqualError(t, r.Ingress(3), "route")
 	require.NoError(t, r.Ingress(1))
-	require.NoError(t, r.Of(datapath.Change{Remove: []uint32{1}, Add: []datapath.Session{{Index: 2}}}))
+	require.NoError(t, r.Of(datapath.Change{Remove: []ids.Session{1}, Add: []datapath.Session{{Index: 2}}}))
 }
 
 func TestChangeMerge(t *testing.T) {
-	a := datapath.Change{Remove: []uint32{1}, Retire: []uint32{2}}
-	a.Merge(datapath.Change{Remove: []uint32{3}, Add: []datapath.Session{{Index: 4}}, Routes: []datapath.Route{{Ingress: 5}}})
+	a := datapath.Change{Remove: []ids.Session{1}, Retire: []ids.Incarnation{2}}
+	a.Merge(datapath.Change{Remove: []ids.Session{3}, Add: []datapath.Session{{Index: 4}}, Routes: []datapath.Route{{Ingress: 5}}})
 	require.Equal(t, datapath.Change{
-		Remove: []uint32{1, 3},
-		Retire: []uint32{2},
+		Remove: []ids.Session{1, 3},
+		Retire: []ids.Incarnation{2},
 		Add:    []datapath.Session{{Index: 4}},
 		Routes: []datapath.Route{{Ingress: 5}},
 	}, a)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/ipv6"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -81,16 +82,16 @@ func (r Role) String() string {
 // zone is the index of the interface to send by, in decimal; as no datagram comes
 // from such an address, all that carry its Index are refused for their source.
 type Session struct {
-	Index       uint32 // handed out by this RP, not 0, unique among its sessions
+	Index       ids.Session // handed out by this RP, not 0, unique among its sessions
 	Role        Role
 	Addr        netip.AddrPort // IPv6; the only accepted source, and the destination
-	SendSession uint32         // index that the other end handed out
+	SendSession ids.Session    // index that the other end handed out
 	SendKey     auth.Key
 	ReceiveKey  auth.Key
 
 	// Groups are those replicated to the session. A neighbouring RP has none: what
 	// it gets, and what is accepted from it, is said by routes.
-	Groups []uint32
+	Groups []ids.Group
 
 	// Silent keeps copies from a peer, because it listens to a channel. It gets
 	// its ECHOs and may publish to its Groups.
@@ -178,26 +179,26 @@ func Destination(addr netip.AddrPort) (dst netip.AddrPort, control []byte) {
 // link need not know the routes. A route that leads nowhere and replaces none is no error. A session that is removed leaves all routes, one that
 // is replaced stays in them.
 type Route struct {
-	Ingress uint32   // incarnation; the RP's own for what its peers publish
-	From    []uint32 // mesh sessions that are accepted from, at most MaxUpstreams; none for the own
-	To      []Branch // never back to the session that a datagram came from
+	Ingress ids.Incarnation // incarnation; the RP's own for what its peers publish
+	From    []ids.Session   // mesh sessions that are accepted from, at most MaxUpstreams; none for the own
+	To      []Branch        // never back to the session that a datagram came from
 }
 
 // Branch is a neighbouring RP that gets copies.
 type Branch struct {
-	Session uint32   // own index of a mesh session, once in a route
-	Groups  []uint32 // that are replicated to it
+	Session ids.Session // own index of a mesh session, once in a route
+	Groups  []ids.Group // that are replicated to it
 }
 
 // Ends reports whether the route leads nowhere.
 func (r *Route) Ends() bool { return len(r.From) == 0 && len(r.To) == 0 }
 
 // Has reports whether a session gets the copies of a group.
-func (b *Branch) Has(group uint32) bool { return slices.Contains(b.Groups, group) }
+func (b *Branch) Has(group ids.Group) bool { return slices.Contains(b.Groups, group) }
 
 // Check returns an error when the route contradicts its contract at an RP of the
 // incarnation own.
-func (r *Route) Check(own uint32) error {
+func (r *Route) Check(own ids.Incarnation) error {
 	switch {
 	case r.Ingress == 0:
 		return errors.New("route of ingress 0")
@@ -225,8 +226,8 @@ func (r *Route) Clone() Route {
 }
 
 // Keep takes the sessions out of the route that keep does not name.
-func (r *Route) Keep(keep func(session uint32) bool) {
-	r.From = slices.DeleteFunc(r.From, func(s uint32) bool { return !keep(s) })
+func (r *Route) Keep(keep func(session ids.Session) bool) {
+	r.From = slices.DeleteFunc(r.From, func(s ids.Session) bool { return !keep(s) })
 	r.To = slices.DeleteFunc(r.To, func(b Branch) bool { return !keep(b.Session) })
 }
 
@@ -234,10 +235,10 @@ func (r *Route) Keep(keep func(session uint32) bool) {
 // the order of its fields.
 type Change struct {
 	// Remove ends sessions by index; an unknown index is no error.
-	Remove []uint32
+	Remove []ids.Session
 
 	// Retire forgets ingress RPs that are gone: keys, windows, sequences, routes.
-	Retire []uint32
+	Retire []ids.Incarnation
 
 	// Keys installs group keys. The newest EpochsKept epochs of each (ingress RP,
 	// group) are accepted, in order of installation; installing an epoch again
@@ -254,7 +255,7 @@ type Change struct {
 
 // Refusals returns the elements of the change that contradict their contract at an RP of
 // the incarnation own. What it returns refuses nothing when all are right.
-func (c *Change) Refusals(own uint32) *Refused {
+func (c *Change) Refusals(own ids.Incarnation) *Refused {
 	refused := new(Refused)
 	for i := range c.Add {
 		if err := c.Add[i].Check(); err != nil {
@@ -263,7 +264,7 @@ func (c *Change) Refusals(own uint32) *Refused {
 	}
 	for _, k := range c.Keys {
 		if k.Ingress == 0 {
-			refused.Key(Stream{k.Ingress, k.Group}, fmt.Errorf("%w: key of group %08x without ingress", ErrContract, k.Group))
+			refused.Key(k.Stream(), fmt.Errorf("%w: key of group %08x without ingress", ErrContract, k.Group))
 		}
 	}
 	if slices.Contains(c.Retire, own) {
@@ -288,7 +289,7 @@ func (c *Change) Merge(next Change) {
 
 // SessionStats counts what one session did since it was added.
 type SessionStats struct {
-	Index    uint32
+	Index    ids.Session
 	Role     Role
 	Addr     netip.AddrPort
 	Received uint64    // datagrams accepted
@@ -334,9 +335,9 @@ type Lack struct{ What, Why string }
 
 // Config is what every engine is made from.
 type Config struct {
-	Addr        netip.AddrPort // own IPv6 address and UDP port, port 0 for any
-	Incarnation uint32         // stamped as ingress RP, not 0
-	HandleKey   auth.Key       // secret of the publisher handles
+	Addr        netip.AddrPort  // own IPv6 address and UDP port, port 0 for any
+	Incarnation ids.Incarnation // stamped as ingress RP, not 0
+	HandleKey   auth.Key        // secret of the publisher handles
 
 	// Owner tells RPs apart: node key and chain. An Adopter goes on only with the datapath
 	// of the same Owner.
@@ -344,7 +345,7 @@ type Config struct {
 
 	// MayBe reports whether this RP may be an incarnation; nil: any. An Adopter does not go
 	// on with the datapath of another one: no other RP would take it (SPEC 12.4).
-	MayBe func(incarnation uint32) bool
+	MayBe func(incarnation ids.Incarnation) bool
 
 	// HopLimit is that of the IPv6 packets to channels, 0 for 1: they stay on the link.
 	HopLimit uint8
@@ -357,7 +358,7 @@ type Config struct {
 	// Hello gets what Engine.Hello sent at the other end of a mesh session, and when it
 	// came: each once, in order of arrival, by one goroutine of the engine, which must
 	// not wait for the engine. Nil: they are accepted and dropped.
-	Hello func(session uint32, hello [wire.HelloSize]byte, at time.Time)
+	Hello func(session ids.Session, hello [wire.HelloSize]byte, at time.Time)
 
 	// Cache gets every DATA that is replicated, own and relayed, by one goroutine of the
 	// engine, which must not wait for it. What it is too slow for is lost and counted.
@@ -369,15 +370,15 @@ type Config struct {
 // Record is a DATA that is replicated: as it goes out, but with the session and the
 // hop tag that it came with.
 type Record struct {
-	Session  uint32 // that it came from
-	Ingress  uint32
-	Group    uint32
+	Session  ids.Session // that it came from
+	Ingress  ids.Incarnation
+	Group    ids.Group
 	Sequence uint64
 	Datagram []byte // valid until the function that gets it returns
 }
 
 // NewRecord returns the record of a replicated DATA.
-func NewRecord(session uint32, datagram []byte) Record {
+func NewRecord(session ids.Session, datagram []byte) Record {
 	h, _, _ := wire.Parse(datagram) // as whoever replicates it did
 	return Record{Session: session, Ingress: h.Ingress, Group: h.Group, Sequence: h.Sequence, Datagram: datagram}
 }
@@ -429,20 +430,20 @@ type Engine interface {
 	Heartbeat(HeartbeatScope) error
 
 	// Hello sends a hello on a mesh session.
-	Hello(session uint32, hello [wire.HelloSize]byte) error
+	Hello(session ids.Session, hello [wire.HelloSize]byte) error
 
 	// Resend sends datagrams that Config.Cache got to one session, with its index
 	// and hop tag. It waits until the host took them. One that the host refuses counts as
 	// a send error. They cost what copies cost, and get what new datagrams leave: with
 	// less than half of the burst of all copies it sends none, and returns ErrOverRate.
-	Resend(session uint32, datagrams [][]byte) error
+	Resend(session ids.Session, datagrams [][]byte) error
 
 	// SetEgress changes the limit of all copies, see Config. The buckets, of the sites too, are full then.
 	SetEgress(rate, burst uint64)
 
 	// Heard returns when the last datagram of a session was accepted, of any type,
 	// zero when there was none. It makes no system call.
-	Heard(session uint32) time.Time
+	Heard(session ids.Session) time.Time
 
 	// Stats returns the counters. It may be called once per second.
 	Stats() Stats
@@ -484,7 +485,7 @@ func await(e Engine, c Change) {
 
 // State is what an engine holds after all its changes, and who stamps.
 type State struct {
-	Incarnation uint32
+	Incarnation ids.Incarnation
 	HandleKey   auth.Key
 	Keys        []proto.GroupKey // of each (ingress RP, group) the older one first; none is active
 	Sessions    []Session        // ordered by index

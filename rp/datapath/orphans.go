@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Orphans is an Engine that adopted a datapath: its sessions and the streams of other RPs
@@ -23,16 +25,16 @@ type Orphans struct {
 	Engine
 
 	mu       sync.Mutex // held by Stage
-	sessions map[uint32]Session
-	ingress  map[uint32]bool
+	sessions map[ids.Session]Session
+	ingress  map[ids.Incarnation]bool
 }
 
 // NewOrphans returns an Orphans in front of an engine that adopted a state.
 func NewOrphans(e Engine, st *State) *Orphans {
 	o := &Orphans{
 		Engine:   e,
-		sessions: make(map[uint32]Session),
-		ingress:  make(map[uint32]bool),
+		sessions: make(map[ids.Session]Session),
+		ingress:  make(map[ids.Incarnation]bool),
 	}
 	for _, s := range st.Sessions {
 		o.sessions[s.Index] = s
@@ -61,7 +63,7 @@ func (o *Orphans) Await(c Change) { await(o.Engine, c) }
 func (o *Orphans) Stage(c Change) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var replaced []uint32
+	var replaced []ids.Session
 	for index, s := range o.sessions {
 		comes := func(by Session) bool { return by.Index == index || by.Addr == s.Addr }
 		if slices.Contains(c.Remove, index) || slices.ContainsFunc(c.Add, comes) {
@@ -83,7 +85,7 @@ func (o *Orphans) Stage(c Change) error {
 		delete(o.ingress, ingress)
 	}
 	for _, k := range c.Keys {
-		if !some || refused.Keys[Stream{k.Ingress, k.Group}] == nil {
+		if !some || refused.Keys[k.Stream()] == nil {
 			delete(o.ingress, k.Ingress)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
@@ -18,10 +19,10 @@ import (
 func TestOrphans(t *testing.T) {
 	const own, near, far = 1, 2, 3
 	at := func(host string) netip.AddrPort { return netip.MustParseAddrPort(host) }
-	peer := func(index uint32, addr string) datapath.Session {
+	peer := func(index ids.Session, addr string) datapath.Session {
 		return datapath.Session{Index: index, Role: datapath.Peer, Addr: at(addr)}
 	}
-	mesh := func(index uint32, addr string) datapath.Session {
+	mesh := func(index ids.Session, addr string) datapath.Session {
 		return datapath.Session{Index: index, Role: datapath.Mesh, Addr: at(addr)}
 	}
 	state := &datapath.State{
@@ -46,17 +47,17 @@ func TestOrphans(t *testing.T) {
 
 	// By endpoint, by index, and by what the change itself removes.
 	refuse = refused
-	rejoin := datapath.Change{Remove: []uint32{99}, Add: []datapath.Session{peer(50, "[2001:db8::10]:1")}}
+	rejoin := datapath.Change{Remove: []ids.Session{99}, Add: []datapath.Session{peer(50, "[2001:db8::10]:1")}}
 	require.ErrorIs(t, o.Apply(rejoin), refused)
 	refuse = nil
-	require.Equal(t, []uint32{10, 99}, apply(rejoin).Remove, "after a refusal as before it")
-	require.Equal(t, []uint32{99}, rejoin.Remove, "the caller's change is its own")
-	require.Equal(t, []uint32{99}, apply(rejoin).Remove, "not twice")
-	require.Equal(t, []uint32{11}, apply(datapath.Change{Add: []datapath.Session{peer(11, "[2001:db8::aa]:1")}}).Remove)
-	require.Equal(t, []uint32{12, 12}, apply(datapath.Change{Remove: []uint32{12}}).Remove)
+	require.Equal(t, []ids.Session{10, 99}, apply(rejoin).Remove, "after a refusal as before it")
+	require.Equal(t, []ids.Session{99}, rejoin.Remove, "the caller's change is its own")
+	require.Equal(t, []ids.Session{99}, apply(rejoin).Remove, "not twice")
+	require.Equal(t, []ids.Session{11}, apply(datapath.Change{Add: []datapath.Session{peer(11, "[2001:db8::aa]:1")}}).Remove)
+	require.Equal(t, []ids.Session{12, 12}, apply(datapath.Change{Remove: []ids.Session{12}}).Remove)
 	require.Empty(t, apply(datapath.Change{Add: []datapath.Session{peer(51, "[2001:db8::13]:2")}}).Remove, "another port")
 
-	require.Equal(t, []uint32{20}, apply(datapath.Change{
+	require.Equal(t, []ids.Session{20}, apply(datapath.Change{
 		Keys: []proto.GroupKey{{Ingress: near, Group: 9}},
 		Add:  []datapath.Session{mesh(60, "[2001:db8::20]:1")},
 	}).Remove)
@@ -66,7 +67,7 @@ func TestOrphans(t *testing.T) {
 	require.ErrorIs(t, o.Expire(), refused)
 	refuse = nil
 	require.NoError(t, o.Expire())
-	require.Equal(t, []datapath.Change{{Remove: []uint32{13, 21}, Retire: []uint32{far}}}, engine.Changes())
+	require.Equal(t, []datapath.Change{{Remove: []ids.Session{13, 21}, Retire: []ids.Incarnation{far}}}, engine.Changes())
 	require.NoError(t, o.Expire())
 	require.Empty(t, engine.Changes())
 }
@@ -81,11 +82,11 @@ func TestOrphanStreams(t *testing.T) {
 		Routes:      []datapath.Route{{Ingress: 1}, {Ingress: 5}},
 	})
 	require.NoError(t, o.Apply(datapath.Change{Keys: []proto.GroupKey{{Ingress: 2}}}))
-	require.NoError(t, o.Apply(datapath.Change{Retire: []uint32{3}}))
-	require.NoError(t, o.Apply(datapath.Change{Routes: []datapath.Route{{Ingress: 4, From: []uint32{6}}}}))
+	require.NoError(t, o.Apply(datapath.Change{Retire: []ids.Incarnation{3}}))
+	require.NoError(t, o.Apply(datapath.Change{Routes: []datapath.Route{{Ingress: 4, From: []ids.Session{6}}}}))
 	engine.Changes()
 	require.NoError(t, o.Expire())
-	require.Equal(t, []datapath.Change{{Retire: []uint32{4, 5}}}, engine.Changes())
+	require.Equal(t, []datapath.Change{{Retire: []ids.Incarnation{4, 5}}}, engine.Changes())
 }
 
 // What is claimed goes on as it is, and does not expire.
@@ -99,5 +100,5 @@ func TestClaim(t *testing.T) {
 	_, ok = o.Claim(five)
 	require.False(t, ok, "once")
 	require.NoError(t, o.Expire())
-	require.Equal(t, []datapath.Change{{Remove: []uint32{6}}}, e.Changes())
+	require.Equal(t, []datapath.Change{{Remove: []ids.Session{6}}}, e.Changes())
 }

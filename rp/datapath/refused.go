@@ -3,11 +3,12 @@
 package datapath
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Reasons of a refusal, for errors.Is.
@@ -21,28 +22,19 @@ var (
 	ErrNoRoom = errors.New("no room in the datapath")
 )
 
-// Stream names the datagrams that one RP stamped in one group: one sequence space
-// (SPEC section 1).
-type Stream struct {
-	Ingress uint32 // incarnation of the ingress RP
-	Group   uint32
-}
-
-func (s Stream) String() string { return fmt.Sprintf("%08x/%08x", s.Ingress, s.Group) }
-
 // Refused is the error of Engine.Apply when the engine did not take some elements of a
 // change, each with its reason. All other elements of the change took effect. Remove is
 // never refused, and Retire only for the own incarnation.
 type Refused struct {
-	Sessions map[uint32]error // by index, of Add
-	Keys     map[Stream]error // no key of these streams was installed
-	Routes   map[uint32]error // by ingress RP, of Routes and Retire
+	Sessions map[ids.Session]error     // by index, of Add
+	Keys     map[ids.Stream]error      // no key of these streams was installed
+	Routes   map[ids.Incarnation]error // by ingress RP, of Routes and Retire
 }
 
 // Session, Key and Route note why an element is refused. The first reason stays.
-func (r *Refused) Session(index uint32, why error) { note(&r.Sessions, index, why) }
-func (r *Refused) Key(id Stream, why error)        { note(&r.Keys, id, why) }
-func (r *Refused) Route(ingress uint32, why error) { note(&r.Routes, ingress, why) }
+func (r *Refused) Session(index ids.Session, why error)     { note(&r.Sessions, index, why) }
+func (r *Refused) Key(id ids.Stream, why error)             { note(&r.Keys, id, why) }
+func (r *Refused) Route(ingress ids.Incarnation, why error) { note(&r.Routes, ingress, why) }
 
 func note[K comparable](reasons *map[K]error, element K, why error) {
 	if (*reasons)[element] != nil {
@@ -72,7 +64,7 @@ func (r *Refused) Of(c Change) error {
 		}
 	}
 	for i := range c.Keys {
-		id := Stream{c.Keys[i].Ingress, c.Keys[i].Group}
+		id := c.Keys[i].Stream()
 		if why := r.Keys[id]; why != nil {
 			own.Key(id, why)
 		}
@@ -92,18 +84,13 @@ func (r *Refused) Of(c Change) error {
 
 // Ingress returns the first reason by which something of an ingress RP was refused, nil
 // for none.
-func (r *Refused) Ingress(ingress uint32) error {
-	for _, id := range slices.SortedFunc(maps.Keys(r.Keys), byNumber) {
+func (r *Refused) Ingress(ingress ids.Incarnation) error {
+	for _, id := range slices.SortedFunc(maps.Keys(r.Keys), ids.Stream.Compare) {
 		if id.Ingress == ingress {
 			return r.Keys[id]
 		}
 	}
 	return r.Routes[ingress]
-}
-
-// byNumber orders streams.
-func byNumber(a, b Stream) int {
-	return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
 }
 
 // Error names the numbers of refused elements, and the first reason.
@@ -117,7 +104,7 @@ func (r *Refused) Unwrap() (reasons []error) {
 	for _, index := range slices.Sorted(maps.Keys(r.Sessions)) {
 		reasons = append(reasons, r.Sessions[index])
 	}
-	for _, id := range slices.SortedFunc(maps.Keys(r.Keys), byNumber) {
+	for _, id := range slices.SortedFunc(maps.Keys(r.Keys), ids.Stream.Compare) {
 		reasons = append(reasons, r.Keys[id])
 	}
 	for _, ingress := range slices.Sorted(maps.Keys(r.Routes)) {

@@ -5,12 +5,12 @@
 package keyring
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"slices"
 	"sync"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -19,15 +19,13 @@ import (
 // most one of them is active. It is safe for concurrent use.
 type Ring struct {
 	mu     sync.Mutex
-	keys   map[id][]proto.GroupKey // oldest first
-	groups map[uint32][]uint32     // of each ingress RP, ascending
+	keys   map[ids.Stream][]proto.GroupKey // oldest first
+	groups map[ids.Incarnation][]ids.Group // of each ingress RP, ascending
 }
-
-type id struct{ ingress, group uint32 }
 
 // New returns an empty ring.
 func New() *Ring {
-	return &Ring{keys: make(map[id][]proto.GroupKey), groups: make(map[uint32][]uint32)}
+	return &Ring{keys: make(map[ids.Stream][]proto.GroupKey), groups: make(map[ids.Incarnation][]ids.Group)}
 }
 
 // Install adds keys. An epoch that is there already is replaced; an active key
@@ -41,7 +39,7 @@ func (r *Ring) Install(keys []proto.GroupKey) {
 }
 
 func (r *Ring) install(k proto.GroupKey) {
-	at := id{k.Ingress, k.Group}
+	at := k.Stream()
 	all := r.keys[at]
 	if k.Active {
 		for i := range all {
@@ -65,12 +63,12 @@ func (r *Ring) install(k proto.GroupKey) {
 }
 
 // Retire forgets the keys of ingress RPs that are gone.
-func (r *Ring) Retire(ingress []uint32) {
+func (r *Ring) Retire(ingress []ids.Incarnation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, i := range ingress {
 		for _, group := range r.groups[i] {
-			delete(r.keys, id{i, group})
+			delete(r.keys, ids.Stream{Ingress: i, Group: group})
 		}
 		delete(r.groups, i)
 	}
@@ -78,41 +76,39 @@ func (r *Ring) Retire(ingress []uint32) {
 
 // Groups returns the keys of groups, ordered by ingress RP and group, and oldest
 // first among those.
-func (r *Ring) Groups(groups []uint32) []proto.GroupKey {
+func (r *Ring) Groups(groups []ids.Group) []proto.GroupKey {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var found []proto.GroupKey
 	for at, keys := range r.keys {
-		if slices.Contains(groups, at.group) {
+		if slices.Contains(groups, at.Group) {
 			found = append(found, keys...)
 		}
 	}
-	slices.SortStableFunc(found, func(a, b proto.GroupKey) int {
-		return cmp.Or(cmp.Compare(a.Ingress, b.Ingress), cmp.Compare(a.Group, b.Group))
-	})
+	slices.SortStableFunc(found, func(a, b proto.GroupKey) int { return a.Stream().Compare(b.Stream()) })
 	return found
 }
 
 // Of returns the keys of one ingress RP in the same order.
-func (r *Ring) Of(ingress uint32) (found []proto.GroupKey) {
+func (r *Ring) Of(ingress ids.Incarnation) (found []proto.GroupKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, group := range r.groups[ingress] {
-		found = append(found, r.keys[id{ingress, group}]...)
+		found = append(found, r.keys[ids.Stream{Ingress: ingress, Group: group}]...)
 	}
 	return found
 }
 
 // Next returns an inactive key of the epoch that follows the newest one of
-// (ingress RP, group), drawn from rand. It is not installed.
-func (r *Ring) Next(ingress, group uint32, rand io.Reader) (proto.GroupKey, error) {
-	k := proto.GroupKey{Ingress: ingress, Group: group}
+// a stream, drawn from rand. It is not installed.
+func (r *Ring) Next(stream ids.Stream, rand io.Reader) (proto.GroupKey, error) {
+	k := proto.GroupKey{Ingress: stream.Ingress, Group: stream.Group}
 	if _, err := io.ReadFull(rand, k.Key[:]); err != nil {
 		return k, fmt.Errorf("no random group key: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if keys := r.keys[id{ingress, group}]; len(keys) > 0 {
+	if keys := r.keys[stream]; len(keys) > 0 {
 		k.Epoch = keys[len(keys)-1].Epoch + 1
 	}
 	return k, nil

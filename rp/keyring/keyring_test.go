@@ -9,10 +9,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
-func key(ingress, group uint32, epoch uint8, active bool) proto.GroupKey {
+func key(ingress ids.Incarnation, group ids.Group, epoch uint8, active bool) proto.GroupKey {
 	return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Active: active, Key: auth.Key{byte(ingress), byte(group), epoch}}
 }
 
@@ -27,15 +28,15 @@ func TestEpochs(t *testing.T) {
 	require.Equal(t, []proto.GroupKey{key(1, 5, 254, false), key(1, 5, 255, true)}, r.Of(1))
 
 	// The third epoch, after 255, drops the first.
-	next, err := r.Next(1, 5, bytes.NewReader(make([]byte, auth.KeySize)))
+	next, err := r.Next(ids.Stream{Ingress: 1, Group: 5}, bytes.NewReader(make([]byte, auth.KeySize)))
 	require.NoError(t, err)
 	require.Equal(t, proto.GroupKey{Ingress: 1, Group: 5, Epoch: 0}, next)
 	r.Install([]proto.GroupKey{next})
 	require.Equal(t, []proto.GroupKey{key(1, 5, 255, true), next}, r.Of(1))
 
-	_, err = r.Next(1, 5, bytes.NewReader(nil))
+	_, err = r.Next(ids.Stream{Ingress: 1, Group: 5}, bytes.NewReader(nil))
 	require.ErrorContains(t, err, "no random group key")
-	first, err := r.Next(9, 9, bytes.NewReader(make([]byte, auth.KeySize)))
+	first, err := r.Next(ids.Stream{Ingress: 9, Group: 9}, bytes.NewReader(make([]byte, auth.KeySize)))
 	require.NoError(t, err)
 	require.Zero(t, first.Epoch)
 }
@@ -43,11 +44,11 @@ func TestEpochs(t *testing.T) {
 func TestSelection(t *testing.T) {
 	r := New()
 	r.Install([]proto.GroupKey{key(2, 5, 0, true), key(1, 6, 0, true), key(1, 5, 0, true)})
-	require.Equal(t, []proto.GroupKey{key(1, 5, 0, true), key(2, 5, 0, true)}, r.Groups([]uint32{5, 7}))
+	require.Equal(t, []proto.GroupKey{key(1, 5, 0, true), key(2, 5, 0, true)}, r.Groups([]ids.Group{5, 7}))
 	require.Equal(t, []proto.GroupKey{key(1, 5, 0, true), key(1, 6, 0, true)}, r.Of(1))
-	r.Retire([]uint32{1, 3})
+	r.Retire([]ids.Incarnation{1, 3})
 	require.Empty(t, r.Of(1))
-	require.Equal(t, []proto.GroupKey{key(2, 5, 0, true)}, r.Groups([]uint32{5, 6}))
+	require.Equal(t, []proto.GroupKey{key(2, 5, 0, true)}, r.Groups([]ids.Group{5, 6}))
 }
 
 // What was returned does not change later.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -79,12 +80,12 @@ type Table struct {
 
 	mu       sync.Mutex
 	limits   Limits
-	sessions map[uint32]*session
+	sessions map[ids.Session]*session
 	begun    uint64 // sessions of all times
 	peers    int    // sessions of peers
 	per64    map[netip.Prefix]int
 	per48    map[netip.Prefix]int
-	members  map[uint32]int // admitted sessions by group
+	members  map[ids.Group]int // admitted sessions by group
 	probes   map[netip.Prefix]*probeCount
 	sweep    time.Time // when old probe counts are dropped next
 	joins    *Shares
@@ -93,9 +94,9 @@ type Table struct {
 }
 
 type session struct {
-	addr   netip.Addr // zero without a peer
-	number uint64     // in the order in which sessions began
-	groups []uint32   // nil until admitted
+	addr   netip.Addr  // zero without a peer
+	number uint64      // in the order in which sessions began
+	groups []ids.Group // nil until admitted
 }
 
 // probeCount counts the PROBEs to a prefix since the window began.
@@ -109,10 +110,10 @@ func New(limits Limits, rand io.Reader) *Table {
 	return &Table{
 		limits:   limits,
 		rand:     rand,
-		sessions: make(map[uint32]*session),
+		sessions: make(map[ids.Session]*session),
 		per64:    make(map[netip.Prefix]int),
 		per48:    make(map[netip.Prefix]int),
-		members:  make(map[uint32]int),
+		members:  make(map[ids.Group]int),
 		probes:   make(map[netip.Prefix]*probeCount),
 		joins:    NewShares(limits.joins(), time.Second),
 		switches: NewShares(limits.switches(), time.Second),
@@ -153,7 +154,7 @@ func (t *Table) Replay(now time.Time, addr netip.Addr, bytes int) error {
 }
 
 // Reserve returns the index of a new session for a peer at addr, which is IPv6.
-func (t *Table) Reserve(addr netip.Addr) (uint32, error) {
+func (t *Table) Reserve(addr netip.Addr) (ids.Session, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.room(addr); err != nil {
@@ -182,7 +183,7 @@ func (t *Table) room(addr netip.Addr) error {
 }
 
 // start notes the session of a peer.
-func (t *Table) start(index uint32, addr netip.Addr) {
+func (t *Table) start(index ids.Session, addr netip.Addr) {
 	p64, p48 := prefixes(addr)
 	t.begun++
 	t.sessions[index] = &session{addr: addr, number: t.begun}
@@ -193,16 +194,16 @@ func (t *Table) start(index uint32, addr netip.Addr) {
 
 // Beyond returns the sessions of peers that the limits have no room for: after limits were
 // lowered, the newest ones.
-func (t *Table) Beyond() (beyond []uint32) {
+func (t *Table) Beyond() (beyond []ids.Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var all []uint32
+	var all []ids.Session
 	for index, s := range t.sessions {
 		if s.addr.IsValid() {
 			all = append(all, index)
 		}
 	}
-	slices.SortFunc(all, func(a, b uint32) int { return cmp.Compare(t.sessions[a].number, t.sessions[b].number) })
+	slices.SortFunc(all, func(a, b ids.Session) int { return cmp.Compare(t.sessions[a].number, t.sessions[b].number) })
 	per64, per48 := make(map[netip.Prefix]int), make(map[netip.Prefix]int)
 	kept := 0
 	for _, index := range all {
@@ -220,7 +221,7 @@ func (t *Table) Beyond() (beyond []uint32) {
 
 // Link returns the index of a new session that is not a peer's and counts for no
 // limit: with a neighbouring RP, or of a channel.
-func (t *Table) Link() (uint32, error) {
+func (t *Table) Link() (ids.Session, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	index, err := t.index()
@@ -233,13 +234,13 @@ func (t *Table) Link() (uint32, error) {
 
 // index draws an index that is not in use. It is random so that nobody off the
 // path knows it.
-func (t *Table) index() (uint32, error) {
+func (t *Table) index() (ids.Session, error) {
 	var b [4]byte
 	for {
 		if _, err := io.ReadFull(t.rand, b[:]); err != nil {
 			return 0, fmt.Errorf("no random session index: %w", err)
 		}
-		index := binary.BigEndian.Uint32(b[:])
+		index := ids.Session(binary.BigEndian.Uint32(b[:]))
 		if index != 0 && t.sessions[index] == nil {
 			return index, nil
 		}
@@ -248,7 +249,7 @@ func (t *Table) index() (uint32, error) {
 
 // Admit makes a reserved session a member of groups. It does nothing for a
 // session that is unknown or a member already.
-func (t *Table) Admit(index uint32, groups []uint32) {
+func (t *Table) Admit(index ids.Session, groups []ids.Group) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.sessions[index]
@@ -263,7 +264,7 @@ func (t *Table) Admit(index uint32, groups []uint32) {
 
 // Restore takes an index that a session had before this process; addr is zero for
 // one that is not a peer's. Limits that were lowered since hold for it, too.
-func (t *Table) Restore(index uint32, addr netip.Addr) error {
+func (t *Table) Restore(index ids.Session, addr netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.sessions[index] != nil {
@@ -281,7 +282,7 @@ func (t *Table) Restore(index uint32, addr netip.Addr) error {
 }
 
 // Suspend takes a session out of its groups. It does nothing for one that is in none.
-func (t *Table) Suspend(index uint32) {
+func (t *Table) Suspend(index ids.Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.sessions[index]; s != nil {
@@ -297,7 +298,7 @@ func (t *Table) suspend(s *session) {
 }
 
 // Release ends a session; an unknown index is no error.
-func (t *Table) Release(index uint32) {
+func (t *Table) Release(index ids.Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.sessions[index]
@@ -357,10 +358,10 @@ func (t *Table) Full() (sessions int, full bool) {
 }
 
 // Members returns the number of members of each group that has any.
-func (t *Table) Members() map[uint32]int {
+func (t *Table) Members() map[ids.Group]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	members := make(map[uint32]int, len(t.members))
+	members := make(map[ids.Group]int, len(t.members))
 	for g, n := range t.members {
 		members[g] = n
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -29,7 +30,7 @@ func TestIndexesAreFresh(t *testing.T) {
 	require.NoError(t, err)
 	second, err := table.Link()
 	require.NoError(t, err)
-	require.Equal(t, []uint32{1, 2}, []uint32{first, second})
+	require.Equal(t, []ids.Session{1, 2}, []ids.Session{first, second})
 	_, err = table.Reserve(addr)
 	require.ErrorContains(t, err, "no random session index")
 }
@@ -85,7 +86,7 @@ func TestProbesAreLimitedPerWindow(t *testing.T) {
 func TestAnyOrder(t *testing.T) {
 	type entry struct {
 		addr   netip.Addr // zero: a link
-		groups map[uint32]bool
+		groups map[ids.Group]bool
 		member bool
 	}
 	rapid.Check(t, func(t *rapid.T) {
@@ -95,7 +96,7 @@ func TestAnyOrder(t *testing.T) {
 			Per48:    rapid.IntRange(0, 5).Draw(t, "per 48"),
 		}
 		table := New(limits, seeded())
-		model := make(map[uint32]*entry)
+		model := make(map[ids.Session]*entry)
 		addr := rapid.Custom(func(t *rapid.T) netip.Addr {
 			return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d:%d::%d",
 				rapid.IntRange(1, 3).Draw(t, "site"), rapid.IntRange(1, 3).Draw(t, "lan"), rapid.IntRange(1, 3).Draw(t, "host")))
@@ -108,8 +109,8 @@ func TestAnyOrder(t *testing.T) {
 			}
 			return n
 		}
-		anyIndex := func(t *rapid.T) uint32 {
-			indexes := []uint32{0x1234} // unknown
+		anyIndex := func(t *rapid.T) ids.Session {
+			indexes := []ids.Session{0x1234} // unknown
 			for index := range model {
 				indexes = append(indexes, index)
 			}
@@ -147,10 +148,10 @@ func TestAnyOrder(t *testing.T) {
 			},
 			"admit": func(t *rapid.T) {
 				index := anyIndex(t)
-				groups := rapid.SliceOfNDistinct(rapid.Uint32Range(1, 3), 1, 3, rapid.ID).Draw(t, "groups")
+				groups := rapid.SliceOfNDistinct(rapid.Map(rapid.Uint32Range(1, 3), func(n uint32) ids.Group { return ids.Group(n) }), 1, 3, rapid.ID).Draw(t, "groups")
 				table.Admit(index, groups)
 				if e := model[index]; e != nil && !e.member {
-					e.member, e.groups = true, make(map[uint32]bool)
+					e.member, e.groups = true, make(map[ids.Group]bool)
 					for _, g := range groups {
 						e.groups[g] = true
 					}
@@ -158,7 +159,7 @@ func TestAnyOrder(t *testing.T) {
 			},
 			"restore": func(t *rapid.T) {
 				a := rapid.SampledFrom([]netip.Addr{addr.Draw(t, "addr"), {}}).Draw(t, "of a peer")
-				index := rapid.Uint32Range(1, 9).Draw(t, "old index")
+				index := ids.Session(rapid.Uint32Range(1, 9).Draw(t, "old index"))
 				err := table.Restore(index, a)
 				if model[index] != nil && err == nil || model[index] == nil && !a.IsValid() && err != nil {
 					t.Fatalf("restore %08x: %v", index, err)
@@ -183,14 +184,14 @@ func TestAnyOrder(t *testing.T) {
 				if got, want := table.Sessions(), count(netip.MustParsePrefix("::/0")); got != want {
 					t.Fatalf("%d sessions, want %d", got, want)
 				}
-				members := make(map[uint32]int)
+				members := make(map[ids.Group]int)
 				for _, e := range model {
 					for g := range e.groups {
 						members[g]++
 					}
 				}
 				got := table.Members()
-				for g := range uint32(4) {
+				for g := range ids.Group(4) {
 					if got[g] != members[g] {
 						t.Fatalf("members %v, want %v", got, members)
 					}
@@ -217,7 +218,7 @@ func TestAnyOrder(t *testing.T) {
 // restored within them.
 func TestBeyond(t *testing.T) {
 	table := New(Limits{Sessions: 10, Per64: 4, Per48: 6}, seeded())
-	var all []uint32
+	var all []ids.Session
 	for _, text := range []string{"2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1", "2001:db8:0:1::2", "2001:db8:1::1", "2001:db8:2::1"} {
 		index, err := table.Reserve(netip.MustParseAddr(text))
 		require.NoError(t, err)
@@ -225,9 +226,9 @@ func TestBeyond(t *testing.T) {
 	}
 	require.Empty(t, table.Beyond())
 	table.SetLimits(Limits{Sessions: 10, Per64: 2})
-	require.Equal(t, []uint32{all[2]}, table.Beyond())
+	require.Equal(t, []ids.Session{all[2]}, table.Beyond())
 	table.SetLimits(Limits{Per48: 4})
-	require.Equal(t, []uint32{all[4]}, table.Beyond())
+	require.Equal(t, []ids.Session{all[4]}, table.Beyond())
 	table.SetLimits(Limits{Sessions: 5})
 	require.Equal(t, all[5:], table.Beyond())
 	require.EqualError(t, table.Restore(1, netip.MustParseAddr("2001:db9::1")), "full: 7 sessions")

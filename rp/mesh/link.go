@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/receipts"
@@ -79,9 +80,9 @@ func (s State) String() string {
 
 // Config is one RP's side of a link.
 type Config struct {
-	Self, Remote [32]byte // devp2p node ids
-	Hello        Hello    // the own
-	Groups       []uint32 // served; keys of other groups are ignored
+	Self, Remote [32]byte    // devp2p node ids
+	Hello        Hello       // the own
+	Groups       []ids.Group // served; keys of other groups are ignored
 }
 
 // Link is the state of one connection to a neighbouring RP. Both sides do the same:

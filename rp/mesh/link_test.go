@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/receipts"
@@ -26,8 +27,8 @@ const (
 )
 
 // incarnationOf is the first one that belongs to RP n.
-func incarnationOf(n byte) uint32 {
-	for i := uint32(1); ; i++ {
+func incarnationOf(n byte) ids.Incarnation {
+	for i := ids.Incarnation(1); ; i++ {
 		if linkstate.Belongs(linkstate.IDOf([32]byte{n}), i) {
 			return i
 		}
@@ -35,15 +36,15 @@ func incarnationOf(n byte) uint32 {
 }
 
 func hello(n byte) Hello {
-	return Hello{NetworkID: 1, Genesis: [32]byte{1}, Incarnation: incarnationOf(n), DataPort: 30501, Session: uint32(n), Share: auth.Share{n}}
+	return Hello{NetworkID: 1, Genesis: [32]byte{1}, Incarnation: incarnationOf(n), DataPort: 30501, Session: ids.Session(n), Share: auth.Share{n}}
 }
 
 func config(self, remote byte) Config {
-	return Config{Self: [32]byte{self}, Remote: [32]byte{remote}, Hello: hello(self), Groups: []uint32{group}}
+	return Config{Self: [32]byte{self}, Remote: [32]byte{remote}, Hello: hello(self), Groups: []ids.Group{group}}
 }
 
 func keyOf(n, epoch byte) proto.GroupKey {
-	return proto.GroupKey{Ingress: 100 + uint32(n), Group: group, Epoch: epoch, Key: auth.Key{n, epoch}}
+	return proto.GroupKey{Ingress: 100 + ids.Incarnation(n), Group: group, Epoch: epoch, Key: auth.Key{n, epoch}}
 }
 
 // newLink returns link 1 to 2 in a state, with no actions left.

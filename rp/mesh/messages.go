@@ -27,6 +27,7 @@ import (
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/codec"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/receipts"
 )
@@ -67,11 +68,11 @@ type Message interface {
 type Hello struct {
 	NetworkID   uint64
 	Genesis     [32]byte
-	Incarnation uint32
+	Incarnation ids.Incarnation
 	DataPort    uint16
-	Session     uint32     // index that datagrams to the sender must carry
-	Share       auth.Share // the sender's part of the hop keys
-	Outlives    bool       // the sender's datapath goes on when its process dies
+	Session     ids.Session // index that datagrams to the sender must carry
+	Share       auth.Share  // the sender's part of the hop keys
+	Outlives    bool        // the sender's datapath goes on when its process dies
 }
 
 // Keys brings all group keys that the sender has of some ingress RPs. The receiver

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/mesh/meshtest"
@@ -79,10 +80,10 @@ func vectors(t *testing.T) []struct {
 		{"Acked", "hash of the advert below", &linkstate.Acked{Hash: vectorAdvert(t).Advert.Version().Hash}},
 		{"Graft", "id 9, one route without marks and one with two", &linkstate.Graft{ID: 9, Routes: []linkstate.GraftRoute{
 			{Ingress: 0x00000001}, {Ingress: 0x00abcdef, Marks: []linkstate.Mark{{Group: 0x01020304, Sequence: 0}, {Group: 0xf1020304, Sequence: 1 << 40}}}}}},
-		{"Prune", "two ingress RPs", &linkstate.Prune{Ingress: []uint32{0x00000001, 0x00abcdef}}},
-		{"GraftAck", "id 9, one granted, one refused", &linkstate.GraftAck{ID: 9, Granted: []uint32{0x00abcdef}, Refused: []uint32{0x00000001}}},
+		{"Prune", "two ingress RPs", &linkstate.Prune{Ingress: []ids.Incarnation{0x00000001, 0x00abcdef}}},
+		{"GraftAck", "id 9, one granted, one refused", &linkstate.GraftAck{ID: 9, Granted: []ids.Incarnation{0x00abcdef}, Refused: []ids.Incarnation{0x00000001}}},
 		{"RouteSum", "of no ingress RP", &linkstate.RouteSum{}},
-		{"RouteSum", "of the two of the Prune", &linkstate.RouteSum{Sum: linkstate.SumOf([]uint32{1, 0x00abcdef})}},
+		{"RouteSum", "of the two of the Prune", &linkstate.RouteSum{Sum: linkstate.SumOf([]ids.Incarnation{1, 0x00abcdef})}},
 		{"Serving", "none", &linkstate.Serving{}},
 		{"Report", "one place: 300 sent, 128 confirmed", &Report{Reports: []receipts.Report{{Key: place, Count: receipts.Count{Sent: 300, Confirmed: 128}}}}},
 	}
@@ -133,7 +134,7 @@ func TestGoldenMessages(t *testing.T) {
 		}
 	}
 	write("", "# The sum of a RouteSum, then the ingress RPs.")
-	for _, ingress := range [][]uint32{{}, {1}, {0xabcdef}, {1, 0xabcdef}, {0xffffffff}} {
+	for _, ingress := range [][]ids.Incarnation{{}, {1}, {0xabcdef}, {1, 0xabcdef}, {0xffffffff}} {
 		line := fmt.Sprintf("routesum 0x%08x", linkstate.SumOf(ingress))
 		for _, i := range ingress {
 			line += fmt.Sprintf(" 0x%08x", i)
@@ -142,7 +143,7 @@ func TestGoldenMessages(t *testing.T) {
 	}
 	write("", "# The first incarnations that belong to an RP, and the first one that does not.")
 	for _, id := range []linkstate.ID{1, s.Advert.Origin} {
-		for i, n := uint32(1), 0; n < 3; i++ {
+		for i, n := ids.Incarnation(1), 0; n < 3; i++ {
 			if linkstate.Belongs(id, i) {
 				write(fmt.Sprintf("incarnation 0x%016x 0x%08x belongs", uint64(id), i))
 				n++

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
@@ -26,24 +27,24 @@ type Hellos struct {
 	queue chan hello
 
 	mu      sync.Mutex
-	waiting map[uint32]int // by session
-	lost    map[uint32]int // likewise, that found no room
+	waiting map[ids.Session]int // by session
+	lost    map[ids.Session]int // likewise, that found no room
 }
 
 type hello struct {
-	session uint32
+	session ids.Session
 	hello   [wire.HelloSize]byte
 	at      time.Time
 }
 
 // NewHellos returns Hellos without any.
 func NewHellos() *Hellos {
-	return &Hellos{queue: make(chan hello, hellosWaiting), waiting: make(map[uint32]int), lost: make(map[uint32]int)}
+	return &Hellos{queue: make(chan hello, hellosWaiting), waiting: make(map[ids.Session]int), lost: make(map[ids.Session]int)}
 }
 
 // Hello takes a hello that came at some time. It never blocks: one that finds no room is
 // lost, as on the way.
-func (h *Hellos) Hello(session uint32, b [wire.HelloSize]byte, at time.Time) {
+func (h *Hellos) Hello(session ids.Session, b [wire.HelloSize]byte, at time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.waiting[session] < helloShare {
@@ -58,7 +59,7 @@ func (h *Hellos) Hello(session uint32, b [wire.HelloSize]byte, at time.Time) {
 }
 
 // took notes that a hello of a session does not wait any more.
-func (h *Hellos) took(session uint32) {
+func (h *Hellos) took(session ids.Session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.waiting[session]--; h.waiting[session] == 0 {
@@ -67,14 +68,14 @@ func (h *Hellos) took(session uint32) {
 }
 
 // takeLost returns how many hellos of each session were lost since the last call.
-func (h *Hellos) takeLost() map[uint32]int {
+func (h *Hellos) takeLost() map[ids.Session]int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.lost) == 0 {
 		return nil
 	}
 	lost := h.lost
-	h.lost = make(map[uint32]int)
+	h.lost = make(map[ids.Session]int)
 	return lost
 }
 
@@ -201,7 +202,7 @@ func (s *Server) sendState(to linkstate.ID, m linkstate.Message) {
 
 // ackGraft answers a Graft. A route that the datapath has no room for is refused.
 func (s *Server) ackGraft(a linkstate.AckGraft) {
-	a.Granted = slices.DeleteFunc(a.Granted, func(ingress uint32) bool {
+	a.Granted = slices.DeleteFunc(a.Granted, func(ingress ids.Incarnation) bool {
 		if _, refused := s.refused[ingress]; !refused {
 			return false
 		}
@@ -214,7 +215,7 @@ func (s *Server) ackGraft(a linkstate.AckGraft) {
 }
 
 // want has the datapath get the route of an ingress RP as it is now.
-func (s *Server) want(incarnation uint32) {
+func (s *Server) want(incarnation ids.Incarnation) {
 	s.routes[incarnation] = s.way(incarnation)
 	delete(s.refused, incarnation)
 }
@@ -290,7 +291,7 @@ func (s *Server) greet() {
 
 // marks says up to where nothing is missing of what an ingress RP sent, for a new
 // parent: as the cache knows it, else the newest sequences that the engine knows.
-func (s *Server) marks(incarnation uint32) (marks []linkstate.Mark) {
+func (s *Server) marks(incarnation ids.Incarnation) (marks []linkstate.Mark) {
 	if s.newest == nil {
 		s.newest = s.cfg.Engine.Marks()
 	}
@@ -299,7 +300,7 @@ func (s *Server) marks(incarnation uint32) (marks []linkstate.Mark) {
 			continue
 		}
 		mark := linkstate.Mark{Group: m.Group, Sequence: m.Sequence}
-		if whole, ok := s.cfg.Cache.Whole(s.now, m.Ingress, m.Group, maxHole); ok {
+		if whole, ok := s.cfg.Cache.Whole(s.now, m.Stream(), maxHole); ok {
 			mark.Sequence = whole
 		}
 		marks = append(marks, mark)
@@ -314,7 +315,7 @@ const sweepInterval = time.Second
 // known is what the database says of an RP, and since when.
 type known struct {
 	version     linkstate.Version
-	incarnation uint32
+	incarnation ids.Incarnation
 	since       time.Time
 }
 
@@ -325,8 +326,8 @@ func (s *Server) sweep() {
 	s.swept = s.now
 	clear(s.origins)
 	seen := make(map[linkstate.ID]bool)
-	claimed := make(map[uint32]bool)
-	var left []uint32
+	claimed := make(map[ids.Incarnation]bool)
+	var left []ids.Incarnation
 	s.core.Adverts(func(a *linkstate.Advert, v linkstate.Version, listed bool) {
 		seen[a.Origin] = true
 		if listed { // an RP that is not on the list has no incarnation that counts

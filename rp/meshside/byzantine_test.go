@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -70,7 +71,7 @@ func (n *network) liar(name byte, rtt time.Duration, outlives bool, at ...*point
 	return l
 }
 
-func (l *liar) incarnation() uint32 { return incarnationOf(l.name, 0) }
+func (l *liar) incarnation() ids.Incarnation { return incarnationOf(l.name, 0) }
 
 func (l *liar) hellos() {
 	l.mu.Lock()
@@ -169,7 +170,7 @@ func (c *remote) answer() {
 	}
 }
 
-func grafts(ingress ...uint32) *linkstate.Graft {
+func grafts(ingress ...ids.Incarnation) *linkstate.Graft {
 	m := &linkstate.Graft{ID: 1}
 	for _, i := range ingress {
 		m.Routes = append(m.Routes, linkstate.GraftRoute{Ingress: i, Marks: []linkstate.Mark{{Group: group}}})
@@ -202,12 +203,12 @@ func TestLies(t *testing.T) {
 		"graft of ingress 0": {tell: func(l *liar) { l.say(grafts(0)) }, banned: true},
 		"graft of made-up ingress RPs": {
 			tell: func(l *liar) {
-				for i := range uint32(20) {
-					var ids []uint32
-					for k := range uint32(linkstate.MaxRoutes) {
-						ids = append(ids, 0x70000000+i*linkstate.MaxRoutes+k)
+				for i := range ids.Incarnation(20) {
+					var madeUp []ids.Incarnation
+					for k := range ids.Incarnation(linkstate.MaxRoutes) {
+						madeUp = append(madeUp, 0x70000000+i*linkstate.MaxRoutes+k)
 					}
-					l.say(grafts(ids...))
+					l.say(grafts(madeUp...))
 				}
 			},
 			count: func(st Stats) uint64 { return st.Core.Refused },
@@ -217,11 +218,11 @@ func TestLies(t *testing.T) {
 			tell:  func(l *liar) { floodOf(l, 3000, func(int) sendable { return grafts(first) }) },
 			count: func(st Stats) uint64 { return st.Core.NotServed },
 		},
-		"prune of everything": {tell: func(l *liar) { l.say(&linkstate.Prune{Ingress: []uint32{first, third, 0x7fffffff}}) }},
+		"prune of everything": {tell: func(l *liar) { l.say(&linkstate.Prune{Ingress: []ids.Incarnation{first, third, 0x7fffffff}}) }},
 		"acknowledged and refused": {tell: func(l *liar) {
 			for id := range uint32(50) {
-				l.say(&linkstate.GraftAck{ID: id, Granted: []uint32{first}, Refused: []uint32{third}})
-				l.say(&linkstate.GraftAck{ID: id, Granted: []uint32{third}, Refused: []uint32{first}})
+				l.say(&linkstate.GraftAck{ID: id, Granted: []ids.Incarnation{first}, Refused: []ids.Incarnation{third}})
+				l.say(&linkstate.GraftAck{ID: id, Granted: []ids.Incarnation{third}, Refused: []ids.Incarnation{first}})
 			}
 		}},
 		"sum of other routes": {
@@ -234,7 +235,7 @@ func TestLies(t *testing.T) {
 		},
 		"serves everything, and nothing": {tell: func(l *liar) {
 			for range 50 {
-				l.say(&linkstate.Serving{Ingress: []uint32{first, third}}, &linkstate.Serving{})
+				l.say(&linkstate.Serving{Ingress: []ids.Incarnation{first, third}}, &linkstate.Serving{})
 			}
 		}},
 		"claims an incarnation": {tell: func(l *liar) { l.advert(func(a *linkstate.Advert) { a.Incarnation, a.Publishes = first, true }) }, banned: true},
@@ -402,7 +403,7 @@ func TestLies(t *testing.T) {
 				p[2].Admit(true)
 				n.settle()
 				l := n.liar(4, 50*time.Millisecond, false, p...)
-				before := make([]map[uint32]datapath.Route, len(p))
+				before := make([]map[ids.Incarnation]datapath.Route, len(p))
 				counted := make([]uint64, len(p))
 				for i, o := range p {
 					before[i] = o.routesWithout(4)
@@ -463,14 +464,14 @@ func TestLies(t *testing.T) {
 
 // routesWithout returns the routes that the datapath has of the RPs 1 to 3, without branches to
 // the RP with a name.
-func (p *point) routesWithout(name byte) map[uint32]datapath.Route {
+func (p *point) routesWithout(name byte) map[ids.Incarnation]datapath.Route {
 	p.engine.mu.Lock()
 	defer p.engine.mu.Unlock()
-	routes := make(map[uint32]datapath.Route)
+	routes := make(map[ids.Incarnation]datapath.Route)
 	for _, of := range []byte{1, 2, 3} {
 		if r, ok := p.engine.routes[incarnationOf(of, 0)]; ok {
 			r = r.Clone()
-			r.Keep(func(session uint32) bool { return p.engine.sessions[session].Addr.Addr().As16()[15] != name })
+			r.Keep(func(session ids.Session) bool { return p.engine.sessions[session].Addr.Addr().As16()[15] != name })
 			routes[r.Ingress] = r
 		}
 	}
@@ -653,7 +654,7 @@ func TestDatapathRefusesRoutes(t *testing.T) {
 		both := grafts(min(own, bad), max(own, bad))
 		c.send(both)
 		require.Len(t, seen, 1)
-		require.Equal(t, &linkstate.GraftAck{ID: 1, Granted: []uint32{own}, Refused: []uint32{bad}}, <-seen)
+		require.Equal(t, &linkstate.GraftAck{ID: 1, Granted: []ids.Incarnation{own}, Refused: []ids.Incarnation{bad}}, <-seen)
 		p[0].engine.mu.Lock()
 		require.Len(t, p[0].engine.routes[own].To, 2)
 		require.Empty(t, p[0].engine.routes[bad].To)
@@ -666,7 +667,7 @@ func TestDatapathRefusesRoutes(t *testing.T) {
 		c.greet()
 		c.send(both)
 		require.Len(t, seen, 1)
-		require.Equal(t, &linkstate.GraftAck{ID: 1, Granted: []uint32{min(own, bad), max(own, bad)}, Refused: []uint32{}}, <-seen)
+		require.Equal(t, &linkstate.GraftAck{ID: 1, Granted: []ids.Incarnation{min(own, bad), max(own, bad)}, Refused: []ids.Incarnation{}}, <-seen)
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -30,7 +31,7 @@ type remote struct {
 	t       *testing.T
 	at      *point
 	name    byte
-	session uint32 // of the RP that is tested
+	session ids.Session // of the RP that is tested
 	rw      *p2p.MsgPipeRW
 	done    chan struct{} // closed when that RP's end has returned
 	err     error         // of it
@@ -83,7 +84,7 @@ func expect[M any](c *remote) M {
 }
 
 // open exchanges Hellos.
-func (c *remote) open(incarnation uint32) *mesh.Hello {
+func (c *remote) open(incarnation ids.Incarnation) *mesh.Hello {
 	c.t.Helper()
 	own := expect[*mesh.Hello](c)
 	c.session = own.Session
@@ -146,17 +147,17 @@ func TestLink(t *testing.T) {
 		require.True(t, p.Connected(nodeOf(t, 2).ID()))
 		require.Equal(t, Connected, p.neighbour(2).State)
 		own := c.open(incarnationOf(2, 0))
-		require.Equal(t, uint32(incarnationOf(1, 0)), own.Incarnation)
+		require.Equal(t, incarnationOf(1, 0), own.Incarnation)
 		require.Equal(t, uint16(30501), own.DataPort)
 
 		send, receive := auth.HopKeys(nodeOf(t, 1).ID(), nodeOf(t, 2).ID(), own.Share, auth.Share{9})
 		addr := nodeOf(t, 2).IPAddr()
-		require.Equal(t, map[uint32]datapath.Session{own.Session: {
+		require.Equal(t, map[ids.Session]datapath.Session{own.Session: {
 			Index: own.Session, Role: datapath.Mesh, Addr: netip.AddrPortFrom(addr, 40501),
 			SendSession: 0x77, SendKey: send, ReceiveKey: receive, Egress: 7, EgressBurst: 8,
 		}}, p.engine.sessions)
 		require.Equal(t, Linked, p.neighbour(2).State)
-		require.Equal(t, uint32(incarnationOf(2, 0)), p.neighbour(2).Incarnation)
+		require.Equal(t, incarnationOf(2, 0), p.neighbour(2).Incarnation)
 		c.drain()
 		c.up()
 		for _, h := range p.engine.Hellos() {
@@ -395,7 +396,7 @@ func TestKeysOfUpstreams(t *testing.T) {
 		require.Equal(t, uint64(1), p.Stats().KeysRefused)
 		time.Sleep(RetireAfter)
 		synctest.Wait()
-		require.Equal(t, []install{{nil, []uint32{ingress}}}, p.installer.take())
+		require.Equal(t, []install{{nil, []ids.Incarnation{ingress}}}, p.installer.take())
 	})
 }
 
@@ -406,7 +407,7 @@ func TestKeysOfManyAtOnce(t *testing.T) {
 		c := p.connect(2)
 		c.open(incarnationOf(2, 0))
 		var keys []proto.GroupKey
-		for i := range uint32(mesh.MaxKeys) {
+		for i := range ids.Incarnation(mesh.MaxKeys) {
 			keys = append(keys, proto.GroupKey{Ingress: 0x1000 + i, Group: group, Key: auth.Key{1}})
 		}
 		require.True(t, p.call(func() {
@@ -449,14 +450,14 @@ func TestKeysRefusedByTheDatapath(t *testing.T) {
 			refused := new(datapath.Refused)
 			change.Keys = slices.DeleteFunc(slices.Clone(change.Keys), func(k proto.GroupKey) bool {
 				if k.Ingress == 0x1000 {
-					refused.Key(datapath.Stream{Ingress: k.Ingress, Group: k.Group}, datapath.ErrNoRoom)
+					refused.Key(k.Stream(), datapath.ErrNoRoom)
 				}
 				return k.Ingress == 0x1000
 			})
 			return cmp.Or(p.engine.apply(change), refused.Err())
 		}
 		var keys []proto.GroupKey
-		for i := range uint32(3) {
+		for i := range ids.Incarnation(3) {
 			keys = append(keys, proto.GroupKey{Ingress: 0x1000 + i, Group: group})
 		}
 		require.True(t, p.call(func() {
@@ -481,7 +482,7 @@ func TestRoutesRefusedByTheDatapath(t *testing.T) {
 		c := p.connect(2)
 		c.open(incarnationOf(2, 0))
 		const roomless, wrong, good = 0x1000, 0x1001, 0x1002
-		full, wanted := true, make(map[uint32]int)
+		full, wanted := true, make(map[ids.Incarnation]int)
 		p.engine.OnApply = func(change datapath.Change) error {
 			refused := new(datapath.Refused)
 			change.Routes = slices.DeleteFunc(slices.Clone(change.Routes), func(r datapath.Route) bool {
@@ -497,7 +498,7 @@ func TestRoutesRefusedByTheDatapath(t *testing.T) {
 			return cmp.Or(p.engine.apply(change), refused.Err())
 		}
 		require.True(t, p.call(func() {
-			for _, ingress := range []uint32{roomless, wrong, good} {
+			for _, ingress := range []ids.Incarnation{roomless, wrong, good} {
 				p.Server.route(linkstate.Route{Ingress: ingress, Parent: idOf(t, 2)})
 			}
 			p.applyRoutes()
@@ -508,7 +509,7 @@ func TestRoutesRefusedByTheDatapath(t *testing.T) {
 		time.Sleep(3 * retryPause)
 		synctest.Wait()
 		require.Len(t, p.engine.routes[roomless].From, 1)
-		require.Equal(t, map[uint32]int{roomless: 2, wrong: 1, good: 1}, wanted)
+		require.Equal(t, map[ids.Incarnation]int{roomless: 2, wrong: 1, good: 1}, wanted)
 	})
 }
 
@@ -521,7 +522,7 @@ func TestClaimedIncarnation(t *testing.T) {
 		four := p.connect(4)
 		four.open(claimed)
 		four.drain()
-		advert := func(c *remote, name byte, incarnation uint32, sequence uint64) {
+		advert := func(c *remote, name byte, incarnation ids.Incarnation, sequence uint64) {
 			s, err := linkstate.Sign(linkstate.Advert{
 				Origin: idOf(t, name), Incarnation: incarnation, Epoch: 1, Sequence: sequence, Publishes: true,
 			}, keyOf(t, name))
@@ -544,7 +545,7 @@ func TestClaimedIncarnation(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, uint64(2), p.Stats().Violations)
 		require.True(t, p.has(key))
-		require.Equal(t, []uint32{four.session}, p.engine.routes[claimed].From)
+		require.Equal(t, []ids.Session{four.session}, p.engine.routes[claimed].From)
 		require.True(t, p.call(func() { require.Equal(t, idOf(t, 4), p.origins[claimed]) }))
 	})
 }
@@ -641,7 +642,7 @@ func TestHeartbeatsForKeys(t *testing.T) {
 			if i%100 == 0 {
 				c.greet()
 			}
-			c.push(&linkstate.Prune{Ingress: []uint32{p.incarnation}})
+			c.push(&linkstate.Prune{Ingress: []ids.Incarnation{p.incarnation}})
 			c.push(grafts(p.incarnation))
 			time.Sleep(4 * time.Millisecond)
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/mesh"
@@ -34,7 +35,7 @@ const (
 // kept until it becomes the parent, so that nobody but the parent, who could as well send
 // nothing, can break the stream with wrong keys.
 type ingress struct {
-	incarnation uint32
+	incarnation ids.Incarnation
 	route       linkstate.Route
 	offered     map[linkstate.ID][]proto.GroupKey // by upstream
 
@@ -52,7 +53,7 @@ type ingress struct {
 
 // sentKeys is a version of an ingress RP's keys that a child was offered.
 type sentKeys struct {
-	ingress uint32
+	ingress ids.Incarnation
 	version uint64
 }
 
@@ -71,7 +72,7 @@ func (s *Server) startKeys() {
 	own.installed = own.version
 }
 
-func (s *Server) ingress(incarnation uint32) *ingress {
+func (s *Server) ingress(incarnation ids.Incarnation) *ingress {
 	in := s.ingresses[incarnation]
 	if in == nil {
 		in = &ingress{
@@ -119,7 +120,7 @@ func (s *Server) follow(r linkstate.Route) {
 }
 
 // routeGone ends the route of an ingress RP, and some time later its keys.
-func (s *Server) routeGone(incarnation uint32) {
+func (s *Server) routeGone(incarnation ids.Incarnation) {
 	s.route(linkstate.Route{Ingress: incarnation})
 	if incarnation != s.cfg.Incarnation {
 		s.ingresses[incarnation].retireAt = s.now.Add(RetireAfter)
@@ -127,7 +128,7 @@ func (s *Server) routeGone(incarnation uint32) {
 }
 
 // retire forgets the keys of an ingress RP.
-func (s *Server) retire(incarnation uint32) {
+func (s *Server) retire(incarnation ids.Incarnation) {
 	in := s.ingresses[incarnation]
 	if in == nil || incarnation == s.cfg.Incarnation {
 		return
@@ -137,7 +138,7 @@ func (s *Server) retire(incarnation uint32) {
 		s.forget(in)
 		return
 	}
-	s.keys.Retire([]uint32{incarnation})
+	s.keys.Retire([]ids.Incarnation{incarnation})
 	clear(in.offered)
 	in.version++
 	in.installed, in.retired = in.version, true
@@ -174,8 +175,8 @@ func (s *Server) offered(l *link, a mesh.Install) {
 
 // byIngress sorts keys by ingress RP. Of each group there are no more than count, the
 // last ones, and none is active.
-func byIngress(keys []proto.GroupKey) map[uint32][]proto.GroupKey {
-	ring := make(map[uint32][]proto.GroupKey)
+func byIngress(keys []proto.GroupKey) map[ids.Incarnation][]proto.GroupKey {
+	ring := make(map[ids.Incarnation][]proto.GroupKey)
 	for _, k := range keys {
 		k.Active = false
 		same := func(o proto.GroupKey) bool { return o.Group == k.Group }
@@ -269,7 +270,7 @@ func (s *Server) installKeys() {
 	}
 	var batch []installed
 	var keys []proto.GroupKey
-	var retired []uint32
+	var retired []ids.Incarnation
 	for in := range s.stale {
 		if in.installing || s.now.Before(in.installAt) {
 			continue

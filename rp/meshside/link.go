@@ -15,6 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
@@ -46,7 +47,7 @@ type link struct {
 	err   error // that ends the connection
 
 	state    *mesh.Link
-	index    uint32           // of the own session, 0 for none
+	index    ids.Session      // of the own session, 0 for none
 	data     netip.AddrPort   // endpoint of the neighbour
 	session  datapath.Session // as the datapath has it
 	outlives bool             // the neighbour's datapath goes on when its process dies
@@ -55,9 +56,9 @@ type link struct {
 	over     bool             // nothing more is sent
 
 	// Group keys.
-	due   map[uint32]bool       // ingress RPs whose keys are to be offered
-	sent  map[uint32][]sentKeys // by ID of the offer
-	acked map[uint32]uint64     // versions, by ingress RP
+	due   map[ids.Incarnation]bool   // ingress RPs whose keys are to be offered
+	sent  map[uint32][]sentKeys      // by ID of the offer
+	acked map[ids.Incarnation]uint64 // versions, by ingress RP
 }
 
 // message is one message of a neighbour: exactly one of its parts.
@@ -96,9 +97,9 @@ func (s *Server) run(rw front.Conn) error {
 		rw:        rw,
 		log:       n.log,
 		ended:     make(chan struct{}),
-		due:       make(map[uint32]bool),
+		due:       make(map[ids.Incarnation]bool),
 		sent:      make(map[uint32][]sentKeys),
-		acked:     make(map[uint32]uint64),
+		acked:     make(map[ids.Incarnation]uint64),
 	}
 	l.out = msgio.NewOutbox(rw, outboxSize, outboxSize*mesh.MaxMessage)
 	defer l.out.Close(flushTimeout)

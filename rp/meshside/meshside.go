@@ -24,6 +24,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -52,7 +53,7 @@ const (
 
 // Installer gives keys to the datapath and to the members.
 type Installer interface {
-	Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (missing int, err error)
+	Install(keys []proto.GroupKey, retired []ids.Incarnation, timeout time.Duration) (missing int, err error)
 }
 
 // Config is what a Server works with.
@@ -60,9 +61,9 @@ type Config struct {
 	Key         *ecdsa.PrivateKey // of the node: signs its adverts
 	NetworkID   uint64
 	Genesis     [32]byte
-	Incarnation uint32
+	Incarnation ids.Incarnation
 	DataPort    uint16
-	Groups      []uint32      // served
+	Groups      []ids.Group   // served
 	Neighbours  []*enode.Node // the allow-list at the start: all RPs, with IPv6 addresses; itself is ignored
 	Finds       bool          // others are looked for: see SetNeighbours
 
@@ -99,7 +100,7 @@ type Config struct {
 
 	// Receipted is told what is known of objects that the peer of a session published,
 	// and Counted, once per second, how many members the groups have; nil: nobody.
-	Receipted func(session uint32, objects []proto.ObjectReceipt)
+	Receipted func(session ids.Session, objects []proto.ObjectReceipt)
 	Counted   func(groups []proto.Counters)
 
 	Engine  datapath.Engine
@@ -141,24 +142,24 @@ type Server struct {
 	now      time.Time // of the newest input
 	waited   bool      // for the engine, after a stop of the process
 	links    map[linkstate.ID]*link
-	sessions map[uint32]*link // the same by own index
+	sessions map[ids.Session]*link // the same by own index
 
-	routes    map[uint32]datapath.Route // that the datapath does not have yet
-	refused   map[uint32]bool           // whose newest it refused, and whether for want of room
-	retryAt   time.Time                 // when it is asked for these again
+	routes    map[ids.Incarnation]datapath.Route // that the datapath does not have yet
+	refused   map[ids.Incarnation]bool           // whose newest it refused, and whether for want of room
+	retryAt   time.Time                          // when it is asked for these again
 	adopted   adopted
-	beat      bool                    // somebody got the own keys
-	beatUntil time.Time               // for how long it counts that the own tree moved
-	beatAt    time.Time               // not before
-	newest    []proto.Mark            // of the engine, nil when to be asked for
-	known     map[linkstate.ID]known  // from the database
-	origins   map[uint32]linkstate.ID // of ingress RPs, by incarnation
+	beat      bool                             // somebody got the own keys
+	beatUntil time.Time                        // for how long it counts that the own tree moved
+	beatAt    time.Time                        // not before
+	newest    []proto.Mark                     // of the engine, nil when to be asked for
+	known     map[linkstate.ID]known           // from the database
+	origins   map[ids.Incarnation]linkstate.ID // of ingress RPs, by incarnation
 	swept     time.Time
 
-	inhabited map[uint32]time.Time // groups, when they had members last
+	inhabited map[ids.Group]time.Time // groups, when they had members last
 
 	keys       *keyring.Ring // as it goes to children
-	ingresses  map[uint32]*ingress
+	ingresses  map[ids.Incarnation]*ingress
 	stale      map[*ingress]bool // whose keys the members do not have
 	installAt  time.Time         // they are told not before
 	waits      []*wait
@@ -183,8 +184,8 @@ type neighbour struct {
 	pace pace         // of its messages
 
 	// Of the goroutine of serve.
-	link        *link  // nil without a connection
-	incarnation uint32 // the latest, 0 when it was never known
+	link        *link           // nil without a connection
+	incarnation ids.Incarnation // the latest, 0 when it was never known
 	ban         ban
 	hellos      bucket
 	heard       time.Time // as the core knows
@@ -205,15 +206,15 @@ func New(cfg Config) (*Server, error) {
 		quit:       make(chan struct{}),
 		done:       make(chan struct{}),
 		links:      make(map[linkstate.ID]*link),
-		sessions:   make(map[uint32]*link),
-		routes:     make(map[uint32]datapath.Route),
-		refused:    make(map[uint32]bool),
+		sessions:   make(map[ids.Session]*link),
+		routes:     make(map[ids.Incarnation]datapath.Route),
+		refused:    make(map[ids.Incarnation]bool),
 		known:      make(map[linkstate.ID]known),
-		origins:    make(map[uint32]linkstate.ID),
+		origins:    make(map[ids.Incarnation]linkstate.ID),
 		keys:       keyring.New(),
-		ingresses:  make(map[uint32]*ingress),
+		ingresses:  make(map[ids.Incarnation]*ingress),
 		stale:      make(map[*ingress]bool),
-		inhabited:  make(map[uint32]time.Time),
+		inhabited:  make(map[ids.Group]time.Time),
 		listed:     make(chan struct{}),
 	}
 	s.resender = newResender(&s.cfg, s.quit)

@@ -14,6 +14,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
@@ -77,7 +78,7 @@ func TestStats(t *testing.T) {
 		require.Equal(t, p[2].incarnation, up[idOf(t, 3)].Incarnation)
 		require.Equal(t, []Route{{
 			Ingress: p[0].incarnation, RP: idOf(t, 1), Parent: idOf(t, 1),
-			Children: []Child{{RP: idOf(t, 3), Groups: []uint32{group}}},
+			Children: []Child{{RP: idOf(t, 3), Groups: []ids.Group{group}}},
 		}}, st.Routes)
 		require.Len(t, st.Database, 3)
 		for _, a := range st.Database {
@@ -175,7 +176,7 @@ func TestParentDies(t *testing.T) {
 }
 
 // data returns a stamped DATA.
-func data(ingress uint32, sequence uint64) []byte {
+func data(ingress ids.Incarnation, sequence uint64) []byte {
 	h := wire.Header{
 		Type: wire.Data, Group: group, Ingress: ingress, Sequence: sequence, K: 1, N: 1, PayloadLen: 1, ObjectLen: 1,
 	}
@@ -259,7 +260,7 @@ func TestRestart(t *testing.T) {
 		require.True(t, p[0].has(firstKey(incarnationOf(3, 1))), "it may come back")
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.Equal(t, []install{{nil, []uint32{incarnationOf(3, 1)}}}, p[0].installer.take())
+		require.Equal(t, []install{{nil, []ids.Incarnation{incarnationOf(3, 1)}}}, p[0].installer.take())
 		require.Empty(t, p[0].Stats().Routes)
 	})
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/cache"
@@ -39,7 +40,7 @@ const group = 5
 // install is what an Installer was told.
 type install struct {
 	keys    []proto.GroupKey
-	retired []uint32
+	retired []ids.Incarnation
 }
 
 // installer is an Installer whose members take their time.
@@ -51,7 +52,7 @@ type installer struct {
 	done []install
 }
 
-func (i *installer) Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (int, error) {
+func (i *installer) Install(keys []proto.GroupKey, retired []ids.Incarnation, timeout time.Duration) (int, error) {
 	time.Sleep(min(time.Duration(i.takes.Load()), timeout))
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -73,17 +74,17 @@ type engine struct {
 	*datapathtest.Recorder
 
 	mu       sync.Mutex
-	sessions map[uint32]datapath.Session
-	routes   map[uint32]datapath.Route
-	keys     map[uint32][]proto.GroupKey
+	sessions map[ids.Session]datapath.Session
+	routes   map[ids.Incarnation]datapath.Route
+	keys     map[ids.Incarnation][]proto.GroupKey
 	marks    []proto.Mark
 	closed   bool // nothing changes any more
 }
 
 func newEngine() *engine {
 	e := &engine{
-		Recorder: new(datapathtest.Recorder), sessions: make(map[uint32]datapath.Session),
-		routes: make(map[uint32]datapath.Route), keys: make(map[uint32][]proto.GroupKey),
+		Recorder: new(datapathtest.Recorder), sessions: make(map[ids.Session]datapath.Session),
+		routes: make(map[ids.Incarnation]datapath.Route), keys: make(map[ids.Incarnation][]proto.GroupKey),
 	}
 	e.OnApply = e.apply
 	return e
@@ -101,7 +102,7 @@ func (e *engine) apply(c datapath.Change) error {
 	for _, index := range c.Remove {
 		delete(e.sessions, index)
 		for _, r := range e.routes {
-			r.Keep(func(session uint32) bool { return session != index })
+			r.Keep(func(session ids.Session) bool { return session != index })
 			e.routes[r.Ingress] = r
 		}
 	}
@@ -130,7 +131,7 @@ func (e *engine) refuse(closed bool) {
 }
 
 // state is what a process that adopts the datapath finds.
-func (e *engine) state(incarnation uint32) *datapath.State {
+func (e *engine) state(incarnation ids.Incarnation) *datapath.State {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	st := &datapath.State{Incarnation: incarnation}
@@ -156,7 +157,7 @@ type point struct {
 	*Server
 	net         *network
 	name        byte
-	incarnation uint32
+	incarnation ids.Incarnation
 	node        *enode.Node
 	engine      *engine
 	installer   *installer
@@ -196,13 +197,13 @@ func nodeOf(t *testing.T, name byte) *enode.Node {
 func idOf(t *testing.T, name byte) linkstate.ID { return linkstate.IDOf(nodeOf(t, name).ID()) }
 
 // incarnationOf is one of those that belong to the RP with a name.
-func incarnationOf(name byte, life int) uint32 {
+func incarnationOf(name byte, life int) ids.Incarnation {
 	key, err := crypto.ToECDSA(bytes.Repeat([]byte{name}, 32))
 	if err != nil {
 		panic(err)
 	}
 	id := linkstate.IDOf(enode.PubkeyToIDV4(&key.PublicKey))
-	for i := uint32(name) << 24; ; i++ {
+	for i := ids.Incarnation(name) << 24; ; i++ {
 		if linkstate.Belongs(id, i) {
 			if life == 0 {
 				return i
@@ -212,17 +213,17 @@ func incarnationOf(name byte, life int) uint32 {
 	}
 }
 
-func firstKey(incarnation uint32) proto.GroupKey {
+func firstKey(incarnation ids.Incarnation) proto.GroupKey {
 	return proto.GroupKey{Ingress: incarnation, Group: group, Active: true, Key: auth.Key{byte(incarnation)}}
 }
 
 // start starts the RP with a name, whose allow-list has the names 1 to 5.
-func (n *network) start(name byte, incarnation uint32, edit ...func(*Config)) *point {
+func (n *network) start(name byte, incarnation ids.Incarnation, edit ...func(*Config)) *point {
 	return n.startOn(newEngine(), name, incarnation, edit...)
 }
 
 // startOn is start with an engine.
-func (n *network) startOn(e *engine, name byte, incarnation uint32, edit ...func(*Config)) *point {
+func (n *network) startOn(e *engine, name byte, incarnation ids.Incarnation, edit ...func(*Config)) *point {
 	p := &point{net: n, name: name, incarnation: incarnation, node: nodeOf(n.t, name), engine: e}
 	p.installer = &installer{engine: p.engine}
 	p.engine.OnHello = p.hello
@@ -231,7 +232,7 @@ func (n *network) startOn(e *engine, name byte, incarnation uint32, edit ...func
 		NetworkID:   1,
 		Incarnation: incarnation,
 		DataPort:    30501,
-		Groups:      []uint32{group},
+		Groups:      []ids.Group{group},
 		Mode:        tree.Light,
 		Operator:    string('a' + rune(name)),
 		Egress:      7,
@@ -333,7 +334,7 @@ func (n *network) link(a, b *point) (cut func()) {
 }
 
 // hello delivers a hello after some time.
-func (p *point) hello(session uint32, b [wire.HelloSize]byte) error {
+func (p *point) hello(session ids.Session, b [wire.HelloSize]byte) error {
 	p.engine.mu.Lock()
 	s, ok := p.engine.sessions[session]
 	p.engine.mu.Unlock()
@@ -391,7 +392,7 @@ func (p *point) has(k proto.GroupKey) bool {
 func (p *point) join() {
 	index, err := p.cfg.Members.Reserve(p.node.IPAddr())
 	require.NoError(p.net.t, err)
-	p.cfg.Members.Admit(index, []uint32{group})
+	p.cfg.Members.Admit(index, []ids.Group{group})
 }
 
 // within waits until something holds, and returns how long that took.

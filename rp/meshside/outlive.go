@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
@@ -24,7 +25,7 @@ const outlivedKept = 4
 
 // outlived is a session whose connection ended.
 type outlived struct {
-	index uint32
+	index ids.Session
 	data  netip.AddrPort // endpoint of the neighbour
 	until time.Time
 }
@@ -32,8 +33,8 @@ type outlived struct {
 // adopted is what is left of the routes of another process. They go on beside the own
 // ones until this RP knows its place in the trees.
 type adopted struct {
-	owners map[uint32]linkstate.ID    // neighbours, by session
-	routes map[uint32]linkstate.Route // with Previous and Children alone, as far as there are owners
+	owners map[ids.Session]linkstate.ID        // neighbours, by session
+	routes map[ids.Incarnation]linkstate.Route // with Previous and Children alone, as far as there are owners
 	until  time.Time
 }
 
@@ -43,7 +44,7 @@ func (s *Server) adopt() {
 		return
 	}
 	s.adopted.until = s.now.Add(awayTimeout)
-	s.adopted.owners = make(map[uint32]linkstate.ID)
+	s.adopted.owners = make(map[ids.Session]linkstate.ID)
 	for _, n := range s.neighbours {
 		s.claim(n)
 	}
@@ -85,7 +86,7 @@ func (s *Server) claimFound(n *neighbour) {
 
 // adoptRoutes names the neighbours of the adopted routes.
 func (s *Server) adoptRoutes() {
-	s.adopted.routes = make(map[uint32]linkstate.Route)
+	s.adopted.routes = make(map[ids.Incarnation]linkstate.Route)
 	for _, r := range s.cfg.Routes {
 		a := linkstate.Route{Ingress: r.Ingress}
 		for _, session := range r.From {
@@ -104,7 +105,7 @@ func (s *Server) adoptRoutes() {
 
 // unclaimed returns the part of an adopted route that is of neighbours which were not found
 // yet.
-func (s *Server) unclaimed(incarnation uint32) (from []uint32, to []datapath.Branch) {
+func (s *Server) unclaimed(incarnation ids.Incarnation) (from []ids.Session, to []datapath.Branch) {
 	if s.adopted.routes == nil {
 		return nil, nil
 	}
@@ -142,7 +143,7 @@ func (s *Server) expects() (neighbours []linkstate.ID, more bool) {
 }
 
 // leads reports whether a session gets copies by an adopted route.
-func (s *Server) leads(session uint32) bool {
+func (s *Server) leads(session ids.Session) bool {
 	return slices.ContainsFunc(s.cfg.Routes, func(r datapath.Route) bool {
 		return slices.ContainsFunc(r.To, func(b datapath.Branch) bool { return b.Session == session })
 	})
@@ -182,7 +183,7 @@ func (s *Server) prove(l *link) {
 
 // endOutlived ends the outlived sessions of a neighbour that a function picks.
 func (s *Server) endOutlived(n *neighbour, over func(outlived) bool) {
-	var remove []uint32
+	var remove []ids.Session
 	n.outlived = slices.DeleteFunc(n.outlived, func(o outlived) bool {
 		if !over(o) {
 			return false
@@ -222,7 +223,7 @@ func (s *Server) tickOutlived() {
 }
 
 // sessions returns the sessions by which a neighbour's datagrams come.
-func (n *neighbour) sessions() (indexes []uint32) {
+func (n *neighbour) sessions() (indexes []ids.Session) {
 	if n.link != nil && n.link.open {
 		indexes = append(indexes, n.link.index)
 	}
@@ -233,7 +234,7 @@ func (n *neighbour) sessions() (indexes []uint32) {
 }
 
 // sends returns the session by which a neighbour gets copies, 0 for none.
-func (n *neighbour) sends() uint32 {
+func (n *neighbour) sends() ids.Session {
 	switch {
 	case n.link != nil && n.link.open && (n.link.proven || len(n.outlived) == 0):
 		return n.link.index
@@ -245,7 +246,7 @@ func (n *neighbour) sends() uint32 {
 
 // way returns the route of an ingress RP as the datapath takes it: by sessions, and with
 // what an earlier process left.
-func (s *Server) way(incarnation uint32) datapath.Route {
+func (s *Server) way(incarnation ids.Incarnation) datapath.Route {
 	parts := []linkstate.Route{s.adopted.routes[incarnation]}
 	if in := s.ingresses[incarnation]; in != nil {
 		parts = []linkstate.Route{in.route, parts[0]}
@@ -275,7 +276,7 @@ func (s *Server) way(incarnation uint32) datapath.Route {
 	return r
 }
 
-func addUpstreams(r *datapath.Route, sessions []uint32) {
+func addUpstreams(r *datapath.Route, sessions []ids.Session) {
 	for _, session := range sessions {
 		if len(r.From) < datapath.MaxUpstreams && !slices.Contains(r.From, session) {
 			r.From = append(r.From, session)
@@ -283,7 +284,7 @@ func addUpstreams(r *datapath.Route, sessions []uint32) {
 	}
 }
 
-func addBranch(r *datapath.Route, session uint32, groups []uint32) {
+func addBranch(r *datapath.Route, session ids.Session, groups []ids.Group) {
 	i := slices.IndexFunc(r.To, func(b datapath.Branch) bool { return b.Session == session })
 	if i < 0 {
 		r.To = append(r.To, datapath.Branch{Session: session, Groups: slices.Clone(groups)})

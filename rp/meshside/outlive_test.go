@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/mesh"
@@ -284,26 +285,26 @@ func TestWay(t *testing.T) {
 	near := &neighbour{id: 7, outlived: []outlived{{index: 1}, {index: 2}}}
 	far := &neighbour{id: 8, link: &link{index: 3, open: true}}
 	s := &Server{
-		cfg: Config{Incarnation: 0x100, Groups: []uint32{4, 5}},
+		cfg: Config{Incarnation: 0x100, Groups: []ids.Group{4, 5}},
 		rps: map[linkstate.ID]*neighbour{7: near, 8: far},
-		ingresses: map[uint32]*ingress{0x200: {route: linkstate.Route{
-			Parent: 8, Previous: []linkstate.ID{9}, Children: []linkstate.Child{{ID: 7, Groups: []uint32{4}}, {ID: 8}},
+		ingresses: map[ids.Incarnation]*ingress{0x200: {route: linkstate.Route{
+			Parent: 8, Previous: []linkstate.ID{9}, Children: []linkstate.Child{{ID: 7, Groups: []ids.Group{4}}, {ID: 8}},
 		}}},
-		adopted: adopted{routes: map[uint32]linkstate.Route{
+		adopted: adopted{routes: map[ids.Incarnation]linkstate.Route{
 			0x100: {Previous: []linkstate.ID{7}, Children: []linkstate.Child{{ID: 7, All: true}}},
-			0x200: {Previous: []linkstate.ID{7, 8}, Children: []linkstate.Child{{ID: 7, Groups: []uint32{4, 5}}}},
+			0x200: {Previous: []linkstate.ID{7, 8}, Children: []linkstate.Child{{ID: 7, Groups: []ids.Group{4, 5}}}},
 		}},
 	}
 	require.Equal(t, datapath.Route{
-		Ingress: 0x200, From: []uint32{3, 1, 2}, To: []datapath.Branch{{Session: 1, Groups: []uint32{4, 5}}},
+		Ingress: 0x200, From: []ids.Session{3, 1, 2}, To: []datapath.Branch{{Session: 1, Groups: []ids.Group{4, 5}}},
 	}, s.way(0x200))
-	require.Equal(t, datapath.Route{Ingress: 0x100, To: []datapath.Branch{{Session: 1, Groups: []uint32{4, 5}}}}, s.way(0x100))
+	require.Equal(t, datapath.Route{Ingress: 0x100, To: []datapath.Branch{{Session: 1, Groups: []ids.Group{4, 5}}}}, s.way(0x100))
 
 	near.link = &link{index: 6, open: true}
-	require.Equal(t, []uint32{3, 6, 1, 2}, s.way(0x200).From)
-	require.Equal(t, uint32(1), near.sends(), "until the neighbour has the other")
+	require.Equal(t, []ids.Session{3, 6, 1, 2}, s.way(0x200).From)
+	require.Equal(t, ids.Session(1), near.sends(), "until the neighbour has the other")
 	near.link.proven = true
-	require.Equal(t, uint32(6), near.sends())
+	require.Equal(t, ids.Session(6), near.sends())
 }
 
 // The datapath of a neighbour whose process is away is heard by the session before: no backup is asked.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -25,30 +26,30 @@ const countInterval = time.Second
 // before the Server starts, and ignores everything until then.
 type Receipts struct {
 	mu        sync.Mutex
-	own       uint32 // incarnation, 0 before the start
+	own       ids.Incarnation // incarnation, 0 before the start
 	members   *membership.Table
 	table     *receipts.Table
 	published map[receipts.Key]published
-	elsewhere map[uint32]uint64 // members at other RPs, by group
+	elsewhere map[ids.Group]uint64 // members at other RPs, by group
 	requests  uint64
 }
 
 // published is an object of a peer of this RP.
 type published struct {
-	session uint32 // of the peer
-	object  uint64 // id
-	members uint64 // of the group, without the peer
+	session ids.Session // of the peer
+	object  uint64      // id
+	members uint64      // of the group, without the peer
 	end     time.Time
 }
 
 // NewReceipts returns Receipts that count nothing yet.
 func NewReceipts() *Receipts {
 	return &Receipts{
-		table: receipts.New(), published: make(map[receipts.Key]published), elsewhere: make(map[uint32]uint64),
+		table: receipts.New(), published: make(map[receipts.Key]published), elsewhere: make(map[ids.Group]uint64),
 	}
 }
 
-func (r *Receipts) start(own uint32, members *membership.Table) {
+func (r *Receipts) start(own ids.Incarnation, members *membership.Table) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.own, r.members = own, members
@@ -86,7 +87,7 @@ func (r *Receipts) Replicated(now time.Time, rec datapath.Record) {
 }
 
 // Confirm takes what a peer says to have. Its own objects do not count.
-func (r *Receipts) Confirm(now time.Time, session uint32, places []proto.Place) {
+func (r *Receipts) Confirm(now time.Time, session ids.Session, places []proto.Place) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, p := range places {
@@ -112,10 +113,10 @@ func (r *Receipts) count(groups []proto.Counters) {
 }
 
 // tick returns what is due: reports for parents, and those for peers of this RP.
-func (r *Receipts) tick(now time.Time) (reports []receipts.Report, peers map[uint32][]proto.ObjectReceipt) {
+func (r *Receipts) tick(now time.Time) (reports []receipts.Report, peers map[ids.Session][]proto.ObjectReceipt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	peers = make(map[uint32][]proto.ObjectReceipt)
+	peers = make(map[ids.Session][]proto.ObjectReceipt)
 	for _, report := range r.table.Tick(now) {
 		p, ok := r.published[report.Key]
 		switch {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -20,7 +21,7 @@ import (
 const publisher = 0xabc // session
 
 // asking returns the record of a DATA of one symbol that asks.
-func asking(ingress uint32, sequence uint64) datapath.Record {
+func asking(ingress ids.Incarnation, sequence uint64) datapath.Record {
 	h := wire.Header{
 		Type: wire.Data, Flags: wire.FlagReceipt, Group: group, Ingress: ingress, Sequence: sequence,
 		K: 1, N: 1, PayloadLen: 1, ObjectLen: 1, ObjectID: 1000 + sequence,
@@ -30,13 +31,13 @@ func asking(ingress uint32, sequence uint64) datapath.Record {
 
 // told is what Config.Receipted and Config.Counted were told last.
 type told struct {
-	objects map[uint32][]proto.ObjectReceipt
+	objects map[ids.Session][]proto.ObjectReceipt
 	groups  []proto.Counters
 }
 
 func (o *told) edit(c *Config) {
-	o.objects = make(map[uint32][]proto.ObjectReceipt)
-	c.Receipted = func(session uint32, objects []proto.ObjectReceipt) {
+	o.objects = make(map[ids.Session][]proto.ObjectReceipt)
+	c.Receipted = func(session ids.Session, objects []proto.ObjectReceipt) {
 		o.objects[session] = append(o.objects[session], objects...)
 	}
 	c.Counted = func(groups []proto.Counters) { o.groups = groups }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
@@ -32,7 +33,7 @@ const (
 
 // serve is datagrams of the cache that a child or a peer misses.
 type serve struct {
-	session uint32
+	session ids.Session
 	peer    netip.Addr // zero for a child
 	marks   []proto.Mark
 }
@@ -41,9 +42,9 @@ type serve struct {
 // ask for.
 type turns struct {
 	mu      sync.Mutex
-	waiting map[uint32][]*turn // by session
-	order   []uint32           // sessions, the next one first
-	wake    chan struct{}      // that there is something
+	waiting map[ids.Session][]*turn // by session
+	order   []ids.Session           // sessions, the next one first
+	wake    chan struct{}           // that there is something
 }
 
 // turn is a route of one child.
@@ -85,13 +86,13 @@ func (t *turns) next() *turn {
 }
 
 // done ends the turn that next returned.
-func (t *turns) done(session uint32) {
+func (t *turns) done(session ids.Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.waiting[session] = t.waiting[session][1:]
 	if len(t.waiting[session]) == 0 {
 		delete(t.waiting, session)
-		t.order = slices.DeleteFunc(t.order, func(s uint32) bool { return s == session })
+		t.order = slices.DeleteFunc(t.order, func(s ids.Session) bool { return s == session })
 	}
 }
 
@@ -111,14 +112,14 @@ type resender struct {
 func newResender(cfg *Config, quit <-chan struct{}) *resender {
 	return &resender{
 		cfg: cfg, quit: quit, peers: make(chan serve, peersWaiting),
-		children: turns{waiting: make(map[uint32][]*turn), wake: make(chan struct{}, 1)},
+		children: turns{waiting: make(map[ids.Session][]*turn), wake: make(chan struct{}, 1)},
 	}
 }
 
 // Replay sends a session of the datapath, whose peer is at an address, what the cache has
 // of the streams of marks and is newer than they are, as far as there is room for it. It
 // does not wait.
-func (s *Server) Replay(session uint32, peer netip.Addr, marks []proto.Mark) {
+func (s *Server) Replay(session ids.Session, peer netip.Addr, marks []proto.Mark) {
 	select {
 	case s.resender.peers <- serve{session, peer, marks}:
 	default:
@@ -196,7 +197,7 @@ func (r *resender) serveTurn(v *turn) (over bool) {
 
 // since returns what the cache has behind a mark.
 func (r *resender) since(m proto.Mark) [][]byte {
-	return r.cfg.Cache.Since(time.Now(), m.Ingress, m.Group, m.Sequence, maxServed)
+	return r.cfg.Cache.Since(time.Now(), m.Stream(), m.Sequence, maxServed)
 }
 
 // serve serves a peer.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/cache"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -49,14 +50,14 @@ var (
 func TestChildrenAreServedBeforePeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, engine := newTestResender(t, 3*serveBatch, membership.Limits{})
-		var order []uint32
-		engine.OnResend = func(session uint32, _ [][]byte) error { order = append(order, session); return nil }
+		var order []ids.Session
+		engine.OnResend = func(session ids.Session, _ [][]byte) error { order = append(order, session); return nil }
 		r.peers <- serve{1, peer, all}
 		r.peers <- serve{2, peer, all}
 		synctest.Wait()
 		r.children.add(serve{9, netip.Addr{}, all})
 		time.Sleep(time.Second)
-		require.Equal(t, []uint32{1, 9, 9, 9, 1, 1, 2, 2, 2}, order)
+		require.Equal(t, []ids.Session{1, 9, 9, 9, 1, 1, 2, 2, 2}, order)
 		require.Equal(t, uint64(len(order)*serveBatch), r.served.Load())
 		require.Zero(t, r.leftOut.Load())
 	})
@@ -66,8 +67,8 @@ func TestChildrenAreServedBeforePeers(t *testing.T) {
 func TestChildrenInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, engine := newTestResender(t, 3*serveBatch, membership.Limits{})
-		var order []uint32
-		engine.OnResend = func(session uint32, _ [][]byte) error {
+		var order []ids.Session
+		engine.OnResend = func(session ids.Session, _ [][]byte) error {
 			order = append(order, session)
 			if session == 7 {
 				return datapath.ErrOverRate // it keeps nobody else waiting
@@ -82,7 +83,7 @@ func TestChildrenInTurn(t *testing.T) {
 		require.True(t, r.children.add(serve{7, netip.Addr{}, all}))
 		require.True(t, r.children.add(serve{8, netip.Addr{}, all}))
 		time.Sleep(100 * time.Millisecond)
-		require.Equal(t, []uint32{9, 9, 7, 8, 9, 7, 8, 9, 7, 8, 9, 7, 9, 7}, order[:14])
+		require.Equal(t, []ids.Session{9, 9, 7, 8, 9, 7, 8, 9, 7, 8, 9, 7, 9, 7}, order[:14])
 		time.Sleep(time.Minute)
 		require.Equal(t, uint64(1), r.leftOut.Load(), "the route of 7")
 		require.Nil(t, r.children.next())
@@ -94,7 +95,7 @@ func TestRepairsWaitForRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, engine := newTestResender(t, 2*serveBatch, membership.Limits{})
 		began, free := time.Now(), 300*time.Millisecond
-		engine.OnResend = func(session uint32, _ [][]byte) error {
+		engine.OnResend = func(session ids.Session, _ [][]byte) error {
 			if session != 9 && time.Since(began) < free {
 				return datapath.ErrOverRate
 			}
@@ -116,7 +117,7 @@ func TestRepairsWaitForRoom(t *testing.T) {
 		free = 0
 		r.peers <- serve{2, peer, all}
 		time.Sleep(100 * time.Millisecond)
-		require.Equal(t, []uint32{2, 2}, slices.Collect(func(yield func(uint32) bool) {
+		require.Equal(t, []ids.Session{2, 2}, slices.Collect(func(yield func(ids.Session) bool) {
 			for _, s := range engine.Resends() {
 				yield(s.Session)
 			}
@@ -129,7 +130,7 @@ func TestRepairsWaitForRoom(t *testing.T) {
 func TestRepairsOfAPrefixAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, engine := newTestResender(t, 1000, membership.Limits{Replays: 100_000})
-		for session := range uint32(1000) {
+		for session := range ids.Session(1000) {
 			r.peers <- serve{session, peer, all}
 		}
 		time.Sleep(5 * time.Second)
@@ -143,7 +144,7 @@ func TestRepairsOfAPrefixAreLimited(t *testing.T) {
 		time.Sleep(time.Second)
 		again := engine.Resends()
 		require.NotEmpty(t, again)
-		require.Equal(t, uint32(2000), again[len(again)-1].Session)
+		require.Equal(t, ids.Session(2000), again[len(again)-1].Session)
 	})
 }
 

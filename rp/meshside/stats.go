@@ -12,6 +12,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
@@ -38,12 +39,12 @@ type Neighbour struct {
 	RP          linkstate.ID
 	Addr        netip.Addr
 	State       State
-	Incarnation uint32        // the latest, 0 when it was never known
-	Session     uint32        // own index, 0 without a link
-	Tree        bool          // datagrams go by the link in either direction, as both ends say
-	RTT         time.Duration // smoothed, 0 before the first
-	Cost        uint32        // as advertised, in linkstate.CostUnit; 0 when not up
-	Members     uint64        // of all groups, at and behind it in the own tree
+	Incarnation ids.Incarnation // the latest, 0 when it was never known
+	Session     ids.Session     // own index, 0 without a link
+	Tree        bool            // datagrams go by the link in either direction, as both ends say
+	RTT         time.Duration   // smoothed, 0 before the first
+	Cost        uint32          // as advertised, in linkstate.CostUnit; 0 when not up
+	Members     uint64          // of all groups, at and behind it in the own tree
 }
 
 // Up reports whether the neighbour hears this RP and is heard.
@@ -52,16 +53,16 @@ func (n *Neighbour) Up() bool { return n.State == Up }
 // Child is a neighbour that gets the datagrams of an ingress RP from here.
 type Child struct {
 	RP     linkstate.ID
-	Groups []uint32 // that have members at it or below
+	Groups []ids.Group // that have members at it or below
 }
 
 // Route is this RP's place in the tree of an ingress RP.
 type Route struct {
-	Ingress  uint32         // incarnation
-	RP       linkstate.ID   // of the ingress RP, 0 when the database does not know it
-	Parent   linkstate.ID   // 0 at the ingress RP, or when there is none
-	Backup   linkstate.ID   // who is asked when the parent fails, 0 for nobody
-	Previous []linkstate.ID // upstreams besides the parent
+	Ingress  ids.Incarnation // incarnation
+	RP       linkstate.ID    // of the ingress RP, 0 when the database does not know it
+	Parent   linkstate.ID    // 0 at the ingress RP, or when there is none
+	Backup   linkstate.ID    // who is asked when the parent fails, 0 for nobody
+	Previous []linkstate.ID  // upstreams besides the parent
 	Children []Child
 }
 

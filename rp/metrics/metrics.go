@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -201,7 +202,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	counter(reportedDuplicates, st.Peers.Duplicates)
 
 	counter(linksLost, st.Mesh.LinksLost)
-	bySession := make(map[uint32]datapath.SessionStats, len(st.Datapath.Sessions))
+	bySession := make(map[ids.Session]datapath.SessionStats, len(st.Datapath.Sessions))
 	for _, s := range st.Datapath.Sessions {
 		bySession[s.Index] = s
 	}

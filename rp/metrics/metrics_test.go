@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/discovery"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -93,7 +94,7 @@ func TestCollector(t *testing.T) {
 		},
 		Incarnation: 45,
 		Sessions:    17,
-		Members:     map[uint32]int{0xabcd: 18},
+		Members:     map[ids.Group]int{0xabcd: 18},
 		Health:      rp.Health{Live: true, Ready: true, Warnings: []string{"a", "b"}},
 		Choice:      rp.Choice{Reason: "fallback", Fallback: "no"},
 		Discovery: discovery.Status{

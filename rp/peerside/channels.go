@@ -8,13 +8,14 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
 // channelID names a multicast channel: a group on the link of a network interface.
 type channelID struct {
-	group uint32
+	group ids.Group
 	link  string // zone of the group's address
 }
 
@@ -102,7 +103,7 @@ func (c *channels) start(id channelID) (*channel, error) {
 		Addr:        id.addr(c.cfg.Status.GroupPort),
 		SendSession: ch.Session,
 		SendKey:     ch.Key,
-		Groups:      []uint32{id.group},
+		Groups:      []ids.Group{id.group},
 	}}})
 	if err != nil {
 		c.cfg.Members.Release(ch.Session)
@@ -121,7 +122,7 @@ func (c *channels) leave(id channelID) error {
 		return nil
 	}
 	delete(c.open, id)
-	err := c.cfg.Engine.Apply(datapath.Change{Remove: []uint32{ch.Session}})
+	err := c.cfg.Engine.Apply(datapath.Change{Remove: []ids.Session{ch.Session}})
 	c.cfg.Members.Release(ch.Session)
 	c.cfg.Log.Info("channel closed", "group", fmt.Sprintf("%08x", id.group), "to", id.addr(c.cfg.Status.GroupPort))
 	return err

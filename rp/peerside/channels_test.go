@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -74,7 +75,7 @@ func TestChannel(t *testing.T) {
 		require.Equal(t, proto.ModeSSM, welcome.Mode)
 		channel := datapath.Session{
 			Index: welcome.Channel.Session, Role: datapath.Channel, Addr: sent.dst,
-			SendSession: welcome.Channel.Session, SendKey: welcome.Channel.Key, Groups: []uint32{group},
+			SendSession: welcome.Channel.Session, SendKey: welcome.Channel.Key, Groups: []ids.Group{group},
 		}
 		require.NoError(t, channel.Check())
 		changes := r.engine.Changes()
@@ -97,7 +98,7 @@ func TestChannel(t *testing.T) {
 
 		// The last one takes the channel along, however it leaves.
 		a.send(&proto.Leave{})
-		require.Equal(t, []datapath.Change{{Remove: []uint32{welcome.Session}}}, r.engine.Changes())
+		require.Equal(t, []datapath.Change{{Remove: []ids.Session{welcome.Session}}}, r.engine.Changes())
 		b.close()
 		require.Len(t, r.engine.Changes(), 2)
 		require.Equal(t, 1, r.Stats().Channels)

@@ -15,6 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/admission"
@@ -58,8 +59,8 @@ type conn struct {
 
 	adm     *admission.Admission
 	out     *msgio.Outbox
-	groups  []uint32          // of the session, in standby those that it is to be in
-	index   uint32            // of the session, 0 without one
+	groups  []ids.Group       // of the session, in standby those that it is to be in
+	index   ids.Session       // of the session, 0 without one
 	live    bool              // the datapath has the session
 	session datapath.Session  // as the datapath has it
 	link    string            // interface by which the channel was tried
@@ -367,7 +368,7 @@ func (c *conn) probe(now time.Time, a admission.SendProbe) {
 
 // reserve returns the index of a new session, if the peer may have one. Who may not
 // join at all takes nothing from the others' share of joins.
-func (c *conn) reserve(now time.Time) (uint32, error) {
+func (c *conn) reserve(now time.Time) (ids.Session, error) {
 	members := c.srv.cfg.Members
 	if err := c.mayJoin(); err != nil {
 		return 0, err
@@ -480,7 +481,7 @@ func (c *conn) admit(now time.Time, a admission.Admit) {
 	}
 	change := datapath.Change{Add: []datapath.Session{session}}
 	if earlier, ok := c.srv.replace(session.Addr); ok { // in one change: the endpoint is served all the time, and once
-		change.Remove = []uint32{earlier}
+		change.Remove = []ids.Session{earlier}
 	}
 	if err := cfg.Engine.Apply(change); err != nil {
 		c.log.Error("peer not admitted", "err", err)
@@ -531,7 +532,7 @@ func (c *conn) emit(kind events.Kind, detail string) {
 }
 
 // begin notes that the datapath has the session.
-func (c *conn) begin(session datapath.Session, groups []uint32) {
+func (c *conn) begin(session datapath.Session, groups []ids.Group) {
 	c.live, c.session, c.groups = true, session, groups
 	c.rw.SetSession(true)
 	c.report = newReport(c.srv.newestMarks(time.Now()))
@@ -600,9 +601,9 @@ func (c *conn) replay(now time.Time, marks []proto.Mark) {
 	if c.srv.cfg.Replay == nil || !c.srv.replays.take(c.srv.clock.at(now), c.id, replayCost) {
 		return
 	}
-	seen := make(map[datapath.Stream]bool)
+	seen := make(map[ids.Stream]bool)
 	c.srv.cfg.Replay(c.index, c.addr, slices.DeleteFunc(slices.Clone(marks), func(m proto.Mark) bool {
-		of := datapath.Stream{Ingress: m.Ingress, Group: m.Group}
+		of := m.Stream()
 		again := seen[of]
 		seen[of] = true
 		return again || !slices.Contains(c.groups, m.Group)
@@ -627,7 +628,7 @@ func (c *conn) rest() {
 
 func (c *conn) remove(reason error) {
 	if c.live {
-		err := c.srv.cfg.Engine.Apply(datapath.Change{Remove: []uint32{c.index}})
+		err := c.srv.cfg.Engine.Apply(datapath.Change{Remove: []ids.Session{c.index}})
 		if err != nil && !errors.Is(err, datapath.ErrClosed) {
 			c.log.Error("session not removed", "session", fmt.Sprintf("%08x", c.index), "err", err)
 		}

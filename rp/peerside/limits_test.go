@@ -15,6 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -41,7 +42,7 @@ func TestLimitsWhenTheDateIsSet(t *testing.T) {
 		now := time.Now()
 		later := func(d time.Duration) time.Time { return stepped(t, now.Add(d), step) }
 		c := newConn(r.Server, &fronttest.Conn{Node: enode.ID{byte(step / time.Hour)}, Remote: home})
-		c.session.Groups = []uint32{group}
+		c.session.Groups = []ids.Group{group}
 		until := func(limit func(time.Time) bool) {
 			t.Helper()
 			n := 0
@@ -61,7 +62,7 @@ func TestLimitsWhenTheDateIsSet(t *testing.T) {
 		})
 		until(func(at time.Time) bool {
 			replayed := false
-			r.Server.cfg.Replay = func(uint32, netip.Addr, []proto.Mark) { replayed = true }
+			r.Server.cfg.Replay = func(ids.Session, netip.Addr, []proto.Mark) { replayed = true }
 			c.replay(at, nil)
 			return replayed
 		})

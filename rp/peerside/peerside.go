@@ -19,6 +19,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
@@ -33,7 +34,7 @@ import (
 type Config struct {
 	Self   enode.ID
 	Status proto.Status // the RP's own
-	Groups []uint32     // served
+	Groups []ids.Group  // served
 	Terms  Terms        // at first, see SetTerms
 
 	// Admit is told that a peer is about to be let in, and whether it publishes. It is
@@ -46,10 +47,10 @@ type Config struct {
 
 	// Replay sends a session what is newer than its marks and was replicated before
 	// it was; nil sends nothing.
-	Replay func(session uint32, peer netip.Addr, marks []proto.Mark)
+	Replay func(session ids.Session, peer netip.Addr, marks []proto.Mark)
 
 	// Confirmed is told which objects the peer of a session in groups has; nil: nobody.
-	Confirmed func(session uint32, places []proto.Place)
+	Confirmed func(session ids.Session, places []proto.Place)
 
 	// ResumeKey is the secret of the tokens by which members resume at an RP that
 	// took the datapath over, nil when it ends with the process. Adopted has the
@@ -126,14 +127,14 @@ type Server struct {
 	mu      sync.Mutex
 	stopped bool
 	conns   map[*conn]struct{}
-	members map[uint32]*conn // by session
+	members map[ids.Session]*conn // by session
 
 	endpoints map[netip.AddrPort]member // the session that proved each endpoint last
 }
 
 // New returns a Server. It serves when its Protocol runs.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{}), members: make(map[uint32]*conn)}
+	s := &Server{cfg: cfg, quit: make(chan struct{}), drain: make(chan struct{}), conns: make(map[*conn]struct{}), members: make(map[ids.Session]*conn)}
 	s.endpoints = make(map[netip.AddrPort]member)
 	s.cfg.Log = limitlog.New(cfg.Log.Handler()) // peers cause its lines
 	s.clock, s.switches = clock{time.Now()}, newNodeLimit(switches)
@@ -185,7 +186,7 @@ func (s *Server) serve(rw front.Conn) error {
 // after the timeout; they are logged, and not waited for until they acknowledge again.
 // A connection that is busy delays none of the others. Keys that the datapath refuses go to nobody: the error
 // is then a *datapath.Refused, and the other keys are installed all the same.
-func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.Duration) (missing int, err error) {
+func (s *Server) Install(keys []proto.GroupKey, retired []ids.Incarnation, timeout time.Duration) (missing int, err error) {
 	err = s.cfg.Engine.Apply(datapath.Change{Keys: keys, Retire: retired})
 	refused, some := errors.AsType[*datapath.Refused](err)
 	if err != nil && !some {
@@ -193,7 +194,7 @@ func (s *Server) Install(keys []proto.GroupKey, retired []uint32, timeout time.D
 	}
 	if some {
 		keys = slices.DeleteFunc(slices.Clone(keys), func(k proto.GroupKey) bool {
-			return refused.Keys[datapath.Stream{Ingress: k.Ingress, Group: k.Group}] != nil
+			return refused.Keys[k.Stream()] != nil
 		})
 	}
 	s.cfg.Keys.Retire(retired)

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -75,7 +76,7 @@ func newRig(t *testing.T, limits membership.Limits) *rig {
 	r := &rig{t: t, engine: &engine{probes: make(chan probe, 100)}}
 	r.Server = New(Config{
 		Status:  proto.Status{Role: proto.RoleRP, NetworkID: 1, Incarnation: incarnation, DataPort: 30501},
-		Groups:  []uint32{group, otherGroup},
+		Groups:  []ids.Group{group, otherGroup},
 		Terms:   Terms{Lease: proto.Lease, Rate: 10, Burst: 20},
 		Engine:  r.engine,
 		Keys:    keyring.New(),
@@ -148,7 +149,7 @@ func (p *peer) greet() {
 }
 
 var theJoin = proto.Join{
-	Groups: []uint32{group}, Publish: true, Port: 4000, ProbeSize: wire.MaxDatagram, Session: 77, Share: auth.Share{8},
+	Groups: []ids.Group{group}, Publish: true, Port: 4000, ProbeSize: wire.MaxDatagram, Session: 77, Share: auth.Share{8},
 }
 
 // join goes on to the Welcome.
@@ -163,7 +164,7 @@ func (r *rig) join(p *peer) *proto.Welcome {
 	return expect[*proto.Welcome](p)
 }
 
-func keyOf(epoch uint8, group uint32) proto.GroupKey {
+func keyOf(epoch uint8, group ids.Group) proto.GroupKey {
 	return proto.GroupKey{Ingress: incarnation, Group: group, Epoch: epoch, Active: true, Key: auth.Key{epoch}}
 }
 
@@ -190,16 +191,16 @@ func TestAdmission(t *testing.T) {
 		send, receive := auth.HopKeys([32]byte{}, enode.ID{1}, welcome.Share, theJoin.Share)
 		require.Equal(t, []datapath.Session{{
 			Index: welcome.Session, Role: datapath.Peer, Addr: sent.dst, SendSession: 77, SendKey: send, ReceiveKey: receive,
-			Groups: []uint32{group}, Publish: true, Rate: 10, Burst: 20,
+			Groups: []ids.Group{group}, Publish: true, Rate: 10, Burst: 20,
 		}}, changes[0].Add)
 		require.Equal(t, []proto.GroupKey{keyOf(0, group)}, welcome.Keys, "keys and marks of its groups alone")
 		require.Equal(t, []proto.Mark{{Ingress: incarnation, Group: group, Sequence: 3}}, welcome.Marks)
-		require.Equal(t, map[uint32]int{group: 1}, r.cfg.Members.Members())
+		require.Equal(t, map[ids.Group]int{group: 1}, r.cfg.Members.Members())
 
 		require.Equal(t, Stats{Connections: 1, Admitted: 1}, r.Stats())
 
 		p.close()
-		require.Equal(t, []datapath.Change{{Remove: []uint32{welcome.Session}}}, r.engine.Changes())
+		require.Equal(t, []datapath.Change{{Remove: []ids.Session{welcome.Session}}}, r.engine.Changes())
 		require.Zero(t, r.cfg.Members.Sessions())
 		r.Stop()
 	})
@@ -398,7 +399,7 @@ func TestInstall(t *testing.T) {
 		other.greet() // no member
 		r.engine.Changes()
 		missing := make(chan int)
-		install := func(retired []uint32, timeout time.Duration, keys ...proto.GroupKey) {
+		install := func(retired []ids.Incarnation, timeout time.Duration, keys ...proto.GroupKey) {
 			go func() {
 				n, err := r.Install(keys, retired, timeout)
 				require.NoError(t, err)
@@ -407,12 +408,12 @@ func TestInstall(t *testing.T) {
 			synctest.Wait()
 		}
 
-		install([]uint32{9}, time.Hour, keyOf(1, group), keyOf(1, otherGroup))
-		require.Equal(t, []datapath.Change{{Retire: []uint32{9}, Keys: []proto.GroupKey{keyOf(1, group), keyOf(1, otherGroup)}}},
+		install([]ids.Incarnation{9}, time.Hour, keyOf(1, group), keyOf(1, otherGroup))
+		require.Equal(t, []datapath.Change{{Retire: []ids.Incarnation{9}, Keys: []proto.GroupKey{keyOf(1, group), keyOf(1, otherGroup)}}},
 			r.engine.Changes(), "the datapath comes first")
 		m := expect[*proto.Rekey](member)
 		require.Equal(t, []proto.GroupKey{keyOf(1, group)}, m.Keys, "of its groups")
-		require.Equal(t, []uint32{9}, m.Retired)
+		require.Equal(t, []ids.Incarnation{9}, m.Retired)
 		member.send(&proto.RekeyAck{ID: m.ID + 1}) // of nothing
 		member.send(&proto.RekeyAck{ID: m.ID})
 		require.Zero(t, <-missing)

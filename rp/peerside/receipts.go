@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -42,7 +43,7 @@ func (c *conn) confirmed(now time.Time, places []proto.Place) {
 
 // Receipts sends a publisher what is known of its objects, as far as it is a member and
 // reads what it is sent. It does not wait.
-func (s *Server) Receipts(session uint32, objects []proto.ObjectReceipt) {
+func (s *Server) Receipts(session ids.Session, objects []proto.ObjectReceipt) {
 	s.mu.Lock()
 	c := s.members[session]
 	s.mu.Unlock()
@@ -110,10 +111,10 @@ func moved(now, told uint64) bool {
 
 // counting is what one peer was told of the members.
 type counting struct {
-	changed <-chan struct{}            // closed when there is more to tell
-	countAt time.Time                  // when it is to be told, zero for never
-	counted time.Time                  // when it was
-	told    map[uint32]*proto.Counters // by group
+	changed <-chan struct{}               // closed when there is more to tell
+	countAt time.Time                     // when it is to be told, zero for never
+	counted time.Time                     // when it was
+	told    map[ids.Group]*proto.Counters // by group
 }
 
 // countSoon has the peer told what changed, not too often, and not all peers at once.
@@ -153,7 +154,7 @@ func (c *conn) count(now time.Time) {
 			continue
 		}
 		if c.told == nil {
-			c.told = make(map[uint32]*proto.Counters)
+			c.told = make(map[ids.Group]*proto.Counters)
 		}
 		c.adm.Tell(g)
 		c.told[g.Group], c.counted = g, now

@@ -10,13 +10,14 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
 
 // confirmation is what Config.Confirmed was told.
 type confirmation struct {
-	session uint32
+	session ids.Session
 	places  []proto.Place
 }
 
@@ -24,7 +25,7 @@ func TestConfirm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		var told []confirmation
-		r.Server.cfg.Confirmed = func(session uint32, places []proto.Place) {
+		r.Server.cfg.Confirmed = func(session ids.Session, places []proto.Place) {
 			told = append(told, confirmation{session, places})
 		}
 		p := r.connect(home)

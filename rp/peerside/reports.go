@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
-	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
 // marksAge is how old the marks may be by which reports are judged.
@@ -21,19 +21,19 @@ type reports struct {
 
 	mu    sync.Mutex
 	at    time.Time
-	marks map[datapath.Stream]uint64
+	marks map[ids.Stream]uint64
 }
 
 // newestMarks returns the newest sequence known of each stream, not long ago. The map must
 // not be changed.
-func (s *Server) newestMarks(now time.Time) map[datapath.Stream]uint64 {
+func (s *Server) newestMarks(now time.Time) map[ids.Stream]uint64 {
 	r := &s.reports
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.marks == nil || now.Sub(r.at) >= marksAge {
-		marks := make(map[datapath.Stream]uint64)
+		marks := make(map[ids.Stream]uint64)
 		for _, m := range s.cfg.Engine.Marks() {
-			marks[datapath.Stream{Ingress: m.Ingress, Group: m.Group}] = m.Sequence
+			marks[m.Stream()] = m.Sequence
 		}
 		r.marks, r.at = marks, now
 	}
@@ -43,12 +43,12 @@ func (s *Server) newestMarks(now time.Time) map[datapath.Stream]uint64 {
 // report is what a member counted until its last Announce, and the marks of then. A member
 // can have received, lost and doubled no more of a stream than has gone by since.
 type report struct {
-	marks map[datapath.Stream]uint64 // of all, not to be changed
-	last  map[datapath.Stream]proto.Counter
+	marks map[ids.Stream]uint64 // of all, not to be changed
+	last  map[ids.Stream]proto.Counter
 }
 
-func newReport(marks map[datapath.Stream]uint64) report {
-	return report{marks: marks, last: make(map[datapath.Stream]proto.Counter)}
+func newReport(marks map[ids.Stream]uint64) report {
+	return report{marks: marks, last: make(map[ids.Stream]proto.Counter)}
 }
 
 // credit adds what a member counted since its last Announce, as far as it can be.
@@ -59,7 +59,7 @@ func (c *conn) credit(now time.Time, counters []proto.Counter) {
 	marks, before := c.srv.newestMarks(now), c.report
 	c.report = newReport(marks)
 	for _, n := range counters {
-		of := datapath.Stream{Ingress: n.Ingress, Group: n.Group}
+		of := n.Stream()
 		newest, known := marks[of]
 		if _, again := c.report.last[of]; again || !known || !slices.Contains(c.session.Groups, n.Group) {
 			continue

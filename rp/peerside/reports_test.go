@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/membership"
 )
@@ -62,7 +63,7 @@ func TestReports(t *testing.T) {
 		// Streams that do not exist, or that the member is not sent, count nothing.
 		marks(1000, 1000)
 		var many []proto.Counter
-		for n := range uint32(2000) {
+		for n := range ids.Incarnation(2000) {
 			many = append(many, proto.Counter{Ingress: 0x1000 + n, Group: group, Received: math.MaxUint64 / 2000, Lost: 1 << 63})
 		}
 		many = append(many, proto.Counter{Ingress: incarnation, Group: otherGroup, Lost: 1e6})

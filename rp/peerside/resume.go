@@ -13,6 +13,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/events"
@@ -21,14 +22,14 @@ import (
 // token returns what proves later that this RP admitted a session: a MAC that the RP
 // can compute again without a memory of it (SPEC 7.10). It is zero when nothing
 // outlives the process.
-func (s *Server) token(id enode.ID, session uint32, endpoint netip.AddrPort) (t proto.Token) {
+func (s *Server) token(id enode.ID, session ids.Session, endpoint netip.AddrPort) (t proto.Token) {
 	if s.cfg.ResumeKey == nil {
 		return proto.Token{}
 	}
 	mac := hmac.New(sha256.New, s.cfg.ResumeKey)
 	addr := endpoint.Addr().As16()
-	b := binary.BigEndian.AppendUint32(nil, s.cfg.Status.Incarnation)
-	b = binary.BigEndian.AppendUint32(b, session)
+	b := binary.BigEndian.AppendUint32(nil, uint32(s.cfg.Status.Incarnation))
+	b = binary.BigEndian.AppendUint32(b, uint32(session))
 	b = append(b, addr[:]...)
 	b = binary.BigEndian.AppendUint16(b, endpoint.Port())
 	mac.Write(append(b, id[:]...))
@@ -89,7 +90,7 @@ func (c *conn) claim(m *proto.Resume) (datapath.Session, error) {
 		return unknown("the datapath does not have it")
 	}
 	drop := func(why string) (datapath.Session, error) {
-		if err := cfg.Engine.Apply(datapath.Change{Remove: []uint32{session.Index}}); err != nil {
+		if err := cfg.Engine.Apply(datapath.Change{Remove: []ids.Session{session.Index}}); err != nil {
 			c.log.Error("session not removed", "err", err)
 		}
 		return unknown(why)
@@ -121,7 +122,7 @@ func (c *conn) claim(m *proto.Resume) (datapath.Session, error) {
 	return limited, nil
 }
 
-func (c *conn) resumeChannel(group uint32) error {
+func (c *conn) resumeChannel(group ids.Group) error {
 	if c.srv.cfg.Link == nil {
 		return fmt.Errorf("delivery mode ssm is not offered any more")
 	}

@@ -11,15 +11,16 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
 // Session is a member as an operator sees it.
 type Session struct {
-	Index   uint32
+	Index   ids.Session
 	Node    enode.ID
 	Addr    netip.AddrPort // of its datagrams
-	Groups  []uint32       // none in standby; not to be changed
+	Groups  []ids.Group    // none in standby; not to be changed
 	Mode    proto.DeliveryMode
 	Publish bool
 	Lease   time.Time // when it ends unless the peer announces itself
@@ -28,7 +29,7 @@ type Session struct {
 // member is a session of a connection, for other goroutines than the connection's.
 type member struct {
 	*conn
-	index uint32
+	index ids.Session
 }
 
 // errReplaced is why a session ends whose endpoint another session proved.
@@ -37,13 +38,13 @@ var errReplaced = &proto.Error{Reason: proto.ReasonQuit, Detail: "another sessio
 // replace ends the session that proved an endpoint, because a node proves it anew, and
 // returns its index. Only a node that receives at the endpoint can prove it, and it would be
 // served twice.
-func (s *Server) replace(endpoint netip.AddrPort) (index uint32, ok bool) {
+func (s *Server) replace(endpoint netip.AddrPort) (index ids.Session, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.replaceLocked(endpoint)
 }
 
-func (s *Server) replaceLocked(endpoint netip.AddrPort) (index uint32, ok bool) {
+func (s *Server) replaceLocked(endpoint netip.AddrPort) (index ids.Session, ok bool) {
 	earlier, ok := s.endpoints[endpoint]
 	if !ok {
 		return 0, false
@@ -71,7 +72,7 @@ func (s *Server) enter(c *conn) {
 }
 
 // exit forgets a session.
-func (s *Server) exit(session uint32) {
+func (s *Server) exit(session ids.Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.members[session]; c != nil {
@@ -85,7 +86,7 @@ func (s *Server) exit(session uint32) {
 // sessions are the members. Each belongs to the connection that notes it.
 type sessions struct {
 	mu sync.Mutex
-	by map[uint32]Session
+	by map[ids.Session]Session
 }
 
 // note keeps what a session is now.
@@ -93,13 +94,13 @@ func (s *sessions) note(session Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.by == nil {
-		s.by = make(map[uint32]Session)
+		s.by = make(map[ids.Session]Session)
 	}
 	s.by[session.Index] = session
 }
 
 // extend notes that the lease of a session began anew.
-func (s *sessions) extend(index uint32, lease time.Time) {
+func (s *sessions) extend(index ids.Session, lease time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if session, ok := s.by[index]; ok {
@@ -109,7 +110,7 @@ func (s *sessions) extend(index uint32, lease time.Time) {
 }
 
 // forget removes a session.
-func (s *sessions) forget(index uint32) {
+func (s *sessions) forget(index ids.Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.by, index)

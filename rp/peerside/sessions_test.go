@@ -11,6 +11,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/events"
@@ -45,7 +46,7 @@ func TestSessions(t *testing.T) {
 		require.Empty(t, r.Sessions())
 		welcome := r.join(p)
 		want := Session{
-			Index: welcome.Session, Node: enode.ID{1}, Addr: netip.AddrPortFrom(home, 4000), Groups: []uint32{group},
+			Index: welcome.Session, Node: enode.ID{1}, Addr: netip.AddrPortFrom(home, 4000), Groups: []ids.Group{group},
 			Publish: true, Lease: time.Now().Add(proto.Lease),
 		}
 		require.Equal(t, []Session{want}, r.Sessions())
@@ -67,7 +68,7 @@ func TestSessions(t *testing.T) {
 		require.Equal(t, []events.Kind{events.Refused}, told(t, l, events.Refused))
 
 		// A Join that is refused as such, and one that is none.
-		join.Groups = []uint32{group + 100}
+		join.Groups = []ids.Group{group + 100}
 		late.send(&join)
 		require.Equal(t, proto.ReasonGroup, expect[*proto.Leave](late).Reason)
 		require.Equal(t, []events.Kind{events.Refused}, told(t, l, events.Refused))
@@ -103,15 +104,15 @@ func TestEndpointProvenAnew(t *testing.T) {
 		require.Equal(t, proto.ReasonQuit, expect[*proto.Leave](first).Reason)
 		synctest.Wait()
 		changes := r.engine.Changes()
-		require.Equal(t, []uint32{old.Session}, changes[0].Remove, "with the session that comes")
+		require.Equal(t, []ids.Session{old.Session}, changes[0].Remove, "with the session that comes")
 		require.Equal(t, welcome.Session, changes[0].Add[0].Index)
 		require.NotEqual(t, old.Session, welcome.Session)
 		sessions := r.Sessions()
 		require.Len(t, sessions, 2)
 		for _, s := range sessions {
-			require.Contains(t, []uint32{welcome.Session, far.Session}, s.Index)
+			require.Contains(t, []ids.Session{welcome.Session, far.Session}, s.Index)
 		}
-		require.Equal(t, map[uint32]int{group: 2}, r.cfg.Members.Members())
+		require.Equal(t, map[ids.Group]int{group: 2}, r.cfg.Members.Members())
 
 		// The connection goes on, and so does the game.
 		join := theJoin

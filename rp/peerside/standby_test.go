@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -37,7 +38,7 @@ func TestStandby(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		var replayed []proto.Mark
-		r.Server.cfg.Replay = func(session uint32, _ netip.Addr, marks []proto.Mark) {
+		r.Server.cfg.Replay = func(session ids.Session, _ netip.Addr, marks []proto.Mark) {
 			require.Len(t, r.engine.Changes(), 1, "live before the replay")
 			replayed = marks
 		}
@@ -69,7 +70,7 @@ func TestStandby(t *testing.T) {
 			Rate: 10, Burst: 20, Keys: []proto.GroupKey{old, keyOf(1, group)},
 			Marks: []proto.Mark{{Ingress: incarnation, Group: group, Sequence: 3}},
 		}, activated.Terms)
-		require.Equal(t, map[uint32]int{group: 1}, r.cfg.Members.Members())
+		require.Equal(t, map[ids.Group]int{group: 1}, r.cfg.Members.Members())
 		require.Zero(t, r.Stats().Standby)
 
 		p.send(&proto.Deactivate{})
@@ -79,7 +80,7 @@ func TestStandby(t *testing.T) {
 		r.Server.cfg.Replay = nil
 		p.send(&proto.Activate{})
 		expect[*proto.Activated](p)
-		added.Groups = []uint32{group}
+		added.Groups = []ids.Group{group}
 		require.Equal(t, []datapath.Change{{Add: []datapath.Session{added}}}, r.engine.Changes())
 		p.send(&proto.Deactivate{})
 		p.close()
@@ -95,7 +96,7 @@ func TestReplayIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		var replayed [][]proto.Mark
-		r.Server.cfg.Replay = func(_ uint32, _ netip.Addr, marks []proto.Mark) { replayed = append(replayed, marks) }
+		r.Server.cfg.Replay = func(_ ids.Session, _ netip.Addr, marks []proto.Mark) { replayed = append(replayed, marks) }
 		p := r.connect(home)
 		r.joinAs(p, func(j *proto.Join) { j.Standby = true })
 		activate := func() {
@@ -165,7 +166,7 @@ func TestResume(t *testing.T) {
 
 		resting := session
 		resting.Index, resting.Groups, resting.Addr = session.Index+1, nil, netip.AddrPortFrom(home, 4001)
-		resume := proto.Resume{Token: welcome.Token, Session: session.Index, Port: 4000, Groups: []uint32{group}, Publish: true}
+		resume := proto.Resume{Token: welcome.Token, Session: session.Index, Port: 4000, Groups: []ids.Group{group}, Publish: true}
 		r := adopted(t, session, resting)
 		for name, c := range map[string]struct {
 			id   enode.ID
@@ -199,7 +200,7 @@ func TestResume(t *testing.T) {
 		require.Equal(t, [2]uint32{10, 20}, [2]uint32{resumed.Rate, resumed.Burst})
 		require.Empty(t, r.engine.Changes(), "the datapath goes on as it was")
 		require.Empty(t, r.engine.probes)
-		require.Equal(t, map[uint32]int{group: 1}, r.cfg.Members.Members())
+		require.Equal(t, map[ids.Group]int{group: 1}, r.cfg.Members.Members())
 		require.Equal(t, uint64(1), r.Stats().Resumed)
 
 		q := r.connect(home)
@@ -207,16 +208,16 @@ func TestResume(t *testing.T) {
 		q.send(&resume)
 		require.Equal(t, proto.ReasonSession, expect[*proto.Leave](q).Reason, "once")
 		q.send(&proto.Resume{
-			Token: r.token(enode.ID{1}, resting.Index, resting.Addr), Session: resting.Index, Port: 4001, Groups: []uint32{group}, Publish: true,
+			Token: r.token(enode.ID{1}, resting.Index, resting.Addr), Session: resting.Index, Port: 4001, Groups: []ids.Group{group}, Publish: true,
 		})
 		require.True(t, expect[*proto.Resumed](q).Standby)
 		require.Equal(t, 1, r.Stats().Standby)
 		q.send(&proto.Activate{})
 		expect[*proto.Activated](q)
-		require.Equal(t, []uint32{group}, r.engine.Changes()[0].Add[0].Groups)
+		require.Equal(t, []ids.Group{group}, r.engine.Changes()[0].Add[0].Groups)
 
 		p.send(&proto.Leave{})
-		require.Equal(t, []datapath.Change{{Remove: []uint32{session.Index}}}, r.engine.Changes())
+		require.Equal(t, []datapath.Change{{Remove: []ids.Session{session.Index}}}, r.engine.Changes())
 		q.close()
 		p.close()
 		require.Zero(t, r.cfg.Members.Sessions())
@@ -227,7 +228,7 @@ func TestResume(t *testing.T) {
 // What is not as it was wanted is not resumed, and leaves nothing behind.
 func TestResumeRefused(t *testing.T) {
 	session := datapath.Session{
-		Index: 8, Role: datapath.Peer, Addr: netip.AddrPortFrom(home, 4000), SendSession: 77, Groups: []uint32{group},
+		Index: 8, Role: datapath.Peer, Addr: netip.AddrPortFrom(home, 4000), SendSession: 77, Groups: []ids.Group{group},
 		Publish: true, Rate: 1, Burst: 1,
 	}
 	for name, c := range map[string]struct {
@@ -235,7 +236,7 @@ func TestResumeRefused(t *testing.T) {
 		rig  func(*rig)
 		want proto.Reason
 	}{
-		"other groups":      {edit: func(m *proto.Resume) { m.Groups = []uint32{otherGroup} }, want: proto.ReasonSession},
+		"other groups":      {edit: func(m *proto.Resume) { m.Groups = []ids.Group{otherGroup} }, want: proto.ReasonSession},
 		"publishes no more": {edit: func(m *proto.Resume) { m.Publish = false }, want: proto.ReasonSession},
 		"may not publish":   {rig: func(r *rig) { r.set(func(t *Terms) { t.Publishers = map[enode.ID]bool{} }) }, want: proto.ReasonSession},
 		"may not join":      {rig: func(r *rig) { r.set(func(t *Terms) { t.Joiners = map[enode.ID]bool{} }) }, want: proto.ReasonDenied},
@@ -250,7 +251,7 @@ func TestResumeRefused(t *testing.T) {
 			r.Server.cfg.Adopted = datapath.NewOrphans(r.engine, &datapath.State{Sessions: []datapath.Session{session}})
 			p := r.connect(home)
 			p.greet()
-			m := proto.Resume{Token: r.token(enode.ID{1}, 8, session.Addr), Session: 8, Port: 4000, Groups: []uint32{group}, Publish: true}
+			m := proto.Resume{Token: r.token(enode.ID{1}, 8, session.Addr), Session: 8, Port: 4000, Groups: []ids.Group{group}, Publish: true}
 			if c.edit != nil {
 				c.edit(&m)
 			}
@@ -258,7 +259,7 @@ func TestResumeRefused(t *testing.T) {
 			require.Equal(t, c.want, expect[*proto.Leave](p).Reason, name)
 			require.Zero(t, r.cfg.Members.Sessions())
 			if c.want == proto.ReasonSession {
-				require.Equal(t, []datapath.Change{{Remove: []uint32{8}}}, r.engine.Changes(), name)
+				require.Equal(t, []datapath.Change{{Remove: []ids.Session{8}}}, r.engine.Changes(), name)
 			}
 			p.close()
 			r.Stop()
@@ -271,15 +272,15 @@ func TestResumeOnChannel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		channel := datapath.Session{
 			Index: 9, Role: datapath.Channel, Addr: channelID{group, "3"}.addr(groupPort), SendSession: 9, SendKey: auth.Key{4},
-			Groups: []uint32{group},
+			Groups: []ids.Group{group},
 		}
 		session := datapath.Session{
-			Index: 8, Role: datapath.Peer, Addr: netip.AddrPortFrom(home, 4000), SendSession: 77, Groups: []uint32{group}, Silent: true,
+			Index: 8, Role: datapath.Peer, Addr: netip.AddrPortFrom(home, 4000), SendSession: 77, Groups: []ids.Group{group}, Silent: true,
 		}
 		r := adopted(t, channel, session)
 		p := r.connect(home)
 		p.greet()
-		p.send(&proto.Resume{Token: r.token(enode.ID{1}, 8, session.Addr), Session: 8, Port: 4000, Groups: []uint32{group}})
+		p.send(&proto.Resume{Token: r.token(enode.ID{1}, 8, session.Addr), Session: 8, Port: 4000, Groups: []ids.Group{group}})
 		expect[*proto.Resumed](p)
 		q := r.connect(neighbour)
 		require.Equal(t, proto.Channel{Session: 9, Key: auth.Key{4}}, r.joinChannel(q).Channel)
@@ -289,7 +290,7 @@ func TestResumeOnChannel(t *testing.T) {
 		p.close()
 		changes := r.engine.Changes()
 		require.Len(t, changes, 3)
-		require.Contains(t, changes, datapath.Change{Remove: []uint32{9}})
+		require.Contains(t, changes, datapath.Change{Remove: []ids.Session{9}})
 		r.Stop()
 	})
 }

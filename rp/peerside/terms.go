@@ -7,6 +7,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -86,11 +87,11 @@ func (c *conn) renew(now time.Time) {
 
 // End ends sessions for a reason, which the peers are told: members, and those that are
 // about to be. It does not wait.
-func (s *Server) End(sessions []uint32, reason *proto.Error) {
+func (s *Server) End(sessions []ids.Session, reason *proto.Error) {
 	if len(sessions) == 0 {
 		return
 	}
-	ends := make(map[uint32]bool, len(sessions))
+	ends := make(map[ids.Session]bool, len(sessions))
 	for _, index := range sessions {
 		ends[index] = true
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/front/fronttest"
@@ -26,7 +27,7 @@ func TestTermsOfPresentMembers(t *testing.T) {
 		before := r.engine.Changes()
 		r.set(func(t *Terms) { t.Rate, t.Burst, t.Egress, t.EgressBurst = 3, 4, 1000, 250 })
 		synctest.Wait()
-		now := make(map[uint32]datapath.Session)
+		now := make(map[ids.Session]datapath.Session)
 		for _, c := range r.engine.Changes() {
 			now[c.Add[0].Index] = c.Add[0]
 		}
@@ -86,7 +87,7 @@ func TestListsOfPresentMembers(t *testing.T) {
 		peers[0].send(&join)
 		require.Equal(t, proto.ReasonDenied, expect[*proto.Leave](peers[0]).Reason)
 
-		r.End([]uint32{r.members0(enode.ID{3}), 12345}, &proto.Error{Reason: proto.ReasonFull})
+		r.End([]ids.Session{r.members0(enode.ID{3}), 12345}, &proto.Error{Reason: proto.ReasonFull})
 		require.Equal(t, proto.ReasonFull, expect[*proto.Leave](peers[2]).Reason)
 		for _, p := range peers {
 			p.close()
@@ -129,7 +130,7 @@ func TestTermsOfJoiningPeers(t *testing.T) {
 }
 
 // members0 returns the session of a node.
-func (r *rig) members0(id enode.ID) uint32 {
+func (r *rig) members0(id enode.ID) ids.Session {
 	for _, s := range r.Sessions() {
 		if s.Node == id {
 			return s.Index
@@ -155,7 +156,7 @@ func TestTermsOfResumedMembers(t *testing.T) {
 		r.set(func(t *Terms) { t.Rate, t.Burst, t.Egress, t.EgressBurst = 3, 4, 1e6, 25e4 })
 		p = r.connect(home)
 		p.greet()
-		p.send(&proto.Resume{Token: welcome.Token, Session: session.Index, Port: 4000, Groups: []uint32{group}, Publish: true})
+		p.send(&proto.Resume{Token: welcome.Token, Session: session.Index, Port: 4000, Groups: []ids.Group{group}, Publish: true})
 		resumed := expect[*proto.Resumed](p)
 		require.Equal(t, [2]uint32{3, 4}, [2]uint32{resumed.Rate, resumed.Burst})
 		session.Rate, session.Burst, session.Egress, session.EgressBurst = 3, 4, 1e6, 25e4

@@ -13,6 +13,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Times and limits of SPEC section 11.
@@ -25,8 +27,9 @@ const (
 
 // Key names an object by the place of the datagram that asks.
 type Key struct {
-	Ingress, Group uint32
-	Sequence       uint64
+	Ingress  ids.Incarnation
+	Group    ids.Group
+	Sequence uint64
 }
 
 func (k Key) compare(o Key) int {
@@ -53,8 +56,8 @@ type Table struct {
 
 type request struct {
 	sent      uint32
-	confirmed map[uint32]bool  // sessions
-	children  map[uint64]Count // by node id
+	confirmed map[ids.Session]bool // sessions
+	children  map[uint64]Count     // by node id
 	told      Count
 	reportAt  time.Time // zero: nothing is to be reported
 	toldAt    time.Time
@@ -76,7 +79,7 @@ func (t *Table) Open(now time.Time, key Key, sent uint32) {
 	}
 	t.requests[key] = &request{
 		sent:      sent,
-		confirmed: make(map[uint32]bool),
+		confirmed: make(map[ids.Session]bool),
 		children:  make(map[uint64]Count),
 		reportAt:  now.Add(Interval),
 		end:       now.Add(Lifetime),
@@ -85,7 +88,7 @@ func (t *Table) Open(now time.Time, key Key, sent uint32) {
 
 // Confirm takes the confirmation of a peer's session. It counts once, and not at all
 // for an object that nobody asked about, or beyond the number of those it was sent to.
-func (t *Table) Confirm(now time.Time, session uint32, key Key) {
+func (t *Table) Confirm(now time.Time, session ids.Session, key Key) {
 	r := t.requests[key]
 	if r == nil || r.confirmed[session] || uint32(len(r.confirmed)) >= r.sent {
 		return

@@ -9,6 +9,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 var (
@@ -57,7 +59,7 @@ func TestNothingConfirmed(t *testing.T) {
 func TestLies(t *testing.T) {
 	r := New()
 	r.Open(start, key, 2)
-	for session := range uint32(10) {
+	for session := range ids.Session(10) {
 		r.Confirm(start, session, key)
 	}
 	r.Child(start, 1, Report{key, Count{5, 1000}})
@@ -116,7 +118,7 @@ func TestTreeProperty(t *testing.T) {
 			}
 			session := rapid.IntRange(0, 9).Draw(t, "session")
 			before := len(tables[i].requests[key].confirmed)
-			tables[i].Confirm(now, uint32(session), key)
+			tables[i].Confirm(now, ids.Session(session), key)
 			if len(tables[i].requests[key].confirmed) > before {
 				if confirmed[[2]int{i, session}] {
 					t.Fatal("counted twice")

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -88,15 +89,15 @@ func subscriberAddr(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(a), publisherAddr.Port())
 }
 
-func subscriberIndex(i int) uint32 { return publisherSession + uint32(i) }
+func subscriberIndex(i int) ids.Session { return publisherSession + ids.Session(i) }
 
 func subscriberSession(i int) datapath.Session {
 	s := datapath.Session{
 		Index:       subscriberIndex(i),
 		Role:        datapath.Peer,
 		Addr:        subscriberAddr(i),
-		SendSession: uint32(i),
-		Groups:      []uint32{group},
+		SendSession: ids.Session(i),
+		Groups:      []ids.Group{group},
 	}
 	binary.BigEndian.PutUint32(s.SendKey[:], uint32(i))
 	binary.BigEndian.PutUint32(s.ReceiveKey[4:], uint32(i))
@@ -119,7 +120,7 @@ func foundation() datapath.Change {
 			SendSession: publisherSession,
 			SendKey:     auth.Key{1},
 			ReceiveKey:  publisherKey,
-			Groups:      []uint32{group},
+			Groups:      []ids.Group{group},
 			Publish:     true,
 			Rate:        10_000_000,
 			Burst:       1_000_000,
@@ -233,7 +234,7 @@ func hostileFrame(i int) frame {
 	from, key := hostileAddr, publisherKey
 	switch i % 3 {
 	case 0:
-		h.Session = 0xdead0000 + uint32(i)
+		h.Session = 0xdead0000 + ids.Session(i)
 	case 2:
 		from, key = publisherAddr, auth.Key{'?'}
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
@@ -88,7 +89,7 @@ type Delays struct {
 // Swarm is many peers.
 type Swarm struct {
 	cfg        Config
-	group      uint32
+	group      ids.Group
 	rp         netip.Addr
 	peers      []*peer
 	byEndpoint map[netip.AddrPort]*peer

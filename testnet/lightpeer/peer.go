@@ -18,6 +18,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/front/rlpx"
@@ -60,8 +61,9 @@ type peer struct {
 
 // stream is what a peer knows of (ingress RP, group).
 type stream struct {
-	ingress, group uint32
-	keys           []proto.GroupKey // the newest two epochs
+	ingress ids.Incarnation
+	group   ids.Group
+	keys    []proto.GroupKey // the newest two epochs
 
 	taken  auth.Stream
 	echoes auth.Window
@@ -112,7 +114,7 @@ func (p *peer) serve(ctx context.Context, c *conn) (joined bool) {
 		Remote:    p.swarm.cfg.RP.ID(),
 		NetworkID: p.swarm.cfg.NetworkID,
 		Genesis:   p.swarm.cfg.Genesis,
-		Groups:    []uint32{p.swarm.group},
+		Groups:    []ids.Group{p.swarm.group},
 		Publish:   !p.swarm.cfg.ReadOnly,
 		Port:      p.endpoint.Port(),
 		Rand:      crand.Reader,
@@ -241,7 +243,7 @@ func (p *peer) datagram(b []byte) {
 }
 
 // stream returns a stream, which it adds when it is new.
-func (p *peer) stream(ingress, group uint32) *stream {
+func (p *peer) stream(ingress ids.Incarnation, group ids.Group) *stream {
 	if s := p.find(ingress, group); s != nil {
 		return s
 	}
@@ -251,7 +253,7 @@ func (p *peer) stream(ingress, group uint32) *stream {
 }
 
 // find returns a stream, nil when it is not known.
-func (p *peer) find(ingress, group uint32) *stream {
+func (p *peer) find(ingress ids.Incarnation, group ids.Group) *stream {
 	for _, s := range p.streams {
 		if s.ingress == ingress && s.group == group {
 			return s

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
@@ -149,7 +150,7 @@ func (w *world) copy(r *rp, to linkstate.ID, stream int32, sequence uint32, repl
 	e.to, e.from, e.stream, e.sequence, e.replayed = o.index, r.index, stream, sequence, replayed
 }
 
-func (w *world) streamOf(ingress uint32) int32 {
+func (w *world) streamOf(ingress ids.Incarnation) int32 {
 	for i, s := range w.streams {
 		if s.source.ingress == ingress {
 			return int32(i)
@@ -159,7 +160,7 @@ func (w *world) streamOf(ingress uint32) int32 {
 }
 
 // marks is what an RP tells a new parent.
-func (w *world) marks(r *rp, ingress uint32) []linkstate.Mark {
+func (w *world) marks(r *rp, ingress ids.Incarnation) []linkstate.Mark {
 	i := w.streamOf(ingress)
 	if i < 0 || !r.windows[i].started {
 		return nil

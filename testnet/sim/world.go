@@ -18,6 +18,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/crypto"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
@@ -92,10 +93,10 @@ type rp struct {
 	wakeAt   time.Duration
 	mayAt    time.Duration // when it may publish, 0 before
 	members  []linkstate.Members
-	ingress  uint32
+	ingress  ids.Incarnation
 	publish  bool // is an ingress RP
 	source   bool // of a stream: it does not die
-	routes   map[uint32]*linkstate.Route
+	routes   map[ids.Incarnation]*linkstate.Route
 	windows  []window
 	arrivals map[int32]time.Duration // by sender: of the newest message
 }
@@ -321,10 +322,10 @@ func (w *world) verify(s *linkstate.Signed) ([32]byte, error) {
 func (w *world) start(r *rp) {
 	r.life++
 	r.alive, r.upSince, r.wakeAt, r.mayAt = true, w.now, 0, 0
-	for r.ingress = w.rng.Uint32(); !linkstate.Belongs(r.id, r.ingress); {
-		r.ingress = w.rng.Uint32()
+	for r.ingress = ids.Incarnation(w.rng.Uint32()); !linkstate.Belongs(r.id, r.ingress); {
+		r.ingress = ids.Incarnation(w.rng.Uint32())
 	}
-	r.routes = make(map[uint32]*linkstate.Route)
+	r.routes = make(map[ids.Incarnation]*linkstate.Route)
 	r.windows = make([]window, len(w.streams))
 	r.arrivals = make(map[int32]time.Duration)
 	budget := w.cfg.Budget
@@ -333,11 +334,11 @@ func (w *world) start(r *rp) {
 	}
 	r.core = linkstate.New(w.clock(), linkstate.Config{
 		Self: r.id, Incarnation: r.ingress, Epoch: uint64(epoch0.Add(w.now).Unix()),
-		Groups: []uint32{group}, Budget: budget, Mode: w.cfg.Mode, Alpha: w.cfg.Alpha,
+		Groups: []ids.Group{group}, Budget: budget, Mode: w.cfg.Mode, Alpha: w.cfg.Alpha,
 		Sign:    func(a linkstate.Advert) (*linkstate.Signed, error) { return linkstate.Sign(a, r.key) },
 		Verify:  w.verify,
 		Allowed: func(node [32]byte) bool { return true },
-		Marks:   func(ingress uint32) []linkstate.Mark { return w.marks(r, ingress) },
+		Marks:   func(ingress ids.Incarnation) []linkstate.Mark { return w.marks(r, ingress) },
 		Rand:    rand.New(rand.NewPCG(w.cfg.Seed+uint64(r.index), uint64(r.life))),
 	})
 	r.core.SetMembers(w.clock(), r.members)

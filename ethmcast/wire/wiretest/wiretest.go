@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
@@ -26,8 +27,8 @@ type File struct {
 	Groups      []Group
 	Handles     []Handle
 
-	Incarnation uint32 // of the RP under test
-	Group       uint32
+	Incarnation ids.Incarnation // of the RP under test
+	Group       ids.Group
 	HandleKey   [16]byte
 	Sessions    []Session
 	Keys        []Key
@@ -46,13 +47,13 @@ type Group struct {
 	NetworkID uint64
 	Genesis   [32]byte
 	Topic     string
-	ID        uint32
+	ID        ids.Group
 }
 
 // Handle is a vector of the publisher handle.
 type Handle struct {
 	Key      [16]byte
-	Session  uint32
+	Session  ids.Session
 	ObjectID uint64
 	Handle   uint32
 }
@@ -61,7 +62,7 @@ type Handle struct {
 type Session struct {
 	Name             string
 	Mesh             bool
-	Index, SendIndex uint32
+	Index, SendIndex ids.Session
 	Addr             netip.AddrPort
 	Send, Receive    [16]byte
 	Publish          bool
@@ -69,14 +70,15 @@ type Session struct {
 
 // Key is a group key that is installed.
 type Key struct {
-	Ingress, Group uint32
-	Epoch          uint8
-	Key            [16]byte
+	Ingress ids.Incarnation
+	Group   ids.Group
+	Epoch   uint8
+	Key     [16]byte
 }
 
 // Route is the way of an ingress RP's datagrams, by the names of sessions.
 type Route struct {
-	Ingress  uint32
+	Ingress  ids.Incarnation
 	From, To []string
 }
 
@@ -163,17 +165,17 @@ func (p *parser) line(line string) (err error) {
 	case "derive":
 		f.Derivations = append(f.Derivations, Derivation{})
 	case "group-id":
-		f.Groups = append(f.Groups, Group{number(args[0]), [32]byte(bytes(args[1], 32)), args[2], index(args[3])})
+		f.Groups = append(f.Groups, Group{number(args[0]), [32]byte(bytes(args[1], 32)), args[2], ids.Group(index(args[3]))})
 	case "handle":
-		f.Handles = append(f.Handles, Handle{[16]byte(bytes(args[0], 16)), index(args[1]), hexNumber(args[2], 64), index(args[3])})
+		f.Handles = append(f.Handles, Handle{[16]byte(bytes(args[0], 16)), ids.Session(index(args[1])), hexNumber(args[2], 64), index(args[3])})
 	case "rp":
-		f.Incarnation, f.Group, f.HandleKey = index(args[0]), index(args[1]), [16]byte(bytes(args[2], 16))
+		f.Incarnation, f.Group, f.HandleKey = ids.Incarnation(index(args[0])), ids.Group(index(args[1])), [16]byte(bytes(args[2], 16))
 	case "session":
 		s := Session{
 			Name:      args[0],
 			Mesh:      args[1] == "mesh",
-			Index:     index(args[2]),
-			SendIndex: index(args[3]),
+			Index:     ids.Session(index(args[2])),
+			SendIndex: ids.Session(index(args[3])),
 			Addr:      netip.MustParseAddrPort(args[4]),
 			Send:      [16]byte(bytes(args[5], 16)),
 			Receive:   [16]byte(bytes(args[6], 16)),
@@ -181,9 +183,9 @@ func (p *parser) line(line string) (err error) {
 		}
 		f.Sessions = append(f.Sessions, s)
 	case "key":
-		f.Keys = append(f.Keys, Key{index(args[0]), index(args[1]), uint8(number(args[2])), [16]byte(bytes(args[3], 16))})
+		f.Keys = append(f.Keys, Key{ids.Incarnation(index(args[0])), ids.Group(index(args[1])), uint8(number(args[2])), [16]byte(bytes(args[3], 16))})
 	case "route":
-		r := Route{Ingress: index(args[0])}
+		r := Route{Ingress: ids.Incarnation(index(args[0]))}
 		for way := range slices.Chunk(args[1:], 2) {
 			if way[0] == "from" {
 				r.From = append(r.From, way[1])

@@ -16,6 +16,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp"
@@ -68,12 +69,12 @@ func New(members int) *Point {
 	st.Datapath.Verdicts[wire.BadHopTag] = 1
 	st.Peers = peerside.Stats{Connections: members + 1, Admitted: uint64(members), Violations: 1, Received: 4000, Lost: 3}
 	st.Sessions = members + 1
-	st.Members = map[uint32]int{Group: members}
+	st.Members = map[ids.Group]int{Group: members}
 
 	for i := range byte(4) {
 		n := meshside.Neighbour{ID: enode.ID{0xb0 + i}, Addr: netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: 0xb0 + i})}
 		if i < 3 {
-			n.State, n.Incarnation, n.Session = meshside.Up, 0xb0+uint32(i), 0xffff0000+uint32(i)
+			n.State, n.Incarnation, n.Session = meshside.Up, 0xb0+ids.Incarnation(i), 0xffff0000+ids.Session(i)
 			n.RTT, n.Cost, n.Tree = links[i].rtt, links[i].cost, links[i].tree
 			st.Datapath.Sessions = append(st.Datapath.Sessions, datapath.SessionStats{
 				Index: n.Session, Role: datapath.Mesh, Received: 100 + uint64(i), Copies: 200, Heard: Now.Add(-250 * time.Millisecond),
@@ -90,15 +91,15 @@ func New(members int) *Point {
 	}
 	st.Mesh.Database = p.database()
 	for i := range members {
-		index := uint32(i + 1)
+		index := ids.Session(i + 1)
 		s := peerside.Session{
 			Index:   index,
 			Addr:    netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 1, 12: byte(i >> 8), 15: byte(i)}), 30400),
-			Groups:  []uint32{Group},
+			Groups:  []ids.Group{Group},
 			Publish: i%4 != 3,
 			Lease:   Now.Add(30 * time.Second),
 		}
-		binary.BigEndian.PutUint32(s.Node[:], 0xc0000000+index)
+		binary.BigEndian.PutUint32(s.Node[:], uint32(0xc0000000+index))
 		if !s.Publish {
 			s.Mode = proto.ModeSSM
 		}

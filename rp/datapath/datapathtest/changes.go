@@ -12,6 +12,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -29,7 +30,7 @@ func (w *world) drop(p *packet, want wire.Verdict) {
 func testChanges(t *testing.T, new New) {
 	t.Run("a session that was removed", func(t *testing.T) {
 		w := newWorld(t, new)
-		w.apply(datapath.Change{Remove: []uint32{w.sessions[subscriber].Index, w.sessions[rp].Index, 0x9999}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.sessions[subscriber].Index, w.sessions[rp].Index, 0x9999}})
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1, reader), w.pass(p))
 		w.drop(w.packet(subscriber), wire.NoSession)
@@ -38,7 +39,7 @@ func testChanges(t *testing.T, new New) {
 	t.Run("a session that comes back has a new window", func(t *testing.T) {
 		w := newWorld(t, new)
 		w.pass(w.packet(publisher))
-		w.apply(datapath.Change{Remove: []uint32{w.sessions[publisher].Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.sessions[publisher].Index}})
 		w.apply(datapath.Change{Add: w.sessions[publisher : publisher+1]})
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 2, rp, subscriber, reader), w.pass(p))
@@ -69,7 +70,7 @@ func testChanges(t *testing.T, new New) {
 	})
 	t.Run("a group that stands twice counts once", func(t *testing.T) {
 		w := newWorld(t, new)
-		w.sessions[reader].Groups = []uint32{group, group}
+		w.sessions[reader].Groups = []ids.Group{group, group}
 		w.apply(datapath.Change{Add: w.sessions[reader : reader+1]})
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1, rp, subscriber, reader), w.pass(p))
@@ -103,7 +104,7 @@ func testChanges(t *testing.T, new New) {
 		w := newWorld(t, new)
 		ingress := ingressOf(rp)
 		w.pass(w.packet(rp))
-		w.apply(datapath.Change{Retire: []uint32{ingress}})
+		w.apply(datapath.Change{Retire: []ids.Incarnation{ingress}})
 		w.drop(w.packet(rp).seq(2), wire.NoKey)
 		w.drop(w.heartbeat(rp, 1, 2), wire.NoKey)
 		w.apply(datapath.Change{Keys: []proto.GroupKey{w.key(ingress, group, epoch)}})
@@ -116,7 +117,7 @@ func testChanges(t *testing.T, new New) {
 		w := newWorld(t, new)
 		ingress := ingressOf(rp)
 		w.apply(datapath.Change{
-			Retire: []uint32{ingress},
+			Retire: []ids.Incarnation{ingress},
 			Keys:   []proto.GroupKey{w.key(ingress, group, epoch)},
 			Routes: []datapath.Route{w.route(ingress, []int{rp})},
 		})
@@ -140,7 +141,7 @@ func testRefused(t *testing.T, new New) {
 	session("publisher without rate", good, func(s *datapath.Session) { s.Rate = 0 })
 	session("publisher without burst", good, func(s *datapath.Session) { s.Burst = 0 })
 	session("egress limit without burst", mesh, func(s *datapath.Session) { s.Egress = 1 })
-	session("mesh with a group", mesh, func(s *datapath.Session) { s.Groups = []uint32{group} })
+	session("mesh with a group", mesh, func(s *datapath.Session) { s.Groups = []ids.Group{group} })
 	session("mesh that publishes", mesh, func(s *datapath.Session) { s.Publish, s.Rate, s.Burst = true, 1, 1 })
 	for _, addr := range unusable {
 		session("address "+addr.String(), good, func(s *datapath.Session) { s.Addr = addr })
@@ -150,8 +151,8 @@ func testRefused(t *testing.T, new New) {
 	route("route of no ingress", w.route(0, []int{rp}))
 	route("own route from somewhere", w.route(incarnation, []int{rp}))
 	route("route to a session twice", w.route(7, nil, rp, silent, rp))
-	route("route from too many", datapath.Route{Ingress: 7, From: make([]uint32, datapath.MaxUpstreams+1)})
-	bad["own incarnation retired"] = datapath.Change{Retire: []uint32{incarnation}}
+	route("route from too many", datapath.Route{Ingress: 7, From: make([]ids.Session, datapath.MaxUpstreams+1)})
+	bad["own incarnation retired"] = datapath.Change{Retire: []ids.Incarnation{incarnation}}
 
 	for name, c := range bad {
 		t.Run(name, func(t *testing.T) {
@@ -177,8 +178,8 @@ func testRefusedBeside(t *testing.T, new New) {
 	bad.Role = 0
 	const ingress = 7
 	err := w.subject.Apply(datapath.Change{
-		Remove: []uint32{w.sessions[reader].Index},
-		Retire: []uint32{incarnation, ingressOf(silent)},
+		Remove: []ids.Session{w.sessions[reader].Index},
+		Retire: []ids.Incarnation{incarnation, ingressOf(silent)},
 		Keys:   []proto.GroupKey{{Group: group}, w.key(ingress, group, epoch)},
 		Add:    []datapath.Session{bad, good},
 		Routes: []datapath.Route{
@@ -193,13 +194,13 @@ func testRefusedBeside(t *testing.T, new New) {
 		t.Fatalf("error %v, want a Refused", err)
 	}
 	sessions, keys := slices.Sorted(maps.Keys(refused.Sessions)), slices.Collect(maps.Keys(refused.Keys))
-	if !slices.Equal(sessions, []uint32{bad.Index}) || !slices.Equal(keys, []datapath.Stream{{Group: group}}) {
+	if !slices.Equal(sessions, []ids.Session{bad.Index}) || !slices.Equal(keys, []ids.Stream{{Group: group}}) {
 		t.Errorf("refused sessions %08x and keys %v, want the bad ones", sessions, keys)
 	}
-	if routes := slices.Sorted(maps.Keys(refused.Routes)); !slices.Equal(routes, []uint32{0, 9, incarnation}) {
+	if routes := slices.Sorted(maps.Keys(refused.Routes)); !slices.Equal(routes, []ids.Incarnation{0, 9, incarnation}) {
 		t.Errorf("refused routes %08x, want the bad ones", routes)
 	}
-	indexes := make(map[uint32]bool)
+	indexes := make(map[ids.Session]bool)
 	for _, s := range w.subject.Stats().Sessions {
 		indexes[s.Index] = true
 	}
@@ -313,7 +314,7 @@ func testHeartbeat(t *testing.T, new New) {
 
 func testMarks(t *testing.T, new New) {
 	w := newWorld(t, new)
-	mark := func(ingress, group uint32, seq uint64) proto.Mark {
+	mark := func(ingress ids.Incarnation, group ids.Group, seq uint64) proto.Mark {
 		return proto.Mark{Ingress: ingress, Group: group, Sequence: seq}
 	}
 	check := func(want ...proto.Mark) {
@@ -335,7 +336,7 @@ func testMarks(t *testing.T, new New) {
 	w.pass(w.heartbeat(rp, 2, 5))
 	w.pass(w.heartbeat(silent, 1, 90))
 	check(mark(a, group, 7), mark(b, group, 90), own, other)
-	w.apply(datapath.Change{Retire: []uint32{a}})
+	w.apply(datapath.Change{Retire: []ids.Incarnation{a}})
 	check(mark(b, group, 90), own, other)
 }
 

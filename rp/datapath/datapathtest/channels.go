@@ -10,6 +10,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -46,7 +47,7 @@ func (w *world) listen() datapath.Session {
 		Addr:        w.subject.(ChannelSubject).Channel(),
 		SendSession: 0x4001,
 		SendKey:     auth.Key{'c'},
-		Groups:      []uint32{group},
+		Groups:      []ids.Group{group},
 	}
 	w.sessions[publisher].Silent = true
 	w.sessions[subscriber].Silent = true
@@ -89,14 +90,14 @@ func RunChannels(t *testing.T, new New) {
 	})
 	t.Run("a channel of another group gets nothing", func(t *testing.T) {
 		w := newChannelWorld(t, new)
-		w.channel.Groups = []uint32{otherGroup}
+		w.channel.Groups = []ids.Group{otherGroup}
 		w.apply(datapath.Change{Add: []datapath.Session{w.channel}})
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1, rp, reader), w.pass(p))
 	})
 	t.Run("a channel that is removed gets nothing", func(t *testing.T) {
 		w := newChannelWorld(t, new)
-		w.apply(datapath.Change{Remove: []uint32{w.channel.Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.channel.Index}})
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1, rp, reader), w.pass(p))
 	})
@@ -109,12 +110,12 @@ func RunChannels(t *testing.T, new New) {
 	})
 	t.Run("a group of silent peers alone", func(t *testing.T) {
 		w := newChannelWorld(t, new)
-		w.apply(datapath.Change{Remove: []uint32{w.channel.Index, w.sessions[reader].Index, w.sessions[rp].Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.channel.Index, w.sessions[reader].Index, w.sessions[rp].Index}})
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1), w.pass(p))
 		compare(t, nil, w.pass(w.packet(silent)))
 		compare(t, w.beat(otherGroup, 1, 0, stranger), w.subject.Heartbeat(datapath.All))
-		w.apply(datapath.Change{Remove: []uint32{w.sessions[publisher].Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.sessions[publisher].Index}})
 		w.drop(w.packet(publisher).seq(2), wire.NoSession)
 	})
 	t.Run("nothing is accepted from a channel", func(t *testing.T) {

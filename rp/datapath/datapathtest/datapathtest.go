@@ -16,6 +16,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -41,12 +42,12 @@ type Subject interface {
 
 	// Heartbeat, Hello and Resend return what those of datapath.Engine send.
 	Heartbeat(datapath.HeartbeatScope) []Output
-	Hello(session uint32, hello [wire.HelloSize]byte) ([]Output, error)
-	Resend(session uint32, datagrams [][]byte) ([]Output, error)
+	Hello(session ids.Session, hello [wire.HelloSize]byte) ([]Output, error)
+	Resend(session ids.Session, datagrams [][]byte) ([]Output, error)
 
 	SetEgress(rate, burst uint64)
 
-	Heard(session uint32) time.Time
+	Heard(session ids.Session) time.Time
 
 	// Age makes it longer ago that the newest sequences of the streams came, and that
 	// their last heartbeats passed; negative times are in the future.

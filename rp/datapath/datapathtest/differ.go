@@ -13,6 +13,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -120,11 +121,11 @@ func (w *world) spoil(r *rand.Rand, p *packet, i uint64) {
 	case 0:
 		h.Sequence = []uint64{0, i, i / 2, 1, r.Uint64(), 1 << 43, 1<<64 - 1}[r.IntN(7)]
 	case 1:
-		h.Session = []uint32{0, r.Uint32(), w.sessions[r.IntN(nobody)].Index, channelIndex}[r.IntN(4)]
+		h.Session = []ids.Session{0, ids.Session(r.Uint32()), w.sessions[r.IntN(nobody)].Index, channelIndex}[r.IntN(4)]
 	case 2:
-		h.Group = []uint32{0, otherGroup, r.Uint32()}[r.IntN(3)]
+		h.Group = []ids.Group{0, otherGroup, ids.Group(r.Uint32())}[r.IntN(3)]
 	case 3:
-		h.Ingress = []uint32{0, incarnation, r.Uint32(), ingressOf(rp), ingressOf(silent)}[r.IntN(5)]
+		h.Ingress = []ids.Incarnation{0, incarnation, ids.Incarnation(r.Uint32()), ingressOf(rp), ingressOf(silent)}[r.IntN(5)]
 	case 4:
 		h.HopLimit = byte(r.IntN(3))
 	case 5:

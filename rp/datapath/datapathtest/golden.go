@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
@@ -75,7 +76,7 @@ func GoldenState(f *wiretest.File) (c datapath.Change) {
 		if s.Mesh {
 			session.Role = datapath.Mesh
 		} else {
-			session.Groups = []uint32{f.Group}
+			session.Groups = []ids.Group{f.Group}
 		}
 		c.Add = append(c.Add, session)
 	}
@@ -87,7 +88,7 @@ func GoldenState(f *wiretest.File) (c datapath.Change) {
 		}
 		for _, name := range way.To {
 			s, _ := f.Session(name)
-			r.To = append(r.To, datapath.Branch{Session: s.Index, Groups: []uint32{f.Group}})
+			r.To = append(r.To, datapath.Branch{Session: s.Index, Groups: []ids.Group{f.Group}})
 		}
 		c.Routes = append(c.Routes, r)
 	}

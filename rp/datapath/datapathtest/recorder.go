@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -24,11 +25,11 @@ type Recorder struct {
 
 	// OnHello, when set, is called with each hello, before it is kept. Its error is that
 	// of Hello.
-	OnHello func(session uint32, hello [wire.HelloSize]byte) error
+	OnHello func(session ids.Session, hello [wire.HelloSize]byte) error
 
 	// OnResend, when set, is called with each Resend, before it is kept. Its error is that
 	// of Resend.
-	OnResend func(session uint32, datagrams [][]byte) error
+	OnResend func(session ids.Session, datagrams [][]byte) error
 
 	mu         sync.Mutex
 	changes    []datapath.Change
@@ -36,19 +37,19 @@ type Recorder struct {
 	resends    []Resend
 	egress     [2]uint64
 	heartbeats []datapath.HeartbeatScope
-	heard      map[uint32]time.Time
+	heard      map[ids.Session]time.Time
 	closed     bool
 }
 
 // Hello is a call of Engine.Hello.
 type Hello struct {
-	Session uint32
+	Session ids.Session
 	Hello   [wire.HelloSize]byte
 }
 
 // Resend is a call of Engine.Resend.
 type Resend struct {
-	Session   uint32
+	Session   ids.Session
 	Datagrams [][]byte
 }
 
@@ -94,7 +95,7 @@ func (r *Recorder) Heartbeat(scope datapath.HeartbeatScope) error {
 func (r *Recorder) Heartbeats() []datapath.HeartbeatScope { return take(r, &r.heartbeats) }
 
 // Hello implements datapath.Engine.
-func (r *Recorder) Hello(session uint32, hello [wire.HelloSize]byte) error {
+func (r *Recorder) Hello(session ids.Session, hello [wire.HelloSize]byte) error {
 	if r.OnHello != nil {
 		if err := r.OnHello(session, hello); err != nil {
 			return err
@@ -113,7 +114,7 @@ func (r *Recorder) Hello(session uint32, hello [wire.HelloSize]byte) error {
 func (r *Recorder) Hellos() []Hello { return take(r, &r.hellos) }
 
 // Resend implements datapath.Engine.
-func (r *Recorder) Resend(session uint32, datagrams [][]byte) error {
+func (r *Recorder) Resend(session ids.Session, datagrams [][]byte) error {
 	if r.OnResend != nil {
 		if err := r.OnResend(session, datagrams); err != nil {
 			return err
@@ -146,18 +147,18 @@ func (r *Recorder) Egress() (rate, burst uint64) {
 func (r *Recorder) Resends() []Resend { return take(r, &r.resends) }
 
 // Heard implements datapath.Engine.
-func (r *Recorder) Heard(session uint32) time.Time {
+func (r *Recorder) Heard(session ids.Session) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.heard[session]
 }
 
 // SetHeard sets what Heard returns.
-func (r *Recorder) SetHeard(session uint32, at time.Time) {
+func (r *Recorder) SetHeard(session ids.Session, at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.heard == nil {
-		r.heard = make(map[uint32]time.Time)
+		r.heard = make(map[ids.Session]time.Time)
 	}
 	r.heard[session] = at
 }

@@ -10,6 +10,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -91,7 +92,7 @@ func testRoutes(t *testing.T, new New) {
 		w := newWorld(t, new)
 		r := w.route(ingressOf(rp), []int{rp})
 		var c datapath.Change
-		for i := range uint32(2 * datapath.MaxUpstreams) {
+		for i := range ids.Session(2 * datapath.MaxUpstreams) {
 			s := w.sessions[silent]
 			s.Index += 100 + i
 			c.Add = append(c.Add, s)
@@ -121,7 +122,7 @@ func testRoutes(t *testing.T, new New) {
 	t.Run("a branch gets its groups", func(t *testing.T) {
 		w := newWorld(t, new)
 		own := w.route(incarnation, nil, rp, silent)
-		own.To[1].Groups = []uint32{otherGroup}
+		own.To[1].Groups = []ids.Group{otherGroup}
 		w.routes(own)
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1, rp, subscriber, reader), w.pass(p))
@@ -129,7 +130,7 @@ func testRoutes(t *testing.T, new New) {
 		compare(t, w.published(p, stranger, 1, silent), w.pass(p))
 		want := append(w.beat(group, 1, 1, rp, publisher, subscriber, reader), w.beat(otherGroup, 2, 1, silent, stranger)...)
 		compare(t, want, w.subject.Heartbeat(datapath.All))
-		own.To[1].Groups = []uint32{otherGroup, group}
+		own.To[1].Groups = []ids.Group{otherGroup, group}
 		w.routes(own)
 		p = w.packet(publisher).seq(2)
 		compare(t, w.published(p, publisher, 2, rp, silent, subscriber, reader), w.pass(p))
@@ -157,7 +158,7 @@ func testRoutes(t *testing.T, new New) {
 	t.Run("a session that is removed leaves the routes", func(t *testing.T) {
 		w := newWorld(t, new)
 		w.routes(w.route(incarnation, nil, rp, silent), w.route(ingressOf(rp), []int{rp, silent}))
-		w.apply(datapath.Change{Remove: []uint32{w.sessions[silent].Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.sessions[silent].Index}})
 		w.apply(datapath.Change{Add: w.sessions[silent : silent+1]})
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1, rp, subscriber, reader), w.pass(p))
@@ -181,7 +182,7 @@ func testRoutes(t *testing.T, new New) {
 		late := w.sessions[silent]
 		late.Index++
 		own, r := w.route(incarnation, nil, rp, reader), w.route(ingressOf(rp), []int{rp, publisher})
-		own.To = append(own.To, datapath.Branch{Session: late.Index, Groups: []uint32{group}})
+		own.To = append(own.To, datapath.Branch{Session: late.Index, Groups: []ids.Group{group}})
 		r.From = append(r.From, late.Index)
 		w.routes(own, r)
 		w.apply(datapath.Change{Add: []datapath.Session{late}})
@@ -228,9 +229,9 @@ func testRoutes(t *testing.T, new New) {
 			compare(t, w.relayed(p, append(to, silent)...), w.pass(p))
 		}
 		check(peers...)
-		w.apply(datapath.Change{Remove: []uint32{w.sessions[reader].Index, w.sessions[publisher].Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.sessions[reader].Index, w.sessions[publisher].Index}})
 		check(subscriber)
-		w.apply(datapath.Change{Remove: []uint32{w.sessions[subscriber].Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{w.sessions[subscriber].Index}})
 		check()
 		w.apply(datapath.Change{Add: w.sessions[:stranger]})
 		check(peers...)
@@ -239,11 +240,11 @@ func testRoutes(t *testing.T, new New) {
 		w := newWorld(t, new)
 		r := w.route(ingressOf(rp), []int{rp})
 		var c datapath.Change
-		for i := range uint32(20) {
+		for i := range ids.Session(20) {
 			s := w.sessions[silent]
 			s.Index, s.SendSession = s.Index+100+i, s.SendSession+100+i
 			c.Add = append(c.Add, s)
-			r.To = append(r.To, datapath.Branch{Session: s.Index, Groups: []uint32{group}})
+			r.To = append(r.To, datapath.Branch{Session: s.Index, Groups: []ids.Group{group}})
 		}
 		c.Routes = []datapath.Route{r}
 		w.apply(c)
@@ -260,7 +261,7 @@ func testRoutes(t *testing.T, new New) {
 			compare(t, want, w.pass(p))
 		}
 		check(c.Add)
-		w.apply(datapath.Change{Remove: []uint32{c.Add[0].Index, c.Add[1].Index, c.Add[2].Index}})
+		w.apply(datapath.Change{Remove: []ids.Session{c.Add[0].Index, c.Add[1].Index, c.Add[2].Index}})
 		check(c.Add[3:])
 		r.To = r.To[12:]
 		w.routes(r)
@@ -337,7 +338,7 @@ func testHello(t *testing.T, new New) {
 			// A session that is replaced goes on with its count.
 			w.apply(datapath.Change{Add: w.sessions[node : node+1]})
 		}
-		for _, session := range []uint32{0x9999, w.sessions[reader].Index} {
+		for _, session := range []ids.Session{0x9999, w.sessions[reader].Index} {
 			if out, err := w.subject.Hello(session, testHelloOf(0)); err == nil || len(out) > 0 {
 				t.Errorf("hello to session %08x: %d datagrams, error %v", session, len(out), err)
 			}
@@ -374,7 +375,7 @@ func testResend(t *testing.T, new New) {
 		t.Errorf("%d copies", st.Copies)
 	}
 	for name, c := range map[string]struct {
-		session   uint32
+		session   ids.Session
 		datagrams [][]byte
 	}{
 		"unknown session": {0x9999, datagrams[:1]},

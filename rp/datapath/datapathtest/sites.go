@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -51,7 +52,7 @@ type sender struct {
 func (w *world) joinPublisher(i int, addr netip.AddrPort) *sender {
 	w.t.Helper()
 	s := w.sessions[publisher]
-	s.Index, s.Addr, s.Silent = 0x3000+uint32(i), addr, true
+	s.Index, s.Addr, s.Silent = 0x3000+ids.Session(i), addr, true
 	s.Rate, s.Burst = 1<<30, 1<<30
 	s.ReceiveKey = auth.Key{'p', byte(i)}
 	w.apply(datapath.Change{Add: []datapath.Session{s}})
@@ -137,7 +138,7 @@ func testGreedySite(t *testing.T, new New) {
 	within("three sites", 60)
 
 	// What no other site has a share of is all for the one.
-	remove := []uint32{honest.session.Index, w.sessions[rp].Index, w.sessions[silent].Index}
+	remove := []ids.Session{honest.session.Index, w.sessions[rp].Index, w.sessions[silent].Index}
 	honest, neighbour, cost = nil, nil, 3*largest // no copy goes to the neighbour
 	w.apply(datapath.Change{Remove: remove})
 	steps(40)
@@ -151,7 +152,7 @@ func testSiteComesBack(t *testing.T, new New) {
 	first := w.joinPublisher(0, there)
 	for first.offer() {
 	}
-	w.apply(datapath.Change{Remove: []uint32{first.session.Index}})
+	w.apply(datapath.Change{Remove: []ids.Session{first.session.Index}})
 	if w.joinPublisher(1, there).offer() {
 		t.Error("a site got a new share for a new session")
 	}

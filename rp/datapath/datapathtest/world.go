@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -56,12 +57,13 @@ type world struct {
 }
 
 type keyID struct {
-	ingress, group uint32
-	epoch          uint8
+	ingress ids.Incarnation
+	group   ids.Group
+	epoch   uint8
 }
 
 // ingressOf is the incarnation of a neighbour.
-func ingressOf(node int) uint32 { return 0xb0 + uint32(node) }
+func ingressOf(node int) ids.Incarnation { return 0xb0 + ids.Incarnation(node) }
 
 func newWorld(t *testing.T, new New) *world { return newLimitedWorld(t, new, 0, 0) }
 
@@ -84,20 +86,20 @@ func newLimitedWorld(t *testing.T, new New, egress, egressBurst uint64) *world {
 	for i := range w.sessions {
 		n := byte(i + 1)
 		s := datapath.Session{
-			Index:       0x1000 + uint32(n),
+			Index:       0x1000 + ids.Session(n),
 			Role:        datapath.Peer,
 			Addr:        w.subject.Endpoint(i),
-			SendSession: 0x2000 + uint32(n),
+			SendSession: 0x2000 + ids.Session(n),
 			SendKey:     auth.Key{'s', n},
 			ReceiveKey:  auth.Key{'r', n},
-			Groups:      []uint32{group},
+			Groups:      []ids.Group{group},
 		}
 		switch i {
 		case publisher, subscriber:
 			s.Publish, s.Rate, s.Burst = true, 1, burst
 		case stranger:
 			s.Publish, s.Rate, s.Burst = true, 1, burst
-			s.Groups = []uint32{otherGroup}
+			s.Groups = []ids.Group{otherGroup}
 		case rp, silent:
 			s.Role, s.Groups = datapath.Mesh, nil
 		}
@@ -124,7 +126,7 @@ func newLimitedWorld(t *testing.T, new New, egress, egressBurst uint64) *world {
 
 // takeHello and takeRecord are called by a goroutine of the engine. What is not looked
 // at is of no concern.
-func (w *world) takeHello(session uint32, hello [wire.HelloSize]byte, at time.Time) {
+func (w *world) takeHello(session ids.Session, hello [wire.HelloSize]byte, at time.Time) {
 	if since := time.Since(at); since < 0 || since > time.Minute {
 		panic(fmt.Sprintf("hello that came %v ago", since))
 	}
@@ -143,19 +145,19 @@ func (w *world) takeRecord(r datapath.Record) {
 }
 
 // route returns the route of an ingress RP by nodes, to which the group goes.
-func (w *world) route(ingress uint32, from []int, to ...int) datapath.Route {
+func (w *world) route(ingress ids.Incarnation, from []int, to ...int) datapath.Route {
 	r := datapath.Route{Ingress: ingress}
 	for _, i := range from {
 		r.From = append(r.From, w.sessions[i].Index)
 	}
 	for _, i := range to {
-		r.To = append(r.To, datapath.Branch{Session: w.sessions[i].Index, Groups: []uint32{group}})
+		r.To = append(r.To, datapath.Branch{Session: w.sessions[i].Index, Groups: []ids.Group{group}})
 	}
 	return r
 }
 
 // key returns the key of (ingress, group, epoch).
-func (w *world) key(ingress, group uint32, epoch uint8) proto.GroupKey {
+func (w *world) key(ingress ids.Incarnation, group ids.Group, epoch uint8) proto.GroupKey {
 	k := auth.Key{'g', byte(ingress), byte(group), epoch}
 	w.keys[keyID{ingress, group, epoch}] = k
 	return proto.GroupKey{Ingress: ingress, Group: group, Epoch: epoch, Key: k}
@@ -213,7 +215,7 @@ func (w *world) packet(from int) *packet {
 			ObjectID: 0x0102030405060708,
 		},
 	}
-	ingress := uint32(incarnation)
+	ingress := ids.Incarnation(incarnation)
 	switch {
 	case from == stranger:
 		p.header.Group = otherGroup
@@ -343,7 +345,7 @@ func (w *world) relayed(p *packet, to ...int) []Output {
 }
 
 // beat returns what the engine's own heartbeat of a group must be, by the older of its keys.
-func (w *world) beat(group uint32, beat, seq uint64, to ...int) (out []Output) {
+func (w *world) beat(group ids.Group, beat, seq uint64, to ...int) (out []Output) {
 	h := wire.Header{
 		Type:     wire.Heartbeat,
 		HopLimit: wire.InitialHopLimit,
@@ -365,7 +367,7 @@ func (w *world) beat(group uint32, beat, seq uint64, to ...int) (out []Output) {
 	return out
 }
 
-func handleKeyOf(session uint32, object uint64) uint32 {
+func handleKeyOf(session ids.Session, object uint64) uint32 {
 	k := handleKey
 	return k.Handle(session, object)
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/net/ipv6"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -23,11 +24,11 @@ func benchTable(b *testing.B, t *table, n int, dst netip.AddrPort) (rp datapath.
 	change := datapath.Change{
 		Keys:   []proto.GroupKey{{Ingress: otherIngress, Group: txs, Key: otherKey}},
 		Add:    []datapath.Session{rp},
-		Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{rp.Index}}},
+		Routes: []datapath.Route{{Ingress: otherIngress, From: []ids.Session{rp.Index}}},
 	}
 	for i := range n {
 		change.Add = append(change.Add, datapath.Session{
-			Index: uint32(i + 2), Role: datapath.Peer, Addr: dst, SendKey: auth.Key{byte(i)}, Groups: []uint32{txs},
+			Index: ids.Session(i + 2), Role: datapath.Peer, Addr: dst, SendKey: auth.Key{byte(i)}, Groups: []ids.Group{txs},
 		})
 	}
 	if err := t.apply(0, change); err != nil {
@@ -106,7 +107,7 @@ func BenchmarkApply(b *testing.B) {
 	const n = 10_000
 	session := func(i int) datapath.Session {
 		return datapath.Session{
-			Index: uint32(i + 2), Role: datapath.Peer, Addr: netip.MustParseAddrPort("[::1]:10"), Groups: []uint32{txs},
+			Index: ids.Session(i + 2), Role: datapath.Peer, Addr: netip.MustParseAddrPort("[::1]:10"), Groups: []ids.Group{txs},
 		}
 	}
 	for _, at := range []int{1, 100} {
@@ -116,7 +117,7 @@ func BenchmarkApply(b *testing.B) {
 			var join, leave datapath.Change
 			for i := range at {
 				join.Add = append(join.Add, session(n+i))
-				leave.Remove = append(leave.Remove, uint32(n+i+2))
+				leave.Remove = append(leave.Remove, ids.Session(n+i+2))
 			}
 			for b.Loop() {
 				if t.apply(0, join) != nil || t.apply(0, leave) != nil {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -231,7 +232,7 @@ func TestNetnsChannelInterface(t *testing.T) {
 		require.NoError(t, e.Apply(datapath.Change{
 			Keys: []proto.GroupKey{{Ingress: own, Group: txs, Key: ownKey}},
 			Add: []datapath.Session{{
-				Index: 1, Role: datapath.Channel, Addr: channel, SendSession: 1, Groups: []uint32{txs},
+				Index: 1, Role: datapath.Channel, Addr: channel, SendSession: 1, Groups: []ids.Group{txs},
 			}},
 		}))
 		for range many {

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/net/ipv6"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -147,7 +148,7 @@ func (e *Engine) handle(batch []ipv6.Message, f *fanout) {
 
 // taps are the functions of datapath.Config that get what passed. Nil: nobody.
 type taps struct {
-	hello  func(session uint32, hello [wire.HelloSize]byte, at time.Time)
+	hello  func(session ids.Session, hello [wire.HelloSize]byte, at time.Time)
 	cache  func(datapath.Record)
 	record []byte // scratch
 }
@@ -220,7 +221,7 @@ func (e *Engine) Heartbeat(scope datapath.HeartbeatScope) error {
 }
 
 // Hello implements datapath.Engine.
-func (e *Engine) Hello(session uint32, hello [wire.HelloSize]byte) error {
+func (e *Engine) Hello(session ids.Session, hello [wire.HelloSize]byte) error {
 	if e.closed.Load() {
 		return datapath.ErrClosed
 	}
@@ -237,7 +238,7 @@ func (e *Engine) Hello(session uint32, hello [wire.HelloSize]byte) error {
 }
 
 // Resend implements datapath.Engine.
-func (e *Engine) Resend(session uint32, datagrams [][]byte) error {
+func (e *Engine) Resend(session ids.Session, datagrams [][]byte) error {
 	if e.closed.Load() {
 		return datapath.ErrClosed
 	}
@@ -260,7 +261,7 @@ func (e *Engine) Resend(session uint32, datagrams [][]byte) error {
 func (e *Engine) SetEgress(rate, burst uint64) { e.table.setEgress(rate, burst) }
 
 // Heard implements datapath.Engine.
-func (e *Engine) Heard(session uint32) time.Time { return e.table.heard(session, e.start) }
+func (e *Engine) Heard(session ids.Session) time.Time { return e.table.heard(session, e.start) }
 
 // Stats implements datapath.Engine.
 func (e *Engine) Stats() datapath.Stats {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -119,10 +120,10 @@ func TestSocketEngineCountsDrops(t *testing.T) {
 func TestSocketEngineChangesUnderTraffic(t *testing.T) {
 	e := listen(t)
 	publisher, stays := node(t), node(t)
-	session := func(index uint32, addr netip.AddrPort) datapath.Session {
+	session := func(index ids.Session, addr netip.AddrPort) datapath.Session {
 		return datapath.Session{
 			Index: index, Role: datapath.Peer, Addr: addr, SendSession: index, ReceiveKey: auth.Key{byte(index)},
-			Groups: []uint32{txs}, Publish: true, Rate: 1 << 30, Burst: 1 << 30,
+			Groups: []ids.Group{txs}, Publish: true, Rate: 1 << 30, Burst: 1 << 30,
 		}
 	}
 	from := session(1, localAddr(publisher))
@@ -133,7 +134,7 @@ func TestSocketEngineChangesUnderTraffic(t *testing.T) {
 
 	stop := make(chan struct{})
 	var churn sync.WaitGroup
-	for worker := range uint32(2) {
+	for worker := range ids.Session(2) {
 		churn.Go(func() {
 			drain := localAddr(publisher)
 			for n := worker; ; n += 2 {
@@ -145,7 +146,7 @@ func TestSocketEngineChangesUnderTraffic(t *testing.T) {
 				index := 1000 + n%500
 				c := datapath.Change{Add: []datapath.Session{session(index, drain)}}
 				if n%3 == 0 {
-					c = datapath.Change{Remove: []uint32{index}}
+					c = datapath.Change{Remove: []ids.Session{index}}
 				}
 				if err := e.Apply(c); err != nil {
 					t.Errorf("apply: %v", err)

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -32,7 +33,7 @@ func TestWholeAfterLies(t *testing.T) {
 	good.Index, good.SendKey, good.ReceiveKey = 77, auth.Key{'S'}, auth.Key{'R'}
 	good.Addr = s.Endpoint(500)
 	step := func(c datapath.Change) { require.NoError(t, s.Apply(c)) }
-	step(datapath.Change{Add: []datapath.Session{good}, Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{evil.Index, good.Index}}}})
+	step(datapath.Change{Add: []datapath.Session{good}, Routes: []datapath.Route{{Ingress: otherIngress, From: []ids.Session{evil.Index, good.Index}}}})
 	verdict := func(from *datapath.Session, b []byte) wire.Verdict {
 		v, _ := s.Receive(from.Addr, b)
 		return v
@@ -47,7 +48,7 @@ func TestWholeAfterLies(t *testing.T) {
 	for i := range uint64(128) {
 		require.Equal(t, wire.Pass, verdict(&evil, data(&evil, top+32*i)))
 	}
-	step(datapath.Change{Remove: []uint32{evil.Index}, Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{good.Index}}},
+	step(datapath.Change{Remove: []ids.Session{evil.Index}, Routes: []datapath.Route{{Ingress: otherIngress, From: []ids.Session{good.Index}}},
 		Keys: []proto.GroupKey{{Ingress: otherIngress, Group: txs, Key: otherKey}}})
 	s.now += auth.RestartAfter - 1
 	require.Equal(t, wire.Pass, verdict(&good, beatFrom(&good, 1, 1000)))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -108,7 +109,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	case h.Ingress != 0:
 		return wire.BadUpstream
 	}
-	stream := t.streams[datapath.Stream{Ingress: t.own, Group: h.Group}]
+	stream := t.streams[ids.Stream{Ingress: t.own, Group: h.Group}]
 	if stream == nil {
 		return wire.NoKey
 	}
@@ -139,7 +140,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 // relayed returns the stream of what a neighbouring RP relays, if the RP is among the
 // upstreams of the stream's route.
 func (t *table) relayed(s *session, h *wire.Header) (*stream, wire.Verdict) {
-	stream := t.streams[datapath.Stream{Ingress: h.Ingress, Group: h.Group}]
+	stream := t.streams[h.Stream()]
 	switch {
 	case stream == nil:
 		return nil, wire.NoKey
@@ -235,7 +236,7 @@ func authentic(s *stream, b []byte, h *wire.Header, window wire.Verdict) wire.Ve
 // to directs f, which came from a session, along the route of its stream and to the
 // local subscribers of the group. The copies to these begin with another one for each
 // sequence, so that nobody is always the last.
-func (t *table) to(f *fanout, from *session, s *stream, group uint32, seq uint64) {
+func (t *table) to(f *fanout, from *session, s *stream, group ids.Group, seq uint64) {
 	f.from, f.mesh, f.peers = from, s.branches, t.groups[group]
 	if len(f.peers) > 0 {
 		f.first = int(seq % uint64(len(f.peers)))
@@ -248,7 +249,7 @@ func (t *table) to(f *fanout, from *session, s *stream, group uint32, seq uint64
 func (t *table) heartbeats(scope datapath.HeartbeatScope) []fanout {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var own []uint32
+	var own []ids.Group
 	for id := range t.streams {
 		if id.Ingress == t.own {
 			own = append(own, id.Group)
@@ -257,7 +258,7 @@ func (t *table) heartbeats(scope datapath.HeartbeatScope) []fanout {
 	slices.Sort(own)
 	var all []fanout
 	for _, group := range own {
-		s := t.streams[datapath.Stream{Ingress: t.own, Group: group}]
+		s := t.streams[ids.Stream{Ingress: t.own, Group: group}]
 		var f fanout
 		t.to(&f, nil, s, group, s.assigned)
 		if scope == datapath.Local {

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -33,10 +34,10 @@ var (
 func TestMeshSessionBecomesPeer(t *testing.T) {
 	s, sessions := smallNet(1)
 	mesh := sessions[1]
-	id := datapath.Stream{Ingress: otherIngress, Group: txs}
-	require.NoError(t, s.Apply(datapath.Change{Routes: []datapath.Route{{Ingress: otherIngress, From: []uint32{mesh.Index}}}}))
-	require.Equal(t, []uint32{mesh.Index}, s.streams[id].upstreams)
-	mesh.Role, mesh.Groups = datapath.Peer, []uint32{txs}
+	id := ids.Stream{Ingress: otherIngress, Group: txs}
+	require.NoError(t, s.Apply(datapath.Change{Routes: []datapath.Route{{Ingress: otherIngress, From: []ids.Session{mesh.Index}}}}))
+	require.Equal(t, []ids.Session{mesh.Index}, s.streams[id].upstreams)
+	mesh.Role, mesh.Groups = datapath.Peer, []ids.Group{txs}
 	require.NoError(t, s.Apply(datapath.Change{Add: []datapath.Session{mesh}}))
 	require.Empty(t, s.streams[id].upstreams)
 }
@@ -47,7 +48,7 @@ func smallNet(peers int) (*tableSubject, []datapath.Session) {
 	s := newTableSubject(datapath.Config{Incarnation: own, HandleKey: auth.Key{'h'}})
 	var sessions []datapath.Session
 	for i := range peers + 1 {
-		n := uint32(i + 1)
+		n := ids.Session(i + 1)
 		session := datapath.Session{
 			Index:       n,
 			Role:        datapath.Peer,
@@ -55,7 +56,7 @@ func smallNet(peers int) (*tableSubject, []datapath.Session) {
 			SendSession: 0x10000 + n,
 			SendKey:     auth.Key{'s', byte(n), byte(n >> 8)},
 			ReceiveKey:  auth.Key{'r', byte(n), byte(n >> 8)},
-			Groups:      []uint32{txs},
+			Groups:      []ids.Group{txs},
 			Publish:     true,
 			Rate:        1,
 			Burst:       2,
@@ -65,7 +66,7 @@ func smallNet(peers int) (*tableSubject, []datapath.Session) {
 		}
 		sessions = append(sessions, session)
 	}
-	rp := uint32(peers + 1)
+	rp := ids.Session(peers + 1)
 	err := s.Apply(datapath.Change{
 		Add: sessions,
 		Keys: []proto.GroupKey{
@@ -73,8 +74,8 @@ func smallNet(peers int) (*tableSubject, []datapath.Session) {
 			{Ingress: otherIngress, Group: txs, Key: otherKey},
 		},
 		Routes: []datapath.Route{
-			{Ingress: own, To: []datapath.Branch{{Session: rp, Groups: []uint32{txs}}}},
-			{Ingress: otherIngress, From: []uint32{rp}},
+			{Ingress: own, To: []datapath.Branch{{Session: rp, Groups: []ids.Group{txs}}}},
+			{Ingress: otherIngress, From: []ids.Session{rp}},
 		},
 	})
 	if err != nil {
@@ -130,7 +131,7 @@ func (t *table) dump() string {
 	return b.String()
 }
 
-func indexes(sessions []*session) (all []uint32) {
+func indexes(sessions []*session) (all []ids.Session) {
 	for _, s := range sessions {
 		all = append(all, s.Index)
 	}
@@ -251,9 +252,9 @@ func TestChangeDuringSending(t *testing.T) {
 
 	late := sessions[1]
 	late.Index, late.Addr = 99, netip.MustParseAddrPort("[2001:db8::2]:99")
-	require.NoError(t, s.Apply(datapath.Change{Remove: []uint32{2, 3}, Add: []datapath.Session{late}}))
+	require.NoError(t, s.Apply(datapath.Change{Remove: []ids.Session{2, 3}, Add: []datapath.Session{late}}))
 	require.Equal(t, before, indexes(f.peers))
-	require.Equal(t, []uint32{1, 4, 99}, indexes(s.groups[txs]))
+	require.Equal(t, []ids.Session{1, 4, 99}, indexes(s.groups[txs]))
 
 	later := late
 	later.Index = 100

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -60,7 +61,7 @@ func newSession(s datapath.Session, old *session) *session {
 }
 
 // has reports whether the session has the group.
-func (s *session) has(group uint32) bool { return slices.Contains(s.Groups, group) }
+func (s *session) has(group ids.Group) bool { return slices.Contains(s.Groups, group) }
 
 // seal makes a header the session's own: its index, its hop tag.
 func (s *session) seal(header *[wire.HeaderSize]byte) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -114,7 +115,7 @@ func (s *tableSubject) Heartbeat(scope datapath.HeartbeatScope) []datapathtest.O
 	return s.wire.take()
 }
 
-func (s *tableSubject) Hello(session uint32, hello [wire.HelloSize]byte) ([]datapathtest.Output, error) {
+func (s *tableSubject) Hello(session ids.Session, hello [wire.HelloSize]byte) ([]datapathtest.Output, error) {
 	to, b, err := s.hello(session, hello)
 	if err != nil {
 		return nil, err
@@ -122,7 +123,7 @@ func (s *tableSubject) Hello(session uint32, hello [wire.HelloSize]byte) ([]data
 	return []datapathtest.Output{{Dst: to.Addr, Data: b[:]}}, nil
 }
 
-func (s *tableSubject) Resend(session uint32, datagrams [][]byte) ([]datapathtest.Output, error) {
+func (s *tableSubject) Resend(session ids.Session, datagrams [][]byte) ([]datapathtest.Output, error) {
 	to, err := s.resendTo(session, datagrams)
 	if err != nil {
 		return nil, err
@@ -136,7 +137,7 @@ func (s *tableSubject) Resend(session uint32, datagrams [][]byte) ([]datapathtes
 
 func (s *tableSubject) SetEgress(rate, burst uint64) { s.setEgress(rate, burst) }
 
-func (s *tableSubject) Heard(session uint32) time.Time { return s.heard(session, time.Now()) }
+func (s *tableSubject) Heard(session ids.Session) time.Time { return s.heard(session, time.Now()) }
 
 // Age implements datapathtest.Subject.
 func (s *tableSubject) Age(newest, heartbeat time.Duration) { s.age(newest, heartbeat) }
@@ -243,12 +244,12 @@ func (s *engineSubject) Heartbeat(scope datapath.HeartbeatScope) []datapathtest.
 	return s.received()
 }
 
-func (s *engineSubject) Hello(session uint32, hello [wire.HelloSize]byte) ([]datapathtest.Output, error) {
+func (s *engineSubject) Hello(session ids.Session, hello [wire.HelloSize]byte) ([]datapathtest.Output, error) {
 	err := s.Engine.Hello(session, hello)
 	return s.received(), err
 }
 
-func (s *engineSubject) Resend(session uint32, datagrams [][]byte) ([]datapathtest.Output, error) {
+func (s *engineSubject) Resend(session ids.Session, datagrams [][]byte) ([]datapathtest.Output, error) {
 	err := s.Engine.Resend(session, datagrams)
 	return s.received(), err
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -23,8 +24,8 @@ import (
 // replicated to is a slice that is never changed below its length, so copies are
 // sent without the mutex while the next change is already made.
 type table struct {
-	own    uint32   // incarnation
-	handle auth.Key // secret of the publisher handles
+	own    ids.Incarnation // incarnation
+	handle auth.Key        // secret of the publisher handles
 
 	mu                  sync.Mutex
 	egress, egressBurst uint64 // that copies are limited to
@@ -32,10 +33,10 @@ type table struct {
 	due                 uint64 // of copies, ns on the table's clock
 	sites               datapath.Sites[*share]
 	beats               uint64 // number of the last heartbeat that was sent
-	sessions            map[uint32]*session
-	streams             map[datapath.Stream]*stream
-	groups              map[uint32][]*session // peers and channels that the group is replicated to
-	routes              map[uint32]*datapath.Route
+	sessions            map[ids.Session]*session
+	streams             map[ids.Stream]*stream
+	groups              map[ids.Group][]*session // peers and channels that the group is replicated to
+	routes              map[ids.Incarnation]*datapath.Route
 	verdicts            wire.Counters
 }
 
@@ -50,8 +51,8 @@ type stream struct {
 	beatDue  time.Duration // when the next heartbeat may pass
 
 	// What the route of the ingress RP makes of the group.
-	upstreams []uint32   // sessions, the parent's first
-	branches  []*session // never changed: copies may be under way
+	upstreams []ids.Session // sessions, the parent's first
+	branches  []*session    // never changed: copies may be under way
 }
 
 type epochKey struct {
@@ -66,10 +67,10 @@ func newTable(cfg datapath.Config) *table {
 		copies:      cfg.Policer(),
 		egress:      cfg.Egress,
 		egressBurst: cfg.EgressBurst,
-		sessions:    make(map[uint32]*session),
-		streams:     make(map[datapath.Stream]*stream),
-		groups:      make(map[uint32][]*session),
-		routes:      make(map[uint32]*datapath.Route),
+		sessions:    make(map[ids.Session]*session),
+		streams:     make(map[ids.Stream]*stream),
+		groups:      make(map[ids.Group][]*session),
+		routes:      make(map[ids.Incarnation]*datapath.Route),
 	}
 }
 
@@ -84,11 +85,11 @@ func (t *table) apply(now time.Duration, c datapath.Change) error {
 		if refused.Routes[ingress] != nil {
 			continue
 		}
-		maps.DeleteFunc(t.streams, func(id datapath.Stream, _ *stream) bool { return id.Ingress == ingress })
+		maps.DeleteFunc(t.streams, func(id ids.Stream, _ *stream) bool { return id.Ingress == ingress })
 		delete(t.routes, ingress)
 	}
 	for i := range c.Keys {
-		if k := &c.Keys[i]; refused.Keys[datapath.Stream{Ingress: k.Ingress, Group: k.Group}] == nil {
+		if k := &c.Keys[i]; refused.Keys[k.Stream()] == nil {
 			t.install(k)
 		}
 	}
@@ -125,7 +126,7 @@ func (t *table) route(want *datapath.Route) {
 	}
 }
 
-func (t *table) isMesh(index uint32) bool {
+func (t *table) isMesh(index ids.Session) bool {
 	s := t.sessions[index]
 	return s != nil && s.Role == datapath.Mesh
 }
@@ -153,7 +154,7 @@ func (t *table) direct() {
 func (t *table) add(now time.Duration, s datapath.Session) {
 	old := t.sessions[s.Index]
 	if old != nil {
-		t.remove(now, []uint32{s.Index})
+		t.remove(now, []ids.Session{s.Index})
 	}
 	next := newSession(s, old)
 	if site, ok := s.Site(); ok {
@@ -175,8 +176,8 @@ func (t *table) add(now time.Duration, s datapath.Session) {
 }
 
 // remove takes sessions out of the table and, in one pass, out of their groups.
-func (t *table) remove(now time.Duration, indexes []uint32) {
-	touched := make(map[uint32]bool)
+func (t *table) remove(now time.Duration, indexes []ids.Session) {
+	touched := make(map[ids.Group]bool)
 	for _, index := range indexes {
 		s := t.sessions[index]
 		if s == nil {
@@ -213,7 +214,7 @@ func remaining(all []*session) []*session {
 }
 
 func (t *table) install(k *proto.GroupKey) {
-	id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
+	id := k.Stream()
 	s := t.streams[id]
 	if s == nil {
 		s = new(stream)
@@ -298,7 +299,7 @@ func (t *table) stats(start time.Time) (wire.Counters, []datapath.SessionStats) 
 }
 
 // hello returns a mesh session and the next HELLO of it.
-func (t *table) hello(index uint32, hello [wire.HelloSize]byte) (s *session, b [wire.HeaderSize]byte, err error) {
+func (t *table) hello(index ids.Session, hello [wire.HelloSize]byte) (s *session, b [wire.HeaderSize]byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.isMesh(index) {
@@ -337,7 +338,7 @@ func (t *table) spare(now time.Duration, datagrams [][]byte) error {
 }
 
 // resendTo returns the session that gets datagrams once more.
-func (t *table) resendTo(index uint32, datagrams [][]byte) (*session, error) {
+func (t *table) resendTo(index ids.Session, datagrams [][]byte) (*session, error) {
 	for _, b := range datagrams {
 		if h, _, v := wire.Parse(b); v != wire.Pass || h.Type != wire.Data {
 			return nil, fmt.Errorf("resend: %v that is %v, want DATA", h.Type, v)
@@ -352,7 +353,7 @@ func (t *table) resendTo(index uint32, datagrams [][]byte) (*session, error) {
 }
 
 // heard returns when a session was heard last, see datapath.Engine.
-func (t *table) heard(session uint32, start time.Time) (at time.Time) {
+func (t *table) heard(session ids.Session, start time.Time) (at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.sessions[session]; s != nil && s.state.received > 0 {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
@@ -154,7 +155,7 @@ func (e *Engine) adoptDevices() error {
 
 // adoptTables takes over what the BPF maps hold, but for the devices. It returns the anchors
 // that frames may still come by, and those of the streams.
-func (e *Engine) adoptTables() (busy []uint32, anchors map[datapath.Stream]uint32, err error) {
+func (e *Engine) adoptTables() (busy []uint32, anchors map[ids.Stream]uint32, err error) {
 	if busy, err = e.table.adoptAnchors(); err != nil {
 		return nil, nil, err
 	}
@@ -174,7 +175,7 @@ func (e *Engine) adoptTables() (busy []uint32, anchors map[datapath.Stream]uint3
 // the streams have. When the new slices do not find room beside the old ones, the streams
 // whose chains are complete go first, and the slices that none of the others goes by are free
 // a quarantine later.
-func (e *Engine) moveStreams(anchors map[datapath.Stream]uint32) error {
+func (e *Engine) moveStreams(anchors map[ids.Stream]uint32) error {
 	for {
 		err := e.follow(nil)
 		late, some := errors.AsType[*arrears](err)
@@ -208,7 +209,7 @@ func (e *Engine) moveStreams(anchors map[datapath.Stream]uint32) error {
 func (e *Engine) recall() error { return e.fanout.LeftReplicas(e.recallOne) }
 
 func (e *Engine) recallOne(r *bpf.RpReplica) {
-	s := e.table.sessions[r.Session]
+	s := e.table.sessions[ids.Session(r.Session)]
 	if s == nil || !e.paths.Want(s.at.Path()) {
 		return
 	}
@@ -233,7 +234,8 @@ func (t *table) adoptAnchors() (busy []uint32, err error) {
 }
 
 func (t *table) adoptSessions() error {
-	var index, next uint32
+	var index ids.Session
+	var next uint32
 	var value bpf.RpSession
 	used, shares, share := make(map[uint32]bool), make(map[uint32]bool), uint32(0)
 	it := t.e.objects.Sessions.Iterate()
@@ -263,15 +265,15 @@ func (t *table) adoptSessions() error {
 }
 
 // adoptStreams returns the anchors that the streams have until they are put again.
-func (t *table) adoptStreams() (anchors map[datapath.Stream]uint32, err error) {
-	anchors = make(map[datapath.Stream]uint32)
+func (t *table) adoptStreams() (anchors map[ids.Stream]uint32, err error) {
+	anchors = make(map[ids.Stream]uint32)
 	var key bpf.RpStreamKey
 	var value bpf.RpStream
 	var next uint32
 	used := make(map[uint32]bool)
 	it := t.e.objects.Streams.Iterate()
 	for it.Next(&key, &value) {
-		s := &stream{id: datapath.Stream{Ingress: key.Ingress, Group: key.Group}, element: value.State}
+		s := &stream{id: ids.Stream{Ingress: ids.Incarnation(key.Ingress), Group: ids.Group(key.Group)}, element: value.State}
 		for _, k := range value.Keys {
 			if k.Valid != 0 {
 				s.keys = append(s.keys, epochKey{k.Epoch, objects.WholeKey(k.Key)})
@@ -296,7 +298,7 @@ func (t *table) adoptStreams() (anchors map[datapath.Stream]uint32, err error) {
 // adoptRoutes reads the routes, of which there are those of streams. Branches without
 // their session are left out when the routes are written down again.
 func (t *table) adoptRoutes() error {
-	route := func(ingress uint32) *datapath.Route {
+	route := func(ingress ids.Incarnation) *datapath.Route {
 		if t.routes[ingress] == nil {
 			t.routes[ingress] = &datapath.Route{Ingress: ingress}
 		}
@@ -307,21 +309,21 @@ func (t *table) adoptRoutes() error {
 	it := t.e.objects.Branches.Iterate()
 	for it.Next(&key, &value) {
 		t.branches[key] = value
-		groups := slices.Clone(value.Groups[:min(value.GroupsLen, MaxGroups)])
-		r := route(key.Ingress)
-		r.To = append(r.To, datapath.Branch{Session: key.Session, Groups: groups})
+		groups := objects.GroupsOf(value.Groups[:min(value.GroupsLen, MaxGroups)])
+		r := route(ids.Incarnation(key.Ingress))
+		r.To = append(r.To, datapath.Branch{Session: ids.Session(key.Session), Groups: groups})
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("branches: %w", err)
 	}
-	parents := make(map[uint32]uint32)
+	parents := make(map[ids.Incarnation]ids.Session)
 	for id, s := range t.streams {
 		state := t.e.objects.Memory.Streams.At(s.element)
-		if parent := uint32(state.Parent); parent != 0 {
+		if parent := ids.Session(state.Parent); parent != 0 {
 			parents[id.Ingress] = parent // the same in all streams of the ingress RP
 		}
 		for _, word := range state.Upstreams {
-			if session := uint32(word); session != 0 && !slices.Contains(route(id.Ingress).From, session) {
+			if session := ids.Session(word); session != 0 && !slices.Contains(route(id.Ingress).From, session) {
 				r := route(id.Ingress)
 				r.From = append(r.From, session)
 			}

@@ -31,6 +31,7 @@ import (
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
@@ -341,7 +342,7 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 	c.Engine = e
 	st := e.Adopted()
 	require.NotNil(t, st)
-	require.Equal(t, uint32(testOwn), st.Incarnation)
+	require.Equal(t, ids.Incarnation(testOwn), st.Incarnation)
 	require.Equal(t, auth.Key{'h'}, st.HandleKey)
 	require.Equal(t, spec.Change.Keys, st.Keys)
 	require.Equal(t, c.sessions, st.Sessions)
@@ -373,7 +374,7 @@ func TestXDPKilledAndAdopted(t *testing.T) {
 	old := e.deviceMaps(t, 2*n/fanout.SliceSize)
 	y.during(c.sessions, func() error {
 		for end := time.Now().Add(2 * fanout.Quarantine); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-			if err := e.Apply(datapath.Change{Remove: []uint32{9999}}); err != nil {
+			if err := e.Apply(datapath.Change{Remove: []ids.Session{9999}}); err != nil {
 				return err
 			}
 			extra := c.sessions[3]
@@ -462,13 +463,13 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 	e.paths.Recall(neighbour, mac{2, 1})
 	s := datapath.Session{Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::99]:1")}
 	var c datapath.Change
-	for i := range uint32(groups) {
+	for i := range ids.Group(groups) {
 		s.Groups = append(s.Groups, i)
 		c.Keys = append(c.Keys, proto.GroupKey{Ingress: testOwn, Group: i})
 	}
 	require.NoError(t, e.apply(c))
 	for i := range members { // past admission, which counts slices that are half empty
-		s.Index = uint32(1 + i)
+		s.Index = ids.Session(1 + i)
 		require.NoError(t, e.table.add(&session{Session: s, at: nexthop.NewEndpoint(s.Index, s.Addr.Addr(), neighbour)}))
 	}
 	e.table.all = true
@@ -496,7 +497,7 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 		}
 		for id := range e.table.streams {
 			var have bpf.RpStream
-			require.NoError(t, e.objects.Streams.Lookup(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}, &have))
+			require.NoError(t, e.objects.Streams.Lookup(streamKey(id), &have))
 			require.Equal(t, e.table.streams[id].chain.Anchor(), have.Anchor)
 		}
 		late := time.Now().Add(fanout.Quarantine)
@@ -513,7 +514,7 @@ func TestXDPAdoptionsInARow(t *testing.T) {
 	e := newBare(t, datapath.Config{Incarnation: testOwn})
 	var c datapath.Change
 	for i := range uint32(streams) {
-		c.Keys = append(c.Keys, proto.GroupKey{Ingress: 1 + i/groups, Group: i % groups})
+		c.Keys = append(c.Keys, proto.GroupKey{Ingress: ids.Incarnation(1 + i/groups), Group: ids.Group(i % groups)})
 	}
 	require.NoError(t, e.apply(c))
 	adopt := func() error {
@@ -565,15 +566,15 @@ func TestXDPAdoptsSites(t *testing.T) {
 	const group = 9
 	e := newBare(t, datapath.Config{Incarnation: testOwn, Egress: 8000, EgressBurst: 2000})
 	c := datapath.Change{Keys: []proto.GroupKey{{Ingress: testOwn, Group: group}}}
-	for i := range uint32(3) {
+	for i := range ids.Session(3) {
 		c.Add = append(c.Add, datapath.Session{
-			Index: 1 + i, Role: datapath.Peer, Groups: []uint32{group}, Silent: true, Publish: true, Rate: 1, Burst: 1,
-			Addr: netip.MustParseAddrPort(fmt.Sprintf("[2001:db8:%x::1]:1", i)),
+			Index: 1 + i, Role: datapath.Peer, Groups: []ids.Group{group}, Silent: true, Publish: true, Rate: 1, Burst: 1,
+			Addr: netip.MustParseAddrPort(fmt.Sprintf("[2001:db8:%x::1]:1", uint32(i))),
 		})
 	}
 	require.NoError(t, e.apply(c))
-	require.NoError(t, e.apply(datapath.Change{Remove: []uint32{1}}))
-	sites := make(map[uint32]uint32) // elements by session
+	require.NoError(t, e.apply(datapath.Change{Remove: []ids.Session{1}}))
+	sites := make(map[ids.Session]uint32) // elements by session
 	for index, s := range e.table.sessions {
 		sites[index] = s.site.Bucket
 		atomic.StoreUint64(&e.objects.Memory.Egresses.At(s.site.Bucket).Due, uint64(index))

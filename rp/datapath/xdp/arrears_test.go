@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
@@ -22,7 +23,7 @@ func TestXDPChainBehind(t *testing.T) {
 	e := c.Engine.(*Engine)
 	more := crowdSessions(c.lab, 10, func(int) int { return 0 })[2:]
 	for i := range more {
-		more[i].Groups = []uint32{[]uint32{testGroup, other}[i%2]}
+		more[i].Groups = []ids.Group{[]ids.Group{testGroup, other}[i%2]}
 	}
 	require.NoError(t, c.Apply(datapath.Change{Add: more[:4]}))
 	sick := func(is bool) { // what slices of the other group end with
@@ -66,7 +67,7 @@ func TestXDPChainBehind(t *testing.T) {
 		}
 		sick(false)
 	}()
-	require.NoError(t, e.Apply(datapath.Change{Remove: []uint32{leaves.Index}}))
+	require.NoError(t, e.Apply(datapath.Change{Remove: []ids.Session{leaves.Index}}))
 	<-healed
 	require.False(t, gets(leaves))
 	require.Eventually(t, func() bool {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -80,11 +81,11 @@ func newChannelCrowd(s *subject, channel netip.AddrPort) *crowd {
 	l := s.lab
 	c := &crowd{subject: s, sessions: []datapath.Session{{
 		Index: 1, Role: datapath.Peer, Addr: netip.AddrPortFrom(l.hostAddr(0), 20000), SendSession: 0x10000,
-		SendKey: auth.Key{'s'}, ReceiveKey: auth.Key{'r'}, Groups: []uint32{testGroup},
+		SendKey: auth.Key{'s'}, ReceiveKey: auth.Key{'r'}, Groups: []ids.Group{testGroup},
 		Silent: true, Publish: true, Rate: 1_000_000, Burst: 1_000_000,
 	}, {
 		Index: 2, Role: datapath.Channel, Addr: channel, SendSession: 0x10001,
-		SendKey: auth.Key{'c'}, Groups: []uint32{testGroup},
+		SendKey: auth.Key{'c'}, Groups: []ids.Group{testGroup},
 	}}}
 	require.NoError(l.t, c.Apply(datapath.Change{
 		Keys: []proto.GroupKey{{Ingress: testOwn, Group: testGroup}},
@@ -355,7 +356,7 @@ func TestXDPChannelInterface(t *testing.T) {
 	_, err = e.Link(l.hostAddr(2))
 	require.EqualError(t, err, unserved)
 	err = e.Apply(datapath.Change{Add: []datapath.Session{{
-		Index: 3, Role: datapath.Channel, Addr: l.channel(2, 40100), Groups: []uint32{testGroup},
+		Index: 3, Role: datapath.Channel, Addr: l.channel(2, 40100), Groups: []ids.Group{testGroup},
 	}}})
 	require.ErrorContains(t, err, "session 00000003: channel ")
 	require.ErrorContains(t, err, unserved)

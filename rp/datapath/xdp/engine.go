@@ -40,6 +40,7 @@ import (
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
@@ -365,7 +366,7 @@ func (e *Engine) load() (err error) {
 	}
 	if e.left != nil {
 		opt.Left = e.left.Maps
-		e.cfg.Incarnation, e.cfg.HandleKey = e.left.Life.Incarnation, objects.WholeKey(e.left.Life.HandleKey)
+		e.cfg.Incarnation, e.cfg.HandleKey = ids.Incarnation(e.left.Life.Incarnation), objects.WholeKey(e.left.Life.HandleKey)
 	}
 	opt.Incarnation, opt.HandleKey = e.cfg.Incarnation, e.cfg.HandleKey
 	load := objects.Load
@@ -556,7 +557,7 @@ func (e *Engine) Stage(c datapath.Change) error {
 	for try := 0; ; try++ {
 		var err error
 		var free time.Time
-		var stay []uint32 // sessions that are to go
+		var stay []ids.Session // sessions that are to go
 		if closed := e.do(func() {
 			err, free, stay = e.apply(c), e.fanout.Released(), e.table.staying(c.Remove)
 		}); closed != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
@@ -43,16 +44,16 @@ func (k *kernel) PutSlice(index uint32, s *bpf.RpSlice) error {
 	return k.Slices.Put(index, s)
 }
 
-func (k *kernel) PutEcho(session uint32, e *bpf.RpEcho) error {
+func (k *kernel) PutEcho(session ids.Session, e *bpf.RpEcho) error {
 	return k.Objects.Echoes.Put(session, e)
 }
 
-func (k *kernel) DeleteEcho(session uint32) error {
+func (k *kernel) DeleteEcho(session ids.Session) error {
 	return ignoreMissing(k.Objects.Echoes.Delete(session))
 }
 
-func (k *kernel) Echoes() (sessions []uint32, err error) {
-	var session uint32
+func (k *kernel) Echoes() (sessions []ids.Session, err error) {
+	var session ids.Session
 	var value bpf.RpEcho
 	it := k.Objects.Echoes.Iterate()
 	for it.Next(&session, &value) {
@@ -121,7 +122,7 @@ func (e *Engine) newFanout() {
 }
 
 // SessionIndex implements fanout.Receiver.
-func (s *session) SessionIndex() uint32 { return s.Index }
+func (s *session) SessionIndex() ids.Session { return s.Index }
 
 // Replica implements fanout.Receiver.
 func (s *session) Replica() bpf.RpReplica { return objects.Replica(&s.Session) }

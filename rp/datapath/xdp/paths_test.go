@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
@@ -76,7 +77,7 @@ func TestXDPAwaitHoldsUpNobody(t *testing.T) {
 	silent := slices.Clone(base[:])
 	silent[15] = 0x99 // nobody has it
 	addr, _ := netip.AddrFromSlice(silent)
-	s := datapath.Session{Index: 0x7777, Role: datapath.Peer, Addr: netip.AddrPortFrom(addr, 9), Groups: []uint32{1}}
+	s := datapath.Session{Index: 0x7777, Role: datapath.Peer, Addr: netip.AddrPortFrom(addr, 9), Groups: []ids.Group{1}}
 	applied := make(chan error)
 	go func() { applied <- e.Apply(datapath.Change{Add: []datapath.Session{s}}) }()
 	require.Eventually(t, func() bool { return e.table.lookup(s.Index) != nil }, 10*time.Second, time.Millisecond)
@@ -156,7 +157,7 @@ func TestXDPFailedEntryIsAskedForAgain(t *testing.T) {
 			return !known
 		}))
 		e.paths.Forget(entry.Link) // as if what the kernel told was lost
-		require.NoError(t, e.follow([]uint32{1, 2}))
+		require.NoError(t, e.follow([]ids.Session{1, 2}))
 	}))
 	require.Equal(t, 2, e.missing())
 	l.addAddr(l.hosts[0], "h0", entry.Addr, 32)

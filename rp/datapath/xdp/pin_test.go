@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
 )
 
@@ -101,17 +102,17 @@ func TestXDPOthersPins(t *testing.T) {
 	kill, err = c.lab.startChild(spec, false)
 	require.NoError(t, err)
 	kill()
-	var asked []uint32
+	var asked []ids.Incarnation
 	other = spec
 	other.Config.Incarnation = 78
-	other.Config.MayBe = func(incarnation uint32) bool {
+	other.Config.MayBe = func(incarnation ids.Incarnation) bool {
 		asked = append(asked, incarnation)
 		return incarnation == 78
 	}
 	e, err = c.adoptHere(other, &log)
 	require.NoError(t, err)
 	require.Nil(t, e.Adopted())
-	require.Equal(t, []uint32{spec.Config.Incarnation}, asked)
+	require.Equal(t, []ids.Incarnation{spec.Config.Incarnation}, asked)
 	require.Contains(t, log.String(), "is none that this node may have")
 	require.Equal(t, uint32(78), e.objects.Memory.Lives.At(0).Incarnation)
 	require.Empty(t, e.Stats().Sessions)

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -70,12 +71,12 @@ func TestXDPProbeFailsWithCopies(t *testing.T) {
 	// A member whose route moves there is told of, too.
 	require.Empty(t, e.Stats().Lacks)
 	_ = e.Apply(datapath.Change{Add: []datapath.Session{{
-		Index: 1, Role: datapath.Peer, Addr: netip.AddrPortFrom(l.hostAddr(1), 9), Groups: []uint32{testGroup},
+		Index: 1, Role: datapath.Peer, Addr: netip.AddrPortFrom(l.hostAddr(1), 9), Groups: []ids.Group{testGroup},
 	}}})
 	lacks := e.Stats().Lacks
 	require.Len(t, lacks, 1)
 	require.Contains(t, lacks[0].Why, "1 sessions: rp1 is none of the devices rp0")
-	_ = e.Apply(datapath.Change{Remove: []uint32{1}})
+	_ = e.Apply(datapath.Change{Remove: []ids.Session{1}})
 	require.Empty(t, e.Stats().Lacks)
 
 	// The host's end polls no more: the device refuses what is redirected.

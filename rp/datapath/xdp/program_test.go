@@ -21,6 +21,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
@@ -211,17 +212,17 @@ func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 	const own, neighbour, group = 7, 8, 9
 	e := newBare(t, datapath.Config{Incarnation: own})
 	from := [...]datapath.Session{
-		{Index: 1, Role: datapath.Peer, Groups: []uint32{group}, Publish: true, Rate: 1_000_000, Burst: 1_000_000},
+		{Index: 1, Role: datapath.Peer, Groups: []ids.Group{group}, Publish: true, Rate: 1_000_000, Burst: 1_000_000},
 		{Index: 2, Role: datapath.Mesh},
 	}
-	ingress := [...]uint32{0, neighbour}
+	ingress := [...]ids.Incarnation{0, neighbour}
 	for i := range from {
 		from[i].Addr = netip.MustParseAddrPort("[2001:db8::2]:4000")
 	}
 	require.NoError(t, e.apply(datapath.Change{
 		Add:    from[:],
 		Keys:   []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}},
-		Routes: []datapath.Route{{Ingress: neighbour, From: []uint32{2}}},
+		Routes: []datapath.Route{{Ingress: neighbour, From: []ids.Session{2}}},
 	}))
 	var all [][]byte
 	for seq := range uint64(datagrams) {
@@ -273,15 +274,15 @@ func TestXDPPolicerProperty(t *testing.T) {
 	from := make([]datapath.Session, receivers)
 	for i := range from {
 		from[i] = datapath.Session{
-			Index: uint32(i + 1), Role: datapath.Peer, Groups: []uint32{group}, Publish: true,
+			Index: ids.Session(i + 1), Role: datapath.Peer, Groups: []ids.Group{group}, Publish: true,
 			Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"),
 		}
 	}
 	// The neighbour is upstream of its own stream, and a branch of both.
 	from[1] = datapath.Session{Index: 2, Role: datapath.Mesh, Addr: from[0].Addr}
-	ingress := [...]uint32{0, neighbour}
-	branch := []datapath.Branch{{Session: 2, Groups: []uint32{group}}}
-	routes := []datapath.Route{{Ingress: own, To: branch}, {Ingress: neighbour, From: []uint32{2}, To: branch}}
+	ingress := [...]ids.Incarnation{0, neighbour}
+	branch := []datapath.Branch{{Session: 2, Groups: []ids.Group{group}}}
+	routes := []datapath.Route{{Ingress: own, To: branch}, {Ingress: neighbour, From: []ids.Session{2}, To: branch}}
 	clock := func() uint64 {
 		var now unix.Timespec
 		require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -49,9 +50,9 @@ func TestXDPHeartbeatFollowsMembers(t *testing.T) {
 		require.Eventually(t, func() bool { return c.Stats().Heartbeats == sent }, 10*time.Second, time.Millisecond)
 	}
 	beat(9)
-	require.NoError(t, e.Apply(datapath.Change{Remove: []uint32{1, 2, 3, 4}}))
+	require.NoError(t, e.Apply(datapath.Change{Remove: []ids.Session{1, 2, 3, 4}}))
 	beat(5)
-	require.NoError(t, e.Apply(datapath.Change{Remove: []uint32{5, 6, 7, 8, 9}}))
+	require.NoError(t, e.Apply(datapath.Change{Remove: []ids.Session{5, 6, 7, 8, 9}}))
 	require.Empty(t, e.table.beats(datapath.All))
 	beat(0)
 	require.NoError(t, e.Apply(datapath.Change{Add: c.sessions[:2]}))

@@ -10,19 +10,20 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 )
 
 // arrears is an error: what the programs do not do yet of what the table says, and why.
 type arrears struct {
-	echoes  map[uint32]error // by session
-	groups  map[uint32]error // peers, by group
-	streams map[datapath.Stream]error
+	echoes  map[ids.Session]error // by session
+	groups  map[ids.Group]error   // peers, by group
+	streams map[ids.Stream]error
 }
 
 func newArrears() *arrears {
-	return &arrears{make(map[uint32]error), make(map[uint32]error), make(map[datapath.Stream]error)}
+	return &arrears{make(map[ids.Session]error), make(map[ids.Group]error), make(map[ids.Stream]error)}
 }
 
 // Error implements error.
@@ -45,7 +46,7 @@ func (b *arrears) err() error {
 
 // session returns why the copies to a session may not be what the table says: as it was and as
 // it is, either of which may be nil.
-func (b *arrears) session(t *table, index uint32, versions ...*session) error {
+func (b *arrears) session(t *table, index ids.Session, versions ...*session) error {
 	if why := b.echoes[index]; why != nil {
 		return why
 	}
@@ -69,7 +70,7 @@ func (b *arrears) session(t *table, index uint32, versions ...*session) error {
 }
 
 // stream returns why the chain of a stream, or of its group, may not be what the table says.
-func (b *arrears) stream(id datapath.Stream) error { return cmp.Or(b.streams[id], b.groups[id.Group]) }
+func (b *arrears) stream(id ids.Stream) error { return cmp.Or(b.streams[id], b.groups[id.Group]) }
 
 // forNow reports whether nothing is behind but for slices in quarantine.
 func (b *arrears) forNow() bool {
@@ -77,7 +78,7 @@ func (b *arrears) forNow() bool {
 }
 
 // route returns why a route is not followed.
-func (b *arrears) route(ingress uint32) error {
+func (b *arrears) route(ingress ids.Incarnation) error {
 	for id, why := range b.streams {
 		if id.Ingress == ingress {
 			return why
@@ -89,7 +90,7 @@ func (b *arrears) route(ingress uint32) error {
 // reconcile makes the chains and the ECHOs of some sessions what the table and the paths say,
 // and the chains of streams if routes moved. A device that turns out to be gone is one
 // less: its receivers wait for it.
-func (e *Engine) reconcile(some []uint32) error {
+func (e *Engine) reconcile(some []ids.Session) error {
 	for {
 		err := e.tryReconcile(some)
 		gone, ok := errors.AsType[*fanout.GoneError](err)
@@ -103,13 +104,13 @@ func (e *Engine) reconcile(some []uint32) error {
 
 // tryReconcile updates each chain by itself: one that the kernel has no memory for holds
 // up no other. A device that is gone ends it at once.
-func (e *Engine) tryReconcile(some []uint32) error {
+func (e *Engine) tryReconcile(some []ids.Session) error {
 	t := e.table
 	if t.all {
 		some = t.everybody()
 	}
 	failed := newArrears()
-	changes := make(map[*group]map[uint32]*fanout.Member)
+	changes := make(map[*group]map[ids.Session]*fanout.Member)
 	branches := t.all || t.meshMoved
 	for _, index := range some {
 		t.touched[index] = true // until all went well
@@ -134,7 +135,7 @@ func (e *Engine) tryReconcile(some []uint32) error {
 				continue
 			}
 			if changes[g] == nil {
-				changes[g] = make(map[uint32]*fanout.Member)
+				changes[g] = make(map[ids.Session]*fanout.Member)
 			}
 			changes[g][index] = nil
 			delete(g.absent, index)
@@ -182,7 +183,7 @@ func isGone(err error) bool {
 }
 
 // everybody returns the sessions that are there, or that anything is left of.
-func (t *table) everybody() []uint32 {
+func (t *table) everybody() []ids.Session {
 	all := maps.Clone(t.touched)
 	for index := range t.sessions {
 		all[index] = true

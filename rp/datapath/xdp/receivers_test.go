@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
@@ -33,14 +34,14 @@ func TestXDPFollowProperty(t *testing.T) {
 	neighbour := func(i int) hostnet.Entry {
 		return hostnet.Entry{Link: 1, Addr: netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i))}
 	}
-	groups := []uint32{1, 2, 3}
+	groups := []ids.Group{1, 2, 3}
 
 	rapid.Check(t, func(t *rapid.T) {
 		tbl := e.table
 		w := e.walker(t)
 		check := func() {
 			for _, g := range tbl.groups {
-				var want, absent []uint32
+				var want, absent []ids.Session
 				for index, s := range tbl.sessions {
 					if s.Silent || !slices.Contains(s.Groups, g.id) {
 						continue
@@ -56,7 +57,7 @@ func TestXDPFollowProperty(t *testing.T) {
 				require.ElementsMatch(t, absent, slices.Collect(maps.Keys(g.absent)), "group %d", g.id)
 				require.Equal(t, uint64(len(absent)), atomic.LoadUint64(e.objects.Memory.Nexts.At(g.peers.Anchor()))>>32&0x7fffffff)
 			}
-			for index := uint32(1); index <= 60; index++ {
+			for index := ids.Session(1); index <= 60; index++ {
 				s := tbl.sessions[index]
 				known := false
 				if s != nil {
@@ -68,9 +69,9 @@ func TestXDPFollowProperty(t *testing.T) {
 			}
 		}
 		for range rapid.IntRange(1, 8).Draw(t, "changes") {
-			var some []uint32
+			var some []ids.Session
 			for range rapid.IntRange(0, 20).Draw(t, "sessions") {
-				index := rapid.Uint32Range(1, 60).Draw(t, "session")
+				index := ids.Session(rapid.Uint32Range(1, 60).Draw(t, "session"))
 				some = append(some, index)
 				if rapid.IntRange(0, 3).Draw(t, "goes") == 0 {
 					tbl.remove(index)

@@ -5,6 +5,7 @@ package xdp
 import (
 	"fmt"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 )
@@ -14,15 +15,15 @@ import (
 // once it was admitted.
 type room struct {
 	t         *table
-	gone      map[uint32]bool              // sessions that the change removes
-	joined    map[uint32]*datapath.Session // admitted by the change
+	gone      map[ids.Session]bool              // sessions that the change removes
+	joined    map[ids.Session]*datapath.Session // admitted by the change
 	sessions  int
-	states    int            // elements of session states to be taken
-	receivers map[uint32]int // by group
-	streams   map[datapath.Stream]bool
-	added     int            // streams
-	anchors   int            // to be taken
-	routes    map[uint32]int // branches, by ingress RP
+	states    int               // elements of session states to be taken
+	receivers map[ids.Group]int // by group
+	streams   map[ids.Stream]bool
+	added     int                     // streams
+	anchors   int                     // to be taken
+	routes    map[ids.Incarnation]int // branches, by ingress RP
 	branches  int
 	slices    int
 }
@@ -31,12 +32,12 @@ type room struct {
 func newRoom(t *table, c datapath.Change) *room {
 	r := &room{
 		t:         t,
-		gone:      make(map[uint32]bool),
-		joined:    make(map[uint32]*datapath.Session),
+		gone:      make(map[ids.Session]bool),
+		joined:    make(map[ids.Session]*datapath.Session),
 		sessions:  len(t.sessions),
-		receivers: make(map[uint32]int),
-		streams:   make(map[datapath.Stream]bool),
-		routes:    make(map[uint32]int),
+		receivers: make(map[ids.Group]int),
+		streams:   make(map[ids.Stream]bool),
+		routes:    make(map[ids.Incarnation]int),
 	}
 	for id, g := range t.groups {
 		r.receivers[id] = g.sessions
@@ -53,7 +54,7 @@ func newRoom(t *table, c datapath.Change) *room {
 	for _, n := range r.receivers {
 		r.slices += slicesOfGroup(n)
 	}
-	retired := make(map[uint32]bool)
+	retired := make(map[ids.Incarnation]bool)
 	for _, ingress := range c.Retire {
 		retired[ingress] = ingress != t.e.cfg.Incarnation
 	}
@@ -78,7 +79,7 @@ func slicesOfGroup(receivers int) int { return 2*receivers/fanout.SliceSize + 8 
 func slicesOfBranches(n int) int { return (n + fanout.SliceSize - 1) / fanout.SliceSize }
 
 // slicesOfStream is how many slices a stream takes before those of its group.
-func (r *room) slicesOfStream(id datapath.Stream) int {
+func (r *room) slicesOfStream(id ids.Stream) int {
 	n := slicesOfBranches(r.routes[id.Ingress])
 	if id.Ingress == r.t.e.cfg.Incarnation {
 		n++ // for the ECHO
@@ -87,7 +88,7 @@ func (r *room) slicesOfStream(id datapath.Stream) int {
 }
 
 // group returns what a group takes that is not there: anchors and slices.
-func (r *room) group(id uint32) (anchors, slices int) {
+func (r *room) group(id ids.Group) (anchors, slices int) {
 	if _, ok := r.receivers[id]; ok {
 		return 0, 0
 	}
@@ -95,7 +96,7 @@ func (r *room) group(id uint32) (anchors, slices int) {
 }
 
 // stream admits a stream, or tells what it finds no room in.
-func (r *room) stream(id datapath.Stream) error {
+func (r *room) stream(id ids.Stream) error {
 	if r.streams[id] {
 		return nil
 	}
@@ -124,7 +125,7 @@ func (r *room) session(s *datapath.Session) error {
 			states = 0 // it keeps its state
 		}
 	}
-	receivers := make(map[uint32]int)
+	receivers := make(map[ids.Group]int)
 	if old != nil {
 		for _, group := range distinct(old.Groups) {
 			receivers[group]--
@@ -193,7 +194,7 @@ func (r *room) route(route *datapath.Route) error {
 func (t *table) admit(c datapath.Change, refused *datapath.Refused) {
 	r := newRoom(t, c)
 	for i := range c.Keys {
-		id := datapath.Stream{Ingress: c.Keys[i].Ingress, Group: c.Keys[i].Group}
+		id := c.Keys[i].Stream()
 		if refused.Keys[id] != nil {
 			continue
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
@@ -30,38 +31,38 @@ func TestXDPNoRoom(t *testing.T) {
 		require.NotErrorIs(t, err, datapath.ErrContract)
 		return refused
 	}
-	session := func(index uint32) datapath.Session {
+	session := func(index ids.Session) datapath.Session {
 		return datapath.Session{Index: index, Role: datapath.Mesh, Addr: bareAddr, ReceiveKey: auth.Key{1}}
 	}
 
 	var streams datapath.Change
-	for ingress := uint32(1); ingress <= MaxStreams+3; ingress++ {
+	for ingress := ids.Incarnation(1); ingress <= MaxStreams+3; ingress++ {
 		streams.Keys = append(streams.Keys, proto.GroupKey{Ingress: ingress, Group: testGroup})
 	}
 	require.Len(t, apply(streams).Keys, 3)
 	require.Len(t, e.table.streams, MaxStreams)
 	require.Empty(t, apply(datapath.Change{
-		Retire: []uint32{7, 8}, // their elements are in quarantine
-		Routes: []datapath.Route{{Ingress: 9, From: []uint32{1}}},
+		Retire: []ids.Incarnation{7, 8}, // their elements are in quarantine
+		Routes: []datapath.Route{{Ingress: 9, From: []ids.Session{1}}},
 	}).Keys)
 
 	var sessions datapath.Change
-	for index := uint32(1); index <= MaxSessions+2; index++ {
+	for index := ids.Session(1); index <= MaxSessions+2; index++ {
 		sessions.Add = append(sessions.Add, session(index))
 	}
 	refused := apply(sessions)
 	require.Len(t, refused.Sessions, 2)
 	require.Len(t, e.table.sessions, MaxSessions)
 	require.Empty(t, apply(datapath.Change{Add: []datapath.Session{session(5)}}).Sessions, "it replaces one")
-	require.Empty(t, apply(datapath.Change{Remove: []uint32{5, 5}, Add: []datapath.Session{session(0x10000)}}).Sessions)
+	require.Empty(t, apply(datapath.Change{Remove: []ids.Session{5, 5}, Add: []datapath.Session{session(0x10000)}}).Sessions)
 	require.Len(t, apply(datapath.Change{Add: []datapath.Session{session(5), session(6)}}).Sessions, 1)
 
 	branches := make([]datapath.Branch, MaxSessions/2)
 	for i := range branches {
-		branches[i] = datapath.Branch{Session: uint32(100 + i), Groups: []uint32{testGroup}}
+		branches[i] = datapath.Branch{Session: ids.Session(100 + i), Groups: []ids.Group{testGroup}}
 	}
 	var routes datapath.Change
-	for ingress := uint32(20); ingress < 40; ingress++ { // a sixteenth of them and some
+	for ingress := ids.Incarnation(20); ingress < 40; ingress++ { // a sixteenth of them and some
 		routes.Routes = append(routes.Routes, datapath.Route{Ingress: ingress, To: branches})
 	}
 	refused = apply(routes)
@@ -74,14 +75,14 @@ func TestXDPNoRoom(t *testing.T) {
 func BenchmarkApplyOne(b *testing.B) {
 	e := newBare(b, datapath.Config{Incarnation: testOwn})
 	var all datapath.Change
-	for index := uint32(1); index <= 10_000; index++ {
-		all.Add = append(all.Add, datapath.Session{Index: index, Role: datapath.Peer, Addr: bareAddr, Groups: []uint32{testGroup}})
+	for index := ids.Session(1); index <= 10_000; index++ {
+		all.Add = append(all.Add, datapath.Session{Index: index, Role: datapath.Peer, Addr: bareAddr, Groups: []ids.Group{testGroup}})
 	}
 	require.NoError(b, e.apply(all))
-	one := datapath.Session{Index: 20_000, Role: datapath.Peer, Addr: bareAddr, Groups: []uint32{testGroup}}
+	one := datapath.Session{Index: 20_000, Role: datapath.Peer, Addr: bareAddr, Groups: []ids.Group{testGroup}}
 	for b.Loop() {
 		require.NoError(b, e.apply(datapath.Change{Add: []datapath.Session{one}}))
-		require.NoError(b, e.apply(datapath.Change{Remove: []uint32{one.Index}}))
+		require.NoError(b, e.apply(datapath.Change{Remove: []ids.Session{one.Index}}))
 		e.table.sessionStates.Expire(time.Now().Add(fanout.Quarantine))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -29,13 +30,13 @@ func asRPs(sessions []datapath.Session) []datapath.Session {
 }
 
 // route returns a route of an ingress RP.
-func route(ingress uint32, from, to []datapath.Session) datapath.Route {
+func route(ingress ids.Incarnation, from, to []datapath.Session) datapath.Route {
 	r := datapath.Route{Ingress: ingress}
 	for _, s := range from {
 		r.From = append(r.From, s.Index)
 	}
 	for _, s := range to {
-		r.To = append(r.To, datapath.Branch{Session: s.Index, Groups: []uint32{testGroup}})
+		r.To = append(r.To, datapath.Branch{Session: s.Index, Groups: []ids.Group{testGroup}})
 	}
 	return r
 }
@@ -94,7 +95,7 @@ func TestXDPRoutesUnderTraffic(t *testing.T) {
 				some := slices.Concat(to[:branches/2], to[branches/2+i%5:branches-i%4])
 				change.Routes = []datapath.Route{route(testIngress, pair, some), route(testOwn, nil, to[:i%branches])}
 			case 1:
-				change.Remove = []uint32{c.sessions[peers-1-i%7].Index, to[branches-1-i%7].Index}
+				change.Remove = []ids.Session{c.sessions[peers-1-i%7].Index, to[branches-1-i%7].Index}
 			case 2:
 				change.Add = []datapath.Session{c.sessions[peers-1-(i-1)%7], to[branches-1-(i-1)%7]}
 			}
@@ -127,7 +128,7 @@ func TestXDPRoutesAdopted(t *testing.T) {
 	from, to := mesh[:2], mesh[2:]
 	// Two of the branches are upstreams, too: they get what the other one sends.
 	routes := []datapath.Route{route(testOwn, nil, to[:3]), route(testIngress, from, mesh)}
-	routes[0].To[1].Groups = []uint32{1, 2, testGroup}
+	routes[0].To[1].Groups = []ids.Group{1, 2, testGroup}
 	spec.Change = datapath.Change{Keys: bothKeys(), Add: c.sessions, Routes: routes}
 	kill, err := c.lab.startChild(spec, false)
 	require.NoError(t, err)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -72,7 +73,7 @@ func setOptions(fd int) error {
 }
 
 // Hello implements datapath.Engine.
-func (e *Engine) Hello(index uint32, hello [wire.HelloSize]byte) error {
+func (e *Engine) Hello(index ids.Session, hello [wire.HelloSize]byte) error {
 	if e.closed.Load() {
 		return datapath.ErrClosed
 	}
@@ -97,7 +98,7 @@ func (e *Engine) Hello(index uint32, hello [wire.HelloSize]byte) error {
 }
 
 // Heard implements datapath.Engine.
-func (e *Engine) Heard(index uint32) (at time.Time) {
+func (e *Engine) Heard(index ids.Session) (at time.Time) {
 	e.table.withState(index, func(_ *session, state *bpf.RpSessionState) {
 		if atomic.LoadUint64(&state.Received) > 0 {
 			at = e.boot.Add(time.Duration(atomic.LoadUint64(&state.Heard)))
@@ -107,7 +108,7 @@ func (e *Engine) Heard(index uint32) (at time.Time) {
 }
 
 // Resend implements datapath.Engine.
-func (e *Engine) Resend(index uint32, datagrams [][]byte) error {
+func (e *Engine) Resend(index ids.Session, datagrams [][]byte) error {
 	if e.closed.Load() {
 		return datapath.ErrClosed
 	}
@@ -141,7 +142,7 @@ func (e *Engine) Resend(index uint32, datagrams [][]byte) error {
 
 // spare accounts for datagrams that are sent once more to a session, if the limit of all
 // copies has room for them. The programs charge the same bucket.
-func (e *Engine) spare(index uint32, datagrams [][]byte) error {
+func (e *Engine) spare(index ids.Session, datagrams [][]byte) error {
 	bytes := 0
 	for _, b := range datagrams {
 		bytes += len(b)

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
@@ -273,7 +274,7 @@ func (s *subject) Heartbeat(scope datapath.HeartbeatScope) []datapathtest.Output
 }
 
 // Hello implements datapathtest.Subject.
-func (s *subject) Hello(session uint32, hello [wire.HelloSize]byte) (out []datapathtest.Output, err error) {
+func (s *subject) Hello(session ids.Session, hello [wire.HelloSize]byte) (out []datapathtest.Output, err error) {
 	if err := s.Engine.Hello(session, hello); err != nil {
 		return nil, err
 	}
@@ -305,7 +306,7 @@ func (t *table) age(newest, heartbeat time.Duration) {
 }
 
 // Resend implements datapathtest.Subject.
-func (s *subject) Resend(session uint32, datagrams [][]byte) ([]datapathtest.Output, error) {
+func (s *subject) Resend(session ids.Session, datagrams [][]byte) ([]datapathtest.Output, error) {
 	before := s.Stats()
 	err := s.Engine.Resend(session, datagrams)
 	return s.collect(sent(before)), err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
@@ -25,10 +26,10 @@ import (
 // belong to what.
 type table struct {
 	e        *Engine
-	sessions map[uint32]*session
-	streams  map[datapath.Stream]*stream
-	groups   map[uint32]*group
-	routes   map[uint32]*datapath.Route
+	sessions map[ids.Session]*session
+	streams  map[ids.Stream]*stream
+	groups   map[ids.Group]*group
+	routes   map[ids.Incarnation]*datapath.Route
 	branches map[bpf.RpBranchKey]bpf.RpBranch // of the routes, as the programs' table has them
 	cpus     []uint32                         // that fan out
 
@@ -38,9 +39,9 @@ type table struct {
 	own atomic.Pointer[[]ownStream] // for heartbeats; what it leads to never changes
 
 	// What the programs' tables do not follow yet.
-	touched   map[uint32]bool // sessions: what they get, and by which next hop
-	meshMoved bool            // routes, streams, or sessions of neighbouring RPs
-	all       bool            // everything, as when a device is another one
+	touched   map[ids.Session]bool // sessions: what they get, and by which next hop
+	meshMoved bool                 // routes, streams, or sessions of neighbouring RPs
+	all       bool                 // everything, as when a device is another one
 
 	// Which site has which element of egresses, and what all copies may take.
 	sites               datapath.Sites[uint32]
@@ -68,12 +69,12 @@ type sessionState struct {
 
 // stream is the state of one (ingress RP, group).
 type stream struct {
-	id      datapath.Stream
+	id      ids.Stream
 	keys    []epochKey // oldest first, at most EpochsKept
 	element uint32
 	chain   *fanout.Chain // of its datagrams: ECHO when they are own, branches, then the group's peers
 
-	branches []uint32 // sessions of neighbouring RPs that get it
+	branches []ids.Session // sessions of neighbouring RPs that get it
 }
 
 type epochKey struct {
@@ -84,22 +85,22 @@ type epochKey struct {
 // ownStream is what a heartbeat of an own stream needs. An own stream and its group stay as
 // long as the engine.
 type ownStream struct {
-	id       datapath.Stream
+	id       ids.Stream
 	key      epochKey // the older one: all receivers have it, those too that the newer one has yet to reach
 	element  uint32
 	cpu      uint32
-	all      uint32   // anchor of the chain of all receivers
-	local    uint32   // anchor of the chain of peers and channels
-	branches []uint32 // sessions of neighbouring RPs that get the group
-	peers    int      // peers and channels
+	all      uint32        // anchor of the chain of all receivers
+	local    uint32        // anchor of the chain of peers and channels
+	branches []ids.Session // sessions of neighbouring RPs that get the group
+	peers    int           // peers and channels
 }
 
 // group is the peers and channels that get a group's datagrams.
 type group struct {
-	id       uint32
+	id       ids.Group
 	peers    *fanout.Chain
-	sessions int             // that name it, silent ones too
-	absent   map[uint32]bool // sessions of it without a next hop
+	sessions int                  // that name it, silent ones too
+	absent   map[ids.Session]bool // sessions of it without a next hop
 }
 
 // receivers is how many get a group's datagrams, with next hop or without.
@@ -108,12 +109,12 @@ func (g *group) receivers() int { return g.peers.Len() + len(g.absent) }
 func newTable(e *Engine) *table {
 	return &table{
 		e:             e,
-		sessions:      make(map[uint32]*session),
-		streams:       make(map[datapath.Stream]*stream),
-		groups:        make(map[uint32]*group),
-		routes:        make(map[uint32]*datapath.Route),
+		sessions:      make(map[ids.Session]*session),
+		streams:       make(map[ids.Stream]*stream),
+		groups:        make(map[ids.Group]*group),
+		routes:        make(map[ids.Incarnation]*datapath.Route),
 		branches:      make(map[bpf.RpBranchKey]bpf.RpBranch),
-		touched:       make(map[uint32]bool),
+		touched:       make(map[ids.Session]bool),
 		all:           true,
 		sessionStates: fanout.NewElements(0, e.objects.States.MaxEntries()),
 		streamStates:  fanout.NewElements(0, e.objects.StreamStates.MaxEntries()),
@@ -132,7 +133,7 @@ func (t *table) expire(now time.Time) {
 }
 
 // lookup returns a session, nil for none. It may be called by anybody.
-func (t *table) lookup(index uint32) *session {
+func (t *table) lookup(index ids.Session) *session {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.sessions[index]
@@ -140,7 +141,7 @@ func (t *table) lookup(index uint32) *session {
 
 // withState calls f with what moves of a session, unless there is none. It may be called by
 // anybody; f must not wait.
-func (t *table) withState(index uint32, f func(*session, *bpf.RpSessionState)) {
+func (t *table) withState(index ids.Session, f func(*session, *bpf.RpSessionState)) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if s := t.sessions[index]; s != nil {
@@ -182,7 +183,7 @@ func (t *table) check(c datapath.Change) *datapath.Refused {
 	return refused
 }
 
-func distinct(groups []uint32) []uint32 {
+func distinct(groups []ids.Group) []ids.Group {
 	return slices.Compact(slices.Sorted(slices.Values(groups)))
 }
 
@@ -210,7 +211,7 @@ func (e *Engine) apply(c datapath.Change) error {
 	}
 	for i := range c.Keys {
 		k := &c.Keys[i]
-		id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
+		id := k.Stream()
 		if refused.Keys[id] != nil {
 			continue
 		}
@@ -293,7 +294,7 @@ func (e *Engine) followChange(c datapath.Change) error {
 
 // follow makes the programs do what the table says of some sessions, and of all routes. What
 // fails stays touched: it is to be tried again.
-func (e *Engine) follow(some []uint32) error {
+func (e *Engine) follow(some []ids.Session) error {
 	t := e.table
 	if t.meshMoved {
 		if err := t.syncBranches(); err != nil {
@@ -310,7 +311,7 @@ func (e *Engine) follow(some []uint32) error {
 }
 
 // touch notes that a session is another one, or has another next hop.
-func (t *table) touch(index uint32, sessions ...*session) {
+func (t *table) touch(index ids.Session, sessions ...*session) {
 	t.touched[index] = true
 	for _, s := range sessions {
 		t.meshMoved = t.meshMoved || s != nil && s.Role == datapath.Mesh
@@ -318,7 +319,7 @@ func (t *table) touch(index uint32, sessions ...*session) {
 }
 
 // staying returns those of some sessions that are not there any more and may still get copies.
-func (t *table) staying(removed []uint32) (stay []uint32) {
+func (t *table) staying(removed []ids.Session) (stay []ids.Session) {
 	for _, index := range removed {
 		if t.touched[index] && t.sessions[index] == nil {
 			stay = append(stay, index)
@@ -332,8 +333,8 @@ func (t *table) untidy() bool { return t.all || t.meshMoved || len(t.touched) > 
 
 // someTouched returns touched sessions that get their copies by at most n slices of each
 // group: one slice made anew serves all that it holds.
-func (t *table) someTouched(n int) []uint32 {
-	some := make(map[uint32]bool)
+func (t *table) someTouched(n int) []ids.Session {
+	some := make(map[ids.Session]bool)
 	for index := range t.touched {
 		if some[index] {
 			continue
@@ -359,7 +360,7 @@ func (t *table) someTouched(n int) []uint32 {
 
 // readd puts a session back that was replaced, with the state that it had, or removes its
 // successor when there was none.
-func (t *table) readd(index uint32, old *session) {
+func (t *table) readd(index ids.Session, old *session) {
 	if old == nil {
 		t.remove(index)
 		return
@@ -380,7 +381,7 @@ func (t *table) readd(index uint32, old *session) {
 }
 
 // reroute puts a route back that was replaced, or removes its successor when there was none.
-func (t *table) reroute(ingress uint32, old *datapath.Route) {
+func (t *table) reroute(ingress ids.Incarnation, old *datapath.Route) {
 	if old == nil {
 		delete(t.routes, ingress)
 	} else {
@@ -399,7 +400,7 @@ func (t *table) route(want *datapath.Route) {
 	t.meshMoved = true
 }
 
-func (t *table) isMesh(index uint32) bool {
+func (t *table) isMesh(index ids.Session) bool {
 	s := t.sessions[index]
 	return s != nil && s.Role == datapath.Mesh
 }
@@ -417,8 +418,8 @@ func (t *table) syncBranches() error {
 	for _, r := range t.routes {
 		for _, b := range r.To {
 			var value bpf.RpBranch
-			value.GroupsLen = uint32(copy(value.Groups[:], b.Groups))
-			want[bpf.RpBranchKey{Ingress: r.Ingress, Session: b.Session}] = value
+			value.GroupsLen = uint32(objects.NumbersOf(b.Groups, value.Groups[:]))
+			want[bpf.RpBranchKey{Ingress: uint32(r.Ingress), Session: uint32(b.Session)}] = value
 		}
 	}
 	for key, value := range want {
@@ -447,15 +448,15 @@ func (t *table) syncBranches() error {
 // branches are behind is accepted from no other upstream yet.
 func (t *table) syncUpstreams(b *arrears) {
 	for id, s := range t.streams {
-		var from []uint32
+		var from []ids.Session
 		if r := t.routes[id.Ingress]; r != nil {
 			from = r.From
 		}
 		words := &t.e.objects.Memory.Streams.At(s.element).Upstreams
 		if b != nil && b.streams[id] != nil {
-			from = slices.DeleteFunc(slices.Clone(from), func(session uint32) bool { return !slices.Contains(words[:], uint64(session)) })
+			from = slices.DeleteFunc(slices.Clone(from), func(session ids.Session) bool { return !slices.Contains(words[:], uint64(session)) })
 		}
-		stays := func(word uint64) bool { return word != 0 && slices.Contains(from, uint32(word)) }
+		stays := func(word uint64) bool { return word != 0 && slices.Contains(from, ids.Session(word)) }
 		next := 0
 		for _, session := range from {
 			if slices.Contains(words[:], uint64(session)) {
@@ -542,7 +543,7 @@ func (t *table) unfollow(element uint32) {
 
 // hold makes a session that of an index, or with nil leaves the index without one. The
 // groups of the session are there.
-func (t *table) hold(index uint32, s *session) {
+func (t *table) hold(index ids.Session, s *session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if old := t.sessions[index]; old != nil {
@@ -600,7 +601,7 @@ func (s *session) value() bpf.RpSession {
 	return objects.SessionValue(&s.Session, s.state.element, site)
 }
 
-func (t *table) remove(index uint32) {
+func (t *table) remove(index ids.Session) {
 	s := t.sessions[index]
 	if s == nil {
 		return
@@ -615,7 +616,7 @@ func (t *table) remove(index uint32) {
 
 // group returns a group, which is there as long as the engine: its id comes from the
 // control plane's configuration.
-func (t *table) group(id uint32) (*group, error) {
+func (t *table) group(id ids.Group) (*group, error) {
 	if g := t.groups[id]; g != nil {
 		return g, nil
 	}
@@ -623,12 +624,12 @@ func (t *table) group(id uint32) (*group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("group %08x: %w", id, err)
 	}
-	t.groups[id] = &group{id: id, peers: peers, absent: make(map[uint32]bool)}
+	t.groups[id] = &group{id: id, peers: peers, absent: make(map[ids.Session]bool)}
 	return t.groups[id], nil
 }
 
 // streamChain returns the chain of a stream, without slices, before that of the group's peers.
-func (t *table) streamChain(id datapath.Stream) (*fanout.Chain, error) {
+func (t *table) streamChain(id ids.Stream) (*fanout.Chain, error) {
 	g, err := t.group(id.Group)
 	if err != nil {
 		return nil, err
@@ -642,7 +643,7 @@ func (t *table) streamChain(id datapath.Stream) (*fanout.Chain, error) {
 
 // install adds a key, and its stream when that is new. With an error nothing changed.
 func (t *table) install(k *proto.GroupKey) error {
-	id := datapath.Stream{Ingress: k.Ingress, Group: k.Group}
+	id := k.Stream()
 	s := t.streams[id]
 	if s == nil {
 		chain, err := t.streamChain(id)
@@ -690,18 +691,22 @@ func (t *table) put(s *stream) error {
 		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = objects.Halves(k.key)
 		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
 	}
-	if err := t.e.objects.Streams.Put(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}, &value); err != nil {
+	if err := t.e.objects.Streams.Put(streamKey(id), &value); err != nil {
 		return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 	}
 	return nil
 }
 
-func (t *table) retire(ingress uint32) {
+func streamKey(s ids.Stream) bpf.RpStreamKey {
+	return bpf.RpStreamKey{Ingress: uint32(s.Ingress), Group: uint32(s.Group)}
+}
+
+func (t *table) retire(ingress ids.Incarnation) {
 	for id, s := range maps.Clone(t.streams) {
 		if id.Ingress != ingress {
 			continue
 		}
-		_ = t.e.objects.Streams.Delete(bpf.RpStreamKey{Ingress: id.Ingress, Group: id.Group}) // as in remove
+		_ = t.e.objects.Streams.Delete(streamKey(id)) // as in remove
 		delete(t.streams, id)
 		t.streamStates.Retire(s.element, time.Now())
 		s.chain.Retire()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
@@ -53,13 +54,13 @@ func newCrowdWith(t testing.TB, l *lab, opt Options, n int, host func(i int) int
 func crowdSessions(l *lab, n int, host func(i int) int) (sessions []datapath.Session) {
 	for i := range n {
 		sessions = append(sessions, datapath.Session{
-			Index:       uint32(i + 1),
+			Index:       ids.Session(i + 1),
 			Role:        datapath.Peer,
 			Addr:        netip.AddrPortFrom(l.hostAddr(host(i)), uint16(20000+i)),
-			SendSession: uint32(0x10000 + i),
+			SendSession: ids.Session(0x10000 + i),
 			SendKey:     auth.Key{'s', byte(i), byte(i >> 8)},
 			ReceiveKey:  auth.Key{'r', byte(i), byte(i >> 8)},
-			Groups:      []uint32{testGroup},
+			Groups:      []ids.Group{testGroup},
 		})
 	}
 	sessions[0].Publish, sessions[0].Rate, sessions[0].Burst = true, 1_000_000, 1_000_000

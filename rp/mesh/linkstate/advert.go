@@ -10,17 +10,19 @@ import (
 
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/rlp"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Advert is what one RP says of itself.
 type Advert struct {
 	Origin          ID
-	Incarnation     uint32    // of its datagrams as ingress RP
-	Epoch, Sequence uint64    // order its adverts, see Version; Epoch grows with each start
-	Publishes       bool      // it is an ingress RP: it needs a tree
-	Budget          uint32    // children that it copies to in one tree, at most
-	Links           []Link    // by neighbour; none of an RP that leaves
-	Groups          []Members // by group
+	Incarnation     ids.Incarnation // of its datagrams as ingress RP
+	Epoch, Sequence uint64          // order its adverts, see Version; Epoch grows with each start
+	Publishes       bool            // it is an ingress RP: it needs a tree
+	Budget          uint32          // children that it copies to in one tree, at most
+	Links           []Link          // by neighbour; none of an RP that leaves
+	Groups          []Members       // by group
 	Operator        string
 }
 
@@ -32,7 +34,10 @@ type Link struct {
 }
 
 // Members is the number of subscribers of a group at the RP itself.
-type Members struct{ Group, Count uint32 }
+type Members struct {
+	Group ids.Group
+	Count uint32
+}
 
 // Signed is an advert with the signature of its origin's node key.
 type Signed struct {
@@ -90,22 +95,22 @@ const incarnationDomain = "mdcsmesh incarnation\x00"
 // Belongs reports whether an incarnation is one of those that an RP may choose: of 4,096
 // numbers about one is. Each RP has other ones, so that the incarnation that one RP chose is
 // most likely none that another RP can claim.
-func Belongs(id ID, incarnation uint32) bool {
+func Belongs(id ID, incarnation ids.Incarnation) bool {
 	b := binary.BigEndian.AppendUint64([]byte(incarnationDomain), uint64(id))
-	digest := crypto.Keccak256(binary.BigEndian.AppendUint32(b, incarnation))
+	digest := crypto.Keccak256(binary.BigEndian.AppendUint32(b, uint32(incarnation)))
 	return incarnation != 0 && binary.BigEndian.Uint16(digest)>>4 == 0
 }
 
 // DrawIncarnation returns a random incarnation that belongs to an RP. It reads some 16 KiB of
 // random bytes, and fails when that fails.
-func DrawIncarnation(id ID, random io.Reader) (uint32, error) {
+func DrawIncarnation(id ID, random io.Reader) (ids.Incarnation, error) {
 	var block [1024]byte
 	for {
 		if _, err := io.ReadFull(random, block[:]); err != nil {
 			return 0, fmt.Errorf("draw incarnation: %w", err)
 		}
 		for b := block[:]; len(b) > 0; b = b[4:] {
-			if incarnation := binary.BigEndian.Uint32(b); Belongs(id, incarnation) {
+			if incarnation := ids.Incarnation(binary.BigEndian.Uint32(b)); Belongs(id, incarnation) {
 				return incarnation, nil
 			}
 		}

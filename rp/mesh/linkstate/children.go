@@ -5,6 +5,8 @@ package linkstate
 import (
 	"slices"
 	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // The tree says who may be a child. Views of the tree differ for some seconds while adverts
@@ -52,7 +54,7 @@ func (r *route) names(id ID) bool {
 
 // Counts reports whether a neighbour is a child of this RP in the tree of an ingress RP, or
 // was one some seconds ago: only then its reports of receipts count.
-func (c *Core) Counts(ingress uint32, id ID) bool {
+func (c *Core) Counts(ingress ids.Incarnation, id ID) bool {
 	r := c.routes[ingress]
 	return r != nil && r.children[id] != nil && r.children[id].named
 }
@@ -95,7 +97,7 @@ func (c *Core) grafted(n *neighbour, m *Graft) {
 }
 
 // claims returns the RP whose advert has an incarnation, the lowest if there are several.
-func (c *Core) claims(incarnation uint32) (origin ID) {
+func (c *Core) claims(incarnation ids.Incarnation) (origin ID) {
 	for id, e := range c.publishing {
 		if e.Advert.Incarnation == incarnation && (origin == 0 || id < origin) {
 			origin = id
@@ -304,7 +306,7 @@ func (c *Core) tickStandings(n *neighbour) {
 }
 
 // Refuse says that the datapath has no room for a neighbour as child of an ingress RP.
-func (c *Core) Refuse(now time.Time, id ID, ingress uint32) {
+func (c *Core) Refuse(now time.Time, id ID, ingress ids.Incarnation) {
 	c.now = now
 	n, r := c.neighbour(id), c.routes[ingress]
 	if n != nil && r != nil {
@@ -324,7 +326,7 @@ func (c *Core) pruned(n *neighbour, m *Prune) {
 
 // serving lists the routes in which a neighbour is a child, or for which it has no answer
 // yet, ascending.
-func (c *Core) serving(n *neighbour) (ingress []uint32) {
+func (c *Core) serving(n *neighbour) (ingress []ids.Incarnation) {
 	for _, r := range c.order {
 		if r.children[n.id] != nil {
 			ingress = append(ingress, r.ingress)
@@ -338,7 +340,7 @@ func (c *Core) serving(n *neighbour) (ingress []uint32) {
 
 // SumOf is the sum of a RouteSum over some ingress RPs, 0 for none. As that of adverts it
 // finds differences between honest RPs.
-func SumOf(ingress []uint32) (sum uint32) {
+func SumOf(ingress []ids.Incarnation) (sum uint32) {
 	for _, i := range ingress {
 		sum ^= uint32(mix(uint64(i)))
 	}

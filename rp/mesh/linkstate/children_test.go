@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
@@ -59,7 +60,7 @@ func (s *stranger) says(m Message) (answers []*GraftAck) {
 }
 
 // asks grafts one ingress RP, and reports whether it was granted.
-func (s *stranger) asks(ingress uint32) bool {
+func (s *stranger) asks(ingress ids.Incarnation) bool {
 	s.w.t.(*testing.T).Helper()
 	answers := s.says(&Graft{ID: 7, Routes: []GraftRoute{{Ingress: ingress}}})
 	require.Len(s.w.t, answers, 1)
@@ -68,7 +69,7 @@ func (s *stranger) asks(ingress uint32) bool {
 }
 
 // gets reports whether an RP replicates to the stranger.
-func (s *stranger) gets(ingress uint32) bool {
+func (s *stranger) gets(ingress ids.Incarnation) bool {
 	for _, c := range s.w.route(s.at, ingress).Children {
 		if c.ID == rp(s.name) {
 			return true
@@ -101,7 +102,7 @@ func TestGuest(t *testing.T) {
 			got += TreeInterval
 		}
 		if i%3 == 0 {
-			s.says(&Prune{[]uint32{ingress1}})
+			s.says(&Prune{[]ids.Incarnation{ingress1}})
 		}
 		s.asks(ingress1)
 		s.run(TreeInterval)
@@ -112,7 +113,7 @@ func TestGuest(t *testing.T) {
 		require.NotZero(t, w.route(r, ingress1).Parent)
 	}
 	require.Equal(t, 1, len(w.cores[1].neighbour(rp(9)).standings))
-	s.says(&Prune{[]uint32{ingress1}})
+	s.says(&Prune{[]ids.Incarnation{ingress1}})
 	s.run(5 * Grace)
 	require.Empty(t, w.cores[1].neighbour(rp(9)).standings, "forgotten")
 }
@@ -155,7 +156,7 @@ func TestBudgetOfGuests(t *testing.T) {
 	require.False(t, again.asks(ingress1))
 
 	// 3 goes, another guest has its place, and 3 comes back.
-	require.NoError(t, w.cores[1].Handle(w.now, rp(3), &Prune{[]uint32{ingress1}}))
+	require.NoError(t, w.cores[1].Handle(w.now, rp(3), &Prune{[]ids.Incarnation{ingress1}}))
 	w.perform(1)
 	require.True(t, again.asks(ingress1))
 	require.Len(t, w.route(1, ingress1).Children, 3)
@@ -233,14 +234,14 @@ func TestUnknownIngress(t *testing.T) {
 	w.link(3, 6, step)
 	s.run(3 * time.Second)
 	answers := took[AckGraft](w, 2)
-	require.Contains(t, answers, AckGraft{To: rp(9), ID: 7, Granted: []uint32{made}})
+	require.Contains(t, answers, AckGraft{To: rp(9), ID: 7, Granted: []ids.Incarnation{made}})
 	require.True(t, s.gets(made))
 
 	c := w.cores[2]
 	n := c.neighbour(rp(9))
 	routes := len(c.routes)
 	var graft Graft
-	for i := range uint32(20 * MaxRoutes) {
+	for i := range ids.Incarnation(20 * MaxRoutes) {
 		if graft.Routes = append(graft.Routes, GraftRoute{Ingress: 5000 + i}); len(graft.Routes) == MaxRoutes {
 			for _, a := range s.says(&graft) {
 				require.Empty(t, a.Granted)
@@ -288,7 +289,7 @@ func TestRateOfIncarnations(t *testing.T) {
 		}
 		return m
 	}
-	var last uint32
+	var last ids.Incarnation
 	trees := 0
 	for life := range 30 {
 		last = incarnation(2, 10+life)
@@ -323,7 +324,7 @@ func TestRefusal(t *testing.T) {
 		w.run(step)
 	}
 	w.way = nil // the Graft is lost
-	require.NoError(t, c.Handle(w.now, rp(2), &GraftAck{ID: r.graft, Refused: []uint32{ingress1}}))
+	require.NoError(t, c.Handle(w.now, rp(2), &GraftAck{ID: r.graft, Refused: []ids.Incarnation{ingress1}}))
 	w.perform(4)
 	require.Equal(t, rp(3), w.route(4, ingress1).Parent, "which still sends")
 	require.Equal(t, uint64(1), c.Stats().Refusals)
@@ -339,7 +340,7 @@ func TestRefusal(t *testing.T) {
 	w.perform(4)
 	graft := sent[*Graft](w, 4, 3)
 	require.Len(t, graft, 1)
-	require.NoError(t, c.Handle(w.now, rp(3), &GraftAck{ID: graft[0].ID, Refused: []uint32{ingress1}}))
+	require.NoError(t, c.Handle(w.now, rp(3), &GraftAck{ID: graft[0].ID, Refused: []ids.Incarnation{ingress1}}))
 	w.perform(4)
 	require.Equal(t, Route{Ingress: ingress1, Parent: rp(2)}, w.route(4, ingress1), "there is none")
 }
@@ -403,8 +404,8 @@ func TestParentWithoutRoom(t *testing.T) {
 	w.run(time.Second)
 	w.edit = func(from, to int, m Message) Message {
 		if ack, ok := m.(*GraftAck); ok && from == 2 && to == 4 && slices.Contains(ack.Granted, ingress1) {
-			rest := slices.DeleteFunc(slices.Clone(ack.Granted), func(i uint32) bool { return i == ingress1 })
-			return &GraftAck{ID: ack.ID, Granted: rest, Refused: []uint32{ingress1}}
+			rest := slices.DeleteFunc(slices.Clone(ack.Granted), func(i ids.Incarnation) bool { return i == ingress1 })
+			return &GraftAck{ID: ack.ID, Granted: rest, Refused: []ids.Incarnation{ingress1}}
 		}
 		return m
 	}
@@ -438,7 +439,7 @@ func TestPruneInTime(t *testing.T) {
 	w.cut[pair(2, 4)] = false
 	require.Len(t, sent[*Graft](w, 4, 3), 1)
 	w.run(Overlap + 2*TreeInterval)
-	require.Equal(t, []*Prune{{[]uint32{ingress1}}}, sent[*Prune](w, 4, 3))
+	require.Equal(t, []*Prune{{[]ids.Incarnation{ingress1}}}, sent[*Prune](w, 4, 3))
 	w.run(20 * time.Second)
 	require.Len(t, sent[*Prune](w, 4, 3), 1)
 	require.Zero(t, w.cores[4].Stats().Repairs, "no RouteSum found anything")

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
@@ -25,7 +26,7 @@ type trees struct {
 
 // root is the tree of one ingress RP.
 type root struct {
-	incarnation uint32
+	incarnation ids.Incarnation
 	slot        int
 	paths       *tree.SPT
 	tree        tree.Tree
@@ -162,7 +163,7 @@ func (c *Core) link(origin ID) {
 // root has a root for each ingress RP that can be reached. When two claim one
 // incarnation, which is what datagrams carry, the lower id has it.
 func (c *Core) root() {
-	claimed := make(map[uint32]ID)
+	claimed := make(map[ids.Incarnation]ID)
 	for origin, e := range c.publishing {
 		if c.reached(origin) {
 			if other, ok := claimed[e.Advert.Incarnation]; !ok || origin < other {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
@@ -96,28 +97,28 @@ type SendHello struct {
 // Route says which datagrams of an ingress RP are accepted and to whom they go. It
 // replaces the route before. Actions behind it rely on it being in the datapath.
 type Route struct {
-	Ingress  uint32 // incarnation
-	Parent   ID     // expected upstream; 0 at the ingress RP, or when there is none
-	Backup   ID     // who is asked when Parent fails, 0 for nobody
-	Previous []ID   // upstreams accepted besides, for a while
+	Ingress  ids.Incarnation // incarnation
+	Parent   ID              // expected upstream; 0 at the ingress RP, or when there is none
+	Backup   ID              // who is asked when Parent fails, 0 for nobody
+	Previous []ID            // upstreams accepted besides, for a while
 	Children []Child
 }
 
 // Child is a neighbour that gets the datagrams of a route, by id.
 type Child struct {
 	ID     ID
-	All    bool     // groups: which have members below is not known
-	Groups []uint32 // else those with members at or below the child
+	All    bool        // groups: which have members below is not known
+	Groups []ids.Group // else those with members at or below the child
 }
 
 // RouteGone says that there are no datagrams of an ingress RP any more.
-type RouteGone struct{ Ingress uint32 }
+type RouteGone struct{ Ingress ids.Incarnation }
 
 // Serve asks to give a child the group keys, and to send it from the cache what is newer than
 // its marks.
 type Serve struct {
 	To      ID
-	Ingress uint32
+	Ingress ids.Incarnation
 	Marks   []Mark
 }
 
@@ -126,7 +127,7 @@ type Serve struct {
 type AckGraft struct {
 	To               ID
 	ID               uint32 // of the Graft
-	Granted, Refused []uint32
+	Granted, Refused []ids.Incarnation
 }
 
 // Message returns the GraftAck.
@@ -167,11 +168,11 @@ func (MayPublish) action()    {}
 // Config is what a Core works with.
 type Config struct {
 	Self        ID
-	Incarnation uint32
+	Incarnation ids.Incarnation
 	Epoch       uint64 // higher at each start, as the time in seconds
 	Operator    string
-	Groups      []uint32 // that RPs replicate
-	Budget      int      // children of one tree
+	Groups      []ids.Group // that RPs replicate
+	Budget      int         // children of one tree
 	Mode        tree.Mode
 	Alpha       int // of tree.Light, 0 for the default
 
@@ -183,9 +184,9 @@ type Config struct {
 
 	Sign    func(Advert) (*Signed, error)
 	Verify  func(*Signed) (node [32]byte, err error)
-	Allowed func(node [32]byte) bool    // is on the list of RPs, and may have a tree
-	Marks   func(ingress uint32) []Mark // of the own datapath
-	Rand    *rand.Rand                  // spreads what need not happen at once
+	Allowed func(node [32]byte) bool             // is on the list of RPs, and may have a tree
+	Marks   func(ingress ids.Incarnation) []Mark // of the own datapath
+	Rand    *rand.Rand                           // spreads what need not happen at once
 }
 
 // resumes reports whether there are neighbours of an earlier life.
@@ -261,7 +262,7 @@ type Core struct {
 	advertising
 	trees
 
-	routes    map[uint32]*route
+	routes    map[ids.Incarnation]*route
 	order     []*route // by ingress
 	touched   []*route // in this input
 	serves    []Action // of this input, behind the routes
@@ -272,7 +273,7 @@ type Core struct {
 
 // New returns the Core of an RP that starts now.
 func New(now time.Time, cfg Config) *Core {
-	c := &Core{cfg: cfg, begun: now, now: now, routes: make(map[uint32]*route), conducts: make(map[ID]formerConduct)}
+	c := &Core{cfg: cfg, begun: now, now: now, routes: make(map[ids.Incarnation]*route), conducts: make(map[ID]formerConduct)}
 	c.cfg.Alpha = cmp.Or(cfg.Alpha, tree.DefaultAlpha)
 	c.tickAt = now.Add(time.Duration(cfg.Rand.Int64N(int64(TreeInterval))))
 	c.database.init(now)

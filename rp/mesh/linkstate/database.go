@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
@@ -21,12 +22,12 @@ import (
 // the graph, so that all compute the same trees. It has no tree itself, and all such RPs share a rate.
 type database struct {
 	entries    map[ID]*entry
-	publishing map[ID]*entry    // of RPs that are to have a tree
-	ingress    map[uint32]int   // their incarnations, and how many adverts have each
-	requested  map[ID]time.Time // asked for, until when nobody else is
-	loose      map[ID]*entry    // without a path to the RP, or muted
-	unlisted   map[ID]*entry    // of RPs that are not on the own list
-	strange    limiter          // of adverts of these
+	publishing map[ID]*entry           // of RPs that are to have a tree
+	ingress    map[ids.Incarnation]int // their incarnations, and how many adverts have each
+	requested  map[ID]time.Time        // asked for, until when nobody else is
+	loose      map[ID]*entry           // without a path to the RP, or muted
+	unlisted   map[ID]*entry           // of RPs that are not on the own list
+	strange    limiter                 // of adverts of these
 	sweepAt    time.Time
 	settledAt  time.Time // from when on what is not reached is forgotten
 	toldAt     time.Time // when the first neighbour that got a digest has answered; zero before
@@ -54,7 +55,7 @@ func (d *database) init(now time.Time) {
 	d.settledAt = now.Add(settleDelay)
 	d.entries = make(map[ID]*entry)
 	d.publishing = make(map[ID]*entry)
-	d.ingress = make(map[uint32]int)
+	d.ingress = make(map[ids.Incarnation]int)
 	d.requested = make(map[ID]time.Time)
 	d.loose = make(map[ID]*entry)
 	d.unlisted = make(map[ID]*entry)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/codec"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -251,7 +252,7 @@ func (w *witness) step(in []byte) []byte {
 	case opAway:
 		w.core.LinkAway(w.now, rp(4), w.now.Add(15*time.Second))
 	case opRefuse:
-		w.core.Refuse(w.now, rp(4), binary.BigEndian.Uint32(b))
+		w.core.Refuse(w.now, rp(4), ids.Incarnation(binary.BigEndian.Uint32(b)))
 	case opHeard:
 		w.core.Heard(w.now, rp(4))
 	default:
@@ -303,11 +304,11 @@ func FuzzNeighbour(f *testing.F) {
 	}
 	two := incarnation(2, 1)
 	both := &Graft{9, []GraftRoute{{min(ingress1, two), []Mark{{groupA, 1}}}, {max(ingress1, two), nil}}}
-	f.Add(join(message(both), wait(255), message(both), message(&Prune{[]uint32{two}}), message(both)))
+	f.Add(join(message(both), wait(255), message(both), message(&Prune{[]ids.Incarnation{two}}), message(both)))
 	f.Add(join(own(1, 1, true), wait(100), up, message(&Graft{1, []GraftRoute{{incarnation(4, 1), nil}}}), own(2, 2, true), wait(5), own(3, 3, true), wait(255), wait(255)))
-	f.Add(join(own(1, 1, false), wait(255), message(&GraftAck{1, []uint32{two}, nil}), message(&Serving{[]uint32{two}}), message(&RouteSum{7}), wait(200)))
+	f.Add(join(own(1, 1, false), wait(255), message(&GraftAck{1, []ids.Incarnation{two}, nil}), message(&Serving{[]ids.Incarnation{two}}), message(&RouteSum{7}), wait(200)))
 	f.Add(join([]byte{opAway}, wait(200), []byte{opUp}, up, wait(50), []byte{opDown}, wait(10), []byte{opUp}, up, up, up))
-	f.Add(join(message(both), join([]byte{opRefuse}, binary.BigEndian.AppendUint32(nil, two)), wait(1)))
+	f.Add(join(message(both), join([]byte{opRefuse}, binary.BigEndian.AppendUint32(nil, uint32(two))), wait(1)))
 	f.Add(join(message(&Offer{[]Version{{rp(1), 1 << 60, 1, Hash{}}}}), message(&Summary{[]Version{{rp(3), 9, 9, Hash{}}}}), wait(100)))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		w := newWitness(t)

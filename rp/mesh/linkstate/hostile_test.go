@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
 
@@ -52,9 +53,9 @@ func TestHostileAdverts(t *testing.T) {
 		"not allowed":                 {adverts(advertOf(t, 9, 1, 1, nil)), false, func(s Stats) uint64 { return s.NotAllowed }},
 		"stale":                       {adverts(advertOf(t, 3, 1, 99, nil)), false, func(s Stats) uint64 { return s.Stale }},
 		"unknown message":             {strange{}, true, nil},
-		"acknowledgement of nothing":  {&GraftAck{ID: 77, Granted: []uint32{ingress1}, Refused: []uint32{5}}, false, nil},
+		"acknowledgement of nothing":  {&GraftAck{ID: 77, Granted: []ids.Incarnation{ingress1}, Refused: []ids.Incarnation{5}}, false, nil},
 		"acknowledged advert of none": {&Acked{Hash{9}}, false, nil},
-		"prune of nothing":            {&Prune{[]uint32{5}}, false, nil},
+		"prune of nothing":            {&Prune{[]ids.Incarnation{5}}, false, nil},
 		"offer of what is known":      {&Offer{[]Version{{rp(3), 1, 1, Hash{}}}}, false, nil},
 		"request of nothing":          {&Request{[]ID{42}}, false, nil},
 	} {
@@ -267,7 +268,7 @@ func TestIncarnationsBelong(t *testing.T) {
 		require.False(t, Belongs(rp(2), i))
 	}
 	var fit int
-	for i := range uint32(1 << 18) {
+	for i := range ids.Incarnation(1 << 18) {
 		if Belongs(rp(1), i<<8) {
 			fit++
 		}
@@ -322,7 +323,7 @@ func TestFloodOfGrafts(t *testing.T) {
 
 	// Nor does it help to leave between.
 	for range 1000 {
-		require.NoError(t, core.Handle(w.now, rp(2), &Prune{[]uint32{ingress1}}))
+		require.NoError(t, core.Handle(w.now, rp(2), &Prune{[]ids.Incarnation{ingress1}}))
 		served += graft()
 	}
 	require.InDelta(t, reserve+2, served, 1)
@@ -341,7 +342,7 @@ func TestFloodOfFlips(t *testing.T) {
 			const seconds = 4
 			for i := range seconds * 250 {
 				s.says(&Graft{ID: 7, Routes: []GraftRoute{{Ingress: ingress1}}})
-				s.says(&Prune{[]uint32{ingress1}})
+				s.says(&Prune{[]ids.Incarnation{ingress1}})
 				if i%25 == 0 {
 					s.run(TreeInterval)
 				}
@@ -361,8 +362,8 @@ func TestFloodOfJoins(t *testing.T) {
 	w := square(t)
 	core := w.cores[1]
 	const streams = 600
-	var all []uint32
-	for i := range uint32(streams) {
+	var all []ids.Incarnation
+	for i := range ids.Incarnation(streams) {
 		all = append(all, 0x70000000+i)
 		core.route(all[i]).root = &root{slot: -1, branches: map[ID]uint64{rp(2): 1}}
 	}
@@ -453,7 +454,7 @@ func TestFloodOfServings(t *testing.T) {
 	for range 100 {
 		require.NoError(t, core.Handle(w.now, rp(2), &Serving{}))
 		core.Actions()
-		require.NoError(t, core.Handle(w.now, rp(2), &GraftAck{ID: core.lastID, Granted: []uint32{ingress1}}))
+		require.NoError(t, core.Handle(w.now, rp(2), &GraftAck{ID: core.lastID, Granted: []ids.Incarnation{ingress1}}))
 		core.Actions()
 	}
 	require.Equal(t, before+1, core.Stats().Grafts)

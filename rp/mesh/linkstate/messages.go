@@ -38,6 +38,7 @@ import (
 	"slices"
 
 	"github.com/ethmcast/mdcs/ethmcast/codec"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
@@ -144,26 +145,26 @@ type Graft struct {
 
 // GraftRoute is one route of a Graft.
 type GraftRoute struct {
-	Ingress uint32 // incarnation
+	Ingress ids.Incarnation // incarnation
 	Marks   []Mark
 }
 
 // Mark is the highest sequence of a group up to which the sender of a Graft
 // misses nothing.
 type Mark struct {
-	Group    uint32
+	Group    ids.Group
 	Sequence uint64
 }
 
 // Prune ends what Graft asked for.
-type Prune struct{ Ingress []uint32 }
+type Prune struct{ Ingress []ids.Incarnation }
 
 // GraftAck answers the Graft with this ID: of these ingress RPs the sender replicates the
 // datagrams now, and of those it does not. An ingress RP that the sender does not know yet
 // has an answer later.
 type GraftAck struct {
 	ID               uint32
-	Granted, Refused []uint32
+	Granted, Refused []ids.Incarnation
 }
 
 // RouteSum sums up the ingress RPs that the sender asks the receiver for, with what
@@ -172,7 +173,7 @@ type RouteSum struct{ Sum uint32 }
 
 // Serving lists the ingress RPs whose datagrams the sender replicates to the
 // receiver, which answers with the Graft and the Prune that it lacks.
-type Serving struct{ Ingress []uint32 }
+type Serving struct{ Ingress []ids.Incarnation }
 
 // Code returns the message's code.
 func (*Digest) Code() uint64   { return DigestMsg }
@@ -229,7 +230,7 @@ func (m *Graft) check() error {
 			return codec.In(err, "routes[0]")
 		}
 	}
-	return checkList("routes", m.Routes, MaxRoutes, func(r GraftRoute) uint32 { return r.Ingress })
+	return checkList("routes", m.Routes, MaxRoutes, func(r GraftRoute) ids.Incarnation { return r.Ingress })
 }
 
 func (r *GraftRoute) check() error {
@@ -245,13 +246,13 @@ func checkVersions(versions []Version) error {
 	return checkList("versions", versions, MaxVersions, func(v Version) ID { return v.Origin })
 }
 
-func checkIngress(element string, ingress []uint32, most int) error {
+func checkIngress(element string, ingress []ids.Incarnation, most int) error {
 	if len(ingress) > 0 {
 		if err := codec.NotZero(element, ingress[0]); err != nil {
 			return err
 		}
 	}
-	return checkList(element, ingress, most, func(i uint32) uint32 { return i })
+	return checkList(element, ingress, most, func(i ids.Incarnation) ids.Incarnation { return i })
 }
 
 // checkList checks the length of a list, and that its keys ascend: none is there twice.
@@ -278,7 +279,7 @@ func (a *Advert) check() error {
 	}
 	return cmp.Or(
 		checkList("links", a.Links, MaxLinks, func(l Link) ID { return l.Neighbour }),
-		checkList("groups", a.Groups, MaxGroups, func(g Members) uint32 { return g.Group }),
+		checkList("groups", a.Groups, MaxGroups, func(g Members) ids.Group { return g.Group }),
 		codec.AtMost("operator", len(a.Operator), MaxOperator),
 	)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/codec"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
@@ -30,10 +31,10 @@ func messages(t require.TestingT) []Message {
 		&Offer{versions},
 		&Acked{Hash{1, 2}},
 		&Graft{1, []GraftRoute{{2, []Mark{{3, 4}}}}},
-		&Prune{[]uint32{2, 3}},
-		&GraftAck{1, []uint32{2}, []uint32{3}},
+		&Prune{[]ids.Incarnation{2, 3}},
+		&GraftAck{1, []ids.Incarnation{2}, []ids.Incarnation{3}},
 		&RouteSum{1},
-		&Serving{[]uint32{2, 3}},
+		&Serving{[]ids.Incarnation{2, 3}},
 	}
 }
 
@@ -55,18 +56,18 @@ func TestLargestMessagesFit(t *testing.T) {
 			a.Links = append(a.Links, Link{1<<63 + ID(i), tree.MaxCost, true})
 		}
 		for i := range MaxGroups {
-			a.Groups = append(a.Groups, Members{1<<31 + uint32(i), 1 << 20})
+			a.Groups = append(a.Groups, Members{1<<31 + ids.Group(i), 1 << 20})
 		}
 	})
 	var routes []GraftRoute
 	var versions []Version
-	var ingress []uint32
+	var ingress []ids.Incarnation
 	var marks []Mark
-	for i := range uint32(MaxGroups) {
+	for i := range ids.Group(MaxGroups) {
 		marks = append(marks, Mark{1<<31 + i, 1 << 40})
 	}
 	for i := range MaxServing {
-		ingress = append(ingress, 1<<31+uint32(i))
+		ingress = append(ingress, 1<<31+ids.Incarnation(i))
 		routes = append(routes, GraftRoute{ingress[i], marks})
 		versions = append(versions, Version{1<<63 + ID(i), 1 << 63, 1 << 63, Hash{1}})
 	}
@@ -93,8 +94,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"long summary":        &Summary{make([]Version, MaxVersions+1)},
 		"long request":        &Request{make([]ID, MaxRPs+1)},
 		"long offer":          &Offer{make([]Version, MaxVersions+1)},
-		"long prune":          &Prune{make([]uint32, MaxRPs+1)},
-		"long serving":        &Serving{make([]uint32, MaxServing+1)},
+		"long prune":          &Prune{make([]ids.Incarnation, MaxRPs+1)},
+		"long serving":        &Serving{make([]ids.Incarnation, MaxServing+1)},
 		"long graft":          &Graft{1, make([]GraftRoute, MaxRoutes+1)},
 		"marks of one group":  &Graft{1, []GraftRoute{{1, []Mark{{7, 1}, {8, 1}, {7, 2}}}}},
 		"many marks":          &Graft{1, []GraftRoute{{1, make([]Mark, MaxGroups+1)}}},
@@ -105,13 +106,13 @@ func TestDecodeRefuses(t *testing.T) {
 		"graft of 0":          &Graft{1, []GraftRoute{{0, nil}}},
 		"graft twice":         &Graft{1, []GraftRoute{{7, nil}, {7, nil}}},
 		"graft out of order":  &Graft{1, []GraftRoute{{7, nil}, {6, nil}}},
-		"prune of 0":          &Prune{[]uint32{0, 1}},
-		"prune twice":         &Prune{[]uint32{1, 1}},
-		"serving of 0":        &Serving{[]uint32{0}},
-		"serving unordered":   &Serving{[]uint32{2, 1}},
-		"granted 0":           &GraftAck{1, []uint32{0}, nil},
-		"refused twice":       &GraftAck{1, nil, []uint32{3, 3}},
-		"many granted":        &GraftAck{1, make([]uint32, MaxRoutes+1), nil},
+		"prune of 0":          &Prune{[]ids.Incarnation{0, 1}},
+		"prune twice":         &Prune{[]ids.Incarnation{1, 1}},
+		"serving of 0":        &Serving{[]ids.Incarnation{0}},
+		"serving unordered":   &Serving{[]ids.Incarnation{2, 1}},
+		"granted 0":           &GraftAck{1, []ids.Incarnation{0}, nil},
+		"refused twice":       &GraftAck{1, nil, []ids.Incarnation{3, 3}},
+		"many granted":        &GraftAck{1, make([]ids.Incarnation, MaxRoutes+1), nil},
 		"no incarnation":      bad(func(a *Advert) { a.Incarnation = 0 }),
 		"many links":          bad(links(make([]Link, MaxLinks+1)...)),
 		"many groups":         bad(func(a *Advert) { a.Groups = make([]Members, MaxGroups+1) }),

@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // neighbour is an RP to which there is a connection.
@@ -54,12 +56,12 @@ type neighbour struct {
 	comparedAt time.Time // when the last digest went to it
 
 	// Routes.
-	graft   []uint32 // ingress RPs to ask for after this input
-	prune   []uint32
+	graft   []ids.Incarnation // ingress RPs to ask for after this input
+	prune   []ids.Incarnation
 	sum     bool // after this input, what it is asked for
 	sumAt   time.Time
-	summed  bool               // it may answer that it does something else
-	waiting map[uint32]waiting // by ingress RP
+	summed  bool                        // it may answer that it does something else
+	waiting map[ids.Incarnation]waiting // by ingress RP
 
 	conduct
 }
@@ -76,7 +78,7 @@ type conduct struct {
 	answers   quota
 	digests   quota
 	sums      quota
-	standings map[uint32]*standing // by ingress RP
+	standings map[ids.Incarnation]*standing // by ingress RP
 }
 
 // formerConduct is the conduct of an RP without a connection.
@@ -93,7 +95,7 @@ func newNeighbour(now time.Time, id ID) *neighbour {
 	return &neighbour{
 		id: id, since: now, interval: Interval,
 		untold: make(map[ID]bool), offers: make(map[ID]Version),
-		waiting: make(map[uint32]waiting), conduct: conduct{standings: make(map[uint32]*standing)},
+		waiting: make(map[ids.Incarnation]waiting), conduct: conduct{standings: make(map[ids.Incarnation]*standing)},
 	}
 }
 

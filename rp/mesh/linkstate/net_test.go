@@ -14,6 +14,7 @@ import (
 	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/mesh/tree"
 )
 
@@ -43,7 +44,7 @@ func nodeOf(key *ecdsa.PrivateKey) []byte {
 	return crypto.Keccak256(crypto.FromECDSAPub(&key.PublicKey)[1:])
 }
 
-var ids = func() (all []ID) {
+var rps = func() (all []ID) {
 	for _, key := range keys {
 		all = append(all, IDOf([32]byte(nodeOf(key))))
 	}
@@ -51,16 +52,16 @@ var ids = func() (all []ID) {
 }()
 
 // rp is the ID of RP n, from 1 on.
-func rp(n int) ID { return ids[n-1] }
+func rp(n int) ID { return rps[n-1] }
 
-func number(id ID) int { return slices.Index(ids, id) + 1 }
+func number(id ID) int { return slices.Index(rps, id) + 1 }
 
 // incarnation is the one of RP n in its life-th life.
-func incarnation(n, life int) uint32 {
+func incarnation(n, life int) ids.Incarnation {
 	if i, ok := incarnations.Load([2]int{n, life}); ok {
-		return i.(uint32)
+		return i.(ids.Incarnation)
 	}
-	for i := uint32(100*n+life) << 16; ; i++ {
+	for i := ids.Incarnation(100*n+life) << 16; ; i++ {
 		if Belongs(rp(n), i) {
 			incarnations.Store([2]int{n, life}, i)
 			return i
@@ -73,11 +74,11 @@ var incarnations sync.Map // that were found
 // config is that of RP n in its life-th life.
 func config(n, life int) Config {
 	return Config{
-		Self: rp(n), Incarnation: incarnation(n, life), Epoch: uint64(1000 + life), Groups: []uint32{groupA, groupB}, Budget: 8, Mode: tree.Light,
+		Self: rp(n), Incarnation: incarnation(n, life), Epoch: uint64(1000 + life), Groups: []ids.Group{groupA, groupB}, Budget: 8, Mode: tree.Light,
 		Sign:    func(a Advert) (*Signed, error) { return Sign(a, keys[n-1]) },
 		Verify:  Verify,
 		Allowed: func([32]byte) bool { return true },
-		Marks:   func(ingress uint32) []Mark { return []Mark{{groupA, uint64(ingress)}} },
+		Marks:   func(ingress ids.Incarnation) []Mark { return []Mark{{groupA, uint64(ingress)}} },
 		Rand:    rand.New(rand.NewPCG(uint64(n), uint64(life))),
 	}
 }
@@ -321,7 +322,7 @@ func sent[T Message](w *network, from, to int) (all []T) {
 func (w *network) forget() { clear(w.log) }
 
 // route is the one that the datapath of an RP has.
-func (w *network) route(n int, ingress uint32) Route {
+func (w *network) route(n int, ingress ids.Incarnation) Route {
 	if r := w.cores[n].routes[ingress]; r != nil && r.told != nil {
 		return *r.told
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // TestAlwaysAgreesInTheEnd lets RPs start, die, restart, and resume with a datapath that
@@ -124,7 +126,7 @@ func same(t require.TestingT, a, b *Core) {
 }
 
 // checkWay follows the parents of an RP up to the ingress RP.
-func checkWay(t require.TestingT, w *network, n int, ingress ID, incarnation uint32) {
+func checkWay(t require.TestingT, w *network, n int, ingress ID, incarnation ids.Incarnation) {
 	for hops := 0; rp(n) != ingress; hops++ {
 		require.Less(t, hops, 6, "loop")
 		r := w.route(n, incarnation)

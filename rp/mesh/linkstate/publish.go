@@ -7,6 +7,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // advertising is the own advert.
@@ -64,7 +66,7 @@ func (c *Core) SetMembers(now time.Time, members []Members) {
 
 // moved reports whether a count changed as far as a function says.
 func (c *Core) moved(far func(now, told uint32) bool) bool {
-	count := func(all []Members, group uint32) uint32 {
+	count := func(all []Members, group ids.Group) uint32 {
 		for _, m := range all {
 			if m.Group == group {
 				return m.Count

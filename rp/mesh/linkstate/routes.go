@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // route is this RP's place in the delivery of one ingress RP's datagrams. Trees say
@@ -22,7 +24,7 @@ import (
 // asked for, and repaired after Serving, which says the copy. The messages are in
 // order, so that neither takes what is under way for a difference.
 type route struct {
-	ingress uint32
+	ingress ids.Incarnation
 	origin  ID // that has the incarnation
 	parent  ID // 0 for none
 	asking
@@ -66,7 +68,7 @@ const (
 	goneDelay    = 30 * time.Second
 )
 
-func (c *Core) route(ingress uint32) *route {
+func (c *Core) route(ingress ids.Incarnation) *route {
 	r := c.routes[ingress]
 	if r == nil {
 		r = &route{ingress: ingress, children: make(map[ID]*child), gone: c.now.Add(goneDelay)}
@@ -117,7 +119,7 @@ func (c *Core) steer(r *route) {
 // unfollow has the route of an incarnation without a tree end, some time later. If the RP had
 // another one before, the route of that ends now: however often an RP takes a new incarnation,
 // it has two routes at most.
-func (c *Core) unfollow(origin ID, ingress uint32) {
+func (c *Core) unfollow(origin ID, ingress ids.Incarnation) {
 	c.endFormer(origin)
 	if r := c.routes[ingress]; r != nil {
 		r.root, r.wanted, r.gone, r.failing = nil, 0, c.now.Add(goneDelay), time.Time{}
@@ -313,7 +315,7 @@ func compareRoute(a, b *route) int { return cmp.Compare(a.ingress, b.ingress) }
 
 // graftAcked takes a neighbour's answer. What it refused is asked of somebody else at once.
 func (c *Core) graftAcked(n *neighbour, m *GraftAck) {
-	answered := func(ingress uint32) (*route, *asking) {
+	answered := func(ingress ids.Incarnation) (*route, *asking) {
 		if r := c.routes[ingress]; r != nil {
 			if a := r.asks(n.id); a != nil && !a.acked && a.graft == m.ID {
 				return r, a
@@ -507,11 +509,11 @@ func (c *Core) flushAsks(n *neighbour) {
 	if len(n.graft)+len(n.prune) == 0 && !n.sum {
 		return
 	}
-	asked := func(ingress uint32) bool {
+	asked := func(ingress ids.Incarnation) bool {
 		r := c.routes[ingress]
 		return r != nil && r.asks(n.id) != nil
 	}
-	graft := ascending(slices.DeleteFunc(n.graft, func(ingress uint32) bool { return !asked(ingress) }))
+	graft := ascending(slices.DeleteFunc(n.graft, func(ingress ids.Incarnation) bool { return !asked(ingress) }))
 	for chunk := range slices.Chunk(graft, sendRoutes) {
 		c.lastID++
 		m := &Graft{ID: c.lastID}
@@ -529,7 +531,7 @@ func (c *Core) flushAsks(n *neighbour) {
 	n.graft, n.prune = nil, nil
 	if n.sum { // behind what it sums up
 		n.sum, n.summed = false, true
-		var all []uint32
+		var all []ids.Incarnation
 		for _, r := range c.order {
 			if r.asks(n.id) != nil {
 				all = append(all, r.ingress)
@@ -540,7 +542,7 @@ func (c *Core) flushAsks(n *neighbour) {
 }
 
 // ascending sorts numbers and leaves out those that are there already.
-func ascending(numbers []uint32) []uint32 {
+func ascending(numbers []ids.Incarnation) []ids.Incarnation {
 	slices.Sort(numbers)
 	return slices.Compact(numbers)
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 func TestMeshAgrees(t *testing.T) {
@@ -79,7 +81,7 @@ func TestPruning(t *testing.T) {
 	require.Equal(t, []Child{{ID: rp(4)}}, w.route(2, ingress1).Children)
 	w.cores[4].SetMembers(w.now, []Members{{groupB, 3}, {groupA, 0}})
 	w.run(1500 * time.Millisecond)
-	require.Equal(t, []Child{{ID: rp(4), Groups: []uint32{groupB}}}, w.route(2, ingress1).Children)
+	require.Equal(t, []Child{{ID: rp(4), Groups: []ids.Group{groupB}}}, w.route(2, ingress1).Children)
 	for _, c := range w.route(1, ingress1).Children {
 		require.Equal(t, c.ID == rp(2), len(c.Groups) == 1)
 	}
@@ -201,7 +203,7 @@ func TestRepair(t *testing.T) {
 	require.Empty(t, w.route(3, ingress1).Children)
 	require.Equal(t, uint64(2), w.cores[4].Stats().Repairs)
 	require.Len(t, sent[*Graft](w, 4, 2), 1)
-	require.Equal(t, []*Prune{{[]uint32{ingress1}}}, sent[*Prune](w, 4, 3))
+	require.Equal(t, []*Prune{{[]ids.Incarnation{ingress1}}}, sent[*Prune](w, 4, 3))
 	require.Len(t, took[Serve](w, 2), 1, "the cache has what was missed")
 
 	w.run(RouteSumDelay * 2)

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
+
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Chain is the slices behind an anchor. New ones go to the front, so that the last
@@ -17,9 +19,9 @@ type Chain struct {
 	end    uint64 // reference to what follows the last slice: 0, or another anchor
 
 	slices  []*Slice
-	at      map[uint32]*Slice // of each session that gets copies
-	missing int               // receivers without a next hop
-	head    uint64            // what the anchor says
+	at      map[ids.Session]*Slice // of each session that gets copies
+	missing int                    // receivers without a next hop
+	head    uint64                 // what the anchor says
 }
 
 // NewChain returns a chain without slices, before another one; nil is before none. It is an error
@@ -34,7 +36,7 @@ func (f *Fanout) NewChain(before *Chain) (*Chain, error) {
 		return nil, err
 	}
 	atomic.StoreUint64(f.kernel.Next(anchor), end)
-	return &Chain{f: f, anchor: anchor, end: end, at: make(map[uint32]*Slice), head: end}, nil
+	return &Chain{f: f, anchor: anchor, end: end, at: make(map[ids.Session]*Slice), head: end}, nil
 }
 
 // GiveBack undoes NewChain: nothing ever led to the chain.
@@ -62,16 +64,16 @@ func (c *Chain) Len() int { return len(c.at) }
 func (c *Chain) Slices() []*Slice { return c.slices }
 
 // SliceOf returns the slice that a session gets its copies by, nil for none.
-func (c *Chain) SliceOf(session uint32) *Slice { return c.at[session] }
+func (c *Chain) SliceOf(session ids.Session) *Slice { return c.at[session] }
 
 // Sessions returns the sessions that get copies, in no order.
-func (c *Chain) Sessions() iter.Seq[uint32] { return maps.Keys(c.at) }
+func (c *Chain) Sessions() iter.Seq[ids.Session] { return maps.Keys(c.at) }
 
 // Change makes some sessions receivers of the chain, each with its member, or none of them
 // when it is nil, by as few new slices as possible. It looks at no other receiver. One that
 // stays keeps its place: it gets each datagram exactly once. With an error the chain is
 // as it was.
-func (c *Chain) Change(some map[uint32]*Member, missing int) error {
+func (c *Chain) Change(some map[ids.Session]*Member, missing int) error {
 	affected := make(map[*Slice]bool)
 	var joins []Member
 	for _, index := range slices.Sorted(maps.Keys(some)) {

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Limits of the programs.
@@ -86,9 +87,9 @@ type Kernel interface {
 
 	// PutEcho and DeleteEcho write the ECHO to a session. It is no error when there is none to
 	// delete. Echoes returns the sessions that have one.
-	PutEcho(session uint32, e *bpf.RpEcho) error
-	DeleteEcho(session uint32) error
-	Echoes() ([]uint32, error)
+	PutEcho(session ids.Session, e *bpf.RpEcho) error
+	DeleteEcho(session ids.Session) error
+	Echoes() ([]ids.Session, error)
 
 	// InstallMaps makes device maps for slices. Any goroutine may call it. It waits for readers
 	// of the kernel, for some milliseconds. With an error none is installed.
@@ -124,7 +125,7 @@ type Devices interface {
 
 // Receiver is a session that gets copies. It must be comparable, and never changes.
 type Receiver interface {
-	SessionIndex() uint32
+	SessionIndex() ids.Session
 
 	// Replica returns what copies to the session need, but for Ethernet addresses and hop limit.
 	Replica() bpf.RpReplica
@@ -177,7 +178,7 @@ type Fanout struct {
 	growing     <-chan Growth     // gets the device maps that are being installed; nil: none are
 
 	anchors Elements
-	echoes  map[uint32]Member // of publishers, by session
+	echoes  map[ids.Session]Member // of publishers, by session
 }
 
 // New returns a Fanout without chains. It uses no index yet.
@@ -186,7 +187,7 @@ func New(kernel Kernel, devices Devices, now func() time.Time) *Fanout {
 		kernel: kernel, devices: devices, now: now,
 		maps: make([]DeviceMap, 1), slots: make([]int, 1), generations: make([]uint16, 1),
 		anchors: NewElements(FirstAnchor, kernel.Anchors()),
-		echoes:  make(map[uint32]Member),
+		echoes:  make(map[ids.Session]Member),
 	}
 }
 
@@ -212,7 +213,7 @@ func (f *Fanout) Expire(now time.Time) {
 }
 
 // SetEcho makes the ECHO to a session what its member says; nil is none.
-func (f *Fanout) SetEcho(session uint32, m *Member) error {
+func (f *Fanout) SetEcho(session ids.Session, m *Member) error {
 	have, echoes := f.echoes[session]
 	switch {
 	case m != nil:
@@ -234,4 +235,4 @@ func (f *Fanout) SetEcho(session uint32, m *Member) error {
 }
 
 // Echoes returns the members of all ECHOs, by session. The caller must not change them.
-func (f *Fanout) Echoes() map[uint32]Member { return f.echoes }
+func (f *Fanout) Echoes() map[ids.Session]Member { return f.echoes }

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout/fanouttest"
 )
@@ -39,8 +40,8 @@ func (r *rig) expire() {
 	r.Expire(r.now)
 }
 
-func members(indexes ...uint32) map[uint32]*fanout.Member {
-	some := make(map[uint32]*fanout.Member)
+func members(indexes ...ids.Session) map[ids.Session]*fanout.Member {
+	some := make(map[ids.Session]*fanout.Member)
 	for _, index := range indexes {
 		some[index] = &fanout.Member{To: &fanouttest.Receiver{Index: index}}
 	}
@@ -59,11 +60,11 @@ func TestRefusalsProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r := newRig()
 		w := &fanouttest.Walker{Reader: r.maps, T: t}
-		receivers := make(map[uint32]*fanouttest.Receiver)
-		want, passed := make(map[uint32]uint64), 0
+		receivers := make(map[ids.Session]*fanouttest.Receiver)
+		want, passed := make(map[ids.Session]uint64), 0
 		c, err := r.NewChain(nil)
 		require.NoError(t, err)
-		have := make(map[uint32]bool)
+		have := make(map[ids.Session]bool)
 		for range rapid.IntRange(1, 20).Draw(t, "changes") {
 			left := rapid.IntRange(0, 6).Draw(t, "writes")
 			r.maps.Refuse = func(*bpf.RpSlice) error {
@@ -72,11 +73,12 @@ func TestRefusalsProperty(t *testing.T) {
 				}
 				return nil
 			}
-			some, next := make(map[uint32]*fanout.Member), make(map[uint32]bool)
+			some, next := make(map[ids.Session]*fanout.Member), make(map[ids.Session]bool)
 			for index := range have {
 				next[index] = true
 			}
-			for _, index := range rapid.SliceOfN(rapid.Uint32Range(1, 60), 0, 20).Draw(t, "who") {
+			for _, number := range rapid.SliceOfN(rapid.Uint32Range(1, 60), 0, 20).Draw(t, "who") {
+				index := ids.Session(number)
 				if rapid.Bool().Draw(t, "there") {
 					if receivers[index] == nil {
 						receivers[index] = &fanouttest.Receiver{Index: index}
@@ -93,7 +95,7 @@ func TestRefusalsProperty(t *testing.T) {
 			default:
 				require.ErrorIs(t, err, no)
 			}
-			var now []uint32
+			var now []ids.Session
 			for index := range have {
 				now = append(now, index)
 			}
@@ -107,7 +109,7 @@ func TestRefusalsProperty(t *testing.T) {
 				r.expire()
 			}
 		}
-		copies := make(map[uint32]uint64)
+		copies := make(map[ids.Session]uint64)
 		for index, receiver := range receivers {
 			copies[index] = receiver.Copies
 		}
@@ -160,8 +162,8 @@ func TestOutOfSlices(t *testing.T) {
 	all, err := r.NewChain(nil)
 	require.NoError(t, err)
 	const most = fanout.MaxSlices - 1
-	var sessions []uint32
-	for index := range uint32(most * fanout.SliceSize) {
+	var sessions []ids.Session
+	for index := range ids.Session(most * fanout.SliceSize) {
 		sessions = append(sessions, index+1)
 	}
 	require.NoError(t, all.Change(members(sessions...), 0))
@@ -205,7 +207,7 @@ func TestGoneDevice(t *testing.T) {
 	require.False(t, ok)
 	r.maps.RefuseCopies = nil
 	require.NoError(t, c.Change(some, 0))
-	require.Equal(t, []uint32{1}, (&fanouttest.Walker{Reader: r.maps, T: t}).From(uint64(c.Anchor())))
+	require.Equal(t, []ids.Session{1}, (&fanouttest.Walker{Reader: r.maps, T: t}).From(uint64(c.Anchor())))
 }
 
 // A process that goes on uses no slice and no anchor that frames may still come by, until their
@@ -220,8 +222,8 @@ func TestAdopt(t *testing.T) {
 	gone, err := r.NewChain(nil)
 	require.NoError(t, err)
 	gone.GiveBack()
-	var sessions []uint32
-	for index := range uint32(40) {
+	var sessions []ids.Session
+	for index := range ids.Session(40) {
 		sessions = append(sessions, index+1)
 	}
 	require.NoError(t, group.Change(members(sessions...), 0))
@@ -238,13 +240,13 @@ func TestAdopt(t *testing.T) {
 
 	next := r.fanout()
 	require.NoError(t, next.AdoptEchoes())
-	require.Contains(t, next.Echoes(), uint32(7))
+	require.Contains(t, next.Echoes(), ids.Session(7))
 	busy := next.AdoptAnchors([]uint32{stream.Anchor()})
 	require.ElementsMatch(t, []uint32{group.Anchor(), stream.Anchor()}, busy)
 	require.NoError(t, next.AdoptSlices([]uint32{stream.Anchor()}))
 	require.Equal(t, len(old), next.Left())
-	var copies []uint32
-	require.NoError(t, next.LeftReplicas(func(r *bpf.RpReplica) { copies = append(copies, r.Session) }))
+	var copies []ids.Session
+	require.NoError(t, next.LeftReplicas(func(r *bpf.RpReplica) { copies = append(copies, ids.Session(r.Session)) }))
 	require.ElementsMatch(t, reached, copies)
 
 	c, err := next.NewChain(nil)

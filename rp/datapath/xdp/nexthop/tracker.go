@@ -31,6 +31,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
@@ -51,13 +52,13 @@ type Path = hostnet.Entry
 
 // Endpoint is where a session is. Its path belongs to the Tracker from Add to Remove.
 type Endpoint struct {
-	Session uint32 // index
+	Session ids.Session // index
 	Addr    netip.Addr
 	path    Path
 }
 
 // NewEndpoint returns the endpoint of a session with the path that Route found.
-func NewEndpoint(session uint32, addr netip.Addr, path Path) *Endpoint {
+func NewEndpoint(session ids.Session, addr netip.Addr, path Path) *Endpoint {
 	return &Endpoint{Session: session, Addr: addr, path: path}
 }
 
@@ -91,8 +92,8 @@ type Tracker struct {
 
 	// What is followed.
 	sorted    []netip.Addr // of endpoints that are no channels, distinct
-	endpoints map[netip.Addr]map[uint32]*Endpoint
-	users     map[Path]map[uint32]*Endpoint // by path, and session
+	endpoints map[netip.Addr]map[ids.Session]*Endpoint
+	users     map[Path]map[ids.Session]*Endpoint // by path, and session
 	waiters   []*Waiter
 
 	// Work to be done.
@@ -131,8 +132,8 @@ func newTracker(cfg Config) *Tracker {
 		cfg:       cfg,
 		entries:   make(map[Path]hostnet.MAC),
 		permanent: make(map[Path]bool),
-		endpoints: make(map[netip.Addr]map[uint32]*Endpoint),
-		users:     make(map[Path]map[uint32]*Endpoint),
+		endpoints: make(map[netip.Addr]map[ids.Session]*Endpoint),
+		users:     make(map[Path]map[ids.Session]*Endpoint),
 		queued:    make(map[netip.Addr]bool),
 	}
 }
@@ -150,7 +151,7 @@ func (t *Tracker) Add(e *Endpoint) {
 		return
 	}
 	if t.endpoints[e.Addr] == nil {
-		t.endpoints[e.Addr] = make(map[uint32]*Endpoint)
+		t.endpoints[e.Addr] = make(map[ids.Session]*Endpoint)
 		i, _ := slices.BinarySearchFunc(t.sorted, e.Addr, netip.Addr.Compare)
 		t.sorted = slices.Insert(t.sorted, i, e.Addr)
 	}
@@ -182,7 +183,7 @@ func (t *Tracker) move(e *Endpoint, to Path) {
 // use notes that an endpoint is reached by its path.
 func (t *Tracker) use(e *Endpoint) {
 	if t.users[e.path] == nil {
-		t.users[e.path] = make(map[uint32]*Endpoint)
+		t.users[e.path] = make(map[ids.Session]*Endpoint)
 	}
 	t.users[e.path][e.Session] = e
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"pgregory.net/rapid"
 
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
@@ -67,9 +68,9 @@ func TestTrackerProperty(t *testing.T) {
 	})
 	rapid.Check(t, func(t *rapid.T) {
 		p := newTracker(Config{})
-		have := make(map[uint32]*Endpoint)
+		have := make(map[ids.Session]*Endpoint)
 		for range rapid.IntRange(0, 40).Draw(t, "changes") {
-			index := uint32(rapid.IntRange(1, 9).Draw(t, "session"))
+			index := ids.Session(rapid.IntRange(1, 9).Draw(t, "session"))
 			if old := have[index]; old != nil {
 				p.Remove(old)
 				delete(have, index)

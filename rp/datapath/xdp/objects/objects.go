@@ -27,6 +27,7 @@ import (
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
@@ -34,7 +35,7 @@ import (
 type Options struct {
 	Addr        netip.AddrPort // endpoint that datagrams arrive at
 	Netns       uint32         // inode of the network namespace
-	Incarnation uint32
+	Incarnation ids.Incarnation
 	HandleKey   auth.Key
 	Owner       [16]byte         // of the datapath, see datapath.Config
 	Egress      datapath.Policer // of all copies
@@ -161,7 +162,7 @@ func (o *Objects) load(opt Options) error {
 // setLife writes down whose datapath it is.
 func (o *Objects) setLife(opt Options) {
 	life := o.Memory.Lives.At(0)
-	life.Incarnation = opt.Incarnation
+	life.Incarnation = uint32(opt.Incarnation)
 	life.HandleKey.K0, life.HandleKey.K1 = Halves(opt.HandleKey)
 	life.Owner, life.Port = opt.Owner, Port(opt.Addr.Port())
 	life.Addr.Word = Words(opt.Addr.Addr().As16())

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
@@ -191,20 +192,20 @@ func Records(f func(datapath.Record)) func([]byte) {
 	const header = unsafe.Offsetof(bpf.RpRecord{}.Datagram)
 	return func(b []byte) {
 		if len(b) >= int(header) {
-			f(datapath.NewRecord(native.Uint32(b), b[header:][:native.Uint32(b[4:])]))
+			f(datapath.NewRecord(ids.Session(native.Uint32(b)), b[header:][:native.Uint32(b[4:])]))
 		}
 	}
 }
 
 // Hellos returns what calls f with the struct hello of the programs, whose clock was zero
 // at boot.
-func Hellos(boot time.Time, f func(uint32, [wire.HelloSize]byte, time.Time)) func([]byte) {
+func Hellos(boot time.Time, f func(ids.Session, [wire.HelloSize]byte, time.Time)) func([]byte) {
 	const session, hello = unsafe.Offsetof(bpf.RpHello{}.Session), unsafe.Offsetof(bpf.RpHello{}.Hello)
 	return func(b []byte) {
 		if len(b) >= int(hello)+wire.HelloSize {
 			now := time.Now()
 			age := now.Sub(boot) - time.Duration(native.Uint64(b)) // not boot plus that: the date may have been set since
-			f(native.Uint32(b[session:]), [wire.HelloSize]byte(b[hello:]), now.Add(-age))
+			f(ids.Session(native.Uint32(b[session:])), [wire.HelloSize]byte(b[hello:]), now.Add(-age))
 		}
 	}
 }

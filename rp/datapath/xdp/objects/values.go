@@ -10,6 +10,7 @@ import (
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
@@ -25,7 +26,26 @@ var (
 func Port(p uint16) uint16 { return native.Uint16(be.AppendUint16(nil, p)) }
 
 // Wire32 returns an integer as it stands on the wire, in the machine's byte order.
-func Wire32(v uint32) uint32 { return native.Uint32(be.AppendUint32(nil, v)) }
+func Wire32(v ids.Session) uint32 {
+	return native.Uint32(be.AppendUint32(nil, uint32(v)))
+}
+
+// NumbersOf puts groups into an array of the programs, and returns how many it has.
+func NumbersOf(groups []ids.Group, numbers []uint32) int {
+	n := min(len(groups), len(numbers))
+	for i, g := range groups[:n] {
+		numbers[i] = uint32(g)
+	}
+	return n
+}
+
+// GroupsOf is the inverse of NumbersOf. It returns nil for no groups.
+func GroupsOf(numbers []uint32) (groups []ids.Group) {
+	for _, n := range numbers {
+		groups = append(groups, ids.Group(n))
+	}
+	return groups
+}
 
 // Words returns an address as BPF maps hold it.
 func Words(a [16]byte) (w [4]uint32) {
@@ -70,7 +90,7 @@ func SessionValue(s *datapath.Session, state, site uint32) bpf.RpSession {
 		Site:        site,
 		Port:        Port(s.Addr.Port()),
 		Role:        uint8(s.Role),
-		SendSession: Wire32(s.SendSession),
+		SendSession: Wire32(ids.Session(s.SendSession)),
 		Rate:        s.Rate,
 		Burst:       s.Burst,
 		Egress:      s.Egress,
@@ -81,7 +101,7 @@ func SessionValue(s *datapath.Session, state, site uint32) bpf.RpSession {
 	value.Key.K0, value.Key.K1 = Halves(s.ReceiveKey)
 	value.SendKey.K0, value.SendKey.K1 = Halves(s.SendKey)
 	value.Addr.Word = Words(s.Addr.Addr().As16())
-	value.Subscribed = uint8(copy(value.Groups[:], s.Groups))
+	value.Subscribed = uint8(NumbersOf(s.Groups, value.Groups[:]))
 	copy(value.Zone[:], s.Addr.Addr().Zone())
 	if s.Silent {
 		value.Silent = 1
@@ -94,7 +114,7 @@ func SessionValue(s *datapath.Session, state, site uint32) bpf.RpSession {
 }
 
 // ParseSession is the inverse of SessionValue.
-func ParseSession(index uint32, value *bpf.RpSession) datapath.Session {
+func ParseSession(index ids.Session, value *bpf.RpSession) datapath.Session {
 	var addr [16]byte
 	for i, w := range value.Addr.Word {
 		native.PutUint32(addr[4*i:], w)
@@ -104,10 +124,10 @@ func ParseSession(index uint32, value *bpf.RpSession) datapath.Session {
 		Index:       index,
 		Role:        datapath.Role(value.Role),
 		Addr:        netip.AddrPortFrom(netip.AddrFrom16(addr).WithZone(zone), Port(value.Port)),
-		SendSession: Wire32(value.SendSession),
+		SendSession: ids.Session(Wire32(ids.Session(value.SendSession))),
 		SendKey:     WholeKey(value.SendKey),
 		ReceiveKey:  WholeKey(value.Key),
-		Groups:      append([]uint32(nil), value.Groups[:min(int(value.Subscribed), len(value.Groups))]...),
+		Groups:      GroupsOf(value.Groups[:min(int(value.Subscribed), len(value.Groups))]),
 		Silent:      value.Silent != 0,
 		Publish:     value.Publish != 0,
 		Rate:        value.Rate,
@@ -123,8 +143,8 @@ func Replica(s *datapath.Session) (r bpf.RpReplica) {
 	addr := s.Addr.Addr().As16()
 	r.Addr.Word = Words(addr)
 	r.SendSession = Wire32(s.SendSession)
-	r.Session = s.Index
+	r.Session = uint32(s.Index)
 	r.Port = Port(s.Addr.Port())
-	r.Sum = Sum16(be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), s.SendSession))
+	r.Sum = Sum16(be.AppendUint32(be.AppendUint16(addr[:], s.Addr.Port()), uint32(s.SendSession)))
 	return r
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
@@ -16,11 +17,11 @@ import (
 func TestSessionValue(t *testing.T) {
 	for _, s := range []datapath.Session{
 		{Index: 1, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"), SendSession: 0x01020304,
-			SendKey: auth.Key{1, 2, 3}, ReceiveKey: auth.Key{4, 5, 6, 15: 7}, Groups: []uint32{7, 8}, Publish: true, Rate: 3000, Burst: 7},
-		{Index: 2, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[fe80::2%eth0]:4000"), Groups: []uint32{9}, Silent: true},
+			SendKey: auth.Key{1, 2, 3}, ReceiveKey: auth.Key{4, 5, 6, 15: 7}, Groups: []ids.Group{7, 8}, Publish: true, Rate: 3000, Burst: 7},
+		{Index: 2, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[fe80::2%eth0]:4000"), Groups: []ids.Group{9}, Silent: true},
 		{Index: 3, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::2]:1"), Rate: 5, Burst: 6},
 		{Index: 4, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::3]:65535")},
-		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []uint32{1}},
+		{Index: 5, Role: datapath.Channel, Addr: netip.MustParseAddrPort("[ff3e::1%12345]:5"), Groups: []ids.Group{1}},
 	} {
 		require.NoError(t, s.Check())
 		value := SessionValue(&s, 77, 78)

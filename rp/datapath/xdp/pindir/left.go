@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // Datapath is a datapath that a dead process left.
@@ -42,7 +43,7 @@ func (left *Datapath) Close() {
 // Find returns the datapath that was left by the process with an owner, nil when there is
 // none. mayBe tells which incarnations it may have; nil is any. With an error the datapath
 // cannot be adopted, and is unchanged.
-func (d *Dir) Find(owner [16]byte, mayBe func(incarnation uint32) bool) (*Datapath, error) {
+func (d *Dir) Find(owner [16]byte, mayBe func(incarnation ids.Incarnation) bool) (*Datapath, error) {
 	files, err := os.ReadDir(d.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -59,7 +60,7 @@ func (d *Dir) Find(owner [16]byte, mayBe func(incarnation uint32) bool) (*Datapa
 		left.Close()
 		return nil, errors.New("it is of another node key or chain")
 	}
-	if i := left.Life.Incarnation; mayBe != nil && !mayBe(i) {
+	if i := ids.Incarnation(left.Life.Incarnation); mayBe != nil && !mayBe(i) {
 		left.Close()
 		return nil, fmt.Errorf("its incarnation %08x is none that this node may have: an older rpd drew it; members join anew", i)
 	}

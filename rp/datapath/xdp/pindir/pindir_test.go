@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 )
 
 // needRoot skips what mounts a file system and loads BPF maps and programs.
@@ -185,7 +186,7 @@ func TestXDPPinsFound(t *testing.T) {
 	h.leave(ours, time.Hour)
 	next := h.dir(ours)
 	next.Sweep()
-	left, err := next.Find(owner, func(incarnation uint32) bool { return incarnation == 7 })
+	left, err := next.Find(owner, func(incarnation ids.Incarnation) bool { return incarnation == 7 })
 	require.NoError(t, err)
 	require.NotNil(t, left)
 	require.Equal(t, uint32(7), left.Life.Incarnation)
@@ -200,7 +201,7 @@ func TestXDPPinsFound(t *testing.T) {
 
 	for what, find := range map[string]func() (*Datapath, error){
 		"another node key":        func() (*Datapath, error) { return next.Find([16]byte{'x'}, nil) },
-		"none that this node may": func() (*Datapath, error) { return next.Find(owner, func(uint32) bool { return false }) },
+		"none that this node may": func() (*Datapath, error) { return next.Find(owner, func(ids.Incarnation) bool { return false }) },
 	} {
 		left, err := find()
 		require.Nil(t, left, what)

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 )
 
@@ -30,7 +31,7 @@ type Walker struct {
 }
 
 // From returns the sessions that a datagram with a reference still reaches, in the order of copies.
-func (w *Walker) From(ref uint64) (reached []uint32) {
+func (w *Walker) From(ref uint64) (reached []ids.Session) {
 	for steps := 0; ref&0xffff != 0; steps++ {
 		if steps > fanout.MaxSlices {
 			w.T.Fatal("the chain has no end")
@@ -49,7 +50,7 @@ func (w *Walker) After(index uint32) uint64 { return atomic.LoadUint64(w.Next(in
 
 // FromSlice returns the sessions of a slice in the order of its copies: the n-th copy on a device
 // is the replica that the cursor of the device finds.
-func (w *Walker) FromSlice(index uint32, generation uint16) (reached []uint32) {
+func (w *Walker) FromSlice(index uint32, generation uint16) (reached []ids.Session) {
 	s, err := w.Slice(index)
 	if err != nil {
 		w.T.Fatal(err)
@@ -65,7 +66,7 @@ func (w *Walker) FromSlice(index uint32, generation uint16) (reached []uint32) {
 			end = int(s.First[number+1])
 		}
 		for cursor[number] = int(s.First[number]); cursor[number] < end; cursor[number]++ {
-			reached = append(reached, s.Replicas[cursor[number]].Session)
+			reached = append(reached, ids.Session(s.Replicas[cursor[number]].Session))
 			copies++
 		}
 	}
@@ -94,15 +95,15 @@ func CheckChains(t *testing.T, f *fanout.Fanout, maps Reader, expire func()) {
 		}
 		c, err := f.NewChain(end)
 		require.NoError(t, err)
-		have := make(map[uint32]fanout.Member)
+		have := make(map[ids.Session]fanout.Member)
 		for range rapid.IntRange(1, 12).Draw(t, "changes") {
-			before := make(map[uint32]bool)
+			before := make(map[ids.Session]bool)
 			type flight struct {
-				seen []uint32
+				seen []ids.Session
 				at   uint32
 			}
 			var flights []flight
-			var seen []uint32
+			var seen []ids.Session
 			for _, s := range c.Slices() {
 				seen = append(seen, w.FromSlice(s.Index(), s.Generation())...)
 				flights = append(flights, flight{slices.Clone(seen), s.Index()})
@@ -111,8 +112,9 @@ func CheckChains(t *testing.T, f *fanout.Fanout, maps Reader, expire func()) {
 				before[index] = true
 			}
 
-			some := make(map[uint32]*fanout.Member)
-			for _, index := range rapid.SliceOfN(rapid.Uint32Range(1, 90), 0, 40).Draw(t, "who") {
+			some := make(map[ids.Session]*fanout.Member)
+			for _, n := range rapid.SliceOfN(rapid.Uint32Range(1, 90), 0, 40).Draw(t, "who") {
+				index := ids.Session(n)
 				if rapid.Bool().Draw(t, "there") {
 					m := fanout.Member{To: &Receiver{Index: index}, Hop: fanout.Hop{Device: rapid.IntRange(0, 2).Draw(t, "device")}}
 					have[index], some[index] = m, &m
@@ -121,7 +123,7 @@ func CheckChains(t *testing.T, f *fanout.Fanout, maps Reader, expire func()) {
 					some[index] = nil
 				}
 			}
-			var want []uint32
+			var want []ids.Session
 			for index := range have {
 				want = append(want, index)
 			}
@@ -148,7 +150,7 @@ func CheckChains(t *testing.T, f *fanout.Fanout, maps Reader, expire func()) {
 			}
 			require.LessOrEqual(t, len(c.Slices()), 2*(len(have)/fanout.SliceSize+2))
 		}
-		nobody := make(map[uint32]*fanout.Member)
+		nobody := make(map[ids.Session]*fanout.Member)
 		for index := range have {
 			nobody[index] = nil
 		}

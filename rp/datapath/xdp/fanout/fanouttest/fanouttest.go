@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/ethmcast/mdcs/bpf"
+	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 )
 
@@ -38,7 +39,7 @@ type Memory struct {
 	nexts  [fanout.FirstAnchor + anchors]uint64
 	passes [fanout.MaxSlices]uint64
 	slices [fanout.MaxSlices]bpf.RpSlice
-	echoes map[uint32]bpf.RpEcho
+	echoes map[ids.Session]bpf.RpEcho
 
 	mu      sync.Mutex // InstallMaps runs beside the thread
 	targets map[uint32]*deviceMap
@@ -52,7 +53,7 @@ var (
 
 // NewMemory returns empty BPF maps.
 func NewMemory() *Memory {
-	return &Memory{Gone: make(map[int]bool), echoes: make(map[uint32]bpf.RpEcho), targets: make(map[uint32]*deviceMap)}
+	return &Memory{Gone: make(map[int]bool), echoes: make(map[ids.Session]bpf.RpEcho), targets: make(map[uint32]*deviceMap)}
 }
 
 // Next implements fanout.Kernel.
@@ -79,19 +80,19 @@ func (m *Memory) PutSlice(index uint32, s *bpf.RpSlice) error {
 }
 
 // PutEcho implements fanout.Kernel.
-func (m *Memory) PutEcho(session uint32, e *bpf.RpEcho) error {
+func (m *Memory) PutEcho(session ids.Session, e *bpf.RpEcho) error {
 	m.echoes[session] = *e
 	return nil
 }
 
 // DeleteEcho implements fanout.Kernel.
-func (m *Memory) DeleteEcho(session uint32) error {
+func (m *Memory) DeleteEcho(session ids.Session) error {
 	delete(m.echoes, session)
 	return nil
 }
 
 // Echoes implements fanout.Kernel.
-func (m *Memory) Echoes() (sessions []uint32, err error) {
+func (m *Memory) Echoes() (sessions []ids.Session, err error) {
 	for session := range m.echoes {
 		sessions = append(sessions, session)
 	}
@@ -176,15 +177,15 @@ func (d *deviceMap) Close() error { return nil }
 
 // Receiver is a session with an index, and how many copies went to it by slices that are gone.
 type Receiver struct {
-	Index  uint32
+	Index  ids.Session
 	Copies uint64
 }
 
 // SessionIndex implements fanout.Receiver.
-func (r *Receiver) SessionIndex() uint32 { return r.Index }
+func (r *Receiver) SessionIndex() ids.Session { return r.Index }
 
 // Replica implements fanout.Receiver.
-func (r *Receiver) Replica() bpf.RpReplica { return bpf.RpReplica{Session: r.Index} }
+func (r *Receiver) Replica() bpf.RpReplica { return bpf.RpReplica{Session: uint32(r.Index)} }
 
 // AddCopies implements fanout.Receiver.
 func (r *Receiver) AddCopies(n uint64) { r.Copies += n }
