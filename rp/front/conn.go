@@ -39,10 +39,15 @@ const (
 	// session, bytes.
 	firstMessages = 16 << 10
 
-	// largeFrames is how many frames of strangers that are larger than firstMessages are
-	// read at a time: 60 MiB in all. What a frame claims is allocated before it is read,
-	// and thousands of members may each claim the most.
-	largeFrames = 400
+	// largeMessages is how many messages of strangers that are larger than firstMessages,
+	// compressed or not, are read at a time: 60 MiB of frames in all. What a frame claims is
+	// allocated before it is read, and thousands of members may each claim the most.
+	// largeOf48 is how many of these a /48 may have.
+	largeMessages = 400
+	largeOf48     = largeMessages / 4
+
+	// largeLook is how often a message that found no room looks for it again.
+	largeLook = 50 * time.Millisecond
 
 	// A node may ask for pingBurst Pongs at once, and then for one in pingPause. geth asks
 	// every 15 seconds.
@@ -230,39 +235,49 @@ func (c *conn) ReadMsg() (code uint64, payload []byte, err error) {
 	}
 }
 
-// next returns the next message of any kind. A large frame of a stranger first waits for its
-// turn, which counts in the time that a message may take.
+// next returns the next message of any kind. A large one of a stranger first waits for room,
+// which counts in the time that a message may take.
 func (c *conn) next() (code uint64, payload []byte, err error) {
 	first, large := true, false
-	begun := func(size int) error {
-		if size <= firstMessages || c.place == nil {
+	var until time.Time
+	begun := func(frame, message int) error {
+		if large || c.place == nil || frame <= c.rlpx.FrameLimit(firstMessages) && message <= firstMessages {
 			return nil
 		}
-		timer := time.NewTimer(frameTimeout)
-		defer timer.Stop()
-		select {
-		case c.srv.large <- struct{}{}:
-			large = true
-			return nil
-		case <-timer.C:
-			return os.ErrDeadlineExceeded
-		case <-c.srv.quit:
-			return net.ErrClosed
-		}
+		var err error
+		large, err = c.waitLarge(until)
+		return err
 	}
 	defer func() {
 		if large {
-			<-c.srv.large
+			c.srv.large.give(c.addr)
 		}
 	}()
 	from := readerFunc(func(b []byte) (int, error) {
 		if first {
 			first = false
-			return firstByte{c}.Read(b)
+			n, err := firstByte{c}.Read(b)
+			until = time.Now().Add(frameTimeout)
+			return n, err
 		}
 		return c.fd.Read(b)
 	})
 	return c.rlpx.Read(from, int(c.limit.Load()), begun)
+}
+
+// waitLarge waits for room for a large message.
+func (c *conn) waitLarge(until time.Time) (bool, error) {
+	for !c.srv.large.take(c.addr) {
+		switch left := time.Until(until); {
+		case c.isInterrupted() || c.closed.Load():
+			return false, net.ErrClosed
+		case left <= 0:
+			return false, os.ErrDeadlineExceeded
+		default:
+			time.Sleep(min(left, largeLook))
+		}
+	}
+	return true, nil
 }
 
 type readerFunc func([]byte) (int, error)

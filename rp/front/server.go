@@ -63,8 +63,7 @@ type Server struct {
 	id    enode.ID
 	began time.Time
 	turns chan struct{} // of handshakes that compute: has an element for each
-	large chan struct{} // of large frames that are read: has an element for each
-	quit  chan struct{} // closed by Stop
+	large *shared       // large messages that are read
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -91,8 +90,7 @@ func New(cfg Config) *Server {
 		id:      enode.PubkeyToIDV4(&cfg.Key.PublicKey),
 		began:   time.Now(),
 		turns:   make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		large:   make(chan struct{}, largeFrames),
-		quit:    make(chan struct{}),
+		large:   newShared(largeMessages, largeOf48),
 		ctx:     ctx,
 		cancel:  cancel,
 		table:   NewTable(cfg.Limits),
@@ -157,10 +155,7 @@ func (s *Server) Close() {
 func (s *Server) Stop() {
 	s.Close()
 	s.mu.Lock()
-	if !s.stopped {
-		s.stopped = true
-		close(s.quit)
-	}
+	s.stopped = true
 	for c := range s.open {
 		c.interrupt(p2p.DiscQuitting)
 	}

@@ -557,41 +557,146 @@ func TestEndWhileReading(t *testing.T) {
 	g.disconnected(p2p.DiscRequested) // the reason was sent, although nobody read it
 }
 
-// Large frames that are not whole take a bounded memory, however many members send them. Others
-// wait, no longer than a message may take; small messages do not.
-func TestLargeFramesAreBounded(t *testing.T) {
+// Large messages that are not whole take a bounded memory, however many members send them. Others
+// wait, no longer than a message may take, also with a frame that is small and becomes large; small
+// messages do not wait.
+func TestLargeMessagesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t, func(c *Config) { c.Limits = Limits{Idle: time.Minute} })
-		large := make([]byte, testLimit)
-		rand.NewChaCha8([32]byte{}).Read(large) // does not compress
-		var frame bytes.Buffer
-		for range largeFrames {
-			g := h.welcome(home)
-			g.send(0x11, nil)
-			frame.Reset()
-			require.NoError(t, g.Write(&frame, 0x10, large))
-			_, err := g.fd.Write(frame.Bytes()[:frame.Len()-1])
-			require.NoError(t, err)
+		large := incompressible(testLimit)
+		for i := range largeMessages {
+			h.holdLarge(at(i+1, 1, 1), large)
 		}
-		require.Len(t, h.large, largeFrames)
-		small, honest := h.welcome(other), h.welcome(other)
+		require.Equal(t, largeMessages, h.large.inUse())
+		small := h.welcome(other)
 		small.send(0x10, []byte("hello"))
 		code, _ := small.next()
 		require.Equal(t, uint64(0x10), code)
 
-		honest.send(0x11, nil)
 		time.Sleep(time.Second)
 		began := time.Now()
-		go func() { _ = honest.Write(honest.fd, 0x10, large) }()
+		honest := [][]byte{large, make([]byte, testLimit)}
+		var guests []*guest
+		for _, message := range honest {
+			g := h.welcome(other)
+			g.send(0x11, nil)
+			go func() { _ = g.Write(g.fd, 0x10, message) }()
+			guests = append(guests, g)
+		}
 		synctest.Wait()
-		require.Len(t, h.large, largeFrames)
-		code, payload := honest.next()
-		require.Equal(t, uint64(0x10), code)
-		require.Len(t, payload, testLimit)
-		require.Equal(t, frameTimeout-time.Second, time.Since(began), "when the others had to be whole")
+		require.Equal(t, largeMessages, h.large.inUse())
+		for i, g := range guests {
+			code, payload := g.next()
+			require.Equal(t, uint64(0x10), code)
+			require.Equal(t, honest[i], payload)
+		}
+		require.InDelta(t, frameTimeout-time.Second, time.Since(began), float64(largeLook), "when the others had to be whole")
 		synctest.Wait()
-		require.Empty(t, h.large, "those that were not whole in time have ended")
+		require.Zero(t, h.large.inUse(), "those that were not whole in time have ended")
 	})
+}
+
+// Who sends large messages that are never whole keeps none of another site from sending one:
+// neither by one /48 nor by many of one /32.
+func TestLargeMessagesAreShared(t *testing.T) {
+	for name, addr := range map[string]func(i int) netip.Addr{
+		"a /64": func(int) netip.Addr { return at(1, 1, 1) },
+		"a /48": func(i int) netip.Addr { return at(1, 1, i) },
+		"a /32": func(i int) netip.Addr { return at(1, i, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, func(c *Config) { c.Limits = Limits{Idle: time.Minute} })
+				large := incompressible(testLimit)
+				for i := range largeMessages {
+					h.holdLarge(addr(i), large)
+				}
+				began := time.Now()
+				for i := range 10 {
+					honest := h.welcome(at(2, i, 1))
+					honest.send(0x11, nil)
+					go func() { _ = honest.Write(honest.fd, 0x10, large) }()
+					_, payload := honest.next()
+					require.Len(t, payload, testLimit)
+				}
+				require.Zero(t, time.Since(began))
+			})
+		})
+	}
+}
+
+// Who never had a session has no large message: the largest that it can send takes no room of
+// those, although its frame is larger than the message.
+func TestNoLargeMessageWithoutSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, nil)
+		g := h.welcome(home)
+		var frame bytes.Buffer
+		require.NoError(t, g.Write(&frame, 0x10, incompressible(firstMessages)))
+		require.Greater(t, frame.Len(), firstMessages)
+		_, err := g.fd.Write(frame.Bytes()[:frame.Len()-1])
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Zero(t, h.large.inUse())
+		_, err = g.fd.Write(frame.Bytes()[frame.Len()-1:])
+		require.NoError(t, err)
+		_, payload := g.next()
+		require.Len(t, payload, firstMessages)
+	})
+}
+
+// A stranger who sends too fast is waited for with nothing in the hand: each message that is read
+// is given to the capability at once.
+func TestNothingIsHeldByPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var given atomic.Int64
+		h := newHouse(t, func(c *Config) {
+			c.Protocols[0].Run = func(c Conn) error {
+				c.SetSession(true)
+				for {
+					if _, _, err := c.ReadMsg(); err != nil {
+						return err
+					}
+					given.Add(1)
+				}
+			}
+		})
+		g := h.welcome(home)
+		go g.listen()
+		var sent atomic.Int64
+		go func() {
+			for g.Write(g.fd, 0x10, make([]byte, testLimit)) == nil { // some KB on the line
+				sent.Add(1)
+			}
+		}()
+		for range 20 {
+			synctest.Wait()
+			require.Positive(t, given.Load())
+			require.Equal(t, sent.Load(), given.Load())
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.Positive(t, h.Stats().Delayed)
+		g.fd.Close()
+	})
+}
+
+// incompressible returns n bytes that snappy makes no smaller.
+func incompressible(n int) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+}
+
+// holdLarge connects from an address, has a session, and sends a message without its last byte.
+// It does not wait until the message is read.
+func (h *house) holdLarge(addr netip.Addr, message []byte) {
+	h.t.Helper()
+	g := h.welcome(addr)
+	g.send(0x11, nil)
+	var frame bytes.Buffer
+	require.NoError(h.t, g.Write(&frame, 0x10, message))
+	go func() { _, _ = g.fd.Write(frame.Bytes()[:frame.Len()-1]) }()
+	synctest.Wait()
 }
 
 // Before its first session a node can send but small messages.

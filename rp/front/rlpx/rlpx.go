@@ -129,8 +129,8 @@ func (m *mac) update(sum, seed []byte) []byte {
 	return m.hash.Sum(nil)[:macSize]
 }
 
-// frameLimit is the size of the largest frame that has a message of limit bytes.
-func (c *Conn) frameLimit(limit int) int {
+// FrameLimit returns the size of the largest frame that has a message of limit bytes.
+func (c *Conn) FrameLimit(limit int) int {
 	if c.snappy {
 		limit = snappy.MaxEncodedLen(limit)
 	}
@@ -138,10 +138,10 @@ func (c *Conn) frameLimit(limit int) int {
 }
 
 // Read returns the next message, of at most limit bytes; of one that is larger it
-// returns *SizeError. When the header is there, and before it takes memory for the rest and
-// waits for it, it calls begun with the size of the frame, and returns the error of that. The
-// payload belongs to the caller.
-func (c *Conn) Read(r io.Reader, limit int, begun func(size int) error) (code uint64, payload []byte, err error) {
+// returns *SizeError. Before it takes memory it calls begun, and returns the error of that: when
+// the header of a frame is there, with the size of the frame and 0, and when a compressed message
+// is there, with the size of the frame and of the message. The payload belongs to the caller.
+func (c *Conn) Read(r io.Reader, limit int, begun func(frame, message int) error) (code uint64, payload []byte, err error) {
 	if _, err := io.ReadFull(r, c.header[:]); err != nil {
 		return 0, nil, err
 	}
@@ -151,11 +151,11 @@ func (c *Conn) Read(r io.Reader, limit int, begun func(size int) error) (code ui
 	}
 	c.dec.XORKeyStream(header, header)
 	size := int(header[0])<<16 | int(header[1])<<8 | int(header[2])
-	if most := c.frameLimit(limit); size > most {
+	if most := c.FrameLimit(limit); size > most {
 		return 0, nil, &SizeError{size, most}
 	}
 	if begun != nil {
-		if err := begun(size); err != nil {
+		if err := begun(size, 0); err != nil {
 			return 0, nil, err
 		}
 	}
@@ -185,6 +185,11 @@ func (c *Conn) Read(r io.Reader, limit int, begun func(size int) error) (code ui
 	}
 	if n > limit {
 		return 0, nil, &SizeError{n, limit}
+	}
+	if begun != nil {
+		if err := begun(size, n); err != nil {
+			return 0, nil, err
+		}
 	}
 	payload, err = snappy.Decode(make([]byte, n), payload)
 	if err != nil {

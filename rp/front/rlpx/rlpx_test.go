@@ -111,7 +111,11 @@ func TestSizesAreLimited(t *testing.T) {
 			}
 			go func() { _, _ = there.Write(0x10, send) }() // blocks: not all is read
 			begun := 0
-			_, _, err := here.Read(fd, limit, func(int) error { begun++; return nil })
+			_, _, err := here.Read(fd, limit, func(_, message int) error {
+				require.Zero(t, message, "it is too large")
+				begun++
+				return nil
+			})
 			size, ok := errors.AsType[*SizeError](err)
 			require.True(t, ok, "%v", err)
 			require.Greater(t, size.Size, size.Limit)
