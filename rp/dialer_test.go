@@ -158,7 +158,7 @@ func TestCrossingDials(t *testing.T) {
 		e.server, err = startServer(serverConfig{
 			Key:       key,
 			Address:   netip.IPv6Loopback(),
-			Protocols: []front.Protocol{{Name: "test", Version: 1, Length: 1, MaxMessage: 100, Run: e.run}},
+			Protocols: []front.Protocol{{Name: "test", Version: 1, Length: 1, MaxMessage: 100, Dialled: true, Run: e.run}},
 			Log:       slog.New(slog.DiscardHandler),
 		})
 		require.NoError(t, err)

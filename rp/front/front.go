@@ -22,7 +22,7 @@ import (
 // Conn is a connection on which one capability is served. One goroutine may read while
 // another one writes.
 type Conn interface {
-	// ID is the node at the other end, which proved it.
+	// ID is the node at the other end, which proved it by its Hello.
 	ID() enode.ID
 
 	// Addr is the address that the connection comes from or goes to.
@@ -52,6 +52,9 @@ type Protocol struct {
 	// Bounded says that the capability itself ends connections on which too much comes.
 	// Messages of others are read at a pace, except those of trusted nodes.
 	Bounded bool
+
+	// Dialled says that the capability is served on connections that the Server made, too.
+	Dialled bool
 
 	// Allowed reports whether a node may be served; nil is everybody. It is asked when
 	// the node is known, before anything of it is read.

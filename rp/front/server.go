@@ -275,7 +275,8 @@ func (s *Server) refusals() (n uint64) {
 }
 
 // Dial runs the handshakes on a connection that was made to a node, and closes it if they
-// fail. A node that is not trusted counts as a stranger. If they do not, the connection is served, and Opened was called.
+// fail. A node that is not trusted takes a place as if it had connected, and only protocols that
+// are Dialled are served. If they do not, the connection is served, and Opened was called.
 func (s *Server) Dial(fd net.Conn, node *enode.Node) error {
 	c := &conn{srv: s, fd: fd, addr: remoteAddr(fd)}
 	s.mu.Lock()
@@ -358,6 +359,9 @@ func (s *Server) handshake(c *conn, node *enode.Node) (*Protocol, Reason, error)
 			allowed = append(allowed, p)
 		}
 	}
+	if node != nil {
+		allowed = slices.DeleteFunc(allowed, func(p *Protocol) bool { return !p.Dialled })
+	}
 	if len(allowed) == 0 {
 		return nil, Unlisted, p2p.DiscUselessPeer
 	}
@@ -389,10 +393,6 @@ func (s *Server) handshake(c *conn, node *enode.Node) (*Protocol, Reason, error)
 	for _, p := range allowed {
 		if offset, common := offsets[p.Name]; common {
 			c.proto, c.offset = p, offset
-			c.limit.Store(int64(min(p.MaxMessage, firstMessages)))
-			if c.place == nil {
-				c.limit.Store(int64(p.MaxMessage))
-			}
 			return p, Taken, nil
 		}
 	}
@@ -415,23 +415,21 @@ func (s *Server) inTurn(compute func()) {
 	compute()
 }
 
-// known looks again at the place of a connection whose node is known now: a trusted one
-// needs none, and a stranger that came from its address needs one.
+// known gives a connection a place when its node is known, and is a stranger that has none: it
+// came from the address of a trusted node, or was dialled.
 func (s *Server) known(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	trusted := slices.ContainsFunc(s.trusted, func(n *enode.Node) bool { return n.ID() == c.id })
-	switch {
-	case trusted && c.place != nil:
-		s.table.Close(c.place)
-		c.place = nil
-	case !trusted && c.place == nil:
-		return s.takePlace(c)
-	}
-	return true
+	return c.place != nil || s.trusts(c.id) || s.takePlace(c)
 }
 
-// enter begins to serve a connection, unless its node has one.
+// trusts reports whether a node is trusted. The caller holds mu.
+func (s *Server) trusts(id enode.ID) bool {
+	return slices.ContainsFunc(s.trusted, func(n *enode.Node) bool { return n.ID() == id })
+}
+
+// enter begins to serve a connection, unless its node has one. A trusted node needs no place from
+// here on: its Hello proved that it is there now, while auth can be a recorded one.
 func (s *Server) enter(c *conn) (Reason, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -443,9 +441,17 @@ func (s *Server) enter(c *conn) (Reason, error) {
 	case s.stopped || s.ctx.Err() != nil:
 		return Taken, p2p.DiscQuitting
 	}
+	if trusted := s.trusts(c.id); trusted && c.place != nil {
+		s.table.Close(c.place)
+		c.place = nil
+	} else if !trusted && c.place == nil && !s.takePlace(c) { // it is trusted no longer
+		return Taken, p2p.DiscTooManyPeers // counted
+	}
 	s.conns[c.id] = c
 	s.shook(c)
+	c.limit.Store(int64(min(c.proto.MaxMessage, firstMessages)))
 	if c.place == nil {
+		c.limit.Store(int64(c.proto.MaxMessage))
 		keepAlive(c.fd)
 	}
 	return Taken, c.established()

@@ -87,7 +87,7 @@ func newHouse(t *testing.T, edit func(*Config)) *house {
 		Name:     "house",
 		Listener: h.port,
 		Protocols: []Protocol{{
-			Name: "echo", Version: 1, Length: 4, MaxMessage: testLimit,
+			Name: "echo", Version: 1, Length: 4, MaxMessage: testLimit, Dialled: true,
 			Run: func(c Conn) error {
 				h.served.Add(1)
 				defer h.served.Add(-1)
@@ -871,17 +871,94 @@ func TestDial(t *testing.T) {
 	require.Error(t, dial(b.key))
 }
 
-// A node that is dialled and that nobody trusts is a stranger: it has a place, among others'
-// limits, and is read at a stranger's pace.
+// A node that was dialled and that nobody trusts is a stranger: it has a place, small messages
+// first, a pace, and an end when it has no session. A trusted one has none of these. Neither is
+// served by a capability that is not dialled.
 func TestDialledStranger(t *testing.T) {
-	tcp, err := net.Listen("tcp6", "[::1]:0")
-	require.NoError(t, err)
-	a, b := newHouse(t, nil), newHouse(t, func(c *Config) { c.Listener = tcp })
-	fd, err := net.Dial("tcp6", tcp.Addr().String())
-	require.NoError(t, err)
-	require.NoError(t, a.Dial(fd, enode.NewV4(&b.key.PublicKey, net.IPv6loopback, 1, 0)))
-	require.Zero(t, a.Stats().Neighbours)
-	require.Equal(t, 1, a.Stats().Strangers)
+	for _, trusted := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			key := newKey(t)
+			node := enode.NewV4(&key.PublicKey, home.AsSlice(), 1, 0)
+			h := newHouse(t, func(c *Config) {
+				echo := c.Protocols[0]
+				echo.Name, echo.Dialled = "another", false
+				c.Protocols = append(c.Protocols, echo)
+				if trusted {
+					c.Trusted = []*enode.Node{node}
+				}
+			})
+			g, err := h.dial(node, key, "another")
+			require.ErrorIs(t, err, p2p.DiscUselessPeer)
+			g.disconnected(p2p.DiscUselessPeer)
+			synctest.Wait()
+			require.Zero(t, h.Stats().Strangers)
+
+			g, err = h.dial(node, key, "echo")
+			require.NoError(t, err)
+			if trusted {
+				require.Equal(t, []int{0, 1}, []int{h.Stats().Strangers, h.Stats().Neighbours})
+			} else {
+				require.Equal(t, []int{1, 0}, []int{h.Stats().Strangers, h.Stats().Neighbours})
+			}
+			go g.listen()
+			for range 1000 {
+				require.NoError(t, g.Write(g.fd, rlpx.PongMsg, emptyList))
+			}
+			require.Equal(t, !trusted, h.Stats().Delayed > 0)
+			for range 7 {
+				time.Sleep(10 * time.Second)
+				_ = g.Write(g.fd, rlpx.PongMsg, emptyList) // that of a stranger fails in the end
+			}
+			synctest.Wait()
+			require.Equal(t, trusted, h.opened.Load() == 1)
+			g.fd.Close()
+		})
+	}
+}
+
+// dial has the Server dial a node, whose Hello names one capability.
+func (h *house) dial(node *enode.Node, key *ecdsa.PrivateKey, name string) (*guest, error) {
+	near, far := net.Pipe()
+	h.t.Cleanup(func() { far.Close() })
+	done := make(chan error, 1)
+	go func() { done <- h.Dial(&line{near, node.IPAddr()}, node) }()
+	g := &guest{t: h.t, fd: far}
+	var err error
+	g.Conn, err = rlpx.Accept(far, key, nil, nil)
+	require.NoError(h.t, err)
+	var hello bytes.Buffer
+	require.NoError(h.t, g.WriteHello(&hello, rlpx.NewHello(key, "guest", []p2p.Cap{{Name: name, Version: 1}})))
+	go func() { _, _ = hello.WriteTo(far) }()
+	g.hello, err = g.ReadHello(far)
+	require.NoError(h.t, err)
+	synctest.Wait()
+	select {
+	case err = <-done:
+	default: // it waits for the last message to be read
+		err = p2p.DiscUselessPeer
+	}
+	return g, err
+}
+
+// Who repeats what a trusted node once said keeps the place of a stranger: only Hello proves that
+// the node is there.
+func TestTrustedByHello(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rp := newKey(t)
+		h := newHouse(t, func(c *Config) {
+			c.Trusted = []*enode.Node{enode.NewV4(&rp.PublicKey, other.AsSlice(), 1, 0)}
+		})
+		fd := h.knock(home)
+		_, err := rlpx.Dial(fd, rp, &h.key.PublicKey) // auth is right, Hello does not come
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, []int{1, 1}, []int{h.Stats().Strangers, h.Stats().Handshakes})
+		fd.Close()
+		_, err = h.visit(home, rp)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, []int{0, 1}, []int{h.Stats().Strangers, h.Stats().Neighbours})
+	})
 }
 
 // Stop tells who is connected, Close ends handshakes alone.

@@ -428,7 +428,7 @@ func (s *Server) countMembers() {
 // Protocol returns the devp2p capability.
 func (s *Server) Protocol() front.Protocol {
 	return front.Protocol{
-		Name: mesh.Name, Version: mesh.Version, Length: mesh.Length, MaxMessage: mesh.MaxMessage, Bounded: true,
+		Name: mesh.Name, Version: mesh.Version, Length: mesh.Length, MaxMessage: mesh.MaxMessage, Bounded: true, Dialled: true,
 		Allowed: func(id enode.ID) bool { return s.neighbour(id) != nil }, Run: s.run,
 	}
 }

@@ -448,7 +448,7 @@ func (c *conn) prepare(now time.Time, a admission.Admit) {
 // admit puts the session into the datapath, and only then lets the Welcome go.
 func (c *conn) admit(now time.Time, a admission.Admit) {
 	cfg := &c.srv.cfg
-	if err := c.listed(); err != nil { // no longer: the lists may have changed since it joined
+	if err := c.mayJoin(); err != nil { // no longer: since it joined lists may have changed, or a drain begun
 		c.srv.refused.Add(1)
 		c.adm.Fail(err)
 		return
@@ -571,7 +571,10 @@ func (c *conn) grant() admission.Grant {
 // serve begins to replicate to a session in standby, within the limits of joins.
 func (c *conn) serve(now time.Time, marks []proto.Mark) {
 	cfg := &c.srv.cfg
-	err := c.srv.Room()
+	err := c.mayJoin()
+	if err == nil {
+		err = c.srv.Room()
+	}
 	if err == nil {
 		err = cfg.Members.Switch(now, c.addr)
 	}

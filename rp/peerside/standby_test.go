@@ -334,6 +334,42 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// Who proved its endpoint before a drain begins, and is to be admitted after, is told to go
+// elsewhere, as is who is to be activated.
+func TestDrainBeforeWelcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		urls := []string{"enode://other"}
+		r.Server.cfg.Others = func() []string { return urls }
+		standby := r.connect(home)
+		r.joinAs(standby, func(j *proto.Join) { j.Standby = true })
+		ready := make(chan struct{})
+		r.Server.cfg.Admit = func(bool) (<-chan struct{}, func()) { return ready, func() {} }
+		p := r.connect(home)
+		p.greet()
+		join := theJoin
+		join.Port = p.port
+		p.send(&join)
+		sent := <-r.engine.probes
+		p.send(&proto.ProbeAck{Nonce: sent.nonce, Size: uint16(sent.size)}) // waits for the mesh
+		go r.Drain(t.Context())
+		synctest.Wait()
+		require.Equal(t, urls, expect[*proto.Redirect](standby).URLs)
+		close(ready)
+		synctest.Wait()
+		require.Equal(t, urls, expect[*proto.Redirect](p).URLs)
+		require.Equal(t, proto.ReasonDraining, expect[*proto.Leave](p).Reason)
+
+		standby.send(&proto.Activate{})
+		require.Equal(t, urls, expect[*proto.Redirect](standby).URLs)
+		require.Equal(t, proto.ReasonDraining, expect[*proto.Leave](standby).Reason)
+		require.Zero(t, r.cfg.Members.Sessions())
+		p.close()
+		standby.close()
+		r.Stop()
+	})
+}
+
 // Lists say who may join, and who may publish.
 func TestLists(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
