@@ -25,7 +25,7 @@
 /* forward sends a datagram that passed into the fan-out of its stream. */
 static __always_inline int forward(struct xdp_md *ctx, struct packet *p, struct outcome *o, __u64 now)
 {
-	__u32 source = bpf_ntohl(p->h->session), trailing = p->trailing, anchor = o->stream->anchor;
+	__u32 source = bpf_ntohl(p->h->session), trailing = p->trailing, anchor = o->anchor;
 	struct scratch *s = (void *)&p->ip->daddr;
 	void *data, *end;
 
@@ -34,12 +34,12 @@ static __always_inline int forward(struct xdp_md *ctx, struct packet *p, struct 
 	else
 		p->h->hop_limit--;
 	if ((p->h->version_type & 15) == TYPE_HEARTBEAT)
-		number(p->h, o->key);
+		number(p->h, &o->key);
 	if (cache_on && p->payload)
 		copy_to_cache(ctx, source, p->payload);
 	own_headers(p, s, o->sum);
 	s->source = source;
-	s->cpu = o->stream->cpu;
+	s->cpu = load(&o->stream->cpu);
 	s->is_inline = lone(now);
 	if (s->is_inline)
 		count(inlined);

@@ -85,9 +85,8 @@ type RpGroupKey struct {
 		K0 uint64
 		K1 uint64
 	}
-	Epoch uint8
-	Valid uint8
-	Pad   [6]uint8
+	Epoch uint64
+	Order uint64
 }
 
 type RpHello struct {
@@ -197,6 +196,7 @@ type RpSession struct {
 
 type RpSessionState struct {
 	_            structs.HostLayout
+	Session      uint64
 	Received     uint64
 	Heard        uint64
 	DatagramsDue uint64
@@ -217,12 +217,8 @@ type RpSlice struct {
 }
 
 type RpStream struct {
-	_      structs.HostLayout
-	Keys   [2]RpGroupKey
-	State  uint32
-	Anchor uint32
-	Cpu    uint32
-	Pad    uint32
+	_     structs.HostLayout
+	State uint32
 }
 
 type RpStreamKey struct {
@@ -233,6 +229,10 @@ type RpStreamKey struct {
 
 type RpStreamState struct {
 	_         structs.HostLayout
+	Id        RpStreamKey
+	Keys      [2]RpGroupKey
+	Anchor    uint64
+	Cpu       uint64
 	Newest    uint64
 	Moved     uint64
 	Top       uint64

@@ -74,8 +74,12 @@ struct {
 	__type(value, struct session);
 } sessions SEC(".maps");
 
-/* What moves of a session. There are more than sessions: those that ended keep theirs for a while. */
+/*
+ * What moves of a session. There are more than sessions: those that ended keep theirs for a while. So one that a
+ * program holds is no other session's, while an element of the map sessions may become that at any time.
+ */
 struct session_state {
+	__u64 session;	     /* whose it is */
 	__u64 received;
 	__u64 heard;	     /* ns, CLOCK_MONOTONIC */
 	__u64 datagrams_due; /* ns, when the policer's bucket is full again */
@@ -99,19 +103,16 @@ struct stream_key {
 	__u32 group;
 };
 
+/* While a key changes, its epoch is 0. */
 struct group_key {
 	struct key key;
-	__u8 epoch;
-	__u8 valid;
-	__u8 pad[6];
+	__u64 epoch; /* + 1; 0: none */
+	__u64 order; /* of installation */
 };
 
+/* An element of this map may become another stream's while a program reads it: it says only where to look. */
 struct stream {
-	struct group_key keys[2];
-	__u32 state;  /* index in stream_states */
-	__u32 anchor; /* where its datagrams go, index in nexts */
-	__u32 cpu;    /* that fans them out, index in fan_cpus */
-	__u32 pad;
+	__u32 state; /* index in stream_states */
 };
 
 struct {
@@ -124,8 +125,15 @@ struct {
 /* A word of a number of HEARTBEATs, less than 2^40, holds the index of a session's state beside it. */
 #define FOLLOWED_STATE_BITS 24
 
-/* What moves of a stream. */
+/*
+ * A stream. User space changes words of it in place, and gives it to another stream only a while after the one that
+ * it belonged to has ended: so all that a program reads of it is of the stream that id names.
+ */
 struct stream_state {
+	struct stream_key id;
+	struct group_key keys[2];
+	__u64 anchor;	/* where its datagrams go, index in nexts */
+	__u64 cpu;	/* that fans them out, index in fan_cpus */
 	__u64 newest;	/* sequence assigned, of an own stream; else known by DATA or HEARTBEAT */
 	__u64 moved;	/* ns, when newest was raised */
 	__u64 top;	/* highest sequence ever known */

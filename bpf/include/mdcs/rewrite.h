@@ -63,7 +63,7 @@ __inline_always void stamp(struct header *h, const struct outcome *o)
 {
 	h->hop_limit = INITIAL_HOP_LIMIT;
 	h->ingress = bpf_htonl(own_incarnation);
-	h->sequence = bpf_cpu_to_be64(__sync_fetch_and_add(&o->stream_state->newest, 1) + 1);
+	h->sequence = bpf_cpu_to_be64(__sync_fetch_and_add(&o->stream->newest, 1) + 1);
 	h->handle = publisher_handle(handle_key.k0, handle_key.k1, h);
 }
 

@@ -9,9 +9,11 @@
 
 /* What becomes of a datagram that passed. */
 struct outcome {
-	struct stream *stream;		 /* that it belongs to; NULL: nothing leaves */
-	struct stream_state *stream_state;
-	struct key *key;		 /* of its group, for a HEARTBEAT */
+	struct stream_state *stream;	 /* that it belongs to; NULL: nothing leaves */
+	struct key key;			 /* of its group */
+	__u32 element;			 /* of the stream, index in stream_states */
+	__u32 anchor;			 /* of the stream */
+	__u32 from;			 /* state of the session that it came by, index in states */
 	__u8 role;			 /* of that session */
 	__u8 shares;			 /* it passes by the share of its site */
 	__u64 sum;			 /* of its payload, for the checksum */
@@ -64,44 +66,55 @@ __attribute__((noinline)) __u64 payload_sum(struct xdp_md *ctx, __u64 k0, __u64 
 	return 1 + sum;
 }
 
-/* find_stream sets stream and its state, or returns VERDICT_NO_KEY. */
+/* find_stream sets what o has of a stream, or returns VERDICT_NO_KEY. */
 __inline_always int find_stream(__u32 ingress, __u32 group, struct outcome *o)
 {
 	struct stream_key id = {.ingress = ingress, .group = group};
+	struct stream *where = bpf_map_lookup_elem(&streams, &id);
 
-	o->stream = bpf_map_lookup_elem(&streams, &id);
-	if (!o->stream)
+	if (!where)
 		return VERDICT_NO_KEY;
-	o->stream_state = bpf_map_lookup_elem(&stream_states, &o->stream->state);
-	return o->stream_state ? VERDICT_PASS : VERDICT_NO_KEY;
+	o->element = *(volatile __u32 *)&where->state;
+	o->stream = bpf_map_lookup_elem(&stream_states, &o->element);
+	if (!o->stream || o->stream->id.ingress != ingress || o->stream->id.group != group)
+		return VERDICT_NO_KEY; /* the stream has just ended, and its element of the map is another's */
+	o->anchor = load(&o->stream->anchor);
+	return VERDICT_PASS;
 }
 
-__inline_always struct key *epoch_key(struct stream *s, __u8 epoch)
+__inline_always struct group_key *epoch_key(struct stream_state *s, __u8 epoch)
 {
-	if (s->keys[0].valid && s->keys[0].epoch == epoch)
-		return &s->keys[0].key;
-	if (s->keys[1].valid && s->keys[1].epoch == epoch)
-		return &s->keys[1].key;
+	if (load(&s->keys[0].epoch) == (__u64)epoch + 1)
+		return &s->keys[0];
+	if (load(&s->keys[1].epoch) == (__u64)epoch + 1)
+		return &s->keys[1];
 	return NULL;
 }
 
 /* authentic is steps 8 to 10: key, what the window thinks of it, payload tag. */
 __inline_always int authentic(struct xdp_md *ctx, const struct packet *p, struct outcome *o, int window)
 {
-	struct key *key = epoch_key(o->stream, p->h->epoch);
+	__u8 epoch = p->h->epoch;
+	struct group_key *key = epoch_key(o->stream, epoch);
+	int right;
 
 	if (!key)
 		return VERDICT_NO_KEY;
 	if (window != VERDICT_PASS)
 		return window;
-	o->key = key;
-	if ((p->h->version_type & 15) == TYPE_HEARTBEAT)
-		return heartbeat_tag(key, p->h) == p->h->payload_tag ? VERDICT_PASS : VERDICT_BAD_PAYLOAD_TAG;
-	o->sum = payload_sum(ctx, key->k0, key->k1, p->payload);
-	if (o->sum == 0)
-		return VERDICT_BAD_PAYLOAD_TAG;
-	o->sum--;
-	return VERDICT_PASS;
+	o->key.k0 = load(&key->key.k0);
+	o->key.k1 = load(&key->key.k1);
+	if ((p->h->version_type & 15) == TYPE_HEARTBEAT) {
+		right = heartbeat_tag(&o->key, p->h) == p->h->payload_tag;
+	} else {
+		o->sum = payload_sum(ctx, o->key.k0, o->key.k1, p->payload);
+		right = o->sum != 0;
+		o->sum--;
+	}
+	if (right)
+		return VERDICT_PASS;
+	/* The key may have been replaced meanwhile. */
+	return load(&key->epoch) == (__u64)epoch + 1 ? VERDICT_BAD_PAYLOAD_TAG : VERDICT_NO_KEY;
 }
 
 __inline_always int may_publish(const struct session *s, __u32 group)
@@ -137,7 +150,7 @@ __inline_always void charge_rates(const struct session *s, struct session_state 
 {
 	__u32 zero = 0;
 	struct egress *all = bpf_map_lookup_elem(&egresses, &zero), *site;
-	__u32 anchor = o->stream->anchor - FIRST_ANCHOR;
+	__u32 anchor = o->anchor - FIRST_ANCHOR;
 	__u64 *n;
 
 	charge(&s->datagrams, &state->datagrams_due, now, 1);
@@ -217,11 +230,11 @@ __inline_always void reached(struct stream_state *s, __u64 seq, __u64 now)
 }
 
 /* follow_parent takes what the parent's HEARTBEAT says is the newest sequence. */
-__inline_always void follow_parent(const struct stream *stream, struct stream_state *s, __u64 seq, __u64 now)
+__inline_always void follow_parent(__u32 element, struct stream_state *s, __u64 seq, __u64 now)
 {
 	__u64 newest = load(&s->newest);
 
-	if (load(&s->known) && seq < newest && now >= load(&s->moved) + RESTART_AFTER_NS && restart(stream->state, seq, newest))
+	if (load(&s->known) && seq < newest && now >= load(&s->moved) + RESTART_AFTER_NS && restart(element, seq, newest))
 		s->moved = now;
 }
 
@@ -241,12 +254,12 @@ __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, 
 				     struct session_state *state, __u64 now)
 {
 	__u64 seq = bpf_be64_to_cpu(p->h->sequence), beat = bpf_be64_to_cpu(p->h->object_id);
-	struct stream_state *s = o->stream_state;
+	struct stream_state *s = o->stream;
 	__u64 due = load(&s->beat_due);
 	int v;
 
 	/* It says no more than that the sender is there. */
-	if (load(&s->parent) != bpf_ntohl(p->h->session) || overtaken(s, from->state, beat)) {
+	if (load(&s->parent) != bpf_ntohl(p->h->session) || overtaken(s, o->from, beat)) {
 		o->stream = NULL;
 		return beats_take(&state->beats, beat);
 	}
@@ -258,8 +271,8 @@ __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, 
 		return VERDICT_OVER_RATE;
 	v = beats_take(&state->beats, beat);
 	if (v == VERDICT_PASS) {
-		s->followed = beat << FOLLOWED_STATE_BITS | from->state;
-		follow_parent(o->stream, s, seq, now);
+		s->followed = beat << FOLLOWED_STATE_BITS | o->from;
+		follow_parent(o->element, s, seq, now);
 	}
 	return v;
 }
@@ -274,12 +287,12 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	v = find_stream(bpf_ntohl(p->h->ingress), bpf_ntohl(p->h->group), o);
 	if (v != VERDICT_PASS)
 		return v;
-	if (!is_upstream(o->stream_state, bpf_ntohl(p->h->session)))
+	if (!is_upstream(o->stream, bpf_ntohl(p->h->session)))
 		return VERDICT_BAD_UPSTREAM;
 	if (p->h->hop_limit == 0)
 		return VERDICT_HOP_LIMIT;
 	if (!heartbeat)
-		v = window_check(o->stream_state->window, seq);
+		v = window_check(o->stream->window, seq);
 	else if (!beats_next(load(&state->beats), bpf_be64_to_cpu(p->h->object_id)))
 		v = VERDICT_REPLAYED;
 	v = authentic(ctx, p, o, v);
@@ -290,14 +303,14 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	} else {
 		if (!within_rates(from, state, o, now))
 			return VERDICT_OVER_RATE;
-		if (far_ahead(o->stream_state, seq, now))
+		if (far_ahead(o->stream, seq, now))
 			return VERDICT_FAR_AHEAD;
-		v = window_take(o->stream_state->window, seq);
+		v = window_take(o->stream->window, seq);
 	}
 	if (v != VERDICT_PASS || !o->stream)
 		return v;
 	charge_rates(from, state, o, p->len, now);
-	reached(o->stream_state, seq, now);
+	reached(o->stream, seq, now);
 	return VERDICT_PASS;
 }
 
@@ -330,6 +343,7 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 	__u32 index = bpf_ntohl(p->h->session), type = p->h->version_type & 15;
 	struct session_state *state;
 	struct session *s;
+	struct key key;
 	int v = VERDICT_PASS;
 
 	if (orphaned(now))
@@ -337,17 +351,24 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 	s = bpf_map_lookup_elem(&sessions, &index);
 	if (!s)
 		return VERDICT_NO_SESSION;
-	/* The element may be another session's at any time: a datagram has one role. */
+	/*
+	 * The element may become another session's at any time. What is read before the key is of the session whose
+	 * key is right, and the state says whose it is. What is read later, groups and limits, may for some 100 ns be
+	 * of the session that follows in the element.
+	 */
 	o->role = s->role;
+	o->from = *(volatile __u32 *)&s->state;
+	key.k0 = load(&s->key.k0);
+	key.k1 = load(&s->key.k1);
 	/* A frame may claim a channel's address as its source: the kernel's check of that comes later. */
 	if (o->role == ROLE_CHANNEL || p->udp->source != s->port || !same_address((void *)&p->ip->saddr, &s->addr))
 		return VERDICT_BAD_SOURCE;
-	if (hop_tag(&s->key, p->h) != p->h->hop_tag)
+	if (hop_tag(&key, p->h) != p->h->hop_tag)
 		return VERDICT_BAD_HOP_TAG;
 	if (type != TYPE_DATA && type != TYPE_HEARTBEAT && !(type == TYPE_HELLO && o->role == ROLE_MESH))
 		return VERDICT_BAD_TYPE;
-	state = bpf_map_lookup_elem(&states, &s->state);
-	if (!state)
+	state = bpf_map_lookup_elem(&states, &o->from);
+	if (!state || state->session != index)
 		return VERDICT_NO_SESSION;
 	if (type == TYPE_HELLO)
 		v = accept_hello(p->h, state);

@@ -186,9 +186,7 @@ func (e *Engine) moveStreams(anchors map[ids.Stream]uint32) error {
 			if some && late.stream(id) != nil {
 				continue
 			}
-			if err := e.table.put(e.table.streams[id]); err != nil {
-				return err
-			}
+			e.table.write(e.table.streams[id])
 			delete(anchors, id)
 		}
 		e.fanout.LetGo(slices.Collect(maps.Values(anchors)))
@@ -225,7 +223,7 @@ func (t *table) adoptAnchors() (busy []uint32, err error) {
 	var value bpf.RpStream
 	it := t.e.objects.Streams.Iterate()
 	for it.Next(&key, &value) {
-		anchors = append(anchors, value.Anchor)
+		anchors = append(anchors, uint32(t.e.objects.Memory.Streams.At(value.State).Anchor))
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("streams: %w", err)
@@ -274,14 +272,16 @@ func (t *table) adoptStreams() (anchors map[ids.Stream]uint32, err error) {
 	it := t.e.objects.Streams.Iterate()
 	for it.Next(&key, &value) {
 		s := &stream{id: ids.Stream{Ingress: ids.Incarnation(key.Ingress), Group: ids.Group(key.Group)}, element: value.State}
-		for _, k := range value.Keys {
-			if k.Valid != 0 {
-				s.keys = append(s.keys, epochKey{k.Epoch, objects.WholeKey(k.Key)})
+		state := t.e.objects.Memory.Streams.At(value.State)
+		keys := slices.SortedFunc(slices.Values(state.Keys[:]), func(a, b bpf.RpGroupKey) int { return cmp.Compare(a.Order, b.Order) })
+		for _, k := range keys {
+			if k.Epoch != 0 {
+				s.keys = append(s.keys, epochKey{uint8(k.Epoch - 1), objects.WholeKey(k.Key)})
 			}
 		}
 		t.streams[s.id] = s
 		used[value.State], next = true, max(next, value.State+1)
-		anchors[s.id] = value.Anchor
+		anchors[s.id] = uint32(state.Anchor)
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("streams: %w", err)

@@ -496,9 +496,8 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 			require.Len(t, w.From(uint64(g.peers.Anchor())), members)
 		}
 		for id := range e.table.streams {
-			var have bpf.RpStream
-			require.NoError(t, e.objects.Streams.Lookup(streamKey(id), &have))
-			require.Equal(t, e.table.streams[id].chain.Anchor(), have.Anchor)
+			s := e.table.streams[id]
+			require.Equal(t, uint64(s.chain.Anchor()), e.objects.Memory.Streams.At(s.element).Anchor)
 		}
 		late := time.Now().Add(fanout.Quarantine)
 		e.fanout.Expire(late)
@@ -540,7 +539,7 @@ func TestXDPAdoptionsInARow(t *testing.T) {
 		require.Len(t, e.table.streams, streams)
 		for _, s := range e.table.streams {
 			require.NotContains(t, busy, s.chain.Anchor())
-			require.NoError(t, e.table.put(s))
+			e.table.write(s)
 		}
 		e.fanout.RetireAnchors(busy)
 		return nil

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
@@ -27,6 +28,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/wire/wiretest"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/datapathtest"
+	"github.com/ethmcast/mdcs/rp/datapath/xdp/fanout"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 )
 
@@ -264,6 +266,123 @@ func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 	require.Zero(t, e.objects.ReadCounters().Contended)
 	for _, s := range e.table.stats() {
 		require.Equal(t, uint64(datagrams), s.Received)
+	}
+}
+
+// What the BPF maps of sessions and streams say may be about another session or stream by the time that a program reads
+// it: their elements are used again at once. Then a datagram is dropped, and moves nothing of the other one.
+func TestXDPElementsOfOthers(t *testing.T) {
+	const own, group = 7, 9
+	ingress := [...]ids.Incarnation{100, 101}
+	from := [...]datapath.Session{{Index: 2, Role: datapath.Mesh}, {Index: 3, Role: datapath.Mesh}}
+	e := newBare(t, datapath.Config{Incarnation: own})
+	var c datapath.Change
+	for i := range from {
+		from[i].Addr = netip.AddrPortFrom(netip.MustParseAddr("2001:db8::2"), uint16(4000+i))
+		from[i].ReceiveKey = auth.Key{byte(i)}
+		c.Keys = append(c.Keys, proto.GroupKey{Ingress: ingress[i], Group: group})
+		c.Routes = append(c.Routes, datapath.Route{Ingress: ingress[i], From: []ids.Session{from[0].Index, from[1].Index}})
+	}
+	c.Add = from[:]
+	require.NoError(t, e.apply(c))
+	data := func(sequence uint64) []byte {
+		h := wire.Header{
+			Type: wire.Data, HopLimit: 8, Session: from[0].Index, Group: group, Ingress: ingress[0], Sequence: sequence,
+			K: 1, N: 1, PayloadLen: 9, ObjectLen: 9,
+		}
+		b := append(h.Append(nil), make([]byte, h.PayloadLen)...)
+		wire.SetPayloadTag(b, new(auth.Key).PayloadTag(b))
+		wire.SetHopTag(b, from[0].ReceiveKey.HopTag(b))
+		return frame(from[0].Addr, bareAddr, b)
+	}
+	var want wire.Counters
+	drops := func(v wire.Verdict, f []byte) {
+		t.Helper()
+		before := slices.Concat(e.state(t)[:2]...)
+		e.receive(t, f)
+		want[v]++
+		require.Equal(t, want, e.objects.ReadVerdicts())
+		require.Equal(t, before, slices.Concat(e.state(t)[:2]...))
+	}
+	e.receive(t, data(1))
+	want[wire.Pass]++
+	require.Equal(t, want, e.objects.ReadVerdicts())
+
+	key := streamKey(ids.Stream{Ingress: ingress[0], Group: group})
+	stream := func(i int) *bpf.RpStream {
+		return &bpf.RpStream{State: e.table.streams[ids.Stream{Ingress: ingress[i], Group: group}].element}
+	}
+	require.NoError(t, e.objects.Streams.Put(key, stream(1)))
+	drops(wire.NoKey, data(2))
+	require.NoError(t, e.objects.Streams.Put(key, stream(0)))
+
+	var session bpf.RpSession
+	require.NoError(t, e.objects.Sessions.Lookup(from[0].Index, &session))
+	own0 := session.State
+	session.State = e.table.sessions[from[1].Index].state.element
+	require.NoError(t, e.objects.Sessions.Put(from[0].Index, &session))
+	drops(wire.NoSession, data(2))
+	session.State = own0
+	require.NoError(t, e.objects.Sessions.Put(from[0].Index, &session))
+	e.receive(t, data(2))
+	want[wire.Pass]++
+	require.Equal(t, want, e.objects.ReadVerdicts())
+}
+
+// A datagram is of one stream and of one session, whatever becomes meanwhile of others: the keys of all streams
+// change, streams end and begin.
+func TestXDPStreamsWhileKeysChange(t *testing.T) {
+	const own, neighbour, group, streams = 7, 8, 9, 8
+	e := newBare(t, datapath.Config{Incarnation: own})
+	from := datapath.Session{Index: 2, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::2]:4000")}
+	stays := proto.GroupKey{Ingress: neighbour, Group: group}
+	require.NoError(t, e.apply(datapath.Change{
+		Add:    []datapath.Session{from},
+		Keys:   []proto.GroupKey{stays},
+		Routes: []datapath.Route{{Ingress: neighbour, From: []ids.Session{from.Index}}},
+	}))
+	h := wire.Header{
+		Type: wire.Data, HopLimit: 8, Session: from.Index, Group: group, Ingress: neighbour, Sequence: 1,
+		K: 1, N: 1, PayloadLen: 1168, ObjectLen: 1168,
+	}
+	b := append(h.Append(nil), make([]byte, h.PayloadLen)...)
+	wire.SetPayloadTag(b, new(auth.Key).PayloadTag(b))
+	wire.SetHopTag(b, from.ReceiveKey.HopTag(b))
+	e.receive(t, frame(from.Addr, bareAddr, b))
+
+	const each, runs = 20_000, 50
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for range runs {
+			_, err = e.objects.MdcsRpIn.Run(&ebpf.RunOptions{Data: frame(from.Addr, bareAddr, b), Repeat: each})
+			if err != nil {
+				break
+			}
+		}
+		done <- err
+	}()
+	for i := uint32(0); ; i++ {
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+			want := wire.Counters{wire.Pass: 1, wire.Replayed: each * runs}
+			require.Equal(t, want, e.objects.ReadVerdicts())
+			require.Len(t, e.table.streams[ids.Stream{Ingress: neighbour, Group: group}].keys, 2)
+			return
+		default:
+		}
+		keys := []proto.GroupKey{stays, {Ingress: neighbour, Group: group, Epoch: 1, Key: auth.Key{byte(i)}}}
+		for k := range ids.Incarnation(streams) {
+			keys = append(keys, proto.GroupKey{Ingress: 100 + k, Group: group, Epoch: uint8(i), Key: auth.Key{byte(i), 1}})
+		}
+		for k := range keys {
+			require.NoError(t, e.table.install(&keys[k]))
+		}
+		if i%1024 == 0 {
+			e.table.retire(ids.Incarnation(100 + i/1024%streams))
+			e.table.expire(time.Now().Add(fanout.Quarantine))
+		}
 	}
 }
 

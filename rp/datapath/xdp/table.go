@@ -495,7 +495,7 @@ func (t *table) add(s *session) error {
 			return fmt.Errorf("session %08x: %w", s.Index, err)
 		}
 		s.state = &sessionState{element: element}
-		*t.e.objects.Memory.Sessions.At(element) = bpf.RpSessionState{}
+		*t.e.objects.Memory.Sessions.At(element) = bpf.RpSessionState{Session: uint64(s.Index)}
 		if s.Role == datapath.Mesh {
 			t.unfollow(element)
 		}
@@ -658,43 +658,62 @@ func (t *table) install(k *proto.GroupKey) error {
 		s = &stream{id: id, element: element, chain: chain}
 		*t.e.objects.Memory.Streams.At(element) = bpf.RpStreamState{}
 	}
-	old := s.keys
-	s.keys = slices.Clone(old)
+	s.keys = slices.Clone(s.keys)
 	if i := slices.IndexFunc(s.keys, func(have epochKey) bool { return have.epoch == k.Epoch }); i >= 0 {
 		s.keys[i].key = k.Key
 	} else {
 		s.keys = append(s.keys, epochKey{k.Epoch, k.Key})
 		s.keys = s.keys[max(0, len(s.keys)-datapath.EpochsKept):]
 	}
-	if err := t.put(s); err != nil {
-		if s.keys = old; t.streams[id] == nil {
-			s.chain.GiveBack()
-			t.streamStates.GiveBack(s.element)
-		}
-		return err
+	t.write(s)
+	if t.streams[id] != nil {
+		return nil
 	}
-	if t.streams[id] == nil {
-		t.streams[id] = s
-		t.meshMoved = true
+	if err := t.e.objects.Streams.Put(streamKey(id), &bpf.RpStream{State: s.element}); err != nil {
+		s.chain.GiveBack()
+		t.streamStates.GiveBack(s.element)
+		return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
 	}
+	t.streams[id] = s
+	t.meshMoved = true
 	return nil
 }
 
 // cpu returns the one that fans out a stream.
 func (t *table) cpu(s *stream) uint32 { return t.cpus[int(s.element)%len(t.cpus)] }
 
-// put makes a stream of the programs what it is here.
-func (t *table) put(s *stream) error {
-	id := s.id
-	value := bpf.RpStream{State: s.element, Anchor: s.chain.Anchor(), Cpu: t.cpu(s)}
-	for i, k := range s.keys {
-		value.Keys[i].Key.K0, value.Keys[i].Key.K1 = objects.Halves(k.key)
-		value.Keys[i].Epoch, value.Keys[i].Valid = k.epoch, 1
+// write makes a stream of the programs what it is here, word by word: the programs use it meanwhile. A key that stays
+// is there all the time.
+func (t *table) write(s *stream) {
+	state := t.e.objects.Memory.Streams.At(s.element)
+	state.Id = streamKey(s.id) // as it is already, or nobody uses it yet
+	keeps := func(slot *bpf.RpGroupKey) bool {
+		return slices.ContainsFunc(s.keys, func(k epochKey) bool { return slot.Epoch == uint64(k.epoch)+1 })
 	}
-	if err := t.e.objects.Streams.Put(streamKey(id), &value); err != nil {
-		return fmt.Errorf("stream %08x/%08x: %w", id.Ingress, id.Group, err)
+	newest := max(state.Keys[0].Order, state.Keys[1].Order)
+	for _, k := range s.keys {
+		slot := &state.Keys[0]
+		switch other := &state.Keys[1]; {
+		case slot.Epoch == uint64(k.epoch)+1:
+		case other.Epoch == uint64(k.epoch)+1 || keeps(slot):
+			slot = other
+		}
+		k0, k1 := objects.Halves(k.key)
+		if slot.Epoch == uint64(k.epoch)+1 && slot.Key == (bpf.RpKey{K0: k0, K1: k1}) {
+			continue
+		}
+		another := slot.Epoch != uint64(k.epoch)+1
+		atomic.StoreUint64(&slot.Epoch, 0)
+		if another {
+			newest++
+			atomic.StoreUint64(&slot.Order, newest)
+		}
+		atomic.StoreUint64(&slot.Key.K0, k0)
+		atomic.StoreUint64(&slot.Key.K1, k1)
+		atomic.StoreUint64(&slot.Epoch, uint64(k.epoch)+1)
 	}
-	return nil
+	atomic.StoreUint64(&state.Cpu, uint64(t.cpu(s)))
+	atomic.StoreUint64(&state.Anchor, uint64(s.chain.Anchor()))
 }
 
 func streamKey(s ids.Stream) bpf.RpStreamKey {

@@ -370,7 +370,7 @@ func TestLayout(t *testing.T) {
 		"inner": func(s *ebpf.CollectionSpec) { s.Maps[bpf.RpMapTargets].InnerMap.MaxEntries++ },
 		"gone":  func(s *ebpf.CollectionSpec) { delete(s.Maps, bpf.RpMapPace) },
 		"field": func(s *ebpf.CollectionSpec) {
-			value := s.Maps[bpf.RpMapStreams].Value.(*btf.Struct)
+			value := s.Maps[bpf.RpMapSessions].Value.(*btf.Struct)
 			value.Members[1].Name, value.Members[2].Name = value.Members[2].Name, value.Members[1].Name
 		},
 	} {
