@@ -25,7 +25,11 @@ import (
 // be in them.
 func (e *Engine) adopt() error {
 	left := e.left
-	e.recirc = left.recirc
+	if e.recirc = left.recirc; e.recirc == nil {
+		if err := e.makePair(); err != nil { // old slices lead nowhere until streams go by new ones
+			return fmt.Errorf("adopt: %w", err)
+		}
+	}
 	busy, anchors, err := e.adoptTables()
 	if err != nil {
 		return fmt.Errorf("adopt: %w", err)
@@ -47,8 +51,10 @@ func (e *Engine) adopt() error {
 		return fmt.Errorf("adopt: %w", err)
 	}
 	e.objects.RaiseFanoutPriority(e.table.cpus)
-	if err := e.recirc.link.Update(e.objects.MdcsRpRecirc); err != nil {
-		return fmt.Errorf("adopt: program of recirculation pair %s: %w", e.recirc.name, err)
+	if left.recirc != nil {
+		if err := e.recirc.link.Update(e.objects.MdcsRpRecirc); err != nil {
+			return fmt.Errorf("adopt: program of recirculation pair %s: %w", e.recirc.name, err)
+		}
 	}
 	for _, d := range e.devices {
 		if d != nil && left.Links[d.index] != nil {
@@ -76,6 +82,11 @@ func (e *Engine) adopt() error {
 // more.
 func (e *Engine) takeOver() error {
 	left := e.left
+	if left.recirc == nil {
+		if err := e.pins.PinLink(pindir.LinkName(e.recirc.out), e.recirc.link); err != nil {
+			return fmt.Errorf("recirculation pair %s: %w", e.recirc.name, err)
+		}
+	}
 	for _, d := range e.devices {
 		if d != nil && left.Links[d.index] == nil {
 			if err := e.pins.PinLink(pindir.LinkName(d.index), d.link); err != nil {

@@ -201,11 +201,18 @@ type recirculation struct {
 	link link.Link
 }
 
+// pairNames returns the names of both ends.
+func pairNames(addr netip.AddrPort) []string {
+	name := pindir.EndpointName(addr)
+	return []string{name + "a", name + "b"}
+}
+
 // newRecirculation makes the pair. The name is that of the address and port, which
 // the engine has bound: a pair of this name was left by a process that was killed.
 func newRecirculation(nl *netlink.Handle, addr netip.AddrPort, p *ebpf.Program) (*recirculation, error) {
 	r := &recirculation{name: pindir.EndpointName(addr)}
-	a, b := r.name+"a", r.name+"b"
+	names := pairNames(addr)
+	a, b := names[0], names[1]
 	if old, err := nl.LinkByName(a); err == nil {
 		if err := nl.LinkDel(old); err != nil {
 			return nil, fmt.Errorf("remove old recirculation pair %s: %w", a, err)

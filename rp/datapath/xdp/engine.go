@@ -143,7 +143,9 @@ type Engine struct {
 	devices     [MaxDevices]*device // by number; nil: none, or gone
 	attachments uint32              // ever
 	recirc      *recirculation
-	strayed     bool // sessions are routed by other devices, which was logged
+	unchained   bool  // slices may lead to a pair that is gone
+	noPair      error // why the pair does not work; nil: it does
+	strayed     bool  // sessions are routed by other devices, which was logged
 
 	// Whole frames of user space.
 	ways      [MaxDevices]*fanout.Slice // by device
@@ -270,6 +272,7 @@ func (e *Engine) serve() {
 			_ = e.fanout.Add(g) // what failed for want of memory is tried again
 		case <-look.C:
 			e.checkDevices()
+			e.checkPair()
 			e.paths.AskMissing()
 		case <-list.C:
 			e.paths.RelistLater()
@@ -418,11 +421,8 @@ func (e *Engine) begin() error {
 			return err
 		}
 	}
-	if e.recirc, err = newRecirculation(e.nl, e.addr, e.objects.MdcsRpRecirc); err != nil {
+	if err := e.makePair(); err != nil {
 		return err
-	}
-	if err := e.objects.Devices.Put(uint32(e.recirc.in), uint32(MaxDevices+1)); err != nil {
-		return fmt.Errorf("recirculation pair: interface index %d: %w", e.recirc.in, err)
 	}
 	e.watchRings()
 	for i, name := range e.opt.Devices {
@@ -494,7 +494,9 @@ func (e *Engine) shut() {
 		watch.Close()
 	}
 	if e.recirc != nil {
-		e.recirc.link.Close()
+		if e.recirc.link != nil {
+			e.recirc.link.Close()
+		}
 		if !stays {
 			e.recirc.remove(e.nl)
 		}

@@ -93,6 +93,9 @@ func (m *deviceMap) PutCopy(slot uint32, ifindex int) error {
 }
 
 func (m *deviceMap) PutChain(slot uint32, ifindex int) error {
+	if ifindex == 0 { // which for the kernel empties the slot
+		return errors.New("the pair is gone")
+	}
 	return m.Put(slot, [2]uint32{uint32(ifindex), 0})
 }
 

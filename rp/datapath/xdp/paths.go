@@ -48,7 +48,7 @@ type mac = hostnet.MAC
 func (e *Engine) openPaths() (err error) {
 	e.paths, err = nexthop.New(nexthop.Config{
 		Own:     e.addr.Addr(),
-		Devices: e.opt.Devices,
+		Devices: append(slices.Clone(e.opt.Devices), pairNames(e.addr)...),
 		Serves:  func(ifindex int) bool { return e.number(ifindex) >= 0 },
 		Changed: func(p *nexthop.Endpoint) { e.table.touch(p.Session, e.table.sessions[p.Session]) },
 	}, e.nl)
@@ -61,6 +61,7 @@ func (e *Engine) takeEvents() {
 	defer func() { e.paths.Spend(start, time.Now()) }()
 	if e.paths.TakeEvents() {
 		e.checkDevices()
+		e.checkPair()
 	}
 }
 

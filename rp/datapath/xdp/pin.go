@@ -3,6 +3,7 @@
 package xdp
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -116,7 +117,7 @@ func TakeDown(root string, addr netip.AddrPort, log *slog.Logger) error {
 // legacy is a datapath that a dead process left.
 type legacy struct {
 	*pindir.Datapath
-	recirc *recirculation
+	recirc *recirculation // nil: it is gone
 }
 
 // close closes the handles. The datapath stays.
@@ -163,18 +164,21 @@ func (e *Engine) findLegacy() (*legacy, error) {
 }
 
 // findRecirculation returns the pair of an endpoint, with its link, which it takes out of those
-// that are left.
+// that are left. It is nil when the pair is gone, or its program.
 func findRecirculation(nl *netlink.Handle, addr netip.AddrPort, links map[int]link.Link) (*recirculation, error) {
 	r := &recirculation{name: pindir.EndpointName(addr)}
 	for name, index := range map[string]*int{"a": &r.in, "b": &r.out} {
 		l, err := nl.LinkByName(r.name + name)
+		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+			return nil, nil
+		}
 		if err != nil {
 			return nil, fmt.Errorf("recirculation pair %s: %w", r.name, err)
 		}
 		*index = l.Attrs().Index
 	}
 	if r.link = links[r.out]; r.link == nil {
-		return nil, fmt.Errorf("recirculation pair %s has no program", r.name)
+		return nil, nil
 	}
 	delete(links, r.out)
 	return r, nil

@@ -89,10 +89,14 @@ func (b *arrears) route(ingress ids.Incarnation) error {
 
 // reconcile makes the chains and the ECHOs of some sessions what the table and the paths say,
 // and the chains of streams if routes moved. A device that turns out to be gone is one
-// less: its receivers wait for it.
+// less: its receivers wait for it. A recirculation pair that turns out to be gone is made anew.
 func (e *Engine) reconcile(some []ids.Session) error {
 	for {
 		err := e.tryReconcile(some)
+		if e.renewPair(err) {
+			e.table.all = true // some chains were not made
+			continue
+		}
 		gone, ok := errors.AsType[*fanout.GoneError](err)
 		if !ok || e.devices[gone.Device] == nil {
 			return err

@@ -57,7 +57,7 @@ func (e *Engine) Stats() (st datapath.Stats) {
 
 // lacking returns what the engine runs without now.
 func (e *Engine) lacking() []datapath.Lack {
-	lacks := slices.Concat(e.opt.Lacks, e.lacks)
+	lacks := slices.Concat(e.opt.Lacks, e.lacks, e.pairLack())
 	for i, name := range e.opt.Devices {
 		d := e.devices[i]
 		if d == nil && name != "" {

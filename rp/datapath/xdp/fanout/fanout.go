@@ -10,7 +10,7 @@
 //
 // Invariants:
 //
-//   - A published slice is never changed. A receiver that joins or leaves gets a new slice in the
+//   - The copies of a published slice are never changed. A receiver that joins or leaves gets a new slice in the
 //     old one's place, by one store. So a datagram in flight reaches a receiver that stays
 //     exactly once, and a receiver that joins or leaves just then at most once.
 //   - A reference names a slice by index and generation. A generation is new with each use of the
@@ -55,6 +55,9 @@ const Quarantine = 2 * time.Second
 
 // ErrQuarantine says that a slice will be free when a quarantine ends, or has yet to begin.
 var ErrQuarantine = errors.New("all slices are in quarantine")
+
+// ErrPair says that a slice could not be made to lead to the recirculation pair, which may be gone.
+var ErrPair = errors.New("recirculation pair")
 
 // GoneError says that the kernel has no such device any more.
 type GoneError struct {
@@ -101,7 +104,8 @@ type DeviceMap interface {
 	// PutCopy has a copy leave by an interface, through the egress program.
 	PutCopy(slot uint32, ifindex int) error
 
-	// PutChain has the frame itself go to the interface of the recirculation pair.
+	// PutChain has the frame itself go to the interface of the recirculation pair. It is an error
+	// when there is none.
 	PutChain(slot uint32, ifindex int) error
 
 	// Delete empties a slot, which may be empty.
@@ -119,7 +123,8 @@ type Devices interface {
 	// IsGone reports whether there is no interface with an index any more.
 	IsGone(ifindex int) bool
 
-	// Recirculation returns the index of the interface that frames come back from.
+	// Recirculation returns the index of the interface that frames come back from, 0 while there is
+	// none.
 	Recirculation() int
 }
 
@@ -168,8 +173,9 @@ type Fanout struct {
 	now     func() time.Time
 
 	// Slices, by index; 0 is not used: it ends a chain.
-	maps        []DeviceMap // nil: another process made it
-	slots       []int       // in use of each map
+	maps        []DeviceMap       // nil: another process made it
+	slots       []int             // in use of each map
+	chained     map[uint32]uint32 // slot of the recirculation pair in the maps of slices that have it
 	generations []uint16
 	free        []uint32
 	bare        []uint32          // unused, but without a map
@@ -186,6 +192,7 @@ func New(kernel Kernel, devices Devices, now func() time.Time) *Fanout {
 	return &Fanout{
 		kernel: kernel, devices: devices, now: now,
 		maps: make([]DeviceMap, 1), slots: make([]int, 1), generations: make([]uint16, 1),
+		chained: make(map[uint32]uint32),
 		anchors: NewElements(FirstAnchor, kernel.Anchors()),
 		echoes:  make(map[ids.Session]Member),
 	}

@@ -210,6 +210,38 @@ func TestGoneDevice(t *testing.T) {
 	require.Equal(t, []ids.Session{1}, (&fanouttest.Walker{Reader: r.maps, T: t}).From(uint64(c.Anchor())))
 }
 
+// Slices that something follows, those in quarantine too, lead to another recirculation pair when
+// there is one, and nothing else of them changes. While there is no pair none of them is built.
+func TestRechain(t *testing.T) {
+	r := newRig()
+	c, err := r.NewChain(nil)
+	require.NoError(t, err)
+	var sessions []ids.Session
+	for index := range ids.Session(40) {
+		sessions = append(sessions, index+1)
+	}
+	require.NoError(t, c.Change(members(sessions...), 0))
+	retired := c.Slices()[0]
+	require.NoError(t, c.Change(map[ids.Session]*fanout.Member{retired.Members()[0].To.SessionIndex(): nil}, 0))
+	before := c.Slices()
+	w := &fanouttest.Walker{Reader: r.maps, T: t}
+	reached := w.From(uint64(c.Anchor()))
+
+	r.maps.Pair = 0
+	require.ErrorIs(t, r.Rechain(), fanout.ErrPair)
+	require.ErrorIs(t, c.Change(members(100), 0), fanout.ErrPair)
+	r.maps.Pair = 77
+	require.NoError(t, r.Rechain())
+	require.Equal(t, before, c.Slices())
+	require.Equal(t, reached, w.From(uint64(c.Anchor())))
+	for _, s := range append(before[:len(before)-1:len(before)-1], retired) {
+		require.Equal(t, 77, r.maps.LeadsTo(s.Index(), uint32(len(s.Members()))), "slice %d", s.Index())
+	}
+	last := before[len(before)-1]
+	require.Zero(t, r.maps.LeadsTo(last.Index(), uint32(len(last.Members()))), "nothing follows it")
+	require.NoError(t, c.Change(members(100), 0))
+}
+
 // A process that goes on uses no slice and no anchor that frames may still come by, until their
 // quarantine is over, and then all of them.
 func TestAdopt(t *testing.T) {

@@ -177,6 +177,7 @@ func (f *Fanout) Build(members []Member, chained bool) (*Slice, error) {
 func (f *Fanout) fill(s *Slice) error {
 	value := bpf.RpSlice{Generation: s.generation, Len: uint8(len(s.members))}
 	targets, used := f.maps[s.index], 0
+	delete(f.chained, s.index)
 	defer func() { f.slots[s.index] = max(f.slots[s.index], used) }()
 	for i := range s.members {
 		number := s.members[i].Hop.Device
@@ -196,8 +197,9 @@ func (f *Fanout) fill(s *Slice) error {
 		err := targets.PutChain(uint32(used), f.devices.Recirculation())
 		used++
 		if err != nil {
-			return fmt.Errorf("slice %d: recirculation pair: %w", s.index, err)
+			return fmt.Errorf("slice %d: %w: %w", s.index, ErrPair, err)
 		}
+		f.chained[s.index] = uint32(used - 1)
 	}
 	for ; f.slots[s.index] > used; f.slots[s.index]-- {
 		if err := targets.Delete(uint32(f.slots[s.index] - 1)); err != nil {
@@ -217,6 +219,18 @@ func (f *Fanout) fill(s *Slice) error {
 	}
 	if err := f.kernel.PutSlice(s.index, &value); err != nil {
 		return fmt.Errorf("slice %d: %w", s.index, err)
+	}
+	return nil
+}
+
+// Rechain makes all slices that something may follow lead to the recirculation pair of now. The
+// kernel has taken one that is gone out of all device maps. After an error some do not, and it is to
+// be called again.
+func (f *Fanout) Rechain() error {
+	for index, slot := range f.chained {
+		if err := f.maps[index].PutChain(slot, f.devices.Recirculation()); err != nil {
+			return fmt.Errorf("slice %d: %w: %w", index, ErrPair, err)
+		}
 	}
 	return nil
 }

@@ -18,9 +18,6 @@ import (
 // anchors is how many chains a Memory has room for.
 const anchors = 256
 
-// pairIndex is the interface that frames come back from.
-const pairIndex = 99
-
 // Memory is BPF maps and devices in memory: fanout.Kernel and fanout.Devices. Devices 0 to 7 have
 // the interface indexes 1 to 8.
 type Memory struct {
@@ -32,6 +29,9 @@ type Memory struct {
 
 	// RefuseCopies is what giving a slice a copy ends with.
 	RefuseCopies error
+
+	// Pair is the interface that frames come back from, 0 for none.
+	Pair int
 
 	// Gone are the interfaces that are not there, by index.
 	Gone map[int]bool
@@ -53,7 +53,7 @@ var (
 
 // NewMemory returns empty BPF maps.
 func NewMemory() *Memory {
-	return &Memory{Gone: make(map[int]bool), echoes: make(map[ids.Session]bpf.RpEcho), targets: make(map[uint32]*deviceMap)}
+	return &Memory{Pair: 99, Gone: make(map[int]bool), echoes: make(map[ids.Session]bpf.RpEcho), targets: make(map[uint32]*deviceMap)}
 }
 
 // Next implements fanout.Kernel.
@@ -123,7 +123,7 @@ func (m *Memory) Device(number int) (ifindex int, name string) {
 func (m *Memory) IsGone(ifindex int) bool { return m.Gone[ifindex] }
 
 // Recirculation implements fanout.Devices.
-func (m *Memory) Recirculation() int { return pairIndex }
+func (m *Memory) Recirculation() int { return m.Pair }
 
 // Slots implements Reader.
 func (m *Memory) Slots(slice uint32) (slots int) {
@@ -133,6 +133,13 @@ func (m *Memory) Slots(slice uint32) (slots int) {
 		slots++
 	}
 	return slots
+}
+
+// LeadsTo returns the interface in a slot of the device map of a slice, 0 for none.
+func (m *Memory) LeadsTo(slice, slot uint32) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.targets[slice].slots[slot]
 }
 
 // Pass is a frame that goes by chains from a reference on: it counts at each slice.
@@ -164,6 +171,9 @@ func (d *deviceMap) PutCopy(slot uint32, ifindex int) error {
 }
 
 func (d *deviceMap) PutChain(slot uint32, ifindex int) error {
+	if ifindex != d.m.Pair || ifindex == 0 {
+		return errors.New("no such pair")
+	}
 	d.slots[slot] = ifindex
 	return nil
 }
