@@ -3,8 +3,8 @@
 package objects
 
 import (
-	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"syscall"
@@ -36,7 +36,8 @@ const (
 // Close. It never waits in a system call: the scheduler of Go looks after each such thread many
 // times in the first milliseconds.
 type Reader struct {
-	ring *ringbuf.Reader
+	ring *ringbuf.Reader // closed when the goroutine has ended
+	quit chan struct{}   // closed to end it
 	done chan struct{}
 
 	poll  time.Duration // until the first look; 0: the programs wake it
@@ -47,7 +48,7 @@ type Reader struct {
 
 	mu      sync.Mutex
 	waiting []chan struct{} // in Drain, since the last turn
-	passing []chan struct{} // in Drain, since the one before
+	passing []chan struct{} // in Drain, since the turn before
 }
 
 func newReader(ring *ebpf.Map) (*Reader, error) {
@@ -56,7 +57,7 @@ func newReader(ring *ebpf.Map) (*Reader, error) {
 		return nil, fmt.Errorf("read %v: %w", ring, err)
 	}
 	rd.SetDeadline(time.Now()) // reads do not wait
-	return &Reader{ring: rd, done: make(chan struct{}), flush: make(chan struct{}, 1)}, nil
+	return &Reader{ring: rd, quit: make(chan struct{}), done: make(chan struct{}), flush: make(chan struct{}, 1)}, nil
 }
 
 // ReadPolled starts a reader that looks at the ring from time to time. f must not keep what it gets.
@@ -101,19 +102,19 @@ func (r *Reader) runPolled(f func([]byte)) {
 	defer close(r.done)
 	poll := r.poll
 	for {
-		n, err := r.read(f)
-		if err != nil {
-			return // closed
-		}
+		n := r.read(f, r.ring.AvailableBytes())
 		if poll = min(2*poll, recordPollMax); n > 0 {
 			poll = r.poll
 		}
-		if r.turn() {
-			continue
+		wait := poll
+		if r.turn() || n > 0 && r.ring.AvailableBytes() > 0 {
+			wait = 0
 		}
 		select {
-		case <-time.After(poll):
+		case <-time.After(wait):
 		case <-r.flush:
+		case <-r.quit:
+			return
 		}
 	}
 }
@@ -121,29 +122,34 @@ func (r *Reader) runPolled(f func([]byte)) {
 func (r *Reader) runWoken(conn syscall.RawConn, f func([]byte)) {
 	defer close(r.done)
 	_ = conn.Read(func(uintptr) (closed bool) { // waits after each call
-		n, err := r.read(f)
-		if n > 0 {
+		if r.read(f, math.MaxInt) > 0 { // the programs wake only who has read all
 			time.Sleep(r.rest)
 		}
-		return err != nil
+		return false
 	})
 }
 
-// read hands out all that stands in the ring.
-func (r *Reader) read(f func([]byte)) (n int, err error) {
+// read hands out what stands in the ring, until that is empty or some bytes of it were read. It
+// returns the number of records.
+func (r *Reader) read(f func([]byte), most int) (n int) {
+	const header, align = unix.BPF_RINGBUF_HDR_SZ, 8
 	var raw ringbuf.Record
-	for ; ; n++ {
-		switch err := r.ring.ReadInto(&raw); {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return n, nil
-		case err != nil:
-			return n, err
+	for taken := 0; taken < most; n++ {
+		select {
+		case <-r.quit:
+			return n
+		default:
+		}
+		if r.ring.ReadInto(&raw) != nil {
+			return n // no more
 		}
 		f(raw.RawSample)
+		taken += (header + len(raw.RawSample) + align - 1) / align * align
 	}
+	return n
 }
 
-// turn notes that the ring was empty, and returns whether somebody waits that it is so
+// turn notes that the ring was gone through, and returns whether somebody waits that it is so
 // once more.
 func (r *Reader) turn() bool {
 	r.mu.Lock()
@@ -155,8 +161,8 @@ func (r *Reader) turn() bool {
 	return len(r.passing) > 0
 }
 
-// Drain returns when the function has had what stands in the ring now. That is so when
-// the ring was empty twice: the first time may have been before.
+// Drain returns when the function has had what stands in the ring now, whatever comes meanwhile.
+// That is so when the ring was gone through twice: the first time may have begun before.
 func (r *Reader) Drain() {
 	passed := make(chan struct{})
 	r.mu.Lock()
@@ -179,12 +185,12 @@ func (r *Reader) look() {
 
 // Close ends the goroutine.
 func (r *Reader) Close() {
-	r.ring.Close()
+	close(r.quit)
 	if r.wake != nil {
 		r.wake.Close()
 	}
-	r.look()
 	<-r.done
+	r.ring.Close()
 }
 
 // Records returns what calls f with the struct record of the programs.
