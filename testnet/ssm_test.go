@@ -241,7 +241,8 @@ func newSSMNet(t *testing.T) *ssmNet {
 	return l
 }
 
-func ssmAddr(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i+1)) }
+// ssmAddr leaves out ::1, which is the example in rpd.toml: rpd refuses it.
+func ssmAddr(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i+16)) }
 
 // command runs a program in a namespace.
 func (l *ssmNet) command(ns, program string, args ...string) {

@@ -127,6 +127,12 @@ func (e *Engine) takeOver() error {
 // none. A device keeps its number, which frames in old slices depend on.
 func (e *Engine) adoptDevices() error {
 	names := e.opt.Devices
+	named := make(map[int]string) // by index: a device may be named by an alternative name, or be renamed
+	for _, name := range names {
+		if l, err := e.nl.LinkByName(name); err == nil { // else attach says what is wrong
+			named[l.Attrs().Index] = name
+		}
+	}
 	e.opt.Devices = make([]string, MaxDevices)
 	var used [MaxDevices]bool
 	for ifindex, l := range e.left.Links {
@@ -140,12 +146,12 @@ func (e *Engine) adoptDevices() error {
 		i := int(number - 1)
 		used[i] = true
 		dev, err := e.nl.LinkByIndex(ifindex)
-		if err != nil || !pindir.Attached(l, ifindex) || !slices.Contains(names, dev.Attrs().Name) {
+		name, ok := named[ifindex]
+		if err != nil || !ok || !pindir.Attached(l, ifindex) {
 			continue
 		}
-		a := dev.Attrs()
-		e.opt.Devices[i] = a.Name
-		e.setDevice(i, &device{name: a.Name, index: ifindex, mac: mac(a.HardwareAddr), link: l})
+		e.opt.Devices[i] = name
+		e.setDevice(i, &device{name: name, index: ifindex, mac: mac(dev.Attrs().HardwareAddr), link: l})
 	}
 	for _, name := range names {
 		if slices.Contains(e.opt.Devices, name) {

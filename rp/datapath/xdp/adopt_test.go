@@ -654,6 +654,33 @@ func TestXDPAdoptsWithOtherDevices(t *testing.T) {
 	c.nothingLeft(spec.Pin)
 }
 
+// A device is the one that it was whichever of its names the configuration has.
+func TestXDPAdoptsDeviceByAnyName(t *testing.T) {
+	c, spec := newOrphanCrowd(t, 1, 20, func(int) int { return 0 })
+	nl := c.lab.handle()
+	rp0, err := nl.LinkByName("rp0")
+	require.NoError(t, err)
+	require.NoError(t, nl.LinkAddAltName(rp0, "uplink0"))
+	y := c.tally()
+	for i, name := range []string{"uplink0", "uplink0", "rp0", "uplink0"} {
+		spec.Devices = []string{name}
+		var kill func()
+		start := func() (err error) { kill, err = c.lab.startChild(spec, i > 0); return err }
+		if i == 0 {
+			require.NoError(t, start())
+		} else {
+			y.during(c.sessions, start)
+		}
+		spec.Change = datapath.Change{}
+		y.during(c.sessions, func() error { kill(); return nil })
+	}
+	y.exact(c.sessions, 1)
+	e, err := c.adoptHere(spec, io.Discard)
+	require.NoError(t, err)
+	require.NoError(t, e.Close())
+	c.nothingLeft(spec.Pin)
+}
+
 // The kernel may have forgotten neighbours, because nothing but the programs sent to
 // them. Then the next hops are those of the old copies until the neighbours answer.
 func TestXDPAdoptsNextHops(t *testing.T) {
