@@ -635,7 +635,7 @@ func (e *Engine) OwnMarks() (marks []proto.Mark) {
 func (e *Engine) Adopted() *datapath.State { return e.adopted }
 
 // Outlives implements datapath.Survivor: what is pinned goes on.
-func (e *Engine) Outlives() bool { return e.pins != nil }
+func (e *Engine) Outlives() bool { return e.opt.Pin != "" }
 
 // Addr implements datapath.Engine.
 func (e *Engine) Addr() netip.AddrPort { return e.addr }

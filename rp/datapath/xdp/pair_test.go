@@ -107,3 +107,23 @@ func TestXDPAdoptsWithoutPair(t *testing.T) {
 	require.NoError(t, e.Close())
 	c.nothingLeft(spec.Pin)
 }
+
+// Somebody removes the pins of an rpd that runs, and then a device loses its program: it gets it
+// again, without a pin, and the engine says what it runs without.
+func TestXDPPinsAreGone(t *testing.T) {
+	l := newLab(t, 1)
+	c := newCrowdWith(t, l, Options{Pin: mountBPF(t)}, 20, func(int) int { return 0 })
+	e := c.Engine.(*Engine)
+	c.next()
+	require.NoError(t, e.do(func() {
+		require.NoError(t, os.RemoveAll(e.opt.Pin))
+		require.NoError(t, e.devices[0].link.Detach())
+	}))
+	require.Eventually(t, func() bool { return len(e.Stats().Lacks) > 0 }, 10*time.Second, time.Millisecond)
+	require.Equal(t, "pins", e.Stats().Lacks[0].What)
+	require.Contains(t, e.Stats().Lacks[0].Why, "was removed")
+	c.arrive()
+	c.next()
+	require.Contains(t, c.programs(), "rp0")
+	require.NoDirExists(t, e.opt.Pin)
+}

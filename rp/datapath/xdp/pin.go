@@ -5,6 +5,7 @@ package xdp
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -184,12 +185,19 @@ func findRecirculation(nl *netlink.Handle, addr netip.AddrPort, links map[int]li
 	return r, nil
 }
 
-// pinDevice pins the link of a device that was attached later than the datapath was pinned.
+// pinDevice pins the link of a device that was attached later than the datapath was pinned. If
+// somebody has removed the pins, the datapath works on without.
 func (e *Engine) pinDevice(ifindex int, l link.Link) error {
 	if e.pins == nil || !e.pins.Owned() {
 		return nil
 	}
-	return e.pins.PinLink(pindir.LinkName(ifindex), l)
+	err := e.pins.PinLink(pindir.LinkName(ifindex), l)
+	if errors.Is(err, fs.ErrNotExist) {
+		e.lack("pins", fmt.Errorf("%s was removed: the datapath ends with this rpd, a start anew pins it again", e.pins.Path()))
+		e.pins = nil
+		return nil
+	}
+	return err
 }
 
 // unpinDevice removes the pin of a device that is gone.

@@ -167,7 +167,8 @@ func detachAll(dir string) error {
 }
 
 // Sweep removes what no process goes on with: half-filled directories of this endpoint, and
-// the datapaths of other endpoints whose time is over.
+// the datapaths of other endpoints whose time is over. An rpd that was frozen for so long, and
+// goes on, has its port: its datapath stays. In another network namespace that cannot be seen.
 func (d *Dir) Sweep() {
 	halves, _ := filepath.Glob(filepath.Join(d.endpoint, "*"+unfinished)) // a good pattern
 	for _, dir := range halves {
@@ -185,13 +186,17 @@ func (d *Dir) Sweep() {
 		if life, err := loadLife(path); err != nil || !over(life, d.cfg.Boot) {
 			continue
 		}
+		name, netns, _ := strings.Cut(filepath.Base(endpoint), "_")
+		here := netns == strconv.Itoa(int(d.cfg.Netns)) // else it is none of ours, or gone with its namespace
+		if here && findOwner(path, d.cfg.Boot) != nil {
+			continue
+		}
 		if err := detachAll(dir); err != nil {
 			d.cfg.Log.Warn("datapath of a dead process not removed", "pin", dir, "err", err)
 			continue
 		}
 		_ = os.Remove(endpoint) // not when it has another layout
-		name, netns, _ := strings.Cut(filepath.Base(endpoint), "_")
-		if netns == strconv.Itoa(int(d.cfg.Netns)) { // else it is none of ours, or gone with its namespace
+		if here {
 			d.cfg.RemovePair(name)
 		}
 		d.cfg.Log.Info("datapath of a dead process removed", "pin", dir)

@@ -261,6 +261,11 @@ func TestXDPPinsOutOfTime(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, dir)
 
+	frozen, err := net.ListenUDP("udp6", &net.UDPAddr{Port: int(ours.Port())})
+	require.NoError(t, err)
+	h.dir(other).Sweep()
+	require.True(t, h.attached(), "its rpd has the port, and goes on some time")
+	require.NoError(t, frozen.Close())
 	h.dir(other).Sweep()
 	require.False(t, h.attached())
 	require.Equal(t, []string{EndpointName(ours)}, h.removed)
