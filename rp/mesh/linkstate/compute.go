@@ -21,6 +21,12 @@ type trees struct {
 	treesAt time.Time
 	last    time.Time // computed
 
+	// A computation that is under way.
+	todo    []ID         // roots whose trees are still to be computed
+	partAt  time.Time    // when it goes on; zero for none
+	linked  map[ID]bool  // adverts that it follows
+	changes tree.Changes // of the graph
+
 	spanning int // neighbours on the spanning tree that were lost since
 }
 
@@ -28,7 +34,7 @@ type trees struct {
 type root struct {
 	incarnation ids.Incarnation
 	slot        int
-	paths       *tree.SPT
+	paths       *tree.SPT // nil before the first computation
 	tree        tree.Tree
 
 	parent   ID // of this RP, 0 for none
@@ -42,7 +48,7 @@ func (t *trees) init(cfg Config) {
 	t.graph.Commit()
 	t.paths = tree.NewSPT(t.graph, t.self)
 	t.roots = make(map[ID]*root)
-	t.dirty = make(map[ID]bool)
+	t.dirty, t.linked = make(map[ID]bool), make(map[ID]bool)
 }
 
 // changed has the trees follow a changed advert, soon, but not too often: a failed
@@ -71,59 +77,99 @@ func (c *Core) reached(origin ID) bool {
 // Reached reports whether there is a path to an RP, as of the last computation.
 func (c *Core) Reached(origin ID) bool { return origin == c.cfg.Self || c.reached(origin) }
 
-// compute brings the trees up to date and has the routes follow.
+// compute brings the graph up to date, then the trees in parts, and has the routes follow.
 func (c *Core) compute() {
 	c.treesAt, c.last, c.spanning = time.Time{}, c.now, 0
 	if c.leaving {
 		return // the routes stay until others took over
 	}
 	c.stats.Computed++
-	for origin := range c.dirty {
+	c.dirty, c.linked = c.linked, c.dirty
+	for origin := range c.linked {
 		c.link(origin)
 	}
-	changes := c.graph.Commit()
-	c.paths.Update(c.graph, changes)
+	c.changes = c.graph.Commit()
+	c.paths.Update(c.graph, c.changes)
 	c.findPaths()
 	c.root()
+	for _, n := range c.neighbours {
+		slot := c.graph.Slot(n.id)
+		n.path = slot != tree.None && c.paths.Reached(slot)
+		n.spans = n.up && n.path && c.graph.Spans(c.self, slot)
+	}
+	c.todo = c.rootOrder()
+	c.computePart()
+}
+
+// partWork is the work that is done of the trees at once, in nodes looked at. It takes some 20 ms, so
+// that hellos and messages do not wait for longer, and is counted instead of measured: the Core has no
+// clock. A mesh of some 60 RPs needs one part, a mesh of 1,000 that starts some 150.
+const partWork = 1 << 17
+
+// movedWork is the work for a node whose distance from the root changed, compared to another node.
+const movedWork = 16
+
+// partsApart is the time from one part to the next, of which the half is for other things.
+const partsApart = 40 * time.Millisecond
+
+// computePart computes the next trees.
+func (c *Core) computePart() {
+	c.partAt = time.Time{}
+	if c.leaving {
+		c.todo = nil
+		return
+	}
 	members := func(slot int) uint64 {
 		if e := c.entries[c.graph.ID(slot)]; e != nil {
 			return e.mask
 		}
 		return 0
 	}
-	for _, id := range c.rootOrder() {
-		r := c.roots[id]
-		if r.tree.Outdated(c.graph, r.paths.Update(c.graph, changes)) {
-			before := slices.Clone(r.tree.Parent)
-			r.tree.Build(c.graph, r.paths, c.cfg.Mode, c.cfg.Alpha)
-			if r.slot == c.self && !slices.Equal(before, r.tree.Parent) {
-				c.hasMoved = true
-			}
-			r.parent, r.backups = 0, nil
-			if p := r.tree.Parent[c.self]; p != tree.None {
-				r.parent = c.graph.ID(int(p))
-			}
-			for _, b := range r.tree.Backups(c.graph, c.self, backupsKept) {
-				r.backups = append(r.backups, c.graph.ID(b))
-			}
+	for work := 0; len(c.todo) > 0; c.todo = c.todo[1:] {
+		if work >= partWork {
+			c.partAt = c.now.Add(partsApart)
+			return
 		}
-		clear(r.branches)
-		for child, mask := range r.tree.Branches(c.self, members) {
-			r.branches[c.graph.ID(child)] = mask
-		}
+		r := c.roots[c.todo[0]]
+		c.computeTree(r, members)
 		c.follow(r)
+		work += c.graph.Len() + movedWork*r.paths.Moved()
 	}
-	for origin := range c.dirty {
+	c.todo = nil
+	for origin := range c.linked {
 		if c.entries[origin] == nil {
 			c.graph.Remove(origin)
 		}
 	}
-	clear(c.dirty)
+	clear(c.linked)
 	c.grantWaiting()
-	for _, n := range c.neighbours {
-		slot := c.graph.Slot(n.id)
-		n.path = slot != tree.None && c.paths.Reached(slot)
-		n.spans = n.up && n.path && c.graph.Spans(c.self, slot)
+}
+
+// computeTree brings one tree up to date, and the own place in it.
+func (c *Core) computeTree(r *root, members func(slot int) uint64) {
+	changed := true
+	if r.paths == nil {
+		r.paths = tree.NewSPT(c.graph, r.slot)
+	} else {
+		changed = r.paths.Update(c.graph, c.changes)
+	}
+	if r.tree.Outdated(c.graph, changed) {
+		before := slices.Clone(r.tree.Parent)
+		r.tree.Build(c.graph, r.paths, c.cfg.Mode, c.cfg.Alpha)
+		if r.slot == c.self && !slices.Equal(before, r.tree.Parent) {
+			c.hasMoved = true
+		}
+		r.parent, r.backups = 0, nil
+		if p := r.tree.Parent[c.self]; p != tree.None {
+			r.parent = c.graph.ID(int(p))
+		}
+		for _, b := range r.tree.Backups(c.graph, c.self, backupsKept) {
+			r.backups = append(r.backups, c.graph.ID(b))
+		}
+	}
+	clear(r.branches)
+	for child, mask := range r.tree.Branches(c.self, members) {
+		r.branches[c.graph.ID(child)] = mask
 	}
 }
 
@@ -180,10 +226,7 @@ func (c *Core) root() {
 	for incarnation, origin := range claimed {
 		if c.roots[origin] == nil {
 			slot := c.graph.Slot(origin)
-			c.roots[origin] = &root{
-				incarnation: incarnation, slot: slot, branches: make(map[ID]uint64),
-				paths: tree.NewSPT(c.graph, slot),
-			}
+			c.roots[origin] = &root{incarnation: incarnation, slot: slot, branches: make(map[ID]uint64)}
 		}
 	}
 }

@@ -417,7 +417,10 @@ func (c *Core) Tick(now time.Time) {
 	if due(c.publishAt, now) {
 		c.publish()
 	}
-	if due(c.treesAt, now) {
+	switch {
+	case due(c.partAt, now):
+		c.computePart()
+	case c.partAt.IsZero() && due(c.treesAt, now):
 		c.compute()
 	}
 	if now.Before(c.tickAt) {
@@ -454,7 +457,11 @@ func (c *Core) sweep() {
 // Deadline returns when Tick is due next.
 func (c *Core) Deadline() time.Time {
 	next := c.tickAt
-	for _, at := range []time.Time{c.publishAt, c.treesAt} {
+	trees := c.treesAt
+	if !c.partAt.IsZero() { // first what is under way
+		trees = c.partAt
+	}
+	for _, at := range []time.Time{c.publishAt, trees} {
 		if !at.IsZero() && at.Before(next) {
 			next = at
 		}

@@ -12,6 +12,7 @@ type SPT struct {
 	queue distances // scratch
 	state []uint8
 	moved []int32
+	count int // of moved, the last time
 }
 
 // NewSPT returns the shortest paths of a committed graph.
@@ -23,9 +24,12 @@ func NewSPT(t *Topology, root int) *SPT {
 	for v := range s.parent {
 		s.adopt(t, int32(v))
 	}
-	s.moved = s.moved[:0]
+	s.count, s.moved = len(s.moved), s.moved[:0]
 	return s
 }
+
+// Moved returns how many nodes the last Update, or NewSPT, gave another distance.
+func (s *SPT) Moved() int { return s.count }
 
 // Reached reports whether a path leads to a node.
 func (s *SPT) Reached(slot int) bool { return slot < len(s.dist) && s.dist[slot] != unreached }
@@ -107,7 +111,7 @@ func (s *SPT) Update(t *Topology, changes Changes) bool {
 		changed = s.adopt(t, c.a) || changed
 		changed = s.adopt(t, c.b) || changed
 	}
-	s.moved = s.moved[:0]
+	s.count, s.moved = len(s.moved), s.moved[:0]
 	return changed
 }
 
