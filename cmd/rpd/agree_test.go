@@ -221,7 +221,7 @@ func (s *site) check() (ok bool, out string) {
 	return err == nil, log.String()
 }
 
-var caps = []uintptr{unix.CAP_BPF, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN}
+var caps = []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN}
 
 // What host check says of a host is what rpd meets there.
 func TestXDPHostCheckAgrees(t *testing.T) {
@@ -272,12 +272,12 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 		{name: "no privileges", set: func(s *site) {
 			s.usual()
 			s.drop = caps
-		}, engine: "socket", says: "no CAP_BPF, no CAP_NET_ADMIN"},
+		}, engine: "socket", says: "no CAP_BPF, no CAP_PERFMON, no CAP_NET_ADMIN"},
 		{name: "no privileges, engine xdp", set: func(s *site) {
 			s.usual()
 			s.drop = caps
 			s.edit(`engine = "auto"`, `engine = "xdp"`)
-		}, says: "no CAP_BPF, no CAP_NET_ADMIN"},
+		}, says: "no CAP_BPF, no CAP_PERFMON, no CAP_NET_ADMIN"},
 		{name: "no such device", set: func(s *site) {
 			s.usual()
 			s.edit("devices = []", `devices = ["none"]`)

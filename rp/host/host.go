@@ -90,7 +90,7 @@ func Basics(addr netip.Addr, devices []string) Report {
 		err = fmt.Errorf("%v is older than %v", v, MinKernel)
 	}
 	r.add("kernel", err, "%v", v)
-	r.add("privileges", privileges(), "CAP_BPF and CAP_NET_ADMIN")
+	r.add("privileges", privileges(), "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")
 	if len(devices) == 0 {
 		l, err := device(addr)
 		if r.add("device", err, "") {
@@ -163,6 +163,9 @@ func privileges() error {
 	var missing []string
 	if !has(unix.CAP_BPF) && !has(unix.CAP_SYS_ADMIN) {
 		missing = append(missing, "CAP_BPF")
+	}
+	if !has(unix.CAP_PERFMON) && !has(unix.CAP_SYS_ADMIN) { // without, the verifier refuses sums with pointers
+		missing = append(missing, "CAP_PERFMON")
 	}
 	if !has(unix.CAP_NET_ADMIN) {
 		missing = append(missing, "CAP_NET_ADMIN")
