@@ -89,6 +89,9 @@ type MeshConfig struct {
 // whom they belong to (SPEC section 11).
 const orphanGrace = 30 * time.Second
 
+// orphanAgain is how long to wait before the engine is asked again for what it did not end.
+const orphanAgain = 5 * time.Second
+
 // RP is a replication point. New makes it, Start lets it serve, Stop ends it for
 // good.
 type RP struct {
@@ -378,14 +381,20 @@ func (r *RP) owner() (owner [16]byte) {
 // of a second, as default rate and burst have it for datagrams.
 func egressBurst(egress uint64) uint64 { return max(1, egress/4) }
 
-// expire ends what is left of an adopted datapath, unless ctx ends before.
+// expire ends what is left of an adopted datapath, unless ctx ends before. What the engine does
+// not end at once it is asked for again.
 func (r *RP) expire(ctx context.Context, orphans *datapath.Orphans) {
-	select {
-	case <-time.After(orphanGrace):
-		if err := orphans.Expire(); err != nil && !errors.Is(err, datapath.ErrClosed) {
-			r.cfg.Log.Error("adopted sessions not ended", "err", err)
+	for wait := orphanGrace; ; wait = orphanAgain {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
 		}
-	case <-ctx.Done():
+		err := orphans.Expire()
+		if err == nil || errors.Is(err, datapath.ErrClosed) {
+			return
+		}
+		r.cfg.Log.Error("adopted sessions not ended, it is tried again", "in", orphanAgain, "err", err)
 	}
 }
 

@@ -26,12 +26,15 @@ const (
 	stopTimeout  = time.Second
 )
 
+// scrapes is how many ask for the metrics at a time: each has the engine count all sessions.
+const scrapes = 2
+
 // Handler answers the operator's requests. /-/healthy and /-/ready answer with status
 // 200, or 503 if not, in words: the reasons and the warnings, a line each. To who accepts
 // application/json they answer with all of the [rp.Health].
 func Handler(metrics prometheus.Gatherer, health func() rp.Health) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: scrapes}))
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, r *http.Request) {
 		h := health()
 		tell(w, r, h, "healthy", h.Live, h.Dead)
