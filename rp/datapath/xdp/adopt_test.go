@@ -849,9 +849,6 @@ func TestXDPTakesDownWhatItCannotAdopt(t *testing.T) {
 		require.Len(t, dirs, 1)
 		return dirs[0]
 	}
-	nl, err := netlink.NewHandleAt(c.lab.rp)
-	require.NoError(t, err)
-	defer nl.Close()
 	for _, spoil := range []struct {
 		what, want string
 		do         func(dir string) error
@@ -861,13 +858,6 @@ func TestXDPTakesDownWhatItCannotAdopt(t *testing.T) {
 		}},
 		{"a BPF map is missing", "BPF map sessions is missing", func(dir string) error {
 			return os.Remove(filepath.Join(dir, bpf.RpMapSessions))
-		}},
-		{"the pair is gone", "recirculation pair", func(string) error {
-			pair, err := nl.LinkByName(pindir.EndpointName(c.Addr()) + "a")
-			if err != nil {
-				return err
-			}
-			return nl.LinkDel(pair)
 		}},
 		{"half a directory besides", "datapath adopted", func(dir string) error {
 			return os.Mkdir(filepath.Join(filepath.Dir(dir), "v9_00000000_new"), 0o700)
