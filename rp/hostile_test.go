@@ -166,7 +166,7 @@ func (l *liar) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 			switch m := m.(type) {
 			case *mesh.Hello:
 				e.hello = m
-				e.key, _ = auth.HopKeys(l.server.Self().ID(), peer.ID(), own.Share, m.Share)
+				e.key, _ = auth.HopKeys(enode.PubkeyToIDV4(&l.key.PublicKey), peer.ID(), own.Share, m.Share)
 				l.ends[peer.ID()] = e
 			case *mesh.Keys:
 				for _, k := range m.Keys {

@@ -59,13 +59,7 @@ func (o *Objects) StartFanout() ([]uint32, error) {
 // waits for its turn on a busy CPU. Before Linux 6.5 the softirqs that empty the rings
 // wait for ksoftirqd when that is awake, so there the threads must not come before it.
 func (o *Objects) RaiseFanoutPriority(cpus []uint32) (threads int) {
-	var major, minor int
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return 0
-	}
-	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
-	if err != nil || major < 6 || major == 6 && minor < 5 {
+	if softirqsWait() {
 		return 0
 	}
 	info, err := o.FanCpus.Info()
@@ -89,6 +83,17 @@ func (o *Objects) RaiseFanoutPriority(cpus []uint32) (threads int) {
 		}
 	}
 	return threads
+}
+
+// softirqsWait reports whether the kernel is older than Linux 6.5, or not known.
+func softirqsWait() bool {
+	var major, minor int
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return true
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return err != nil || major < 6 || major == 6 && minor < 5
 }
 
 // newestPIDs returns the PIDs that were given out last, newest first: the threads started
