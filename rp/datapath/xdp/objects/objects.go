@@ -215,13 +215,22 @@ func explainLoad(err error) error {
 	return err
 }
 
-// BootTime returns when the clock of the programs, CLOCK_MONOTONIC, was zero.
-func BootTime() (time.Time, error) {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return time.Time{}, fmt.Errorf("clock: %w", err)
+// BootTime returns when the clock of the programs, CLOCK_MONOTONIC, was zero, or a moment before:
+// what the programs stamp is never in the future.
+func BootTime() (boot time.Time, err error) {
+	const tries = 8 // a busy machine may stop the process between both clocks
+	best := time.Duration(math.MaxInt64)
+	for range tries {
+		var now unix.Timespec
+		before := time.Now()
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+			return time.Time{}, fmt.Errorf("clock: %w", err)
+		}
+		if took := time.Since(before); took < best {
+			best, boot = took, before.Add(-time.Duration(now.Nano()))
+		}
 	}
-	return time.Now().Add(-time.Duration(now.Nano())), nil
+	return boot, nil
 }
 
 // SetValidUntil has the programs accept datagrams until a time on their clock.

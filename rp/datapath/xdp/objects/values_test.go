@@ -5,8 +5,10 @@ package objects
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
 	"github.com/ethmcast/mdcs/ethmcast/ids"
@@ -29,5 +31,18 @@ func TestSessionValue(t *testing.T) {
 		require.Equal(t, uint32(78), value.Site)
 		require.Equal(t, s.Publish, value.GroupsLen > 0, "who may publish")
 		require.Equal(t, s, ParseSession(s.Index, &value))
+	}
+}
+
+// What the clock of the programs says is not in the future, however busy the machine is.
+func TestBootTime(t *testing.T) {
+	for range 1000 {
+		boot, err := BootTime()
+		require.NoError(t, err)
+		var stamp unix.Timespec
+		require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &stamp))
+		now := time.Now()
+		age := now.Sub(boot) - time.Duration(stamp.Nano())
+		require.GreaterOrEqual(t, age, time.Duration(0))
 	}
 }
