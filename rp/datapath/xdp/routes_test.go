@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,6 +45,19 @@ func route(ingress ids.Incarnation, from, to []datapath.Session) datapath.Route 
 // relay sends the next datagram of the other RP, by each of some neighbours.
 func (c *crowd) relay(by []datapath.Session) {
 	c.sent++
+	c.relayAgain(by)
+}
+
+// checked is how many datagrams have a verdict.
+func (c *crowd) checked() (n uint64) {
+	for _, verdict := range c.Stats().Verdicts {
+		n += verdict
+	}
+	return n
+}
+
+// relayAgain sends the datagram that relay sent last once more.
+func (c *crowd) relayAgain(by []datapath.Session) {
 	for _, s := range by {
 		h := wire.Header{
 			Type: wire.Data, HopLimit: 7, Session: s.Index, Group: testGroup, Ingress: testIngress, Sequence: c.sent,
@@ -80,6 +94,7 @@ func TestXDPRoutesUnderTraffic(t *testing.T) {
 		Routes: []datapath.Route{route(testIngress, from[:2], to)},
 	}))
 	y, stop, done := c.tally(), make(chan struct{}), make(chan error, 1)
+	var begun, ended atomic.Int64 // changes of the upstreams
 	go func() {
 		for i := 0; ; i++ {
 			select {
@@ -99,14 +114,30 @@ func TestXDPRoutesUnderTraffic(t *testing.T) {
 			case 2:
 				change.Add = []datapath.Session{c.sessions[peers-1-(i-1)%7], to[branches-1-(i-1)%7]}
 			}
+			begun.Add(int64(len(change.Routes) / 2))
 			if err := c.Engine.Apply(change); err != nil {
 				done <- err
 				return
 			}
+			ended.Add(int64(len(change.Routes) / 2))
 		}
 	}()
+	// A datagram comes by one upstream after the other. It has to pass when the upstreams change at most
+	// once meanwhile, for one of them is accepted from all the time then. Else it comes once more.
+	taken, again := uint64(0), 0
+	relay := func(send func([]datapath.Session)) (changes int64) {
+		before := ended.Load()
+		send(from)
+		taken += upstreams
+		for deadline := time.Now().Add(10 * time.Second); c.checked() < taken; {
+			require.True(t, time.Now().Before(deadline), "%d of %d datagrams checked", c.checked(), taken)
+		}
+		return begun.Load() - before
+	}
 	for seq := uint64(1); seq <= datagrams; seq++ {
-		c.relay(from)
+		for changes := relay(c.relay); changes > 1; again++ {
+			changes = relay(c.relayAgain)
+		}
 		if seq > 3 {
 			y.complete(stay, seq-3, seq-3)
 		}
@@ -118,6 +149,7 @@ func TestXDPRoutesUnderTraffic(t *testing.T) {
 	require.Equal(t, uint64(datagrams), v[wire.Pass], "verdicts %v", v)
 	require.Positive(t, v[wire.Replayed])
 	require.Positive(t, v[wire.BadUpstream])
+	t.Logf("%d changes of the upstreams, %d datagrams came again", ended.Load(), again)
 }
 
 // The routes go on without the process, and with the next one, which knows them.
