@@ -34,9 +34,9 @@ const (
 	maxPrefixes = 1 << 12
 )
 
-// WatchBuffer is the size of the socket's buffer in bytes: a router may tell of ten
-// thousand ND entries at once. Tests make it small before a watch begins, for overruns.
-var WatchBuffer = 4 << 20
+// WatchBuffer is the size of a socket's buffer in bytes that holds what a router tells of ten thousand
+// ND entries at once.
+const WatchBuffer = 4 << 20
 
 // readPause is the pause after an error of the socket that is no overrun.
 const readPause = time.Second
@@ -87,15 +87,16 @@ type Watcher struct {
 }
 
 // Watch begins to watch in the network namespace of the calling thread: all IPv6 routes of
-// the usual tables, all ND entries, the interfaces of these names, and the address own.
-func Watch(devices []string, own netip.Addr) (*Watcher, error) {
+// the usual tables, all ND entries, the interfaces of these names, and the address own. The kernel holds
+// buffer bytes of events that were not read yet, and loses what is beyond; it takes no less than its least.
+func Watch(devices []string, own netip.Addr, buffer int) (*Watcher, error) {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return nil, fmt.Errorf("watch the kernel's events: %w", err)
 	}
-	if err := socket.SetReceiveBufferSize(WatchBuffer, true); err != nil {
-		_ = socket.SetReceiveBufferSize(WatchBuffer, false) // without the right to more; overruns are noticed
+	if err := socket.SetReceiveBufferSize(buffer, true); err != nil {
+		_ = socket.SetReceiveBufferSize(buffer, false) // without the right to more; overruns are noticed
 	}
 	w := &Watcher{
 		devices: devices,

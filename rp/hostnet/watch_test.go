@@ -76,7 +76,7 @@ func inNamespace(t *testing.T, f func()) {
 func TestNetnsWatch(t *testing.T) {
 	inNamespace(t, func() {
 		own, other := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8:5::1")
-		w, err := Watch([]string{"va"}, own)
+		w, err := Watch([]string{"va"}, own, WatchBuffer)
 		require.NoError(t, err)
 		defer w.Close()
 		var seen Events
@@ -164,7 +164,7 @@ func TestNetnsWatch(t *testing.T) {
 // Events that the socket has no room for are told as lost, and the watch goes on.
 func TestNetnsWatchOverrun(t *testing.T) {
 	inNamespace(t, func() {
-		w, err := Watch(nil, netip.MustParseAddr("2001:db8::1"))
+		w, err := Watch(nil, netip.MustParseAddr("2001:db8::1"), WatchBuffer)
 		require.NoError(t, err)
 		defer w.Close()
 		lo, err := netlink.LinkByName("lo")
@@ -207,7 +207,7 @@ func TestNetnsWatchOverrun(t *testing.T) {
 // A rule decides which tables count: its user is told of each, and that nothing was lost.
 func TestNetnsWatchRules(t *testing.T) {
 	inNamespace(t, func() {
-		w, err := Watch(nil, netip.MustParseAddr("2001:db8::1"))
+		w, err := Watch(nil, netip.MustParseAddr("2001:db8::1"), WatchBuffer)
 		require.NoError(t, err)
 		defer w.Close()
 		rule := netlink.NewRule()

@@ -47,6 +47,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/nexthop"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // Limits of an engine.
@@ -86,6 +87,7 @@ type Options struct {
 	Quiet time.Duration
 
 	validity       time.Duration // for tests; 0 is pindir.Validity
+	eventBuffer    int           // for tests, in bytes; 0 is hostnet.WatchBuffer
 	refuseCounters error         // for tests: what loading the counters of losses ends with
 
 	// For tests: load loads the programs, which stay when the engine ends. Nil: objects.Load, and
@@ -186,6 +188,9 @@ func Attach(cfg datapath.Config, opt Options) (*Engine, error) {
 	}
 	if opt.validity == 0 {
 		opt.validity = pindir.Validity
+	}
+	if opt.eventBuffer == 0 {
+		opt.eventBuffer = hostnet.WatchBuffer
 	}
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)

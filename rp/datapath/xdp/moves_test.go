@@ -229,10 +229,8 @@ func TestXDPOwnAddressMoves(t *testing.T) {
 // of which the kernel drops most, forwards again.
 func TestXDPDeviceDuringBurst(t *testing.T) {
 	const events = 20_000
-	defer func(n int) { hostnet.WatchBuffer = n }(hostnet.WatchBuffer)
-	hostnet.WatchBuffer = 1 // the kernel takes its least
 	l := newLab(t, 2)
-	c := newCrowd(t, l, 0, 20, func(i int) int { return i % 2 })
+	c := newCrowdWith(t, l, Options{eventBuffer: 1}, 20, func(i int) int { return i % 2 }) // the kernel takes its least
 	e := c.Engine.(*Engine)
 	c.next()
 

@@ -49,6 +49,7 @@ func (e *Engine) openPaths() (err error) {
 	e.paths, err = nexthop.New(nexthop.Config{
 		Own:     e.addr.Addr(),
 		Devices: append(slices.Clone(e.opt.Devices), pairNames(e.addr)...),
+		Buffer:  e.opt.eventBuffer,
 		Serves:  func(ifindex int) bool { return e.number(ifindex) >= 0 },
 		Changed: func(p *nexthop.Endpoint) { e.table.touch(p.Session, e.table.sessions[p.Session]) },
 	}, e.nl)

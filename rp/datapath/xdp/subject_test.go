@@ -140,7 +140,7 @@ func (s *subject) Apply(c datapath.Change) error {
 	}
 	if e, ok := s.Engine.(*Engine); ok {
 		// On a machine under load a neighbour may take longer than Apply waits.
-		require.Eventually(s.lab.t, func() bool { return e.missing() == 0 }, 10*time.Second, time.Millisecond)
+		require.Eventually(s.lab.t, func() bool { return e.missing() == 0 }, 30*time.Second, time.Millisecond)
 	}
 	return nil
 }

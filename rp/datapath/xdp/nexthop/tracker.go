@@ -72,6 +72,7 @@ func (e *Endpoint) isChannel() bool { return e.Addr.IsMulticast() }
 type Config struct {
 	Own     netip.Addr // source address of copies
 	Devices []string   // names of the interfaces that copies leave by
+	Buffer  int        // of events, in bytes, see hostnet.Watch
 
 	// Serves reports whether an interface is one of those, now.
 	Serves func(ifindex int) bool
@@ -120,7 +121,7 @@ func New(cfg Config, nl *netlink.Handle) (*Tracker, error) {
 	t.nl = nl
 	// Events first, state then: nothing that happens in between is missed.
 	var err error
-	if t.watch, err = hostnet.Watch(cfg.Devices, cfg.Own); err != nil {
+	if t.watch, err = hostnet.Watch(cfg.Devices, cfg.Own, cfg.Buffer); err != nil {
 		return nil, err
 	}
 	t.Relist()
@@ -318,9 +319,6 @@ func (t *Tracker) TakeEvents() (devices bool) {
 	t.relist = t.relist || events.Lost || events.Rules
 	return events.Devices || events.Lost
 }
-
-// DropEvents forgets what the kernel told, for tests of events that were missed.
-func (t *Tracker) DropEvents() { t.watch.Take() }
 
 // RelistLater has all listed again with the next Work.
 func (t *Tracker) RelistLater() { t.relist = true }
