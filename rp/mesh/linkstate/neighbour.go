@@ -405,15 +405,21 @@ func (n *neighbour) wantsOften(now time.Time) bool {
 	return n.tree || n.theirs || n.isAway() || !n.up && now.Sub(n.since) < trial
 }
 
+// slowHellos is how many hellos that announce a longer interval still go in the shorter one.
+const slowHellos = 5
+
 // often reports whether hellos go often. When that ends, a few more go that announce
 // it: the loss of one must not look like the loss of many.
 func (n *neighbour) often(now time.Time) bool {
 	if n.wantsOften(now) {
-		n.slowing = 5
+		n.slowing = slowHellos
 		return true
 	}
-	n.slowing = max(n.slowing-1, 0)
-	return n.slowing > 0
+	if n.slowing == 0 {
+		return false
+	}
+	n.slowing--
+	return true
 }
 
 func (c *Core) hello(n *neighbour) {

@@ -645,3 +645,35 @@ func TestOwnRate(t *testing.T) {
 	w.run(2 * time.Second)
 	require.Equal(t, []Members{{groupA, 1}}, w.cores[1].entries[rp(4)].Advert.Groups)
 }
+
+// A neighbour that is on no tree any more gets five more HELLOs in the shorter interval, which announce the
+// longer one, so that the loss of one does not look like the loss of many.
+func TestHellosSlowDown(t *testing.T) {
+	w := newNetwork(t)
+	c := w.start(1)
+	c.LinkUp(w.now, rp(2))
+	n := c.neighbour(rp(2))
+	n.up, n.heard, n.interval, n.theirs = true, w.now, 10*time.Second, true
+	announced := func(d time.Duration) (intervals []uint16) {
+		for _, a := range append(c.Actions(), tickFor(w, c, d)...) {
+			if h, ok := a.(SendHello); ok {
+				intervals = append(intervals, h.Hello.Interval)
+			}
+		}
+		return intervals
+	}
+	require.Subset(t, []uint16{100}, announced(time.Second))
+	n.theirs = false
+	require.Equal(t, []uint16{1000, 1000, 1000, 1000, 1000}, announced(900*time.Millisecond))
+	require.Len(t, announced(5*time.Second), 5)
+}
+
+// tickFor has time go by for one RP alone.
+func tickFor(w *network, c *Core, d time.Duration) (actions []Action) {
+	for end := w.now.Add(d); !c.Deadline().After(end); {
+		w.now = c.Deadline()
+		c.Tick(w.now)
+		actions = append(actions, c.Actions()...)
+	}
+	return actions
+}
