@@ -345,24 +345,36 @@ func TestRestart(t *testing.T) {
 	points[1].Stop()
 	awaitLinkDown(t, points[0])
 	require.Contains(t, points[0].Health().Warnings[0], "no other RP is reached")
-	again := start(t, sites[1].config(t, sites[0]))
-	require.NotEqual(t, old, again.Incarnation())
-	awaitReady(t, again)
+	next := start(t, sites[1].config(t, sites[0]))
+	require.NotEqual(t, old, next.Incarnation())
+	awaitReady(t, next)
 	awaitReady(t, points[0])
-	b := newPeer(t, again, peerOptions{})
+	b := newPeer(t, next, peerOptions{})
 	members(t, b)
-	knows(t, a, again.Incarnation())
+	knows(t, a, next.Incarnation())
 	require.Eventually(t, func() bool {
 		return slices.Equal([]ids.Incarnation{old}, see(a, func(p *lightPeer) []ids.Incarnation { return p.retired }))
 	}, patience, 5*time.Millisecond)
 	for _, m := range see(b, func(p *lightPeer) []proto.Mark { return p.member.Marks }) {
 		require.NotEqual(t, old, m.Ingress)
 	}
-	b.publish("after the restart")
-	a.publish("to the new one")
-	require.Eventually(t, func() bool { return len(a.got()) == 1 && len(b.got()) == 1 }, patience, 5*time.Millisecond)
-	require.Equal(t, []string{"after the restart"}, a.got())
-	require.Equal(t, []string{"to the new one"}, b.got())
+	// Nothing is lost, unless a link was taken for dead, as may be on a busy machine: then it is published again.
+	arrives := func(from, to *lightPeer, text string) {
+		t.Helper()
+		from.publish(text)
+		again, end := time.Now().Add(time.Second), time.Now().Add(patience)
+		for ; len(to.got()) == 0; time.Sleep(5 * time.Millisecond) {
+			lost := points[0].Status().Mesh.Core.Downs + next.Status().Mesh.Core.Downs
+			require.True(t, time.Now().Before(end), "%q does not arrive; %d links lost", text, lost)
+			if lost > 0 && time.Now().After(again) {
+				again = time.Now().Add(time.Second)
+				from.publish(text)
+			}
+		}
+		require.Equal(t, []string{text}, slices.Compact(to.got()))
+	}
+	arrives(b, a, "after the restart")
+	arrives(a, b, "to the new one")
 }
 
 // The links of an RP that is gone for a second are up again soon, whichever RP dials.
