@@ -42,6 +42,7 @@ type sender struct {
 // streamState is what is known of a stream, whichever RP it comes from.
 type streamState struct {
 	keys   map[uint8]auth.Key // by epoch
+	epochs []uint8            // of these keys, in the order in which they came
 	taken  auth.Stream
 	echoes auth.Window
 }
@@ -96,6 +97,7 @@ func (r *receiver) replace(keys []proto.GroupKey) {
 	for _, k := range keys {
 		if st := r.streams[k.Stream()]; st != nil {
 			clear(st.keys)
+			st.epochs = nil
 		}
 	}
 	for _, k := range keys {
@@ -103,8 +105,11 @@ func (r *receiver) replace(keys []proto.GroupKey) {
 	}
 }
 
-// install adds a group key if there is room for its stream. The newest epoch and the
-// one before are kept; an older one comes from an RP that is behind.
+// epochsKept is how many epochs of a stream are valid at a time (SPEC 5.6).
+const epochsKept = 2
+
+// install adds a group key if there is room for its stream. The epochs that came last are kept, as
+// the RP that told of them does: what comes from it has these keys, whatever it was told before.
 func (r *receiver) install(k proto.GroupKey) {
 	s := k.Stream()
 	st := r.streams[s]
@@ -115,15 +120,14 @@ func (r *receiver) install(k proto.GroupKey) {
 		st = &streamState{keys: make(map[uint8]auth.Key)}
 		r.streams[s] = st
 	}
-	for epoch := range st.keys {
-		switch newer := int8(k.Epoch - epoch); {
-		case newer < -1:
-			return
-		case newer > 1:
-			delete(st.keys, epoch)
-		}
+	if _, known := st.keys[k.Epoch]; !known {
+		st.epochs = append(st.epochs, k.Epoch)
 	}
 	st.keys[k.Epoch] = k.Key
+	if len(st.epochs) > epochsKept {
+		delete(st.keys, st.epochs[0])
+		st.epochs = st.epochs[1:]
+	}
 }
 
 // retire forgets an ingress RP.

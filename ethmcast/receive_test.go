@@ -390,11 +390,11 @@ func TestOwnCopyByChannel(t *testing.T) {
 	}
 }
 
-// The newest two epochs are valid, across the wrap of the epoch's 8 bits.
+// The two epochs that the RP told of last are valid, across the wrap of the epoch's 8 bits.
 func TestReceiverEpochs(t *testing.T) {
 	r := newTestReceiver()
 	r.retire(testIngress)
-	for _, epoch := range []uint8{253, 254, 255, 0, 254, 253} { // the last two by an RP that is behind
+	for _, epoch := range []uint8{253, 254, 255, 0, 255} {
 		r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: epoch, Key: testGroupKey})
 	}
 	for epoch, want := range map[uint8]wire.Verdict{253: wire.NoKey, 254: wire.NoKey, 255: wire.Pass, 0: wire.Pass} {
@@ -406,6 +406,22 @@ func TestReceiverEpochs(t *testing.T) {
 	r.retire(testIngress)
 	if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoKey {
 		t.Errorf("retired ingress RP: %v", v)
+	}
+}
+
+// Epochs that another RP made up, upstream of the own one, end with those that are told after it is gone.
+func TestReceiverEpochsMadeUp(t *testing.T) {
+	r := newTestReceiver()
+	for _, epochs := range [][]uint8{{4, 5}, {100, 101}, {101, 5}, {5, 6}} {
+		for _, epoch := range epochs {
+			r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: epoch, Key: testGroupKey})
+		}
+		for _, epoch := range epochs {
+			b := datagram(func(h *wire.Header) { h.Epoch, h.Sequence = epoch, h.Sequence+uint64(epoch)*100+uint64(epochs[0]) }, nil)
+			if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, b); v != wire.Pass {
+				t.Errorf("epoch %d of %v: %v", epoch, epochs, v)
+			}
+		}
 	}
 }
 
