@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -47,10 +48,10 @@ func benchPeers(c *cli.Context) error {
 		return fmt.Errorf("--%s: %w", rpdFlag.Name, err)
 	}
 	result, err := bench.Peers(c.Context, cfg)
-	if err != nil {
+	if result == nil || len(result.Rows) == 0 {
 		return err
 	}
-	if err := result.Write(cfg.Dir()); err != nil {
+	if err := errors.Join(err, result.Write(cfg.Dir())); err != nil {
 		return err
 	}
 	fmt.Fprintln(c.App.ErrWriter, "result in", cfg.Dir())

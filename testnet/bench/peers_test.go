@@ -3,8 +3,11 @@
 package bench
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,9 +38,7 @@ func TestBenchPeers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces and loads kernel programs")
 	}
-	rpd := filepath.Join(t.TempDir(), "rpd")
-	out, err := exec.Command("go", "build", "-o", rpd, "github.com/ethmcast/mdcs/cmd/rpd").CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	rpd := buildRPD(t)
 	for _, engine := range []string{XDP, Socket} {
 		t.Run(engine, func(t *testing.T) {
 			cfg := PeersConfig{
@@ -71,6 +72,40 @@ func TestBenchPeers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBenchPeersKeepsRows is interrupted in its second row: the first one stays.
+func TestBenchPeersKeepsRows(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	second := slog.New(slog.NewTextHandler(writerFunc(func(line []byte) (int, error) {
+		if bytes.Contains(line, []byte("msg=join peers=3")) {
+			cancel()
+		}
+		return len(line), nil
+	}), nil))
+	r, err := Peers(ctx, PeersConfig{
+		RPD: buildRPD(t), Engine: Socket, Peers: []int{2, 3}, Rate: 20, Steady: time.Second, Log: second,
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorContains(t, err, "3 peers: join: ")
+	require.Len(t, r.Rows, 1)
+	require.Equal(t, 2, r.Rows[0].Peers)
+	requireNothingLeft(t)
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func buildRPD(t *testing.T) string {
+	rpd := filepath.Join(t.TempDir(), "rpd")
+	out, err := exec.Command("go", "build", "-o", rpd, "github.com/ethmcast/mdcs/cmd/rpd").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return rpd
 }
 
 func TestPeersCheck(t *testing.T) {
