@@ -3,13 +3,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/rp"
 	"github.com/ethmcast/mdcs/rp/config"
@@ -17,6 +13,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath/socket"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp"
 	"github.com/ethmcast/mdcs/rp/host"
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // How often the XDP engine is opened when what stops it may pass, and the pause between.
@@ -91,17 +88,6 @@ func openSocket(cfg *config.Datapath, c datapath.Config, instead error, log *slo
 	return e, rp.Choice{Reason: "fallback", Fallback: instead.Error()}, nil
 }
 
-// passes reports whether an error may be gone in a moment: the host was changed while
-// it was looked at.
-func passes(err error) bool {
-	for _, e := range []error{netlink.ErrDumpInterrupted, unix.EINTR, unix.EAGAIN, unix.ENOBUFS} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
-
 // openXDP attaches the XDP engine, after the checks that know in words what is missing. It
 // tries again when the host was changed meanwhile.
 func openXDP(c datapath.Config, opt xdp.Options) (e *xdp.Engine, err error) {
@@ -109,7 +95,7 @@ func openXDP(c datapath.Config, opt xdp.Options) (e *xdp.Engine, err error) {
 		if e, err = attach(c, opt); err == nil {
 			return e, nil
 		}
-		if try == tries || !passes(err) {
+		if try == tries || !hostnet.Passes(err) {
 			return nil, fmt.Errorf("xdp engine: %w", err)
 		}
 		time.Sleep(tryAgain)

@@ -48,19 +48,33 @@ type Finding struct {
 // it builds on failed.
 type Report []Finding
 
-// Err says in one line what is missing, nil if nothing is.
+// Err says in one line what is missing, nil if nothing is. It wraps the error of each
+// finding.
 func (r Report) Err() error {
-	var missing []string
+	var missing missing
 	for _, f := range r {
 		if f.Err != nil {
-			missing = append(missing, fmt.Sprintf("%s: %v", f.What, f.Err))
+			missing = append(missing, fmt.Errorf("%s: %w", f.What, f.Err))
 		}
 	}
 	if len(missing) == 0 {
 		return nil
 	}
-	return errors.New(strings.Join(missing, "; "))
+	return missing
 }
+
+// missing is errors.Join in one line.
+type missing []error
+
+func (m missing) Error() string {
+	texts := make([]string, len(m))
+	for i, err := range m {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (m missing) Unwrap() []error { return m }
 
 func (r Report) String() string {
 	var b strings.Builder

@@ -3,6 +3,8 @@
 package host
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
@@ -13,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 func TestParseVersion(t *testing.T) {
@@ -41,6 +45,13 @@ func TestReport(t *testing.T) {
 	require.ErrorContains(t, r.Err(), "device: none has 2001:db8:dead::1")
 	require.Contains(t, r.String(), "missing  device: none has 2001:db8:dead::1: ip -6 addr add ")
 	require.Contains(t, r.String(), "ok       kernel: ")
+
+	changed := fmt.Errorf("list addresses: %w", netlink.ErrDumpInterrupted)
+	r = Report{{What: "address", Err: changed}, {What: "kernel", Detail: "6.1"}, {What: "mtu", Err: errors.New("too small")}}
+	require.EqualError(t, r.Err(), "address: list addresses: results may be incomplete or inconsistent; mtu: too small")
+	require.True(t, hostnet.Passes(r.Err()), "the host was only changed meanwhile")
+	require.False(t, hostnet.Passes(r[2].Err))
+	require.NoError(t, r[1:2].Err())
 }
 
 // An address that is being checked for duplicates is waited for, one that does not come

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Limits of a list that changes while the kernel tells it.
@@ -34,4 +35,17 @@ func Dump[T any](list func() ([]T, error)) (all []T, err error) {
 		interrupted.Add(1)
 	}
 	return all, err
+}
+
+// Passes reports whether an error may be gone in a moment: the host was changed while it was
+// looked at, or is short of memory or open files.
+func Passes(err error) bool {
+	for _, e := range []error{
+		netlink.ErrDumpInterrupted, unix.EINTR, unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.EMFILE, unix.ENFILE,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // Veth makes a veth pair with one end here and the other one in peer, both down
@@ -145,7 +147,7 @@ type Route struct {
 // Routes reads the IPv6 routes through gateways from the main table of the
 // kernel, sorted by destination.
 func (ns *Namespace) Routes() ([]Route, error) {
-	list, err := ns.nl.RouteList(nil, netlink.FAMILY_V6)
+	list, err := hostnet.Dump(func() ([]netlink.Route, error) { return ns.nl.RouteList(nil, netlink.FAMILY_V6) })
 	if err != nil {
 		return nil, fmt.Errorf("read routes of %s: %w", ns.name, err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/objects"
 	"github.com/ethmcast/mdcs/rp/datapath/xdp/pindir"
+	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
 // CheckPin returns an error when nothing can be pinned in a directory, which need not be there.
@@ -143,7 +144,11 @@ func (e *Engine) openPins() (err error) {
 		return err
 	}
 	e.pins.Sweep()
-	if e.left, err = e.findLegacy(); err != nil {
+	e.left, err = e.findLegacy()
+	if hostnet.Passes(err) { // a datapath that forwards is not given up for that
+		return fmt.Errorf("look at the datapath that was left, pinned at %s: %w", e.pins.Path(), err)
+	}
+	if err != nil {
 		e.opt.Log.Warn("datapath that was left cannot be adopted", "pin", e.pins.Path(), "reason", err)
 	}
 	return nil

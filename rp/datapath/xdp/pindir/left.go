@@ -119,10 +119,11 @@ func (left *Datapath) open(dir string, files []fs.DirEntry) error {
 	return nil
 }
 
-// Attached reports whether a link is attached to the interface with an index.
+// Attached reports whether a link is attached to the interface with an index. One that the
+// kernel does not tell of now is taken for attached: nothing is given up for that.
 func Attached(l link.Link, ifindex int) bool {
 	info, err := l.Info()
-	return err == nil && info.XDP() != nil && info.XDP().Ifindex == uint32(ifindex)
+	return err != nil || info.XDP() != nil && info.XDP().Ifindex == uint32(ifindex)
 }
 
 // TakeDown ends the datapaths of this endpoint that cannot be adopted: of another layout,
