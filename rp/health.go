@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/meshside"
 )
@@ -64,8 +65,9 @@ type vitals struct {
 	mesh       *pulse // its goroutine took a turn
 	heartbeats *pulse // the engine told its own marks, and sent what was due
 
-	unsent  atomic.Pointer[string] // why the last heartbeat could not be sent, nil if it was
-	drained atomic.Bool            // nobody is let in any more
+	unsent  atomic.Pointer[string]          // why the last heartbeat could not be sent, nil if it was
+	lacks   atomic.Pointer[[]datapath.Lack] // what the engine ran without when it was asked last
+	drained atomic.Bool                     // nobody is let in any more
 }
 
 func newVitals() *vitals {
@@ -95,12 +97,14 @@ func (v *vitals) sent(err error) {
 	v.unsent.Store(new(err.Error()))
 }
 
-// feelEngine asks the engine for its marks every second until ctx ends.
+// feelEngine asks the engine for its marks, and for what it runs without, every second
+// until ctx ends.
 func (r *RP) feelEngine(ctx context.Context) {
 	ticker := time.NewTicker(turnInterval)
 	defer ticker.Stop()
 	for {
 		r.engine.Marks()
+		r.vitals.lacks.Store(new(r.engine.Lacks()))
 		r.vitals.engine.beat()
 		select {
 		case <-ticker.C:
@@ -154,6 +158,16 @@ func (r *RP) Health() Health {
 			h.Warnings = append(h.Warnings, "the mesh answers slowly")
 		} else {
 			h.judgeMesh(&st)
+		}
+	}
+	if lacks := r.vitals.lacks.Load(); lacks != nil {
+		for _, l := range *lacks {
+			text := fmt.Sprintf("the engine runs without %s: %s", l.What, l.Why)
+			if l.NoService {
+				h.NotReady = append(h.NotReady, text)
+			} else {
+				h.Warnings = append(h.Warnings, text)
+			}
 		}
 	}
 	if c := r.Choice(); c.Fallback != "" {

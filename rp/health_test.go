@@ -99,6 +99,41 @@ func TestHealthOfWhatHangs(t *testing.T) {
 	}
 }
 
+// lacking is a socket engine that says what it runs without.
+type lacking struct {
+	*socket.Engine
+	lacks atomic.Pointer[[]datapath.Lack]
+}
+
+func (l *lacking) Lacks() []datapath.Lack { return *l.lacks.Load() }
+
+// TestHealthOfWhatTheEngineLacks has an engine run without a counter, and then without a way
+// for its copies: peers do not feel the first, and get nothing with the other.
+func TestHealthOfWhatTheEngineLacks(t *testing.T) {
+	t.Parallel()
+	cfg := newSite(t).config(t)
+	l := new(lacking)
+	l.lacks.Store(&[]datapath.Lack{{What: "a counter", Why: "no BTF"}})
+	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
+		var err error
+		l.Engine, err = socket.Listen(c)
+		return l, err
+	}
+	point := start(t, cfg)
+	awaitReady(t, point)
+	require.Equal(t, []string{"the engine runs without a counter: no BTF"}, point.Health().Warnings)
+
+	l.lacks.Store(&[]datapath.Lack{{What: "copies by eth0", Why: "no queue", NoService: true}})
+	require.Eventually(t, func() bool { return !point.Health().Ready }, patience, 10*time.Millisecond)
+	health := point.Health()
+	require.True(t, health.Live)
+	require.Equal(t, []string{"the engine runs without copies by eth0: no queue"}, health.NotReady)
+	require.Empty(t, health.Warnings)
+
+	l.lacks.Store(new([]datapath.Lack))
+	awaitReady(t, point)
+}
+
 // TestHeartbeatsWhileTheEngineHangs has the thread of the engine answer nothing, as during a
 // long change: the RP sends its heartbeats all the same.
 func TestHeartbeatsWhileTheEngineHangs(t *testing.T) {

@@ -79,9 +79,6 @@ func operatorStatusTable(w io.Writer, st admin.Status) {
 	row(w, "incarnation", incarnation)
 	row(w, "version", st.Version)
 	row(w, "engine", st.Engine)
-	for _, l := range st.Lacks {
-		row(w, "without", l.What+": "+l.Why)
-	}
 	row(w, "chain", fmt.Sprintf("network %d, genesis %s", st.NetworkID, st.Genesis))
 	row(w, "up", age(time.Duration(st.Uptime)))
 	row(w, "live", map[bool]string{true: "yes", false: "no: it has to be started anew"}[st.Live])

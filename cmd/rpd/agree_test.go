@@ -241,6 +241,23 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 			s.usual()
 			s.in(s.far, func() { s.gro("vb", false) })
 		}, engine: "xdp", says: "ethtool -K DEV gro on"},
+		{name: "veth without GRO at the far end, and no router", set: func(s *site) {
+			s.usual()
+			s.in(s.far, func() { s.gro("vb", false) })
+			s.hostArg = nil
+		}, engine: "xdp", says: "ethtool -K DEV gro on"},
+		{name: "default route by another device", set: func(s *site) {
+			s.usual()
+			s.edit("devices = []", `devices = ["va"]`)
+			s.in(s.near, func() {
+				require.NoError(s.t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v2"}, PeerName: "v3"}))
+				s.address("v2", "2001:db8:2::1/64", unix.IFA_F_NODAD)
+				s.up("v2")
+				s.up("v3")
+				require.NoError(s.t, netlink.RouteAdd(&netlink.Route{Gw: netip.MustParseAddr("2001:db8:2::2").AsSlice()}))
+			})
+			s.hostArg = nil
+		}, engine: "xdp", check: "name v2 in [datapath] devices"},
 		{name: "jumbo MTU", set: func(s *site) {
 			s.in(s.near, func() { s.mtu("va", 9000) })
 			s.in(s.far, func() { s.mtu("vb", 9000) })

@@ -138,8 +138,12 @@ func checkHost(ctx context.Context, cfg *config.Config, peer netip.Addr, stdout 
 	}
 	defer engine.Close()
 	runs = true
-	for _, l := range engine.Stats().Lacks {
-		lacks = append(lacks, fmt.Sprintf("%s (%s)", l.What, l.Why))
+	for _, l := range engine.Lacks() {
+		if l.NoService {
+			note(l.What, errors.New(l.Why), "")
+		} else {
+			lacks = append(lacks, fmt.Sprintf("%s (%s)", l.What, l.Why))
+		}
 	}
 	if !peer.IsValid() {
 		router, ok, err := host.Router(devices)

@@ -235,9 +235,6 @@ func (o *Operator) status() Status {
 		Passed: st.Datapath.Verdicts[wire.Pass],
 		Drops:  make(map[string]uint64),
 	}
-	for _, l := range st.Datapath.Lacks {
-		s.Lacks = append(s.Lacks, Lack{l.What, l.Why})
-	}
 	h := o.Point.Health()
 	s.Live, s.Ready, s.NotReady, s.Warnings = h.Live, h.Ready, strings.Join(h.NotReady, "; "), h.Warnings
 	if hangs == nil {

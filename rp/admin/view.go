@@ -37,7 +37,6 @@ type Status struct {
 	Incarnation string         `json:"incarnation"`
 	Adopted     bool           `json:"adopted"` // the incarnation is that of an rpd that died
 	Engine      string         `json:"engine"`
-	Lacks       []Lack         `json:"lacks,omitempty"` // what the engine runs without
 	NetworkID   uint64         `json:"network_id"`
 	Genesis     string         `json:"genesis"`
 	Started     time.Time      `json:"started"`
@@ -55,12 +54,6 @@ type Status struct {
 	Banned int               `json:"banned"` // nodes, addresses and prefixes
 	Passed uint64            `json:"passed"` // datagrams accepted
 	Drops  map[string]uint64 `json:"drops"`  // datagrams refused, by verdict, where there are any
-}
-
-// Lack is something that the engine was to have and runs without.
-type Lack struct {
-	What string `json:"what"`
-	Why  string `json:"why"`
 }
 
 // Peers counts those who are there.

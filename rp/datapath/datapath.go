@@ -331,7 +331,10 @@ type Room struct {
 }
 
 // Lack is something that an engine was to have and runs without.
-type Lack struct{ What, Why string }
+type Lack struct {
+	What, Why string
+	NoService bool // peers do not get their copies meanwhile
+}
 
 // Config is what every engine is made from.
 type Config struct {
@@ -444,6 +447,10 @@ type Engine interface {
 	// Heard returns when the last datagram of a session was accepted, of any type,
 	// zero when there was none. It makes no system call.
 	Heard(session ids.Session) time.Time
+
+	// Lacks returns what the engine runs without now, as Stats does. It may be called once
+	// per second.
+	Lacks() []Lack
 
 	// Stats returns the counters. It may be called once per second.
 	Stats() Stats

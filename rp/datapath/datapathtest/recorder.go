@@ -80,6 +80,9 @@ func (r *Recorder) Marks() []proto.Mark { return nil }
 // OwnMarks implements datapath.Engine.
 func (r *Recorder) OwnMarks() []proto.Mark { return nil }
 
+// Lacks implements datapath.Engine.
+func (r *Recorder) Lacks() []datapath.Lack { return nil }
+
 // Probe implements datapath.Engine.
 func (r *Recorder) Probe(netip.AddrPort, [wire.NonceSize]byte, int) error { return nil }
 

@@ -263,6 +263,9 @@ func (e *Engine) SetEgress(rate, burst uint64) { e.table.setEgress(rate, burst) 
 // Heard implements datapath.Engine.
 func (e *Engine) Heard(session ids.Session) time.Time { return e.table.heard(session, e.start) }
 
+// Lacks implements datapath.Engine.
+func (e *Engine) Lacks() []datapath.Lack { return nil }
+
 // Stats implements datapath.Engine.
 func (e *Engine) Stats() datapath.Stats {
 	sent := &e.sender.sent

@@ -77,7 +77,7 @@ func (e *Engine) renewPair(err error) bool {
 // pairLack says that the pair does not work, if it does not.
 func (e *Engine) pairLack() (lacks []datapath.Lack) {
 	if e.noPair != nil {
-		lacks = append(lacks, datapath.Lack{What: "recirculation pair " + e.recirc.name + "a",
+		lacks = append(lacks, datapath.Lack{What: "recirculation pair " + e.recirc.name + "a", NoService: true,
 			Why: fmt.Sprintf("datagrams reach the first eight receivers of a chain only: %v; it is tried again each second", e.noPair)})
 	}
 	return lacks

@@ -76,6 +76,7 @@ func TestXDPProbeFailsWithCopies(t *testing.T) {
 	lacks := e.Stats().Lacks
 	require.Len(t, lacks, 1)
 	require.Contains(t, lacks[0].Why, "1 sessions: rp1 is none of the devices rp0")
+	require.False(t, lacks[0].NoService, "others are served")
 	_ = e.Apply(datapath.Change{Remove: []ids.Session{1}})
 	require.Empty(t, e.Stats().Lacks)
 
@@ -99,6 +100,7 @@ func TestXDPProbeFailsWithCopies(t *testing.T) {
 		lacks := s.Stats().Lacks
 		require.Len(t, lacks, 1)
 		require.Equal(t, "copies by rp0", lacks[0].What)
+		require.True(t, lacks[0].NoService, "it is the only device")
 	}
 	require.Empty(t, n.take(t, s.Addr()))
 	poll(true)

@@ -55,9 +55,17 @@ func (e *Engine) Stats() (st datapath.Stats) {
 	return st
 }
 
-// lacking returns what the engine runs without now.
+// Lacks implements datapath.Engine.
+func (e *Engine) Lacks() (lacks []datapath.Lack) {
+	_ = e.do(func() { lacks = e.lacking() }) // none after Close
+	return lacks
+}
+
+// lacking returns what the engine runs without now. Nobody is served without the pair, or
+// without a device that takes copies.
 func (e *Engine) lacking() []datapath.Lack {
 	lacks := slices.Concat(e.opt.Lacks, e.lacks, e.pairLack())
+	first, ways := len(lacks), 0
 	for i, name := range e.opt.Devices {
 		d := e.devices[i]
 		if d == nil && name != "" {
@@ -68,7 +76,12 @@ func (e *Engine) lacking() []datapath.Lack {
 		}
 		if err := d.takesFrames(); err != nil {
 			lacks = append(lacks, datapath.Lack{What: "copies by " + d.name, Why: err.Error()})
+			continue
 		}
+		ways++
+	}
+	for i := range lacks[first:] {
+		lacks[first+i].NoService = ways == 0
 	}
 	strayed, by := 0, 0
 	for _, s := range e.table.sessions {
