@@ -106,9 +106,14 @@ func TestBenchFanoutQuick(t *testing.T) {
 	for i, f := range r.Flood {
 		require.Equal(t, i%2 == 1, f.Shared)
 		require.Zero(t, f.Leaked, "%+v", f)
+		require.GreaterOrEqual(t, f.Hostile, uint64(floodRun), "%+v", f)
 		require.NotZero(t, f.Refused, "%+v", f)
-		if f.Engine == XDP && !f.Shared {
-			require.Zero(t, f.Lost, "%+v", f)
+		require.LessOrEqual(t, f.Refused+f.Overrun-f.HonestOverrun, f.Hostile, "%+v", f)
+		if f.Engine == XDP {
+			require.Equal(t, f.Hostile, f.Refused+f.Overrun-f.HonestOverrun, "the program sees all that the ring takes: %+v", f)
+			if !f.Shared {
+				require.Zero(t, f.Lost, "%+v", f)
+			}
 		}
 	}
 	require.Len(t, r.Compared, 2, "lone and sustained, at 64 alone")
@@ -120,6 +125,25 @@ func TestBenchFanoutQuick(t *testing.T) {
 		require.True(t, c.Noise.known(), "%+v", c)
 	}
 	require.NoError(t, r.Write(cfg.Dir()))
+}
+
+// TestFloodBegins: hostile datagrams are there before the honest stream begins, however
+// short that is.
+func TestFloodBegins(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces and loads kernel programs")
+	}
+	cfg := Quick()
+	cfg.Name, cfg.Results, cfg.Log = "flood", t.TempDir(), slog.New(slog.DiscardHandler)
+	cfg.Engines, cfg.Subscribers, cfg.Bursts, cfg.Rounds = []string{XDP}, []int{1}, []int{1}, 1
+	cfg.Sustain, cfg.Changes, cfg.Flood = 0, 0, time.Nanosecond
+	r, err := Fanout(t.Context(), cfg)
+	require.NoError(t, err)
+	require.Empty(t, r.Failed)
+	require.Len(t, r.Flood, 2)
+	for _, f := range r.Flood {
+		require.GreaterOrEqual(t, f.Hostile, uint64(1024), "%+v", f)
+	}
 }
 
 // TestInterrupt ends a measurement that has begun.

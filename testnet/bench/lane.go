@@ -205,6 +205,20 @@ func index(ns *netns.Namespace, name string) (i int, err error) {
 	return i, err
 }
 
+// overruns counts the frames that an end of a veth sent and that found the ring of the
+// other end full: no program there saw them.
+func overruns(ns *netns.Namespace, name string) (n uint64, err error) {
+	err = ns.Do(func() error {
+		dev, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("read counters of %s/%s: %w", ns.Name(), name, err)
+		}
+		n = dev.Attrs().Statistics.TxDropped
+		return nil
+	})
+	return n, err
+}
+
 // recirculate makes the recirculation pair inside of the replication point: what is
 // sent to near comes out at far.
 func (l *lane) recirculate() error {
@@ -346,7 +360,7 @@ func (l *lane) flood(ifindex, n int) error {
 	return nil
 }
 
-// settled is how many looks 1 ms apart find no new copy until the missing ones count
+// settled is how many looks 1 ms apart find nothing new until what is missing counts
 // as lost. On a busy machine a look is late like everything else, so looks are counted
 // and not time.
 const settled = 150
@@ -354,18 +368,24 @@ const settled = 150
 // settle waits until the sink has seen want copies since the counter was at from, or
 // no new ones for some time.
 func (l *lane) settle(ctx context.Context, from, want uint64) error {
+	return settle(ctx, l.traffic.copies, from, want)
+}
+
+// settle waits until count has grown by want since it was at from, or has not grown for
+// some time.
+func settle(ctx context.Context, count func() (uint64, error), from, want uint64) error {
 	last, looks := from, 0
 	for pause := 20 * time.Microsecond; looks < settled; pause = min(2*pause, time.Millisecond) {
-		copies, err := l.traffic.copies()
+		n, err := count()
 		switch {
 		case err != nil:
 			return err
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case copies-from >= want:
+		case n-from >= want:
 			return nil
-		case copies != last:
-			last, looks = copies, 0
+		case n != last:
+			last, looks = n, 0
 		default:
 			looks++
 		}

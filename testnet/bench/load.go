@@ -132,30 +132,44 @@ func (b *bench) flood(ctx context.Context, l *lane, e *engine) error {
 	return nil
 }
 
+// floodRun is how many hostile datagrams go in one run of the generator.
+const floodRun = 16 * maxBatch
+
 // floodPort sends hostile datagrams as fast as the generator can, at an interface of
-// their own or at the publisher's, while an honest publisher goes on.
+// their own or at the publisher's, while an honest publisher goes on. The publisher
+// begins when the first run of hostile datagrams has been sent.
 func (b *bench) floodPort(ctx context.Context, l *lane, e *engine, shared bool) error {
 	n := b.most(floodSubscribers)
 	if err := l.resize(n); err != nil {
 		return err
 	}
-	before, err := l.traffic.counters()
+	before, err := l.flooded(e)
 	if err != nil {
 		return err
 	}
-	refused := refusals(e)
+	start := time.Now()
 	flooding, stop := context.WithCancel(ctx)
-	done := make(chan error, 1)
+	defer stop()
+	begun, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		done <- l.hostile(shared, func(ifindex int) error {
+			if err := l.flood(ifindex, floodRun); err != nil {
+				return err
+			}
+			close(begun)
 			for flooding.Err() == nil {
-				if err := l.flood(ifindex, 16*maxBatch); err != nil {
+				if err := l.flood(ifindex, floodRun); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 	}()
+	select {
+	case <-begun:
+	case err := <-done: // without having begun
+		return err
+	}
 	var s stream
 	err = l.lan.Do(func() (err error) {
 		s, err = l.stream(ctx, honestRate, b.cfg.Flood)
@@ -171,25 +185,69 @@ func (b *bench) floodPort(ctx context.Context, l *lane, e *engine, shared bool) 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	want := s.datagrams * uint64(n)
-	if err := l.settle(ctx, before.copies, want); err != nil {
+	elapsed := time.Since(start)
+	if err := l.settle(ctx, before.copies, s.datagrams*uint64(n)); err != nil {
 		return err
 	}
-	now, err := l.traffic.counters()
+	sent, err := l.traffic.counters()
 	if err != nil {
 		return err
 	}
-	hostile := now.flooded - before.flooded
-	lost := int64(want) - int64(now.copies-before.copies)
-	b.result.Flood = append(b.result.Flood, Flood{
-		Engine: l.name, Shared: shared, Subscribers: n, Hostile: hostile,
-		HostileRate: Figure(float64(hostile) / s.duration.Seconds()),
-		Refused:     refusals(e) - refused,
-		Leaked:      now.leaked - before.leaked,
-		Honest:      s.datagrams, HonestRate: Figure(s.rate()),
-		Lost: lost, LostShare: Figure(float64(lost) / float64(want)),
-	})
+	refused := func() (uint64, error) { return refusals(e), nil }
+	if err := settle(ctx, refused, before.refused, sent.flooded-before.counters.flooded); err != nil {
+		return err
+	}
+	now, err := l.flooded(e)
+	if err != nil {
+		return err
+	}
+	f := Flood{
+		Engine: l.name, Shared: shared, Subscribers: n,
+		Hostile: now.counters.flooded - before.counters.flooded,
+		Refused: now.refused - before.refused,
+		Leaked:  now.leaked - before.leaked,
+		Honest:  s.datagrams, HonestRate: Figure(s.rate()),
+		Overrun: now.overrun - before.overrun,
+	}
+	f.HostileRate = Figure(float64(f.Hostile) / elapsed.Seconds())
+	f.lose(now.accepted-before.accepted, now.honestOverrun-before.honestOverrun, now.copies-before.copies)
+	b.result.Flood = append(b.result.Flood, f)
 	return nil
+}
+
+// lose tells the engine's losses from those of the ring of the publisher's interface,
+// which lost overrun datagrams. Of honest datagrams that the engine did not accept, the
+// ring can have lost so many at the most; all others count as lost by the engine.
+func (f *Flood) lose(accepted, overrun, copies uint64) {
+	f.HonestOverrun = min(f.Honest-min(accepted, f.Honest), overrun)
+	want := (f.Honest - f.HonestOverrun) * uint64(f.Subscribers)
+	f.Lost = int64(want) - int64(copies)
+	f.LostShare = Figure(float64(f.Lost) / float64(want))
+}
+
+// floodCounters are what counts during a flood: those of generator and sink, the
+// engine's, and the frames that found the ring of the engine's interface full, at both
+// interfaces and at the publisher's alone.
+type floodCounters struct {
+	counters
+	accepted, refused      uint64
+	overrun, honestOverrun uint64
+}
+
+func (l *lane) flooded(e *engine) (c floodCounters, err error) {
+	if c.counters, err = l.traffic.counters(); err != nil {
+		return c, err
+	}
+	if c.honestOverrun, err = overruns(l.lan, lanLink); err != nil {
+		return c, err
+	}
+	other, err := overruns(l.out, hostileLink)
+	if err != nil {
+		return c, err
+	}
+	c.overrun = c.honestOverrun + other
+	c.accepted, c.refused = e.Stats().Verdicts[wire.Pass], refusals(e)
+	return c, nil
 }
 
 // refusals counts what the verdicts of hostile datagrams say.

@@ -177,20 +177,24 @@ type Drop struct {
 
 // Flood is a time in which an engine got hostile datagrams besides honest ones, at an
 // interface of their own or at the same one.
-// Refused are those that it counted; the others overran a queue of the host. Lost
-// are copies of honest datagrams, Leaked copies of hostile ones.
+// Refused are those that it counted. Overrun are datagrams that found the ring of the
+// engine's interface full, which no engine sees, HonestOverrun the honest ones among
+// them. Other hostile datagrams overran a queue of the host. Lost are copies of the honest
+// datagrams that reached the engine, Leaked copies of hostile ones.
 type Flood struct {
-	Engine      string `json:"engine"`
-	Shared      bool   `json:"shared_port"`
-	Subscribers int    `json:"subscribers"`
-	Hostile     uint64 `json:"hostile"`
-	HostileRate Figure `json:"hostile_s"`
-	Refused     uint64 `json:"refused"`
-	Leaked      uint64 `json:"leaked"`
-	Honest      uint64 `json:"honest"`
-	HonestRate  Figure `json:"honest_s"`
-	Lost        int64  `json:"lost"`
-	LostShare   Figure `json:"lost_share"` // of the copies of honest datagrams
+	Engine        string `json:"engine"`
+	Shared        bool   `json:"shared_port"`
+	Subscribers   int    `json:"subscribers"`
+	Hostile       uint64 `json:"hostile"`
+	HostileRate   Figure `json:"hostile_s"`
+	Refused       uint64 `json:"refused"`
+	Leaked        uint64 `json:"leaked"`
+	Honest        uint64 `json:"honest"`
+	HonestRate    Figure `json:"honest_s"`
+	Overrun       uint64 `json:"overrun"`
+	HonestOverrun uint64 `json:"honest_overrun"`
+	Lost          int64  `json:"lost"`
+	LostShare     Figure `json:"lost_share"` // of the copies of honest datagrams that reached the engine
 }
 
 // notes explain figures that could be misread.
@@ -200,7 +204,7 @@ var notes = []string{
 	"bare, tc and sendmmsg rewrite addresses, port and checksum, and check and authenticate nothing",
 	"sustained load: 60 % of what the engine itself did in its largest burst without loss, in batches of up to 64 datagrams; bare has no queue for these, so its losses there are no ground for a ratio",
 	"xdp beside bare: lone datagrams, and a sustained load that bare bears: the next datagrams follow when the last copy of those before has arrived, 4 in flight, or 2 or 1 where bare would lose some of more",
-	"flood, own port: the hostile datagrams come by another interface than the honest ones; shared port: by the same one, where both go through one ring of 256 frames before any program sees them",
+	"flood, own port: the hostile datagrams come by another interface than the honest ones; shared port: by the same one, where both go through one ring of 256 frames before any program sees them; what the ring had no room for is overrun, and not lost by the engine",
 	"subscribers are those besides the publisher, which gets an ECHO for each datagram from xdp and socket",
 	"with losses, ns per copy is of the copies that arrived",
 	"a copy occupies 1224 bytes of a line: frame, FCS, preamble and gap",

@@ -34,7 +34,7 @@ func exampleResult() *Result {
 		Joins:     []Joins{{Engine: XDP, Stayers: 1000, Batch: 1, Changes: 512, JoinRate: 600, LeaveRate: 700}},
 		Memory:    []Memory{{Engine: XDP, Subscribers: 1000, Maps: 43 << 20, PerSubscriber: 300}},
 		Drop:      []Drop{{XDP, "no_session", 50}},
-		Flood:     []Flood{{Engine: XDP, Subscribers: 64, Hostile: 1e6, Refused: 1e6, Honest: 2000, Lost: 640, LostShare: 0.005}, {Engine: XDP, Shared: true, Subscribers: 64}},
+		Flood:     []Flood{{Engine: XDP, Subscribers: 64, Hostile: 1e6, Refused: 1e6 - 5, Overrun: 7, Honest: 2000, HonestOverrun: 2, Lost: 640, LostShare: 0.005}, {Engine: XDP, Shared: true, Subscribers: 64}},
 	}
 	r.compareBare(1)
 	r.compareBare(1000)
@@ -81,7 +81,7 @@ func TestTable(t *testing.T) {
 		"1000 xdp 30 1200 60 % 0",
 		"1 lone 1 2500 5000 2 1.04 0",
 		"xdp no_session 50",
-		"xdp own 64 0 1000000 1000000 0 0 2000 640 0.5 %",
+		"xdp own 64 0 1000000 999995 7 0 0 2000 2 640 0.5 %",
 		"xdp shared 64 ",
 	} {
 		require.Contains(t, squeezed, want)
@@ -122,6 +122,28 @@ func TestCurves(t *testing.T) {
 	require.Len(t, curves[0].points, 2)
 	require.Equal(t, 450.0, curves[0].points[1].Y, "the larger burst counts")
 	require.Equal(t, 2500.0, curves[1].points[0].Y, "not that of the second measurement")
+}
+
+// TestFloodLose: what the ring lost is not the engine's loss, and what the ring cannot
+// have lost is.
+func TestFloodLose(t *testing.T) {
+	for _, x := range []struct {
+		accepted, overrun, copies, honestOverrun uint64
+		lost                                     int64
+	}{
+		{100, 0, 1000, 0, 0},
+		{100, 50, 990, 0, 10},  // the ring lost hostile datagrams only
+		{97, 50, 970, 3, 0},    // and honest ones
+		{97, 50, 960, 3, 10},   // and the engine a few copies
+		{90, 4, 900, 4, 60},    // the ring lost 4, the engine did not take 6
+		{90, 0, 900, 0, 100},   // the engine did not take 10
+		{101, 0, 1010, 0, -10}, // more than were sent
+	} {
+		f := Flood{Honest: 100, Subscribers: 10}
+		f.lose(x.accepted, x.overrun, x.copies)
+		require.Equal(t, x.honestOverrun, f.HonestOverrun, "%+v", x)
+		require.Equal(t, x.lost, f.Lost, "%+v", x)
+	}
 }
 
 func TestLineDelay(t *testing.T) {

@@ -39,13 +39,13 @@ func (r *Result) Table(out io.Writer) error {
 		{"refused datagram", "engine verdict ns", cells(r.Drop, func(x Drop) []any {
 			return []any{x.Engine, x.Verdict, x.Nanoseconds}
 		})},
-		{"hostile flood", "engine port subscribers hostile/s hostile refused leaked honest/s honest lost lost-share", cells(r.Flood, func(x Flood) []any {
+		{"hostile flood", "engine port subscribers hostile/s hostile refused overrun leaked honest/s honest honest-overrun lost lost-share", cells(r.Flood, func(x Flood) []any {
 			port := "own"
 			if x.Shared {
 				port = "shared"
 			}
-			return []any{x.Engine, port, x.Subscribers, x.HostileRate, x.Hostile, x.Refused, x.Leaked, x.HonestRate, x.Honest,
-				x.Lost, percent(float64(x.LostShare))}
+			return []any{x.Engine, port, x.Subscribers, x.HostileRate, x.Hostile, x.Refused, x.Overrun, x.Leaked, x.HonestRate, x.Honest,
+				x.HonestOverrun, x.Lost, percent(float64(x.LostShare))}
 		})},
 		{"not measured", "engine subscribers what why", cells(r.Failed, func(x Failed) []any {
 			n := any("-")
