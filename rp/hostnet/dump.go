@@ -19,6 +19,10 @@ const (
 	dumpPause = 10 * time.Millisecond // between two tries
 )
 
+// Disturb is for tests of those who use lists: where it is set and returns true, a list counts
+// as interrupted. It is set before the first list.
+var Disturb func() bool
+
 // Dump returns a list of the kernel. The kernel interrupts a list when an element changes
 // meanwhile (NLM_F_DUMP_INTR): the list is then asked for again. One that is
 // interrupted each time is returned as far as it came, with an error that is
@@ -29,6 +33,9 @@ func Dump[T any](list func() ([]T, error)) (all []T, err error) {
 			time.Sleep(dumpPause)
 		}
 		all, err = list()
+		if err == nil && Disturb != nil && Disturb() {
+			err = netlink.ErrDumpInterrupted
+		}
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return all, err
 		}
