@@ -167,7 +167,9 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	log.Info("rpd starts", "version", version, "config", path)
 	if err := host.AwaitAddress(ctx, cfg.Node.Address, addressWait, func(why string) {
 		log.Warn("waiting for the address", "address", cfg.Node.Address, "reason", why, "at_most", addressWait)
-	}); err != nil {
+	}); ctx.Err() != nil {
+		return nil // stopped before it began
+	} else if err != nil {
 		return fmt.Errorf("address %w", err)
 	}
 	var listener net.Listener
