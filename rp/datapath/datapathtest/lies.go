@@ -68,8 +68,17 @@ var lies = []liar{
 	}},
 }
 
-// stride is from a sequence beyond the newest to the next that is tried: of many, one in each word.
-func stride(i uint64) uint64 { return 1 + min(i/64, 1)*31 }
+// stride is from a sequence beyond the newest to the next that is tried: all of two words of the window, then one in each
+// word, and beyond the window a few.
+func stride(i uint64) uint64 {
+	switch {
+	case i < 64:
+		return 1
+	case i < auth.WindowSize:
+		return 32
+	}
+	return 512
+}
 
 // say receives what evil says, whatever the engine makes of it.
 func (w *world) say(evil int, p *packet) {
