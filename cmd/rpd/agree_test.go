@@ -240,11 +240,12 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 		{name: "veth without GRO at the far end", set: func(s *site) {
 			s.usual()
 			s.in(s.far, func() { s.gro("vb", false) })
-		}, engine: "xdp", says: "ethtool -K DEV gro on"},
+		}, engine: "socket", says: "ethtool -K DEV gro on"},
 		{name: "veth without GRO at the far end, and no router", set: func(s *site) {
 			s.usual()
 			s.in(s.far, func() { s.gro("vb", false) })
 			s.hostArg = nil
+			s.edit(`engine = "auto"`, `engine = "xdp"`)
 		}, engine: "xdp", says: "ethtool -K DEV gro on"},
 		{name: "default route by another device", set: func(s *site) {
 			s.usual()
@@ -345,6 +346,21 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 			s.edit(`engine = "auto"`, `engine = "socket"`)
 			s.write()
 		}, says: "start rpd with the [datapath] pin that it had, or remove that directory"},
+		{name: "the datapath of a dead rpd, pins read-only", set: func(s *site) {
+			s.usual()
+			s.killed()
+			require.NoError(s.t, unix.Mount("", s.dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+		}, says: "nothing can be changed where it is pinned"},
+		{name: "the datapath of a dead rpd, pins read-only, engine socket", set: func(s *site) {
+			s.usual()
+			s.edit(`engine = "auto"`, `engine = "socket"`)
+			s.write()
+			socket := s.config
+			s.edits = nil
+			s.killed()
+			s.config = socket
+			require.NoError(s.t, unix.Mount("", s.dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+		}, says: "nothing can be changed where it is pinned"},
 		{name: "another rpd", set: func(s *site) {
 			s.usual()
 			s.write()

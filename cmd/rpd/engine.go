@@ -45,6 +45,11 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 		}
 	}
 	e, err := openXDP(c, opt)
+	if err == nil && cfg.Engine == "auto" && e.Adopted() == nil { // an adopted one may have peers by another way
+		if err = noService(e); err != nil {
+			e.Close()
+		}
+	}
 	if err == nil {
 		choice, why := rp.Choice{Reason: "configured"}, "configured"
 		if cfg.Engine == "auto" {
@@ -56,8 +61,8 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 	if cfg.Engine == "xdp" {
 		return nil, rp.Choice{}, err
 	}
-	if opt.Pin != "" {
-		dir, unknown := xdp.Left(opt.Pin, c.Addr)
+	if cfg.Pin != "" {
+		dir, unknown := xdp.Left(cfg.Pin, c.Addr)
 		if unknown != nil {
 			return nil, rp.Choice{}, fmt.Errorf("%w; whether a datapath is pinned that forwards is not known: %w", err, unknown)
 		}
@@ -66,6 +71,16 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 		}
 	}
 	return openSocket(cfg, c, err, log)
+}
+
+// noService says why the engine serves nobody, nil if it may serve somebody.
+func noService(e *xdp.Engine) error {
+	for _, l := range e.Lacks() {
+		if l.NoService {
+			return fmt.Errorf("xdp engine: %s: %s", l.What, l.Why)
+		}
+	}
+	return nil
 }
 
 // openSocket opens the socket engine: as configured, or because the XDP engine does not run.

@@ -45,8 +45,9 @@ const MaxUpstreams = 6
 // ErrClosed is returned by every method of an Engine after Close.
 var ErrClosed = errors.New("datapath: engine closed")
 
-// ErrNoWay is returned by Probe when copies to an endpoint cannot leave by the engine:
-// there is no route, or one by a device that is none of the engine's.
+// ErrNoWay is returned by Probe and Hello when copies to an endpoint cannot leave by the
+// engine: there is no route, or one by a device that is none of the engine's, or that takes
+// no copies.
 var ErrNoWay = errors.New("no way for copies")
 
 // ErrOverRate is returned by Resend when new datagrams need what all copies may take.
@@ -432,7 +433,8 @@ type Engine interface {
 	// scope that the group is replicated to.
 	Heartbeat(HeartbeatScope) error
 
-	// Hello sends a hello on a mesh session.
+	// Hello sends a hello on a mesh session. With an error that wraps ErrNoWay copies cannot
+	// leave, and the other RP must not hear that the link is there.
 	Hello(session ids.Session, hello [wire.HelloSize]byte) error
 
 	// Resend sends datagrams that Config.Cache got to one session, with its index

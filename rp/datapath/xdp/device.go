@@ -26,6 +26,7 @@ type device struct {
 	link  link.Link
 
 	attachment uint32 // number of the attachment
+	refuses    error  // what takesFrames said last
 }
 
 // What is used of the kernel's netdev family (Documentation/netlink/specs/netdev.yaml).
@@ -109,10 +110,11 @@ func (e *Engine) attach(i int, name string) error {
 		xdp.Close()
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
 	}
-	e.setDevice(i, &device{name: name, index: attrs.Index, mac: mac(attrs.HardwareAddr), link: xdp})
-	if err := e.devices[i].takesFrames(); err != nil {
-		e.opt.Log.Warn("copies cannot leave by a device", "reason", err)
+	d := &device{name: name, index: attrs.Index, mac: mac(attrs.HardwareAddr), link: xdp}
+	if d.refuses = d.takesFrames(); d.refuses != nil {
+		e.opt.Log.Warn("copies cannot leave by a device", "reason", d.refuses)
 	}
+	e.setDevice(i, d)
 	return nil
 }
 

@@ -130,6 +130,23 @@ func (e *Engine) serves(ifindex int) error {
 	return nil
 }
 
+// noteWay notes for Hello whether copies to an RP can leave.
+func (e *Engine) noteWay(s *session) {
+	link := s.at.Path().Link
+	if s.Role != datapath.Mesh || link == 0 {
+		return
+	}
+	err := e.serves(link)
+	if err == nil {
+		err = e.devices[e.number(link)].refuses
+	}
+	if err == nil {
+		s.state.noWay.Store(nil)
+		return
+	}
+	s.state.noWay.Store(new(err.Error()))
+}
+
 // Await implements datapath.Stager: it waits for the ND entries of those that were added,
 // for a short time. Receivers without one are served as soon as they answer, and their
 // copies count as send errors until then.

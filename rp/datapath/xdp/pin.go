@@ -58,16 +58,25 @@ func Occupant(root string, addr netip.AddrPort, device string) (dir string, err 
 }
 
 // Taken returns an error when the programs of a dead rpd take what comes by one of some devices
-// for an address and port, and are not pinned below root: then they can be neither adopted nor
-// taken down from here. Their pair of interfaces tells of them: to look at programs takes more
+// for an address and port, and are not pinned below root, or where nothing can be changed: then
+// they can be neither adopted nor taken down from here. Their pair of interfaces tells of them: to look at programs takes more
 // privileges than rpd has.
 func Taken(root string, addr netip.AddrPort, devices []string) error {
 	pair := pindir.EndpointName(addr) + "a"
 	if _, err := netlink.LinkByName(pair); err != nil {
 		return nil
 	}
-	if there, err := pindir.Exists(root, addr); there || err != nil {
+	there, err := pindir.Exists(root, addr)
+	if err != nil {
 		return err
+	}
+	cure := "start rpd with the [datapath] pin that it had, or remove that directory"
+	if there {
+		err := CheckPin(root)
+		if err == nil {
+			return nil
+		}
+		cure = fmt.Sprintf("nothing can be changed where it is pinned (%v): cure that", err)
 	}
 	conn, err := listen(addr)
 	if err != nil {
@@ -80,9 +89,8 @@ func Taken(root string, addr netip.AddrPort, devices []string) error {
 			continue
 		}
 		if x := l.Attrs().Xdp; x != nil && x.Attached {
-			return fmt.Errorf("the XDP program of a dead rpd on %s takes the datagrams for %v, as its pair of interfaces %s tells: "+
-				"start rpd with the [datapath] pin that it had, or remove that directory; if the program is of somebody else: ip link del %s",
-				name, addr, pair, pair)
+			return fmt.Errorf("the XDP program of a dead rpd on %s takes the datagrams for %v, as its pair of interfaces %s tells: %s; if the program is of somebody else: ip link del %s",
+				name, addr, pair, cure, pair)
 		}
 	}
 	return nil

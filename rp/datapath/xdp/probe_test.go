@@ -103,9 +103,26 @@ func TestXDPProbeFailsWithCopies(t *testing.T) {
 		require.True(t, lacks[0].NoService, "it is the only device")
 	}
 	require.Empty(t, n.take(t, s.Addr()))
+
+	// An RP there must not hear that the link is there.
+	require.NoError(t, e.Apply(datapath.Change{Add: []datapath.Session{{
+		Index: 2, Role: datapath.Mesh, Addr: n.addr, SendSession: 1,
+	}}}))
+	told := len(s.Stats().Lacks) > 0 // before Linux 6.3 the kernel does not
+	err = e.Hello(2, [wire.HelloSize]byte{})
+	require.Equal(t, told, errors.Is(err, datapath.ErrNoWay), "%v", err)
+	one := func() bool { return len(n.take(t, s.Addr())) == 1 }
+	if told {
+		require.Empty(t, n.take(t, s.Addr()))
+	} else {
+		require.Eventually(t, one, 10*time.Second, time.Millisecond)
+	}
 	poll(true)
+	require.Empty(t, s.Stats().Lacks)
+	require.NoError(t, e.Hello(2, [wire.HelloSize]byte{}))
+	require.Eventually(t, one, 10*time.Second, time.Millisecond)
 	require.NoError(t, s.Probe(n.addr, [wire.NonceSize]byte{2}, 256))
-	require.Eventually(t, func() bool { return len(n.take(t, s.Addr())) == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, one, 10*time.Second, time.Millisecond)
 	require.Empty(t, s.Stats().Lacks)
 }
 

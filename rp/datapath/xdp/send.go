@@ -79,13 +79,21 @@ func (e *Engine) Hello(index ids.Session, hello [wire.HelloSize]byte) error {
 	}
 	var s *session
 	var sequence uint64
+	var noWay *string
 	e.table.withState(index, func(found *session, state *bpf.RpSessionState) {
-		if found.Role == datapath.Mesh {
-			s, sequence = found, atomic.AddUint64(&state.Hellos, 1)
+		if found.Role != datapath.Mesh {
+			return
+		}
+		s = found
+		if noWay = s.state.noWay.Load(); noWay == nil {
+			sequence = atomic.AddUint64(&state.Hellos, 1)
 		}
 	})
 	if s == nil {
 		return fmt.Errorf("hello: no mesh session %08x", index)
+	}
+	if noWay != nil {
+		return fmt.Errorf("hello on session %08x: %w: %s", index, datapath.ErrNoWay, *noWay)
 	}
 	b := wire.NewHello(s.SendSession, sequence, hello)
 	wire.SetHopTag(b[:], s.SendKey.HopTag(b[:]))

@@ -74,8 +74,8 @@ func (e *Engine) lacking() []datapath.Lack {
 		if d == nil {
 			continue
 		}
-		if err := d.takesFrames(); err != nil {
-			lacks = append(lacks, datapath.Lack{What: "copies by " + d.name, Why: err.Error()})
+		if d.refuses = d.takesFrames(); d.refuses != nil {
+			lacks = append(lacks, datapath.Lack{What: "copies by " + d.name, Why: d.refuses.Error()})
 			continue
 		}
 		ways++
@@ -85,6 +85,7 @@ func (e *Engine) lacking() []datapath.Lack {
 	}
 	strayed, by := 0, 0
 	for _, s := range e.table.sessions {
+		e.noteWay(s)
 		if link := s.at.Path().Link; link != 0 && e.number(link) < 0 {
 			strayed, by = strayed+1, link
 		}

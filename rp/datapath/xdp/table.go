@@ -64,7 +64,8 @@ type session struct {
 // sessionState outlives a replacement with the same key.
 type sessionState struct {
 	element uint32
-	copies  atomic.Uint64 // by slices that are gone, and by the socket
+	copies  atomic.Uint64          // by slices that are gone, and by the socket
+	noWay   atomic.Pointer[string] // why copies cannot leave, nil when they can; of RPs
 }
 
 // stream is the state of one (ingress RP, group).
@@ -236,6 +237,7 @@ func (e *Engine) apply(c datapath.Change) error {
 			refused.Session(s.Index, fmt.Errorf("%w: %w", datapath.ErrNoRoom, err))
 			continue
 		}
+		t.e.noteWay(s)
 		all = append(all, made{
 			func() { t.readd(s.Index, old) },
 			func(b *arrears) error { return b.session(t, s.Index, old, s) },
