@@ -302,6 +302,7 @@ func TestXDPAdoptsWhileNetworkChanges(t *testing.T) {
 	}
 	y.exact(c.sessions, 1)
 	kill()
+	t.Logf("%d adoptions, %d datagrams to %d sessions", *adoptions, c.sent, n)
 }
 
 // The kernel forwards when the process is killed, another process goes on where it
