@@ -250,15 +250,45 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 		{name: "default route by another device", set: func(s *site) {
 			s.usual()
 			s.edit("devices = []", `devices = ["va"]`)
+			s.other()
 			s.in(s.near, func() {
-				require.NoError(s.t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v2"}, PeerName: "v3"}))
-				s.address("v2", "2001:db8:2::1/64", unix.IFA_F_NODAD)
-				s.up("v2")
-				s.up("v3")
 				require.NoError(s.t, netlink.RouteAdd(&netlink.Route{Gw: netip.MustParseAddr("2001:db8:2::2").AsSlice()}))
 			})
 			s.hostArg = nil
 		}, engine: "xdp", check: "name v2 in [datapath] devices"},
+		{name: "address and default route at another device", set: func(s *site) {
+			s.usual()
+			s.other()
+			s.in(s.near, func() {
+				require.NoError(s.t, netlink.RouteAdd(&netlink.Route{Gw: netip.MustParseAddr("2001:db8:1::a").AsSlice()}))
+			})
+			s.edit("devices = []", `devices = ["v2"]`)
+			s.hostArg = nil
+		}, engine: "socket", says: "the address 2001:db8:1::1 is at va, the default route leaves by va, and [datapath] devices are v2 alone; name va"},
+		{name: "address and default route at another device, engine xdp", set: func(s *site) {
+			s.usual()
+			s.other()
+			s.in(s.near, func() {
+				require.NoError(s.t, netlink.RouteAdd(&netlink.Route{Gw: netip.MustParseAddr("2001:db8:1::a").AsSlice()}))
+			})
+			s.edit("devices = []", `devices = ["v2"]`)
+			s.edit(`engine = "auto"`, `engine = "xdp"`)
+		}, says: "the default route leaves by va"},
+		{name: "address at a bridge, its port named", set: func(s *site) {
+			s.in(s.near, func() {
+				require.NoError(s.t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
+				va, err := netlink.LinkByName("va")
+				require.NoError(s.t, err)
+				br0, err := netlink.LinkByName("br0")
+				require.NoError(s.t, err)
+				require.NoError(s.t, netlink.LinkSetMaster(va, br0))
+				s.address("br0", "2001:db8:1::1/64", unix.IFA_F_NODAD)
+				s.up("br0")
+				s.up("va")
+			})
+			s.edit("devices = []", `devices = ["va"]`)
+			s.hostArg = nil
+		}, engine: "socket", says: "is at br0 (bridge), a device above va: its datagrams come and go by br0; name br0"},
 		{name: "jumbo MTU", set: func(s *site) {
 			s.in(s.near, func() { s.mtu("va", 9000) })
 			s.in(s.far, func() { s.mtu("vb", 9000) })
@@ -386,6 +416,17 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 			}
 		})
 	}
+}
+
+// other makes one more device, v2, which leads nowhere.
+func (s *site) other() {
+	s.in(s.near, func() {
+		require.NoError(s.t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v2"}, PeerName: "v3"}))
+		s.address("v2", "2001:db8:2::1/64", unix.IFA_F_NODAD)
+		s.gro("v3", true)
+		s.up("v2")
+		s.up("v3")
+	})
 }
 
 func (s *site) mtu(name string, mtu int) {

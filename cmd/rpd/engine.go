@@ -45,8 +45,13 @@ func openEngine(cfg *config.Datapath, c datapath.Config, log *slog.Logger) (data
 		}
 	}
 	e, err := openXDP(c, opt)
-	if err == nil && cfg.Engine == "auto" && e.Adopted() == nil { // an adopted one may have peers by another way
-		if err = noService(e); err != nil {
+	if err == nil && e.Adopted() == nil { // an adopted one may have peers by another way
+		if err = host.Misplaced(c.Addr.Addr(), devices); err != nil {
+			err = fmt.Errorf("xdp engine: %w", err)
+		} else if cfg.Engine == "auto" {
+			err = noService(e)
+		}
+		if err != nil {
 			e.Close()
 		}
 	}

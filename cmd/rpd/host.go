@@ -112,6 +112,10 @@ func checkHost(ctx context.Context, cfg *config.Config, peer netip.Addr, stdout 
 		note("xdp engine", err, "")
 		return report, runs, lacks
 	}
+	if err := host.Misplaced(addr.Addr(), devices); err != nil {
+		note("device", err, "")
+		return report, runs, lacks
+	}
 	for _, device := range devices {
 		if cfg.Datapath.Pin == "" || xdp.CheckPin(cfg.Datapath.Pin) != nil {
 			break

@@ -109,6 +109,64 @@ func TestBasicsDevices(t *testing.T) {
 	require.ErrorContains(t, r.Err(), "mdcs-none of [datapath] devices")
 }
 
+// TestMisplaced has the address at a device, above it, beside it and at none that matters.
+func TestMisplaced(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	done := make(chan struct{})
+	go func() { // on a thread that ends with its namespace
+		defer close(done)
+		runtime.LockOSThread()
+		ns, err := netns.New()
+		require.NoError(t, err)
+		defer ns.Close()
+		index := func(name string) int {
+			l, err := netlink.LinkByName(name)
+			require.NoError(t, err)
+			return l.Attrs().Index
+		}
+		add := func(l netlink.Link, addr string) {
+			if _, err := netlink.LinkByName(l.Attrs().Name); err != nil {
+				require.NoError(t, netlink.LinkAdd(l))
+			}
+			require.NoError(t, netlink.LinkSetUp(l))
+			a, err := netlink.ParseAddr(addr)
+			require.NoError(t, err)
+			a.Flags = unix.IFA_F_NODAD
+			require.NoError(t, netlink.AddrAdd(l, a))
+		}
+		named := func(name string) netlink.LinkAttrs { return netlink.LinkAttrs{Name: name} }
+		add(&netlink.Device{LinkAttrs: named("lo")}, "2001:db8:9::1/128")
+		add(&netlink.Veth{LinkAttrs: named("va"), PeerName: "vb"}, "2001:db8:1::1/64")
+		add(&netlink.Veth{LinkAttrs: named("vc"), PeerName: "vd"}, "2001:db8:2::1/64")
+		for _, name := range []string{"vb", "vd"} {
+			require.NoError(t, netlink.LinkSetUp(&netlink.Device{LinkAttrs: named(name)}))
+		}
+		above := named("above")
+		above.ParentIndex = index("va")
+		add(&netlink.Macvlan{LinkAttrs: above, Mode: netlink.MACVLAN_MODE_BRIDGE}, "2001:db8:3::1/64")
+
+		misplaced := func(addr string, devices ...string) error { return Misplaced(netip.MustParseAddr(addr), devices) }
+		require.ErrorContains(t, misplaced("2001:db8:3::1", "vc", "va"), "is at above (macvlan), a device above va: its datagrams come and go by above; name above in")
+		require.NoError(t, misplaced("2001:db8:3::1", "above"))
+		require.NoError(t, misplaced("2001:db8:2::1", "va"), "no default route: it may be a router")
+		require.NoError(t, misplaced("2001:db8:2::1", "vd"), "the other end of a pair is not above it")
+		require.NoError(t, misplaced("2001:db8:dead::1", "va"), "the engine says that nobody has it")
+		require.NoError(t, misplaced("2001:db8:2::1", "none"), "the engine says that it is not there")
+
+		require.NoError(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index("vc"), Gw: netip.MustParseAddr("2001:db8:2::2").AsSlice()}))
+		require.EqualError(t, misplaced("2001:db8:2::1", "va"),
+			`the address 2001:db8:2::1 is at vc, the default route leaves by vc, and [datapath] devices are va alone; `+
+				`name vc in [datapath] devices, or, if it takes no XDP program, set engine = "socket"`)
+		require.NoError(t, misplaced("2001:db8:2::1", "va", "vc"))
+		require.NoError(t, misplaced("2001:db8:1::1", "vc"), "a way out is enough")
+		require.NoError(t, misplaced("2001:db8:1::1", "va"), "a link with peers is enough")
+		require.NoError(t, misplaced("2001:db8:9::1", "va"), "an address of lo is reached by any device")
+	}()
+	<-done
+}
+
 // A pair of virtual devices tells 10 Gbit/s, the loopback device no speed.
 func TestXDPSpeed(t *testing.T) {
 	_, ok := Speed("lo")
