@@ -124,7 +124,7 @@ compare: deps-net all ## compare mDCS with gossip and ideal multicast in ten ASe
 	build/mdcs testnet compare $(COMPAREFLAGS)
 
 .PHONY: evaluate
-evaluate: deps-net all geth-direct ## likewise, all modes, several seeds, and once more at half the rate (root)
+evaluate: deps-net all geth-direct ## compare in all modes, with several seeds, and once more at half the rate (root)
 	build/mdcs testnet compare --preset full --name full $(COMPAREFLAGS)
 
 ## Tests

@@ -32,7 +32,11 @@ func hostCommand(stdout io.Writer) *cli.Command {
 			Usage: "tell what the XDP engine needs and does not find, and send frames through the device and back to prove it",
 			Flags: []cli.Flag{configFlag, peerFlag},
 			Action: func(c *cli.Context) error {
-				cfg, err := config.Load(c.String(configFlag.Name))
+				file, err := configFile(c)
+				if err != nil {
+					return err
+				}
+				cfg, err := config.Load(file)
 				if err != nil {
 					return err
 				}

@@ -51,7 +51,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-var configFlag = &cli.StringFlag{Name: "config", Usage: "configuration `FILE`", Required: true}
+var configFlag = &cli.StringFlag{Name: "config", Usage: "configuration `FILE`"}
+
+// configFile returns the flag. It is not a required flag: the library would ask each command for
+// it, and print all the help above the error.
+func configFile(c *cli.Context) (string, error) {
+	if !c.IsSet(configFlag.Name) {
+		return "", fmt.Errorf("--%s FILE is missing", configFlag.Name)
+	}
+	return c.String(configFlag.Name), nil
+}
 
 func newApp(stdout, stderr io.Writer) *cli.App {
 	return &cli.App{
@@ -62,16 +71,16 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:       stderr,
 		HideHelpCommand: true,
 		ExitErrHandler:  func(*cli.Context, error) {}, // run reports the error
-		// Not required here: it would be asked of the commands as well.
-		Flags: []cli.Flag{&cli.StringFlag{Name: configFlag.Name, Usage: configFlag.Usage}},
+		Flags:           []cli.Flag{configFlag},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return fmt.Errorf("unknown command %q", c.Args().First())
 			}
-			if !c.IsSet(configFlag.Name) {
-				return fmt.Errorf("--%s is missing", configFlag.Name)
+			file, err := configFile(c)
+			if err != nil {
+				return err
 			}
-			return serve(c.Context, c.String(configFlag.Name), stderr)
+			return serve(c.Context, file, stderr)
 		},
 		Commands: []*cli.Command{
 			hostCommand(stdout),
@@ -133,7 +142,11 @@ func load(path string) (*config.Config, error) {
 
 // printRecord prints the node record of a configuration in some form.
 func printRecord(c *cli.Context, stdout io.Writer, form func(*enode.Node) string) error {
-	cfg, err := config.Load(c.String(configFlag.Name))
+	file, err := configFile(c)
+	if err != nil {
+		return err
+	}
+	cfg, err := config.Load(file)
 	if err != nil {
 		return err
 	}

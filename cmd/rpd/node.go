@@ -199,7 +199,7 @@ func loadKey(path string) (*ecdsa.PrivateKey, error) {
 	key, err := crypto.LoadECDSA(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		if err != nil {
-			err = fmt.Errorf("node key %s: %w", path, err)
+			err = fmt.Errorf("[node] key_file %s: %w", path, err)
 		}
 		return key, err
 	}
