@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"sync"
@@ -178,12 +179,14 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	log.Info("rpd starts", "version", version, "config", path)
-	if err := host.AwaitAddress(ctx, cfg.Node.Address, addressWait, func(why string) {
-		log.Warn("waiting for the address", "address", cfg.Node.Address, "reason", why, "at_most", addressWait)
-	}); ctx.Err() != nil {
-		return nil // stopped before it began
-	} else if err != nil {
-		return fmt.Errorf("address %w", err)
+	for _, addr := range addresses(cfg) {
+		if err := host.AwaitAddress(ctx, addr, addressWait, func(why string) {
+			log.Warn("waiting for the address", "address", addr, "reason", why, "at_most", addressWait)
+		}); ctx.Err() != nil {
+			return nil // stopped before it began
+		} else if err != nil {
+			return fmt.Errorf("address %w", err)
+		}
 	}
 	var listener net.Listener
 	if cfg.Admin.Listen != "" { // before the datapath of an rpd before is adopted: it may fail
@@ -235,6 +238,18 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	point.Drain(drain)
 	log.Info("rpd stops")
 	return nil
+}
+
+// addresses returns those that rpd needs of its host.
+func addresses(cfg *config.Config) []netip.Addr {
+	all := []netip.Addr{cfg.Node.Address}
+	if cfg.Admin.Listen == "" {
+		return all
+	}
+	if a, err := net.ResolveTCPAddr("tcp", cfg.Admin.Listen); err == nil && a.IP != nil { // else admin.Listen says what is wrong
+		all = append(all, a.AddrPort().Addr().Unmap())
+	}
+	return all
 }
 
 var _ metrics.Source = (*rp.RP)(nil)

@@ -5,6 +5,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -223,9 +224,13 @@ func device(addr netip.Addr) (netlink.Link, error) {
 
 // find returns an address of this host, nil when it has no such one.
 func find(addr netip.Addr) (*netlink.Addr, error) {
-	all, err := hostnet.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
+	family := netlink.FAMILY_V6
+	if addr.Is4() {
+		family = netlink.FAMILY_V4
+	}
+	all, err := hostnet.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 	for i := range all { // of an interrupted list, too
-		if ip, ok := netip.AddrFromSlice(all[i].IP); ok && ip == addr {
+		if ip, ok := netip.AddrFromSlice(all[i].IP); ok && ip.Unmap() == addr.WithZone("") {
 			return &all[i], nil
 		}
 	}
@@ -241,14 +246,18 @@ func find(addr netip.Addr) (*netlink.Addr, error) {
 func AwaitAddress(ctx context.Context, addr netip.Addr, timeout time.Duration, say func(why string)) error {
 	end := time.Now().Add(timeout)
 	for said := false; ; {
-		conn, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)))
 		if err == nil {
 			return conn.Close()
 		}
-		if !errors.Is(err, unix.EADDRNOTAVAIL) {
+		noZone := addr.Zone() != "" && errors.Is(err, unix.EINVAL) // the device is late
+		if !errors.Is(err, unix.EADDRNOTAVAIL) && !noZone {
 			return fmt.Errorf("%v: %w", addr, err)
 		}
-		why := "this host does not have it: ip -6 addr add " + addr.String() + "/64 dev DEV"
+		why := "this host does not have it"
+		if addr.Is6() {
+			why += fmt.Sprintf(": ip -6 addr add %v/64 dev %s", addr.WithZone(""), cmp.Or(addr.Zone(), "DEV"))
+		}
 		if a, err := find(addr); err == nil && a != nil {
 			why = "it is being checked for duplicates"
 			if a.Flags&unix.IFA_F_DADFAILED != 0 {

@@ -68,7 +68,7 @@ func TestAwaitAddress(t *testing.T) {
 		require.NoError(t, err)
 		defer ns.Close()
 		require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}))
-		for _, name := range []string{"v0", "v1"} {
+		for _, name := range []string{"v0", "v1", "lo"} { // without lo, IPv4 sockets can have any address
 			l, err := netlink.LinkByName(name)
 			require.NoError(t, err)
 			require.NoError(t, netlink.LinkSetUp(l))
@@ -80,6 +80,15 @@ func TestAwaitAddress(t *testing.T) {
 		said, err := wait("fd00::9", time.Millisecond)
 		require.ErrorContains(t, err, "this host does not have it")
 		require.Len(t, said, 1)
+		_, err = wait("192.0.2.9", time.Millisecond)
+		require.ErrorContains(t, err, "this host does not have it")
+		_, err = wait("fe80::9%v9", time.Millisecond)
+		require.ErrorContains(t, err, "this host does not have it: ip -6 addr add fe80::9/64 dev v9")
+		for _, addr := range []string{"::", "0.0.0.0"} {
+			said, err = wait(addr, time.Minute)
+			require.NoError(t, err)
+			require.Empty(t, said)
+		}
 
 		v0, err := netlink.LinkByName("v0")
 		require.NoError(t, err)
@@ -89,6 +98,9 @@ func TestAwaitAddress(t *testing.T) {
 		found, err := find(netip.MustParseAddr("fd00::1"))
 		require.NoError(t, err)
 		require.NotZero(t, found.Flags&unix.IFA_F_TENTATIVE, "the test comes too late")
+		said, err = wait("fe80::9%v0", time.Millisecond)
+		require.ErrorContains(t, err, "this host does not have it")
+		require.Len(t, said, 1)
 		said, err = wait("fd00::1", time.Minute)
 		require.NoError(t, err)
 		require.Equal(t, []string{"it is being checked for duplicates"}, said)
