@@ -77,6 +77,7 @@ func testSSM(t *testing.T, engine string) {
 	for _, n := range []*ssmNode{g2, g3, g4} {
 		n.awaitOffered(txs)
 	}
+	g1.eventually(func(st ethmcast.Status) bool { return st.Published >= txs && st.Duplicates >= txs })
 	group := netip.AddrPortFrom(proto.GroupAddr(proto.GroupID(ssmNetwork, ssmGenesis, proto.TopicTxs)), ssmGroupPort)
 	require.Equal(t, map[ssmFrame]int{
 		{wire.Data, group}:     txs, // serves g2 and g3, and g1 again
@@ -114,6 +115,7 @@ func testSSM(t *testing.T, engine string) {
 	for n, want := range map[*ssmNode]int64{g1: txs, g3: 2 * txs, g4: 2 * txs, late: txs} {
 		n.awaitOffered(want)
 	}
+	g2.eventually(func(st ethmcast.Status) bool { return st.Published >= txs })
 	require.Equal(t, map[ssmFrame]int{
 		{wire.Data, g1.data()}: txs, {wire.Data, g3.data()}: txs, {wire.Data, g4.data()}: txs, {wire.Data, late.data()}: txs,
 		{wire.Echo, g2.data()}: txs,
