@@ -97,17 +97,21 @@ func (v *vitals) sent(err error) {
 	v.unsent.Store(new(err.Error()))
 }
 
-// feelEngine asks the engine for its marks, and for what it runs without, every second
-// until ctx ends.
+// askEngine asks the engine for its marks, and for what it runs without.
+func (r *RP) askEngine() {
+	r.engine.Marks()
+	r.vitals.lacks.Store(new(r.engine.Lacks()))
+	r.vitals.engine.beat()
+}
+
+// feelEngine is askEngine every second until ctx ends.
 func (r *RP) feelEngine(ctx context.Context) {
 	ticker := time.NewTicker(turnInterval)
 	defer ticker.Stop()
 	for {
-		r.engine.Marks()
-		r.vitals.lacks.Store(new(r.engine.Lacks()))
-		r.vitals.engine.beat()
 		select {
 		case <-ticker.C:
+			r.askEngine()
 		case <-ctx.Done():
 			return
 		}
@@ -160,14 +164,12 @@ func (r *RP) Health() Health {
 			h.judgeMesh(&st)
 		}
 	}
-	if lacks := r.vitals.lacks.Load(); lacks != nil {
-		for _, l := range *lacks {
-			text := fmt.Sprintf("the engine runs without %s: %s", l.What, l.Why)
-			if l.NoService {
-				h.NotReady = append(h.NotReady, text)
-			} else {
-				h.Warnings = append(h.Warnings, text)
-			}
+	for _, l := range *r.vitals.lacks.Load() {
+		text := fmt.Sprintf("the engine runs without %s: %s", l.What, l.Why)
+		if l.NoService {
+			h.NotReady = append(h.NotReady, text)
+		} else {
+			h.Warnings = append(h.Warnings, text)
 		}
 	}
 	if c := r.Choice(); c.Fallback != "" {

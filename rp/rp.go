@@ -356,7 +356,7 @@ func (r *RP) start() error {
 	r.started = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
-	r.vitals.engine.beat()
+	r.askEngine()
 	r.vitals.mesh.beat()
 	r.vitals.heartbeats.beat()
 	r.wg.Go(func() { r.heartbeat(ctx) })
