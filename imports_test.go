@@ -51,6 +51,7 @@ var cores = append([]string{
 // shells are the other packages of ethmcast and rp: they have sockets, goroutines or clocks.
 var shells = []string{
 	mdcs + "/ethmcast",
+	mdcs + "/ethmcast/auth/authtest",
 	mdcs + "/ethmcast/discovery",
 	mdcs + "/ethmcast/discovery/discoverytest",
 	mdcs + "/ethmcast/ethmcasttest",

@@ -42,7 +42,7 @@ type sender struct {
 // streamState is what is known of a stream, whichever RP it comes from.
 type streamState struct {
 	keys   map[uint8]auth.Key // by epoch
-	epochs []uint8            // of these keys, in the order in which they came
+	epochs []uint8            // of these keys, in the order in which they came last
 	taken  auth.Stream
 	echoes auth.Window
 }
@@ -109,7 +109,8 @@ func (r *receiver) replace(keys []proto.GroupKey) {
 const epochsKept = 2
 
 // install adds a group key if there is room for its stream. The epochs that came last are kept, as
-// the RP that told of them does: what comes from it has these keys, whatever it was told before.
+// the RP that told of them does: what comes from it has these keys, whatever it was told before. An
+// epoch that comes again came last.
 func (r *receiver) install(k proto.GroupKey) {
 	s := k.Stream()
 	st := r.streams[s]
@@ -120,10 +121,8 @@ func (r *receiver) install(k proto.GroupKey) {
 		st = &streamState{keys: make(map[uint8]auth.Key)}
 		r.streams[s] = st
 	}
-	if _, known := st.keys[k.Epoch]; !known {
-		st.epochs = append(st.epochs, k.Epoch)
-	}
 	st.keys[k.Epoch] = k.Key
+	st.epochs = append(slices.DeleteFunc(st.epochs, func(epoch uint8) bool { return epoch == k.Epoch }), k.Epoch)
 	if len(st.epochs) > epochsKept {
 		delete(st.keys, st.epochs[0])
 		st.epochs = st.epochs[1:]

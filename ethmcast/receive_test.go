@@ -15,6 +15,7 @@ import (
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/auth/authtest"
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
@@ -390,38 +391,44 @@ func TestOwnCopyByChannel(t *testing.T) {
 	}
 }
 
-// The two epochs that the RP told of last are valid, across the wrap of the epoch's 8 bits.
+// The two epochs that the RP told of last are valid, each by the key that was told last.
 func TestReceiverEpochs(t *testing.T) {
-	r := newTestReceiver()
-	r.retire(testIngress)
-	for _, epoch := range []uint8{253, 254, 255, 0, 255} {
-		r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: epoch, Key: testGroupKey})
-	}
-	for epoch, want := range map[uint8]wire.Verdict{253: wire.NoKey, 254: wire.NoKey, 255: wire.Pass, 0: wire.Pass} {
-		b := datagram(func(h *wire.Header) { h.Epoch, h.Sequence = epoch, uint64(epoch)+100 }, nil)
-		if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, b); v != want {
-			t.Errorf("epoch %d: %v, want %v", epoch, v, want)
+	for _, test := range authtest.Epochs {
+		r := newTestReceiver()
+		r.retire(testIngress)
+		keys := make(map[uint8]auth.Key)
+		for i, epoch := range test.Told {
+			keys[epoch] = auth.Key{epoch, byte(i)}
+			r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: epoch, Key: keys[epoch]})
 		}
-	}
-	r.retire(testIngress)
-	if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, datagram(nil, nil)); v != wire.NoKey {
-		t.Errorf("retired ingress RP: %v", v)
+		for epoch, key := range keys {
+			b := datagram(func(h *wire.Header) { h.Epoch, h.Sequence = epoch, uint64(epoch)+100 }, func(b []byte) []byte {
+				wire.SetPayloadTag(b, key.PayloadTag(b))
+				wire.SetHopTag(b, testHopKey.HopTag(b))
+				return b
+			})
+			want := wire.NoKey
+			if slices.Contains(test.Kept, epoch) {
+				want = wire.Pass
+			}
+			if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, b); v != want {
+				t.Errorf("%s: epoch %d: %v, want %v", test.Name, epoch, v, want)
+			}
+		}
+		if r.retire(testIngress); r.streams[testStream] != nil {
+			t.Errorf("%s: a retired ingress RP has keys", test.Name)
+		}
 	}
 }
 
-// Epochs that another RP made up, upstream of the own one, end with those that are told after it is gone.
-func TestReceiverEpochsMadeUp(t *testing.T) {
+// An epoch that is told again has the key that is told then, and what was taken before stays taken.
+func TestReceiverEpochAgain(t *testing.T) {
 	r := newTestReceiver()
-	for _, epochs := range [][]uint8{{4, 5}, {100, 101}, {101, 5}, {5, 6}} {
-		for _, epoch := range epochs {
-			r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: epoch, Key: testGroupKey})
+	for _, want := range []wire.Verdict{wire.Pass, wire.Replayed} {
+		if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, datagram(nil, nil)); v != want {
+			t.Errorf("%v, want %v", v, want)
 		}
-		for _, epoch := range epochs {
-			b := datagram(func(h *wire.Header) { h.Epoch, h.Sequence = epoch, h.Sequence+uint64(epoch)*100+uint64(epochs[0]) }, nil)
-			if _, _, _, v := r.check(testNow, proto.ModeUnicast, testRP, b); v != wire.Pass {
-				t.Errorf("epoch %d of %v: %v", epoch, epochs, v)
-			}
-		}
+		r.install(proto.GroupKey{Ingress: testIngress, Group: testGroup, Epoch: 1, Key: testGroupKey})
 	}
 }
 

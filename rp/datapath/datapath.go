@@ -35,7 +35,7 @@ const (
 const HeartbeatGap = 100 * time.Millisecond
 
 // EpochsKept is the number of group keys kept for each (ingress RP, group): the
-// newest installed and the one before it.
+// one installed last and the one before it.
 const EpochsKept = 2
 
 // MaxUpstreams is how many neighbouring RPs may be upstreams of one ingress RP at
@@ -243,7 +243,7 @@ type Change struct {
 
 	// Keys installs group keys. The newest EpochsKept epochs of each (ingress RP,
 	// group) are accepted, in order of installation; installing an epoch again
-	// replaces its key.
+	// replaces its key and makes it the newest.
 	Keys []proto.GroupKey
 
 	// Add starts sessions. An index that is there already is replaced; with the

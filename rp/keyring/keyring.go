@@ -28,8 +28,8 @@ func New() *Ring {
 	return &Ring{keys: make(map[ids.Stream][]proto.GroupKey), groups: make(map[ids.Incarnation][]ids.Group)}
 }
 
-// Install adds keys. An epoch that is there already is replaced; an active key
-// makes the others of its (ingress RP, group) inactive.
+// Install adds keys. An epoch that is there already is replaced, and the newest one
+// then; an active key makes the others of its (ingress RP, group) inactive.
 func (r *Ring) Install(keys []proto.GroupKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -46,16 +46,12 @@ func (r *Ring) install(k proto.GroupKey) {
 			all[i].Active = false
 		}
 	}
-	if i := slices.IndexFunc(all, func(o proto.GroupKey) bool { return o.Epoch == k.Epoch }); i >= 0 {
-		all[i] = k
-		return
-	}
 	if len(all) == 0 {
 		of := r.groups[k.Ingress]
 		i, _ := slices.BinarySearch(of, k.Group)
 		r.groups[k.Ingress] = slices.Insert(of, i, k.Group)
 	}
-	all = append(all, k)
+	all = append(slices.DeleteFunc(all, func(o proto.GroupKey) bool { return o.Epoch == k.Epoch }), k)
 	if len(all) > datapath.EpochsKept {
 		all = slices.Delete(all, 0, 1)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/auth/authtest"
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 )
@@ -41,6 +42,26 @@ func TestEpochs(t *testing.T) {
 	require.Zero(t, first.Epoch)
 }
 
+// The epochs that came last are kept, oldest first, each by the key that came last.
+func TestEpochsKept(t *testing.T) {
+	for _, test := range authtest.Epochs {
+		r := New()
+		keys := make(map[uint8]proto.GroupKey)
+		for i, epoch := range test.Told {
+			k := key(1, 5, epoch, false)
+			k.Key[3] = byte(i)
+			keys[epoch] = k
+			r.Install([]proto.GroupKey{k})
+		}
+		var want []proto.GroupKey
+		for _, epoch := range test.Kept {
+			want = append(want, keys[epoch])
+		}
+		require.Equal(t, want, r.Of(1), test.Name)
+		require.Equal(t, want, r.Groups([]ids.Group{5}), test.Name)
+	}
+}
+
 func TestSelection(t *testing.T) {
 	r := New()
 	r.Install([]proto.GroupKey{key(2, 5, 0, true), key(1, 6, 0, true), key(1, 5, 0, true)})
@@ -56,6 +77,6 @@ func TestCopies(t *testing.T) {
 	r := New()
 	r.Install([]proto.GroupKey{key(1, 5, 0, true)})
 	before := r.Of(1)
-	r.Install([]proto.GroupKey{key(1, 5, 1, true)})
+	r.Install([]proto.GroupKey{key(1, 5, 1, true), key(1, 5, 0, false)})
 	require.Equal(t, []proto.GroupKey{key(1, 5, 0, true)}, before)
 }

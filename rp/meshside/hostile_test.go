@@ -652,9 +652,22 @@ func TestHeartbeatsForKeys(t *testing.T) {
 	})
 }
 
-// An ingress RP that changes its keys all the time has members told 8 times at once, and then each
+// An ingress RP that changes its keys, or their order, all the time has members told 8 times at once, and then each
 // 10 s, at all RPs. The newest keys count.
 func TestFloodOfKeys(t *testing.T) {
+	for name, keys := range map[string]func(ingress ids.Incarnation, i uint32) []proto.GroupKey{
+		"other keys": func(ingress ids.Incarnation, i uint32) []proto.GroupKey {
+			return []proto.GroupKey{{Ingress: ingress, Group: group, Epoch: uint8(i), Key: auth.Key{byte(i), byte(i >> 8), 9}}}
+		},
+		"another order": func(ingress ids.Incarnation, i uint32) []proto.GroupKey {
+			return []proto.GroupKey{{Ingress: ingress, Group: group, Epoch: uint8(i % 2)}, {Ingress: ingress, Group: group, Epoch: uint8(1 - i%2)}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) { testFloodOfKeys(t, keys) })
+	}
+}
+
+func testFloodOfKeys(t *testing.T, keys func(ingress ids.Incarnation, i uint32) []proto.GroupKey) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		p := n.chain(2)
@@ -666,10 +679,10 @@ func TestFloodOfKeys(t *testing.T) {
 			r.installer.take()
 		}
 		const seconds = 30
-		var last proto.GroupKey
+		var last []proto.GroupKey
 		for i := range uint32(seconds * 20) {
-			last = proto.GroupKey{Ingress: l.incarnation(), Group: group, Epoch: uint8(i), Key: auth.Key{byte(i), byte(i >> 8), 9}}
-			l.say(&mesh.Keys{ID: i + 1, Wait: 100, Keys: []proto.GroupKey{last}})
+			last = keys(l.incarnation(), i)
+			l.say(&mesh.Keys{ID: i + 1, Wait: 100, Keys: last})
 			time.Sleep(49 * time.Millisecond)
 		}
 		synctest.Wait()
@@ -683,7 +696,10 @@ func TestFloodOfKeys(t *testing.T) {
 		time.Sleep(rekeyEach + time.Second)
 		synctest.Wait()
 		for _, r := range p {
-			require.True(t, r.has(last))
+			r.engine.mu.Lock()
+			of := r.engine.keys[l.incarnation()]
+			r.engine.mu.Unlock()
+			require.Equal(t, last, of[len(of)-len(last):])
 		}
 	})
 }

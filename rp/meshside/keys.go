@@ -12,6 +12,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
+	"github.com/ethmcast/mdcs/rp/keyring"
 	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
@@ -205,7 +206,10 @@ func (s *Server) take(in *ingress) (version uint64) {
 	keys, before := in.offered[in.route.Parent], s.keys.Of(in.incarnation)
 	put := !in.takeAt.IsZero()
 	in.takeAt = time.Time{}
-	if slices.ContainsFunc(keys, func(k proto.GroupKey) bool { return !slices.Contains(before, k) }) {
+	after := keyring.New()
+	after.Install(before)
+	after.Install(keys)
+	if !slices.Equal(before, after.Of(in.incarnation)) { // other keys, or another order
 		if wait := in.changes.wait(s.now, rekeyBurst, rekeyEach); wait > 0 {
 			in.takeAt = s.now.Add(wait)
 			if s.counters.KeysDelayed++; !put {

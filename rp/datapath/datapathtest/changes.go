@@ -12,6 +12,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/auth/authtest"
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -75,18 +76,30 @@ func testChanges(t *testing.T, new New) {
 		p := w.packet(publisher)
 		compare(t, w.published(p, publisher, 1, rp, subscriber, reader), w.pass(p))
 	})
-	t.Run("the newest two epochs are valid", func(t *testing.T) {
-		w := newWorld(t, new)
-		w.apply(datapath.Change{Keys: []proto.GroupKey{w.key(incarnation, group, 0)}}) // follows 255
-		for i, e := range []uint8{epoch, 0} {
-			p := w.packet(publisher).seq(uint64(i) + 1)
-			p.header.Epoch, p.payloadKey = e, w.keys[keyID{incarnation, group, e}]
-			w.pass(p)
-		}
-		p := w.packet(publisher).seq(3)
-		p.header.Epoch, p.payloadKey = epoch-1, w.keys[keyID{incarnation, group, epoch - 1}]
-		w.drop(p, wire.NoKey)
-	})
+	for _, test := range authtest.Epochs {
+		t.Run("epochs: "+test.Name, func(t *testing.T) {
+			w := newWorld(t, new)
+			ingress := ingressOf(rp)
+			w.apply(datapath.Change{Retire: []ids.Incarnation{ingress}})
+			keys := make(map[uint8]auth.Key)
+			for i, e := range test.Told {
+				keys[e] = auth.Key{'e', e, byte(i)}
+				w.apply(datapath.Change{
+					Keys:   []proto.GroupKey{{Ingress: ingress, Group: group, Epoch: e, Key: keys[e]}},
+					Routes: []datapath.Route{w.route(ingress, []int{rp})},
+				})
+			}
+			for i, e := range slices.Sorted(maps.Keys(keys)) {
+				p := w.packet(rp).seq(uint64(i) + 1)
+				p.header.Epoch, p.payloadKey = e, keys[e]
+				if slices.Contains(test.Kept, e) {
+					compare(t, w.relayed(p, publisher, subscriber, reader), w.pass(p))
+				} else {
+					w.drop(p, wire.NoKey)
+				}
+			}
+		})
+	}
 	t.Run("an epoch that is installed again has the new key", func(t *testing.T) {
 		w := newWorld(t, new)
 		k := w.key(incarnation, group, epoch)
@@ -99,6 +112,12 @@ func testChanges(t *testing.T, new New) {
 		before := w.packet(publisher).seq(2)
 		before.header.Epoch, before.payloadKey = epoch-1, w.keys[keyID{incarnation, group, epoch - 1}]
 		w.pass(before)
+	})
+	t.Run("an epoch that is installed again keeps what was taken", func(t *testing.T) {
+		w := newWorld(t, new)
+		w.pass(w.packet(rp))
+		w.apply(datapath.Change{Keys: []proto.GroupKey{w.key(ingressOf(rp), group, epoch)}})
+		w.drop(w.packet(rp), wire.Replayed)
 	})
 	t.Run("a retired ingress is unknown, and new when it comes back", func(t *testing.T) {
 		w := newWorld(t, new)

@@ -220,12 +220,7 @@ func (t *table) install(k *proto.GroupKey) {
 		s = new(stream)
 		t.streams[id] = s
 	}
-	for i := range s.keys {
-		if s.keys[i].epoch == k.Epoch {
-			s.keys[i].key = k.Key
-			return
-		}
-	}
+	s.keys = slices.DeleteFunc(s.keys, func(have epochKey) bool { return have.epoch == k.Epoch })
 	s.keys = append(s.keys, epochKey{k.Epoch, k.Key})
 	if len(s.keys) > datapath.EpochsKept {
 		s.keys = s.keys[1:]

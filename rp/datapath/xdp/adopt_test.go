@@ -31,6 +31,7 @@ import (
 
 	"github.com/ethmcast/mdcs/bpf"
 	"github.com/ethmcast/mdcs/ethmcast/auth"
+	"github.com/ethmcast/mdcs/ethmcast/auth/authtest"
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
@@ -595,6 +596,32 @@ func TestXDPAdoptsSites(t *testing.T) {
 	}
 	e.table.expire(time.Now().Add(fanout.Quarantine))
 	require.Equal(t, int(e.objects.Egresses.MaxEntries())-1-len(sites), e.table.shares.Left())
+}
+
+// Who goes on with a datapath finds the epochs of a stream in the order in which they were told.
+func TestXDPAdoptsEpochs(t *testing.T) {
+	e := newBare(t, datapath.Config{Incarnation: testOwn})
+	streams := make(map[ids.Stream][]epochKey)
+	for i, test := range authtest.Epochs {
+		id := ids.Stream{Ingress: testOwn + 1 + ids.Incarnation(i), Group: testGroup}
+		keys := make(map[uint8]auth.Key)
+		for j, epoch := range test.Told {
+			keys[epoch] = auth.Key{epoch, byte(j)}
+			require.NoError(t, e.apply(datapath.Change{Keys: []proto.GroupKey{{Ingress: id.Ingress, Group: id.Group, Epoch: epoch, Key: keys[epoch]}}}))
+		}
+		for _, epoch := range test.Kept {
+			streams[id] = append(streams[id], epochKey{epoch, keys[epoch]})
+		}
+	}
+	cpus := e.table.cpus
+	e.table = newTable(e)
+	e.table.cpus = cpus
+	_, err := e.table.adoptStreams()
+	require.NoError(t, err)
+	require.Len(t, e.table.streams, len(streams))
+	for id, want := range streams {
+		require.Equal(t, want, e.table.streams[id].keys, authtest.Epochs[id.Ingress-testOwn-1].Name)
+	}
 }
 
 func requireProgram(t *testing.T, path string, want *ebpf.Program) {

@@ -660,13 +660,9 @@ func (t *table) install(k *proto.GroupKey) error {
 		s = &stream{id: id, element: element, chain: chain}
 		*t.e.objects.Memory.Streams.At(element) = bpf.RpStreamState{}
 	}
-	s.keys = slices.Clone(s.keys)
-	if i := slices.IndexFunc(s.keys, func(have epochKey) bool { return have.epoch == k.Epoch }); i >= 0 {
-		s.keys[i].key = k.Key
-	} else {
-		s.keys = append(s.keys, epochKey{k.Epoch, k.Key})
-		s.keys = s.keys[max(0, len(s.keys)-datapath.EpochsKept):]
-	}
+	s.keys = slices.DeleteFunc(slices.Clone(s.keys), func(have epochKey) bool { return have.epoch == k.Epoch })
+	s.keys = append(s.keys, epochKey{k.Epoch, k.Key})
+	s.keys = s.keys[max(0, len(s.keys)-datapath.EpochsKept):]
 	t.write(s)
 	if t.streams[id] != nil {
 		return nil
@@ -692,7 +688,7 @@ func (t *table) write(s *stream) {
 	keeps := func(slot *bpf.RpGroupKey) bool {
 		return slices.ContainsFunc(s.keys, func(k epochKey) bool { return slot.Epoch == uint64(k.epoch)+1 })
 	}
-	newest := max(state.Keys[0].Order, state.Keys[1].Order)
+	newest, before := max(state.Keys[0].Order, state.Keys[1].Order), uint64(0)
 	for _, k := range s.keys {
 		slot := &state.Keys[0]
 		switch other := &state.Keys[1]; {
@@ -701,14 +697,17 @@ func (t *table) write(s *stream) {
 			slot = other
 		}
 		k0, k1 := objects.Halves(k.key)
-		if slot.Epoch == uint64(k.epoch)+1 && slot.Key == (bpf.RpKey{K0: k0, K1: k1}) {
-			continue
+		stays := slot.Epoch == uint64(k.epoch)+1
+		if !stays || slot.Key != (bpf.RpKey{K0: k0, K1: k1}) {
+			atomic.StoreUint64(&slot.Epoch, 0)
 		}
-		another := slot.Epoch != uint64(k.epoch)+1
-		atomic.StoreUint64(&slot.Epoch, 0)
-		if another {
+		if !stays || slot.Order <= before { // told for the first time, or again
 			newest++
 			atomic.StoreUint64(&slot.Order, newest)
+		}
+		before = slot.Order
+		if slot.Epoch != 0 {
+			continue
 		}
 		atomic.StoreUint64(&slot.Key.K0, k0)
 		atomic.StoreUint64(&slot.Key.K1, k1)
