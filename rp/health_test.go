@@ -4,6 +4,7 @@ package rp_test
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,7 +22,12 @@ import (
 // hanging is a socket engine that answers some calls only when it is let.
 type hanging struct {
 	*socket.Engine
-	marks, ownMarks, heartbeat, heard atomic.Pointer[chan struct{}] // calls wait for the channel, nil: not
+	marks, ownMarks, heartbeat, heard, apply atomic.Pointer[chan struct{}] // calls wait for the channel, nil: not
+}
+
+func (h *hanging) Apply(c datapath.Change) error {
+	wait(&h.apply)
+	return h.Engine.Apply(c)
 }
 
 func wait(p *atomic.Pointer[chan struct{}]) {
@@ -97,6 +103,55 @@ func TestHealthOfWhatHangs(t *testing.T) {
 		require.True(t, point.Health().Live)
 		require.False(t, point.Status().Hangs)
 	}
+}
+
+// TestSlowEngineKeepsLinks has the engine take 2 s for a change: the other RP does not lose the link.
+func TestSlowEngineKeepsLinks(t *testing.T) {
+	t.Parallel()
+	sites := []*site{newSite(t), newSite(t)}
+	other := start(t, sites[0].config(t, sites[1]))
+	cfg := sites[1].config(t, sites[0])
+	h := new(hanging)
+	cfg.Engine = func(c datapath.Config) (datapath.Engine, error) {
+		var err error
+		h.Engine, err = socket.Listen(c)
+		return h, err
+	}
+	point := start(t, cfg)
+	awaitReady(t, point)
+	awaitReady(t, other)
+	members(t, newPeer(t, other, peerOptions{}))
+	onTree := func() bool {
+		all := other.Status().Mesh.Neighbours
+		return len(all) == 1 && all[0].Up() && all[0].Tree
+	}
+	require.Eventually(t, onTree, patience, 5*time.Millisecond)
+	time.Sleep(3 * time.Second) // then HELLOs go often
+	lost := func() uint64 {
+		st := other.Status().Mesh
+		return st.Core.Downs + st.LinksLost
+	}
+	before := lost()
+
+	on := make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(on) })
+	t.Cleanup(goOn) // the RP cannot stop before
+	h.apply.Store(&on)
+	set := make(chan error, 1)
+	go func() {
+		settings := point.Settings()
+		settings.EgressPerRP++
+		set <- point.Set(settings)
+	}()
+	time.Sleep(2 * time.Second)
+	require.Empty(t, set, "the change is under way")
+	require.Equal(t, before, lost())
+	h.apply.Store(nil)
+	goOn()
+	require.NoError(t, <-set)
+	time.Sleep(time.Second)
+	require.Equal(t, before, lost())
+	require.Zero(t, point.Status().Mesh.Core.Downs)
 }
 
 // lacking is a socket engine that says what it runs without.

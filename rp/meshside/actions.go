@@ -162,12 +162,7 @@ func (s *Server) perform(actions []linkstate.Action) {
 		case linkstate.AckGraft:
 			s.ackGraft(a)
 		case linkstate.SendHello:
-			if l := s.links[a.To]; l != nil {
-				b := [wire.HelloSize]byte(a.Hello.Append(nil))
-				if err := s.cfg.Engine.Hello(l.index, b); err != nil {
-					l.log.Debug("hello not sent", "err", err) // the next one may be
-				}
-			}
+			s.sendHello(a)
 		case linkstate.Serve:
 			s.queueServe(a)
 		case linkstate.NeighbourUp:
@@ -242,7 +237,7 @@ func (s *Server) applyRoutes() {
 		change.Routes = append(change.Routes, s.routes[ingress])
 	}
 	clear(s.routes)
-	err := s.cfg.Engine.Apply(change)
+	err := s.apply(change)
 	if err == nil || errors.Is(err, datapath.ErrClosed) {
 		return
 	}
@@ -293,7 +288,7 @@ func (s *Server) greet() {
 // parent: as the cache knows it, else the newest sequences that the engine knows.
 func (s *Server) marks(incarnation ids.Incarnation) (marks []linkstate.Mark) {
 	if s.newest == nil {
-		s.newest = s.cfg.Engine.Marks()
+		s.await(func() { s.newest = s.cfg.Engine.Marks() })
 	}
 	for _, m := range s.newest {
 		if m.Ingress != incarnation || len(marks) == linkstate.MaxGroups {

@@ -290,7 +290,7 @@ func (s *Server) up(l *link, a mesh.Up) {
 		Egress:      s.cfg.Egress,
 		EgressBurst: s.cfg.EgressBurst,
 	}
-	if err := s.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+	if err := s.apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
 		l.state.Fail(fmt.Errorf("accept from neighbour: %w", err))
 		return
 	}
@@ -327,7 +327,7 @@ func (s *Server) SetEgress(egress, burst uint64) {
 		if len(change.Add) == 0 {
 			return
 		}
-		err := s.cfg.Engine.Apply(change)
+		err := s.apply(change)
 		refused, some := errors.AsType[*datapath.Refused](err)
 		if err != nil && !some {
 			s.log.Error("limits of neighbours not changed", "err", err)

@@ -79,6 +79,8 @@ type engine struct {
 	keys     map[ids.Incarnation][]proto.GroupKey
 	marks    []proto.Mark
 	closed   bool // nothing changes any more
+
+	takes atomic.Int64 // ns that a change takes, and to tell the newest sequences
 }
 
 func newEngine() *engine {
@@ -91,6 +93,7 @@ func newEngine() *engine {
 }
 
 func (e *engine) apply(c datapath.Change) error {
+	time.Sleep(time.Duration(e.takes.Load()))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
@@ -147,6 +150,7 @@ func (e *engine) state(incarnation ids.Incarnation) *datapath.State {
 }
 
 func (e *engine) Marks() []proto.Mark {
+	time.Sleep(time.Duration(e.takes.Load()))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.marks)
@@ -344,6 +348,7 @@ func (p *point) hello(session ids.Session, b [wire.HelloSize]byte) error {
 	to := s.Addr.Addr().As16()[15]
 	time.AfterFunc(p.net.way(p.name, to), func() {
 		if o := p.net.at(to); o != nil && !o.dead.Load() && !p.dead.Load() && !p.killed.Load() {
+			o.engine.SetHeard(s.SendSession, time.Now())
 			o.cfg.Hellos.Hello(s.SendSession, b, time.Now())
 		}
 	})

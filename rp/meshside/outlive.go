@@ -63,7 +63,7 @@ func (s *Server) claim(n *neighbour) {
 		s.adopted.owners[session.Index] = n.id
 		if session.Egress != s.cfg.Egress || session.EgressBurst != s.cfg.EgressBurst {
 			session.Egress, session.EgressBurst = s.cfg.Egress, s.cfg.EgressBurst
-			if err := s.cfg.Engine.Apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
+			if err := s.apply(datapath.Change{Add: []datapath.Session{session}}); err != nil {
 				s.cfg.Log.Error("limit of a neighbour not changed", "err", err)
 			}
 		}
@@ -195,7 +195,7 @@ func (s *Server) endOutlived(n *neighbour, over func(outlived) bool) {
 	if len(remove) == 0 {
 		return
 	}
-	if err := s.cfg.Engine.Apply(datapath.Change{Remove: remove}); err != nil && !errors.Is(err, datapath.ErrClosed) {
+	if err := s.apply(datapath.Change{Remove: remove}); err != nil && !errors.Is(err, datapath.ErrClosed) {
 		n.log.Error("sessions of neighbour not removed", "err", err)
 	}
 }

@@ -422,7 +422,21 @@ func (n *neighbour) often(now time.Time) bool {
 	return true
 }
 
-func (c *Core) hello(n *neighbour) {
+// Hellos returns a hello to each neighbour, also to those that are not due, and does nothing else. It is
+// for an RP that cannot call Tick for now. It may be called by Config.Marks.
+func (c *Core) Hellos(now time.Time) []SendHello {
+	c.now = now
+	c.tickAt = now.Add(TreeInterval) // the next ones are not late
+	hellos := make([]SendHello, 0, len(c.neighbours))
+	for _, n := range c.neighbours {
+		hellos = append(hellos, c.helloTo(n))
+	}
+	return hellos
+}
+
+func (c *Core) hello(n *neighbour) { c.messages = append(c.messages, c.helloTo(n)) }
+
+func (c *Core) helloTo(n *neighbour) SendHello {
 	interval := Interval
 	if n.wantsOften(c.now) {
 		interval = TreeInterval
@@ -433,5 +447,5 @@ func (c *Core) hello(n *neighbour) {
 		h.Echoes, h.Echo, h.Hold = true, n.stamp, uint32(c.now.Sub(n.stampAt).Microseconds())
 	}
 	n.sendAt = c.now.Add(Interval)
-	c.messages = append(c.messages, SendHello{n.id, h})
+	return SendHello{n.id, h}
 }
