@@ -32,7 +32,7 @@ func Differ(t *testing.T, a, b New, n int, seed uint64) {
 			}
 			if i == subscriber || i == silent {
 				s := &w.sessions[i]
-				s.Egress, s.EgressBurst = 1, uint64(n)*80
+				s.Egress, s.EgressBurst = 1, uint64(n)*40
 			}
 		}
 		w.apply(datapath.Change{Add: w.sessions[:]})
