@@ -25,7 +25,7 @@ func BenchmarkSince(b *testing.B) {
 	c, now := filled(20_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		if got := c.Since(now, ids.Stream{Ingress: 1, Group: group}, 19_900, 1024); len(got) != 100 {
+		if got := c.Since(now, ids.Stream{Ingress: 1, Group: group}, 19_900, now, 1024); len(got) != 100 {
 			b.Fatal(len(got))
 		}
 	}

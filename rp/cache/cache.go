@@ -41,12 +41,12 @@ type Cache struct {
 type record struct {
 	sequence uint64
 	datagram []byte
+	at       time.Time // when it came
 }
 
 type arrival struct {
 	stream   ids.Stream
 	sequence uint64
-	at       time.Time
 }
 
 // New returns a cache of at most maxBytes bytes of datagrams, each for at most maxAge.
@@ -85,15 +85,15 @@ func (c *Cache) Add(now time.Time, datagram []byte) {
 	if r.datagram != nil {
 		return
 	}
-	r.datagram = slices.Clone(datagram)
-	c.order.push(arrival{id, h.Sequence, now})
+	r.datagram, r.at = slices.Clone(datagram), now
+	c.order.push(arrival{id, h.Sequence})
 	c.bytes += len(datagram)
 	c.expire(now)
 }
 
-// Since returns the datagrams of a stream with higher sequences than after, in their
-// order, of more than most the newest ones. They must not be changed.
-func (c *Cache) Since(now time.Time, stream ids.Stream, after uint64, most int) [][]byte {
+// Since returns the datagrams of a stream with higher sequences than after that came at a time
+// or before it, in their order, of more than most the newest ones. They must not be changed.
+func (c *Cache) Since(now time.Time, stream ids.Stream, after uint64, by time.Time, most int) [][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expire(now)
@@ -101,14 +101,36 @@ func (c *Cache) Since(now time.Time, stream ids.Stream, after uint64, most int) 
 	if s == nil || s.at(s.n-1).sequence <= after {
 		return nil
 	}
-	first := max(find(s, after+1), s.n-most)
-	datagrams := make([][]byte, 0, s.n-first)
-	for i := first; i < s.n; i++ {
-		if d := s.at(i).datagram; d != nil {
-			datagrams = append(datagrams, d)
+	last, first := s.n, find(s, after+1)
+	for last > first && s.at(last-1).at.After(by) {
+		last--
+	}
+	first = max(first, last-most)
+	datagrams := make([][]byte, 0, last-first)
+	for i := first; i < last; i++ {
+		if r := s.at(i); r.datagram != nil && !r.at.After(by) {
+			datagrams = append(datagrams, r.datagram)
 		}
 	}
 	return datagrams
+}
+
+// Newer returns how many datagrams of a stream with higher sequences than after there are, at most
+// most.
+func (c *Cache) Newer(now time.Time, stream ids.Stream, after uint64, most int) (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.expire(now)
+	s := c.streams[stream]
+	if s == nil || s.at(s.n-1).sequence <= after {
+		return 0
+	}
+	for i := max(find(s, after+1), s.n-most); i < s.n; i++ {
+		if s.at(i).datagram != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // Whole returns the sequence of a stream up to which nothing is missing, as far as the
@@ -148,10 +170,13 @@ func (c *Cache) Len() (datagrams, bytes int) {
 
 // expire drops the oldest, until the rest is within the limits.
 func (c *Cache) expire(now time.Time) {
-	for c.order.n > 0 && (c.bytes > c.maxBytes || now.Sub(c.order.at(0).at) >= c.maxAge) {
-		oldest := c.order.pop()
+	for c.order.n > 0 {
+		oldest := c.order.at(0)
 		s := c.streams[oldest.stream]
 		r := s.at(find(s, oldest.sequence))
+		if c.bytes <= c.maxBytes && now.Sub(r.at) < c.maxAge {
+			return
+		}
 		c.bytes -= len(r.datagram)
 		r.datagram = nil
 		for s.n > 0 && s.at(0).datagram == nil {
@@ -163,5 +188,6 @@ func (c *Cache) expire(now time.Time) {
 		if s.n == 0 {
 			delete(c.streams, oldest.stream)
 		}
+		c.order.pop()
 	}
 }

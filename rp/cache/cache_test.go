@@ -31,7 +31,7 @@ func datagram(ingress ids.Incarnation, sequence uint64, n int) []byte {
 
 // since returns the sequences that the cache has.
 func since(c *Cache, now time.Time, ingress ids.Incarnation, after uint64) (sequences []uint64) {
-	for _, b := range c.Since(now, ids.Stream{Ingress: ingress, Group: group}, after, 1000) {
+	for _, b := range c.Since(now, ids.Stream{Ingress: ingress, Group: group}, after, start.Add(time.Hour), 1000) {
 		h, _, _ := wire.Parse(b)
 		sequences = append(sequences, h.Sequence)
 	}
@@ -49,14 +49,39 @@ func TestSince(t *testing.T) {
 	require.Equal(t, []uint64{1, 2, 3, 7}, since(c, start, 1, 0))
 	require.Equal(t, []uint64{3, 7}, since(c, start, 1, 2))
 	require.Equal(t, []uint64{9}, since(c, start, 2, 0))
-	require.Len(t, c.Since(start, ids.Stream{Ingress: 1, Group: group}, 0, 2), 2)
-	require.Equal(t, datagram(1, 3, 100), c.Since(start, ids.Stream{Ingress: 1, Group: group}, 0, 2)[0], "the newest two")
+	require.Len(t, c.Since(start, ids.Stream{Ingress: 1, Group: group}, 0, start, 2), 2)
+	require.Equal(t, datagram(1, 3, 100), c.Since(start, ids.Stream{Ingress: 1, Group: group}, 0, start, 2)[0], "the newest two")
 	require.Empty(t, since(c, start, 1, 7))
 	require.Empty(t, since(c, start, 1, math.MaxUint64))
 	require.Empty(t, since(c, start, 3, 0))
-	require.Equal(t, datagram(2, 9, 100), c.Since(start, ids.Stream{Ingress: 2, Group: group}, 0, 1)[0])
+	require.Equal(t, datagram(2, 9, 100), c.Since(start, ids.Stream{Ingress: 2, Group: group}, 0, start, 1)[0])
 	n, bytes := c.Len()
 	require.Equal(t, [2]int{5, 5 * (wire.HeaderSize + 100)}, [2]int{n, bytes})
+}
+
+// What came after a time is left out, whatever its sequence is.
+func TestSinceBy(t *testing.T) {
+	c := New(DefaultBytes, DefaultAge)
+	for at, sequence := range []uint64{1, 2, 5, 3, 6, 4} {
+		c.Add(start.Add(time.Duration(at)*time.Second), datagram(1, sequence, 100))
+	}
+	stream := ids.Stream{Ingress: 1, Group: group}
+	by := func(seconds int, most int) (sequences []uint64) {
+		for _, b := range c.Since(start.Add(6*time.Second), stream, 1, start.Add(time.Duration(seconds)*time.Second), most) {
+			h, _, _ := wire.Parse(b)
+			sequences = append(sequences, h.Sequence)
+		}
+		return sequences
+	}
+	require.Empty(t, by(0, 10))
+	require.Equal(t, []uint64{2, 5}, by(2, 10))
+	require.Equal(t, []uint64{2, 3, 5}, by(3, 10))
+	require.Equal(t, []uint64{3, 5}, by(3, 3), "of the newest three places one came later")
+	require.Equal(t, []uint64{2, 3, 4, 5, 6}, by(5, 10))
+	require.Equal(t, 5, c.Newer(start, stream, 1, 10))
+	require.Equal(t, 3, c.Newer(start, stream, 1, 3))
+	require.Zero(t, c.Newer(start, stream, 6, 10))
+	require.Equal(t, 2, c.Newer(start.Add(DefaultAge+3*time.Second), stream, 1, 10), "6 and 4")
 }
 
 func TestLimits(t *testing.T) {

@@ -5,6 +5,7 @@ package meshside
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"sync"
@@ -23,7 +24,11 @@ const (
 	childrenWaiting = linkstate.MaxServing // routes of one child
 	peersWaiting    = 16384
 	serveBatch      = 64
-	servePause      = time.Millisecond
+	servePause      = time.Millisecond // after each batch, or as many datagrams of several peers
+
+	// A datagram that left before a session began may come to the cache so much later. What
+	// comes after that was sent to the session anyway.
+	cacheDelay = 250 * time.Millisecond
 
 	// What is sent again waits until new datagrams leave room for it, so long, and looks
 	// so often.
@@ -36,6 +41,8 @@ type serve struct {
 	session ids.Session
 	peer    netip.Addr // zero for a child
 	marks   []proto.Mark
+	by      time.Time // what came later is not missed
+	owed    int       // datagrams, when the peer began to wait
 }
 
 // turns is what children wait for. Each child has its turn for one batch, whatever the others
@@ -51,7 +58,7 @@ type turns struct {
 type turn struct {
 	serve           // marks: without those that are under way
 	left  [][]byte  // of the mark under way
-	by    time.Time // when room for the next batch has to be there; zero: it was there
+	until time.Time // when room for the next batch has to be there; zero: it was there
 }
 
 // add has a child wait. It returns false when the child waits for too much.
@@ -104,9 +111,11 @@ type resender struct {
 	quit     <-chan struct{}
 	children turns
 	peers    chan serve
+	unpaused int // datagrams since the last pause
 
 	served  atomic.Uint64 // datagrams
 	leftOut atomic.Uint64 // peers, and routes of children, that did not get all, for want of room or by a limit
+	expired atomic.Uint64 // datagrams that the cache dropped while a peer waited for them
 }
 
 func newResender(cfg *Config, quit <-chan struct{}) *resender {
@@ -120,8 +129,13 @@ func newResender(cfg *Config, quit <-chan struct{}) *resender {
 // of the streams of marks and is newer than they are, as far as there is room for it. It
 // does not wait.
 func (s *Server) Replay(session ids.Session, peer netip.Addr, marks []proto.Mark) {
+	now := time.Now()
+	v := serve{session: session, peer: peer, marks: marks, by: now.Add(cacheDelay)}
+	for _, m := range marks {
+		v.owed += s.cfg.Cache.Newer(now, m.Stream(), m.Sequence, maxServed)
+	}
 	select {
-	case s.resender.peers <- serve{session, peer, marks}:
+	case s.resender.peers <- v:
 	default:
 		s.resender.leftOut.Add(1)
 	}
@@ -133,7 +147,7 @@ func (s *Server) queueServe(a linkstate.Serve) {
 	if l == nil || len(a.Marks) == 0 {
 		return // it had nothing yet, so that it misses nothing
 	}
-	v := serve{session: l.index}
+	v := serve{session: l.index, by: time.Now().Add(cacheDelay)}
 	for _, m := range a.Marks {
 		v.marks = append(v.marks, proto.Mark{Ingress: a.Ingress, Group: m.Group, Sequence: m.Sequence})
 	}
@@ -177,42 +191,68 @@ func (r *resender) serveTurn(v *turn) (over bool) {
 		if len(v.marks) == 0 {
 			return true
 		}
-		v.left = r.since(v.marks[0])
+		v.left = r.since(&v.serve, v.marks[0])
 	}
 	batch := v.left[:min(serveBatch, len(v.left))]
 	err := r.cfg.Engine.Resend(v.session, batch)
 	if !errors.Is(err, datapath.ErrOverRate) {
-		v.left, v.by = v.left[len(batch):], time.Time{}
+		v.left, v.until = v.left[len(batch):], time.Time{}
 		return !r.sent(v.serve, batch, err) || len(v.left) == 0 && len(v.marks) == 0
 	}
-	if v.by.IsZero() {
-		v.by = time.Now().Add(servePatience)
+	if v.until.IsZero() {
+		v.until = time.Now().Add(servePatience)
 	}
-	if !time.Now().Before(v.by) {
+	if !time.Now().Before(v.until) {
 		r.leftOut.Add(1)
 		return true
 	}
 	return !r.pause(serveLook)
 }
 
-// since returns what the cache has behind a mark.
-func (r *resender) since(m proto.Mark) [][]byte {
-	return r.cfg.Cache.Since(time.Now(), m.Stream(), m.Sequence, maxServed)
+// since returns what the cache has behind a mark of who is served.
+func (r *resender) since(v *serve, m proto.Mark) [][]byte {
+	return r.cfg.Cache.Since(time.Now(), m.Stream(), m.Sequence, v.by, maxServed)
+}
+
+// missed yields what a peer misses, in batches of datagrams of one stream or of several.
+func (r *resender) missed(v *serve) iter.Seq[[][]byte] {
+	return func(yield func([][]byte) bool) {
+		var batch [][]byte
+		for _, m := range v.marks {
+			for _, b := range r.since(v, m) {
+				if batch = append(batch, b); len(batch) < serveBatch {
+					continue
+				}
+				if !yield(batch) {
+					return
+				}
+				batch = nil
+			}
+		}
+		if len(batch) > 0 {
+			yield(batch)
+		}
+	}
 }
 
 // serve serves a peer.
 func (r *resender) serve(v serve) {
-	for _, m := range v.marks {
-		for batch := range slices.Chunk(r.since(m), serveBatch) {
-			r.serveChildren()
-			if err := r.cfg.Members.Replay(time.Now(), v.peer, size(batch)); err != nil {
-				r.leftOut.Add(1)
-				return
-			}
-			if !r.sent(v, batch, r.send(v, batch)) {
-				return
-			}
+	n := 0
+	for batch := range r.missed(&v) {
+		r.serveChildren()
+		if err := r.cfg.Members.Replay(time.Now(), v.peer, size(batch)); err != nil {
+			r.leftOut.Add(1)
+			return
 		}
+		if !r.sent(v, batch, r.send(v, batch)) {
+			return
+		}
+		n += len(batch)
+	}
+	if n < v.owed {
+		r.expired.Add(uint64(v.owed - n))
+		r.cfg.Log.Warn("peers waited for what they missed until it was no longer kept",
+			"session", fmt.Sprintf("%08x", v.session), "missed", v.owed, "sent", n)
 	}
 }
 
@@ -227,6 +267,10 @@ func (r *resender) sent(v serve, batch [][]byte, err error) bool {
 		return false // the session ended
 	}
 	r.served.Add(uint64(len(batch)))
+	if r.unpaused += len(batch); r.unpaused < serveBatch {
+		return true
+	}
+	r.unpaused = 0
 	return r.pause(servePause)
 }
 

@@ -86,6 +86,7 @@ type Counters struct {
 	RoutesRefused  uint64 // routes that the datapath did not take
 	Served         uint64 // datagrams sent again, to children and peers
 	PeersNotServed uint64 // peers, and routes of children, that did not get all that they missed: too many, or by a limit
+	Expired        uint64 // datagrams that the cache dropped while a peer waited for them
 	NotServed      uint64 // routes of children that were not served, for want of time
 
 	Receipts        uint64 // objects whose confirmations were counted
@@ -122,6 +123,7 @@ func (s *Server) Stats() Stats {
 func (s *Server) stats() Stats {
 	st := Stats{Counters: s.counters, Core: s.core.Stats(), Settled: s.settled, Publishes: s.publishes, Planted: s.planted}
 	st.Served, st.PeersNotServed = s.resender.served.Load(), s.resender.leftOut.Load()
+	st.Expired = s.resender.expired.Load()
 	st.Slowed = s.slowed.Load()
 	st.Receipts, st.ReceiptsRefused = s.cfg.Asked.stats()
 	members := make(map[linkstate.ID]uint64)

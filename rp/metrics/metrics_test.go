@@ -71,7 +71,7 @@ func TestCollector(t *testing.T) {
 		},
 		Mesh: meshside.Stats{
 			Counters: meshside.Counters{
-				Violations: 15, LinksLost: 16, RoutesRefused: 33, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, KeysDelayed: 84, Served: 30, NotServed: 31, PeersNotServed: 54,
+				Violations: 15, LinksLost: 16, RoutesRefused: 33, BadHellos: 27, KeysRefused: 28, KeyConflicts: 29, KeysDelayed: 84, Served: 30, NotServed: 31, PeersNotServed: 54, Expired: 87,
 				Receipts: 52, ReceiptsRefused: 53, HellosLost: 60, Slowed: 61, Banned: 62,
 			},
 			Core: linkstate.Stats{
@@ -137,6 +137,7 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_rekey_missing_total 11",
 		"mdcs_rp_standby_sessions 27",
 		"mdcs_rp_replays_left_out_total 54",
+		"mdcs_rp_replays_expired_total 87",
 		"mdcs_rp_resumptions_total 28",
 		"mdcs_rp_refusals_total 29",
 		"mdcs_rp_unreached_total 55",
