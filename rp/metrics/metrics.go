@@ -50,6 +50,7 @@ var (
 	unreached   = desc("unreached_total", "Joins that ended because copies do not reach the peer.")
 	violations  = desc("violations_total", "Connections ended because the other side broke the protocol.", "role")
 	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
+	slowAcks    = desc("rekey_slow_total", "Acknowledgements of group keys by members after more than half a second.")
 
 	bans        = desc("bans_total", "Nodes and addresses that were banned for violations.")
 	peersBanned = desc("banned", "Nodes and addresses that are banned.")
@@ -196,6 +197,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(peersBanned, float64(st.Peers.Banned))
 	counter(banRefusals, st.Peers.BanRefusals)
 	counter(missingAcks, st.Peers.MissingAcks)
+	counter(slowAcks, st.Peers.SlowAcks)
 	gauge(channels, float64(st.Peers.Channels))
 	gauge(channelMembers, float64(st.Peers.ChannelMembers))
 	counter(reportedReceived, st.Peers.Received)

@@ -62,7 +62,7 @@ func TestCollector(t *testing.T) {
 			},
 		},
 		Peers: peerside.Stats{
-			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, Bans: 56, Banned: 57, BanRefusals: 58, Received: 12, Lost: 13, Duplicates: 14,
+			Connections: 8, Admitted: 9, Violations: 10, MissingAcks: 11, SlowAcks: 88, Bans: 56, Banned: 57, BanRefusals: 58, Received: 12, Lost: 13, Duplicates: 14,
 			Channels: 24, ChannelMembers: 25, Standby: 27, Resumed: 28, Refused: 29, Unreached: 55, Confirmed: 50, Limited: 51,
 		},
 		Front: front.Stats{
@@ -135,6 +135,7 @@ func TestCollector(t *testing.T) {
 		"mdcs_rp_admissions_total 9",
 		`mdcs_rp_violations_total{role="peer"} 10`,
 		"mdcs_rp_rekey_missing_total 11",
+		"mdcs_rp_rekey_slow_total 88",
 		"mdcs_rp_standby_sessions 27",
 		"mdcs_rp_replays_left_out_total 54",
 		"mdcs_rp_replays_expired_total 87",

@@ -69,6 +69,7 @@ type conn struct {
 	waiting map[uint32]*rekey // by ID, not acknowledged
 	missed  int               // of these, in a row and for good
 	late    atomic.Bool       // the last one that was waited for
+	slow    atomic.Int32      // how many quick acknowledgements it lacks to be waited for as others are
 	report  report            // of the peer's last announce
 	fatal   error             // ends the connection
 
@@ -88,6 +89,7 @@ type conn struct {
 type rekey struct {
 	proto.Rekey
 	round.Round[*conn]
+	at    time.Time
 	until time.Time // when nobody waits for answers any more
 }
 
@@ -661,6 +663,7 @@ func (c *conn) remove(reason error) {
 	c.rw.SetSession(false)
 	c.index, c.live, c.groups, c.missed = 0, false, nil, 0
 	c.late.Store(false)
+	c.slow.Store(0)
 }
 
 // notAdmitted logs why there is no session. What the operator of one of both ends can mend
@@ -685,8 +688,15 @@ func (c *conn) leaveChannel() {
 	c.channel = nil
 }
 
-// missedKeys is how many Rekeys in a row a member may leave without an acknowledgement.
-const missedKeys = 3
+const (
+	// missedKeys is how many Rekeys in a row a member may leave without an acknowledgement.
+	missedKeys = 3
+
+	// A member is quick when it acknowledges a Rekey in this time, which is more than the
+	// longest ways of the Internet take. Who was slow has to be quick so often in a row.
+	quickAck  = 500 * time.Millisecond
+	quickAcks = 3
+)
 
 // rekey passes keys on to a member, unless it never acknowledges any.
 func (c *conn) rekey(now time.Time, r *rekey) {
@@ -717,6 +727,12 @@ func (c *conn) acknowledged(id uint32) {
 		c.missed = 0
 		if time.Now().Before(r.until) { // else it is as late as before
 			c.late.Store(false)
+		}
+		if time.Since(r.at) > quickAck {
+			c.slow.Store(quickAcks)
+			c.srv.slowAcks.Add(1)
+		} else if lacks := c.slow.Load(); lacks > 0 {
+			c.slow.CompareAndSwap(lacks, lacks-1)
 		}
 	}
 	c.answer(id)

@@ -81,6 +81,7 @@ type Stats struct {
 	Unreached   uint64 // attempts that ended without a ProbeAck, or for want of a way for copies
 	Violations  uint64
 	MissingAcks uint64 // members that did not acknowledge keys in time
+	SlowAcks    uint64 // acknowledgements of keys after more than half a second
 	Confirmed   uint64 // objects that peers said they have
 	Limited     uint64 // objects in messages of who said so too often
 
@@ -117,12 +118,12 @@ type Server struct {
 
 	rekeys atomic.Uint32 // last ID of a Rekey
 
-	admitted, violations, missingAcks atomic.Uint64
-	resumed, refused, unreached       atomic.Uint64
-	confirmed, limited                atomic.Uint64
-	standby                           atomic.Int64
-	banned                            atomic.Uint64
-	reports                           reports
+	admitted, violations, missingAcks, slowAcks atomic.Uint64
+	resumed, refused, unreached                 atomic.Uint64
+	confirmed, limited                          atomic.Uint64
+	standby                                     atomic.Int64
+	banned                                      atomic.Uint64
+	reports                                     reports
 
 	mu      sync.Mutex
 	stopped bool
@@ -183,7 +184,8 @@ func (s *Server) serve(rw front.Conn) error {
 
 // Install puts keys into the datapath, gives them to all members, and forgets
 // ingress RPs that are gone. It returns how many members had not acknowledged
-// after the timeout; they are logged, and not waited for until they acknowledge again.
+// after the timeout; they are logged, and not waited for until they acknowledge again. Who is slow
+// to acknowledge is not waited for longer than quickAck, until it was quick several times in a row.
 // A connection that is busy delays none of the others. Keys that the datapath refuses go to nobody: the error
 // is then a *datapath.Refused, and the other keys are installed all the same.
 func (s *Server) Install(keys []proto.GroupKey, retired []ids.Incarnation, timeout time.Duration) (missing int, err error) {
@@ -204,6 +206,7 @@ func (s *Server) Install(keys []proto.GroupKey, retired []ids.Incarnation, timeo
 	r := &rekey{
 		Rekey: proto.Rekey{ID: s.rekeys.Add(1), Keys: keys, Retired: retired},
 		Round: round.New[*conn](len(conns)),
+		at:    time.Now(),
 		until: time.Now().Add(timeout),
 	}
 	var asked []*conn
@@ -212,7 +215,9 @@ func (s *Server) Install(keys []proto.GroupKey, retired []ids.Incarnation, timeo
 			asked = append(asked, c) // who was late before is not waited for again
 		}
 	}
-	late := r.Wait(asked, timeout, s.quit)
+	quick := min(quickAck, timeout)
+	late := slices.DeleteFunc(r.Wait(asked, quick, s.quit), func(c *conn) bool { return c.slow.Load() > 0 })
+	late = r.Wait(late, timeout-quick, s.quit)
 	for _, c := range late {
 		c.late.Store(true)
 		c.log.Warn("keys not acknowledged", "timeout", timeout)
@@ -246,6 +251,7 @@ func (s *Server) Stats() Stats {
 		Unreached:      s.unreached.Load(),
 		Violations:     s.violations.Load(),
 		MissingAcks:    s.missingAcks.Load(),
+		SlowAcks:       s.slowAcks.Load(),
 		Confirmed:      s.confirmed.Load(),
 		Limited:        s.limited.Load(),
 		Channels:       channels,

@@ -475,10 +475,53 @@ func TestNoAcks(t *testing.T) {
 		p.send(&proto.RekeyAck{ID: expect[*proto.Rekey](p).ID}) // in time
 		synctest.Wait()
 		began := time.Now()
-		late, err := r.Install([]proto.GroupKey{keyOf(41, group)}, nil, time.Second)
+		_, err := r.Install([]proto.GroupKey{keyOf(41, group)}, nil, time.Second)
 		require.NoError(t, err)
-		require.Equal(t, 1, late)
-		require.Equal(t, time.Second, time.Since(began), "and then it is waited for")
+		require.Equal(t, quickAck, time.Since(began), "and then it is waited for, as a slow one")
+		p.close()
+		r.Stop()
+	})
+}
+
+// A member that acknowledges slowly delays the others half a second and no longer, until it was
+// quick three times in a row.
+func TestSlowAcks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, membership.Limits{})
+		p := r.connect(home)
+		r.join(p)
+		epoch := uint8(0)
+		// takes returns how long the keys take whose acknowledgement takes so long.
+		takes := func(ack time.Duration) time.Duration {
+			began := time.Now()
+			epoch++
+			took := make(chan time.Duration, 1)
+			go func() {
+				late, err := r.Install([]proto.GroupKey{keyOf(epoch, group)}, nil, 2*time.Second)
+				require.NoError(t, err)
+				require.Zero(t, late)
+				took <- time.Since(began)
+			}()
+			id := expect[*proto.Rekey](p).ID
+			time.Sleep(ack)
+			p.send(&proto.RekeyAck{ID: id})
+			return <-took
+		}
+		const slow, quick = 1990 * time.Millisecond, 100 * time.Millisecond
+		require.Equal(t, quick, takes(quick))
+		require.Equal(t, slow, takes(slow), "the first time is waited for")
+		for range 3 {
+			require.Equal(t, quickAck, takes(slow))
+			require.Equal(t, quick, takes(quick), "who is quick once")
+			require.Equal(t, quick, takes(quick), "or twice")
+		}
+		require.Equal(t, quickAck, takes(slow))
+		for range quickAcks {
+			require.Equal(t, quick, takes(quick))
+		}
+		require.Equal(t, slow, takes(slow), "is not yet trusted to be quick")
+		require.Equal(t, uint64(6), r.Stats().SlowAcks)
+		require.Zero(t, r.Stats().MissingAcks)
 		p.close()
 		r.Stop()
 	})
