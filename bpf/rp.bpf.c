@@ -128,7 +128,7 @@ SEC("xdp/devmap")
 int mdcs_rp_out(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 zero = 0, ifindex = ctx->egress_ifindex, device, *number;
+	__u32 zero = 0, device;
 	struct scratch s;
 	struct ipv6hdr *ip = data + IP_OFF;
 	struct udphdr *udp = data + UDP_OFF;
@@ -142,11 +142,12 @@ int mdcs_rp_out(struct xdp_md *ctx)
 		return XDP_DROP;
 	s = *(struct scratch *)(data + DADDR_OFF);
 	c = bpf_map_lookup_elem(&totals, &zero);
-	number = bpf_map_lookup_elem(&devices, &ifindex);
-	if (!c || !number)
+	if (!c)
 		return XDP_DROP;
 	c->made++;
-	device = *number - 1;
+	device = device_of(ctx->egress_ifindex);
+	if (device >= MAX_DEVICES)
+		return XDP_DROP;
 	r = replica_of(&s, device);
 	if (!r)
 		return XDP_DROP;
@@ -223,17 +224,14 @@ SEC("raw_tp/xdp_devmap_xmit")
 int mdcs_rp_lost(struct bpf_raw_tracepoint_args *ctx)
 {
 	const struct net_device *to = (void *)ctx->args[1];
-	__u32 drops = ctx->args[3], ifindex, *number;
+	__u32 drops = ctx->args[3], device;
 
 	if (!drops || BPF_CORE_READ(to, nd_net.net, ns.inum) != own_netns)
 		return 0;
-	ifindex = BPF_CORE_READ(to, ifindex);
-	number = bpf_map_lookup_elem(&devices, &ifindex);
-	if (!number || !*number)
-		return 0;
-	if (*number == RECIRCULATION)
+	device = device_of(BPF_CORE_READ(to, ifindex));
+	if (device == RECIRCULATION)
 		count_n(recirc_lost, drops);
-	else
+	else if (device < MAX_DEVICES)
 		count_n(refused, drops);
 	return 0;
 }

@@ -280,15 +280,29 @@ struct {
 	__type(value, __u64);
 } passes SEC(".maps");
 
-/* Device number + 1 by interface index; 0 for interfaces that are not ours. The recirculation pair is the last. */
-#define RECIRCULATION (MAX_DEVICES + 1)
+/* Interface index by device number; 0: no device has the number. The recirculation pair is the last. */
+#define RECIRCULATION MAX_DEVICES
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 65536);
+	__uint(max_entries, MAX_DEVICES + 1);
 	__type(key, __u32);
 	__type(value, __u32);
 } devices SEC(".maps");
+
+/* device_of returns the number of an interface, more than RECIRCULATION for one that is not ours. */
+static __always_inline __u32 device_of(__u32 ifindex)
+{
+	__u32 number, key, *index;
+
+	for (number = 0; number <= RECIRCULATION; number++) {
+		key = number;
+		index = bpf_map_lookup_elem(&devices, &key);
+		if (index && *index == ifindex)
+			break;
+	}
+	return number;
+}
 
 /* The copy that is next on a device: the kernel does not tell the slot. */
 struct cursor {

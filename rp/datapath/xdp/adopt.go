@@ -101,7 +101,9 @@ func (e *Engine) takeOver() error {
 		e.pins.UnpinLink(pindir.LinkName(ifindex)) // without it the link ends here, too
 		_ = l.Detach()                             // unless its device is gone
 		l.Close()
-		_ = e.objects.Devices.Put(uint32(ifindex), uint32(0)) // an index in range: cannot fail
+		if i, ok := e.toldDevice(ifindex); ok {
+			e.tellDevice(i, 0)
+		}
 	}
 	// The kernel has no other program take the place of these. Two at once would
 	// count what rings drop twice.
@@ -136,14 +138,10 @@ func (e *Engine) adoptDevices() error {
 	e.opt.Devices = make([]string, MaxDevices)
 	var used [MaxDevices]bool
 	for ifindex, l := range e.left.Links {
-		var number uint32
-		if err := e.objects.Devices.Lookup(uint32(ifindex), &number); err != nil {
-			return fmt.Errorf("device %d: %w", ifindex, err)
-		}
-		if number == 0 || number > MaxDevices {
+		i, ok := e.toldDevice(ifindex)
+		if !ok || i == MaxDevices {
 			continue // not wholly attached or detached
 		}
-		i := int(number - 1)
 		used[i] = true
 		dev, err := e.nl.LinkByIndex(ifindex)
 		name, ok := named[ifindex]

@@ -5,7 +5,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"sync"
 
@@ -84,11 +83,8 @@ func (e *Engine) attach(i int, name string) error {
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
 	}
 	attrs := l.Attrs()
-	switch {
-	case len(attrs.HardwareAddr) != len(mac{}):
+	if len(attrs.HardwareAddr) != len(mac{}) {
 		return fmt.Errorf("attach XDP to %s: not an Ethernet device: name in [datapath] devices those by which peers are reached", name)
-	case attrs.Index > math.MaxUint16:
-		return fmt.Errorf("attach XDP to %s: interface index %d is above %d", name, attrs.Index, math.MaxUint16)
 	}
 	xdp, err := attachNative(e.objects.MdcsRpIn, attrs.Index)
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
@@ -102,10 +98,7 @@ func (e *Engine) attach(i int, name string) error {
 	if err != nil {
 		return fmt.Errorf("attach XDP to %s: %w", name, explainAttach(err, l))
 	}
-	if err := e.objects.Devices.Put(uint32(attrs.Index), uint32(i+1)); err != nil {
-		xdp.Close()
-		return fmt.Errorf("attach XDP to %s: %w", name, err)
-	}
+	e.tellDevice(i, attrs.Index)
 	if err := e.pinDevice(attrs.Index, xdp); err != nil {
 		xdp.Close()
 		return fmt.Errorf("attach XDP to %s: %w", name, err)
@@ -137,7 +130,23 @@ func (e *Engine) detach(i int) {
 	e.paths.Forget(d.index)
 	e.unpinDevice(d.index)
 	d.link.Close()
-	_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
+	e.tellDevice(i, 0)
+}
+
+// tellDevice has the programs know the interface that is device number i, 0 for none.
+func (e *Engine) tellDevice(i, ifindex int) {
+	_ = e.objects.Devices.Put(uint32(i), uint32(ifindex)) // there is room for each number: cannot fail
+}
+
+// toldDevice returns the number by which the programs know an interface, false if they do not.
+func (e *Engine) toldDevice(ifindex int) (number int, ok bool) {
+	for i := range MaxDevices + 1 {
+		var index uint32
+		if e.objects.Devices.Lookup(uint32(i), &index) == nil && int(index) == ifindex {
+			return i, true
+		}
+	}
+	return 0, false
 }
 
 // checkDevices follows devices that go, come back as another interface, or get another

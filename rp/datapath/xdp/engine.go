@@ -487,10 +487,10 @@ func (e *Engine) shut() {
 	if e.pins != nil && !stays {
 		e.pins.Remove()
 	}
-	for _, d := range e.devices {
+	for i, d := range e.devices {
 		if d != nil {
 			if e.left != nil && e.left.Links[d.index] == nil { // a new one
-				_ = e.objects.Devices.Put(uint32(d.index), uint32(0)) // an index in range: cannot fail
+				e.tellDevice(i, 0)
 			}
 			d.link.Close()
 		}

@@ -71,7 +71,7 @@ func (l *lab) connect(i int) {
 	defer nl.Close()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = l.device(i)
-	attrs.Index = 100 + i + l.links // unlike its peer's: links of the same index come up only after a second
+	attrs.Index = 100 + 100_000*i + l.links // unlike its peer's: links of the same index come up only after a second
 	l.links += 10
 	peer := netlink.NsFd(l.hosts[i])
 	require.NoError(l.t, nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "h0", PeerNamespace: peer}))

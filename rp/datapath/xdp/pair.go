@@ -20,11 +20,7 @@ func (e *Engine) makePair() error {
 	if err != nil {
 		return err
 	}
-	if err := e.objects.Devices.Put(uint32(pair.in), uint32(MaxDevices+1)); err != nil {
-		pair.link.Close()
-		pair.remove(e.nl)
-		return fmt.Errorf("recirculation pair: interface index %d: %w", pair.in, err)
-	}
+	e.tellDevice(MaxDevices, pair.in)
 	e.recirc = pair
 	return nil
 }
@@ -33,7 +29,7 @@ func (e *Engine) makePair() error {
 func (e *Engine) losePair() {
 	e.unpinDevice(e.recirc.out)
 	e.recirc.link.Close()
-	_ = e.objects.Devices.Put(uint32(e.recirc.in), uint32(0)) // an index in range: cannot fail
+	e.tellDevice(MaxDevices, 0)
 	e.recirc = &recirculation{name: e.recirc.name}
 	e.unchained = true
 }
