@@ -230,7 +230,7 @@ func find(addr netip.Addr) (*netlink.Addr, error) {
 	}
 	all, err := hostnet.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 	for i := range all { // of an interrupted list, too
-		if ip, ok := netip.AddrFromSlice(all[i].IP); ok && ip.Unmap() == addr.WithZone("") {
+		if ip, ok := netip.AddrFromSlice(all[i].IP); ok && ip.Unmap() == addr.WithZone("") && inZone(all[i].LinkIndex, addr.Zone()) {
 			return &all[i], nil
 		}
 	}
@@ -238,6 +238,15 @@ func find(addr netip.Addr) (*netlink.Addr, error) {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	return nil, nil
+}
+
+// inZone reports whether an interface is the one that a zone names, by its name or index. No zone is all.
+func inZone(ifindex int, zone string) bool {
+	if zone == "" || zone == strconv.Itoa(ifindex) {
+		return true
+	}
+	l, err := netlink.LinkByName(zone)
+	return err == nil && l.Attrs().Index == ifindex
 }
 
 // AwaitAddress waits until sockets can have an address: it may come late, or still be

@@ -5,9 +5,11 @@ package host
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -126,29 +128,14 @@ func TestMisplaced(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	done := make(chan struct{})
-	go func() { // on a thread that ends with its namespace
-		defer close(done)
-		runtime.LockOSThread()
-		ns, err := netns.New()
-		require.NoError(t, err)
-		defer ns.Close()
-		index := func(name string) int {
-			l, err := netlink.LinkByName(name)
-			require.NoError(t, err)
-			return l.Attrs().Index
-		}
+	inNamespace(t, func() {
 		add := func(l netlink.Link, addr string) {
 			if _, err := netlink.LinkByName(l.Attrs().Name); err != nil {
 				require.NoError(t, netlink.LinkAdd(l))
 			}
 			require.NoError(t, netlink.LinkSetUp(l))
-			a, err := netlink.ParseAddr(addr)
-			require.NoError(t, err)
-			a.Flags = unix.IFA_F_NODAD
-			require.NoError(t, netlink.AddrAdd(l, a))
+			addAddr(t, l, addr)
 		}
-		named := func(name string) netlink.LinkAttrs { return netlink.LinkAttrs{Name: name} }
 		add(&netlink.Device{LinkAttrs: named("lo")}, "2001:db8:9::1/128")
 		add(&netlink.Veth{LinkAttrs: named("va"), PeerName: "vb"}, "2001:db8:1::1/64")
 		add(&netlink.Veth{LinkAttrs: named("vc"), PeerName: "vd"}, "2001:db8:2::1/64")
@@ -156,7 +143,7 @@ func TestMisplaced(t *testing.T) {
 			require.NoError(t, netlink.LinkSetUp(&netlink.Device{LinkAttrs: named(name)}))
 		}
 		above := named("above")
-		above.ParentIndex = index("va")
+		above.ParentIndex = index(t, "va")
 		add(&netlink.Macvlan{LinkAttrs: above, Mode: netlink.MACVLAN_MODE_BRIDGE}, "2001:db8:3::1/64")
 
 		misplaced := func(addr string, devices ...string) error { return Misplaced(netip.MustParseAddr(addr), devices) }
@@ -167,7 +154,7 @@ func TestMisplaced(t *testing.T) {
 		require.NoError(t, misplaced("2001:db8:dead::1", "va"), "the engine says that nobody has it")
 		require.NoError(t, misplaced("2001:db8:2::1", "none"), "the engine says that it is not there")
 
-		require.NoError(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index("vc"), Gw: netip.MustParseAddr("2001:db8:2::2").AsSlice()}))
+		require.NoError(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index(t, "vc"), Gw: netip.MustParseAddr("2001:db8:2::2").AsSlice()}))
 		require.EqualError(t, misplaced("2001:db8:2::1", "va"),
 			`the address 2001:db8:2::1 is at vc, the default route leaves by vc, and [datapath] devices are va alone; `+
 				`name vc in [datapath] devices, or, if it takes no XDP program, set engine = "socket"`)
@@ -175,8 +162,104 @@ func TestMisplaced(t *testing.T) {
 		require.NoError(t, misplaced("2001:db8:1::1", "vc"), "a way out is enough")
 		require.NoError(t, misplaced("2001:db8:1::1", "va"), "a link with peers is enough")
 		require.NoError(t, misplaced("2001:db8:9::1", "va"), "an address of lo is reached by any device")
+	})
+}
+
+// TestRouter has default routes with one next hop and with two.
+func TestRouter(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	inNamespace(t, func() {
+		var hops []*netlink.NexthopInfo
+		for _, x := range [][3]string{{"va", "2001:db8:1::1/64", "2001:db8:1::2"}, {"vb", "2001:db8:2::1/64", "fe80::2"}, {"vc", "2001:db8:3::1/64", ""}} {
+			l := &netlink.Veth{LinkAttrs: named(x[0]), PeerName: x[0] + "0"}
+			require.NoError(t, netlink.LinkAdd(l))
+			require.NoError(t, netlink.LinkSetUp(l))
+			require.NoError(t, netlink.LinkSetUp(&netlink.Device{LinkAttrs: named(x[0] + "0")}))
+			addAddr(t, l, x[1])
+			if x[2] != "" {
+				hops = append(hops, &netlink.NexthopInfo{LinkIndex: index(t, x[0]), Gw: netip.MustParseAddr(x[2]).AsSlice()})
+			}
+		}
+		_, ok, err := Router([]string{"va"})
+		require.NoError(t, err)
+		require.False(t, ok)
+
+		route := &netlink.Route{LinkIndex: hops[0].LinkIndex, Gw: hops[0].Gw}
+		require.NoError(t, netlink.RouteAdd(route))
+		addr, ok, err := Router([]string{"vb", "va"})
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.Equal(t, "2001:db8:1::2", addr.String())
+		_, _, err = Router([]string{"vb"})
+		require.ErrorContains(t, err, "the default route leaves by va, and copies by vb alone")
+		require.NoError(t, netlink.RouteDel(route))
+
+		require.NoError(t, netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, MultiPath: hops}))
+		for device, want := range map[string]string{"va": "2001:db8:1::2", "vb": "fe80::2%vb"} {
+			addr, ok, err = Router([]string{"vc", device})
+			require.NoError(t, err)
+			require.True(t, ok)
+			require.Equal(t, want, addr.String())
+		}
+		_, _, err = Router([]string{"vc"})
+		require.ErrorContains(t, err, "the default route leaves by va")
+	})
+}
+
+// One link-local address may be at several devices.
+func TestFindInZone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces")
+	}
+	inNamespace(t, func() {
+		for _, name := range []string{"va", "vb"} {
+			l := &netlink.Veth{LinkAttrs: named(name), PeerName: name + "0"}
+			require.NoError(t, netlink.LinkAdd(l))
+			addAddr(t, l, "fe80::1/64")
+		}
+		for _, zone := range []string{"va", "vb", strconv.Itoa(index(t, "vb"))} {
+			a, err := find(netip.MustParseAddr("fe80::1").WithZone(zone))
+			require.NoError(t, err)
+			require.NotNil(t, a, zone)
+			at, err := netlink.LinkByIndex(a.LinkIndex)
+			require.NoError(t, err)
+			require.Contains(t, []string{at.Attrs().Name, strconv.Itoa(a.LinkIndex)}, zone)
+		}
+		a, err := find(netip.MustParseAddr("fe80::1%vb0"))
+		require.NoError(t, err)
+		require.Nil(t, a)
+	})
+}
+
+// inNamespace runs f in a network namespace of its own, on a thread that ends with it.
+func inNamespace(t *testing.T, f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		ns, err := netns.New()
+		require.NoError(t, err)
+		defer ns.Close()
+		f()
 	}()
 	<-done
+}
+
+func named(name string) netlink.LinkAttrs { return netlink.LinkAttrs{Name: name} }
+
+func index(t *testing.T, name string) int {
+	l, err := netlink.LinkByName(name)
+	require.NoError(t, err)
+	return l.Attrs().Index
+}
+
+func addAddr(t *testing.T, l netlink.Link, addr string) {
+	a, err := netlink.ParseAddr(addr)
+	require.NoError(t, err)
+	a.Flags = unix.IFA_F_NODAD
+	require.NoError(t, netlink.AddrAdd(l, a))
 }
 
 // A pair of virtual devices tells 10 Gbit/s, the loopback device no speed.

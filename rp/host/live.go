@@ -14,50 +14,64 @@ import (
 )
 
 // Router returns the address of a default router that is reached by one of the devices,
-// with the device as zone; false when there is none. A default route by another device is an
+// with the device as zone; false when there is none. A default route by other devices alone is an
 // error.
 func Router(devices []string) (netip.Addr, bool, error) {
+	routers, err := defaultRouters()
+	if err != nil {
+		return netip.Addr{}, false, fmt.Errorf("router: default routes: %w", err)
+	}
 	for _, name := range devices {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return netip.Addr{}, false, fmt.Errorf("router: %s: %w", name, err)
 		}
-		routes, err := hostnet.Dump(func() ([]netlink.Route, error) {
-			return netlink.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{LinkIndex: l.Attrs().Index}, netlink.RT_FILTER_OIF)
-		})
-		if err != nil {
-			return netip.Addr{}, false, fmt.Errorf("router: routes of %s: %w", name, err)
-		}
-		for _, route := range routes {
-			gateway, ok := netip.AddrFromSlice(route.Gw)
-			if !ok || ones(route.Dst) != 0 {
+		for _, r := range routers {
+			if r.device != l.Attrs().Index {
 				continue
 			}
-			if gateway.IsLinkLocalUnicast() {
-				gateway = gateway.WithZone(name)
+			if r.addr.IsLinkLocalUnicast() {
+				return r.addr.WithZone(name), true, nil
 			}
-			return gateway, true, nil
+			return r.addr, true, nil
 		}
 	}
-	return netip.Addr{}, false, leavesBy(devices)
-}
-
-// leavesBy is the error of a default route that leaves by none of the devices.
-func leavesBy(devices []string) error {
-	routes, err := hostnet.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V6) })
-	if err != nil {
-		return fmt.Errorf("router: default routes: %w", err)
-	}
-	for _, route := range routes {
-		if ones(route.Dst) != 0 || route.Gw == nil {
-			continue
-		}
-		if l, err := netlink.LinkByIndex(route.LinkIndex); err == nil {
-			return fmt.Errorf("the default route leaves by %s, and copies by %s alone: name %s in [datapath] devices, or a neighbour behind them: --peer ADDRESS",
+	for _, r := range routers {
+		if l, err := netlink.LinkByIndex(r.device); err == nil {
+			return netip.Addr{}, false, fmt.Errorf("the default route leaves by %s, and copies by %s alone: name %s in [datapath] devices, or a neighbour behind them: --peer ADDRESS",
 				l.Attrs().Name, strings.Join(devices, ", "), l.Attrs().Name)
 		}
 	}
-	return nil
+	return netip.Addr{}, false, nil
+}
+
+// router is a next hop of a default route.
+type router struct {
+	addr   netip.Addr
+	device int // interface index
+}
+
+// defaultRouters returns the next hops of all default routes for IPv6, also of those that have several.
+func defaultRouters() (routers []router, err error) {
+	routes, err := hostnet.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V6) })
+	if err != nil {
+		return nil, err
+	}
+	for _, route := range routes {
+		if ones(route.Dst) != 0 {
+			continue
+		}
+		hops := route.MultiPath
+		if len(hops) == 0 {
+			hops = []*netlink.NexthopInfo{{LinkIndex: route.LinkIndex, Gw: route.Gw}}
+		}
+		for _, hop := range hops {
+			if addr, ok := netip.AddrFromSlice(hop.Gw); ok {
+				routers = append(routers, router{addr, hop.LinkIndex})
+			}
+		}
+	}
+	return routers, nil
 }
 
 // ones is the length of a prefix, 0 for none.
