@@ -17,23 +17,23 @@ type API struct{ s *Service }
 
 // Status is the answer of mdcs_status.
 type Status struct {
-	Enabled    bool              `json:"enabled"`
-	State      string            `json:"state"` // idle, joining or active
-	RP         string            `json:"rp,omitempty"`
-	Standby    string            `json:"standby,omitempty"` // RP that takes over when this one is lost
-	Port       uint16            `json:"port"`
-	Publish    PublishMode       `json:"publish"`
-	Delivery   Delivery          `json:"delivery,omitempty"` // that the RP granted, when active
-	Neighbours int               `json:"neighbours"`         // that speak mdcs/1
-	Covered    int               `json:"covered"`            // of these, with fresh marks
-	Held       int               `json:"held"`               // gossip left out and not yet confirmed
-	Published  int64             `json:"published"`          // transactions taken by an RP
-	Failed     int64             `json:"failed"`             // transactions that no RP took
-	Received   int64             `json:"received"`           // transactions offered to the pool
-	Duplicates int64             `json:"duplicates"`         // datagrams of these that came again
-	Announced  int64             `json:"announced"`          // left-out gossip that was announced after all
-	Datagrams  map[string]uint64 `json:"datagrams"`          // received, by verdict
-	Marks      []Mark            `json:"marks"`
+	Enabled     bool              `json:"enabled"`
+	State       string            `json:"state"` // idle, joining or active
+	RP          string            `json:"rp,omitempty"`
+	Standby     string            `json:"standby,omitempty"` // RP that takes over when this one is lost
+	Port        uint16            `json:"port"`
+	Publish     PublishMode       `json:"publish"`
+	Delivery    Delivery          `json:"delivery,omitempty"` // that the RP granted, when active
+	GossipPeers int               `json:"gossipPeers"`        // that speak mdcs/1
+	Covered     int               `json:"covered"`            // of these, with fresh marks
+	Held        int               `json:"held"`               // gossip left out and not yet confirmed
+	Published   int64             `json:"published"`          // transactions taken by an RP
+	Failed      int64             `json:"failed"`             // transactions that no RP took
+	Received    int64             `json:"received"`           // transactions offered to the pool
+	Duplicates  int64             `json:"duplicates"`         // datagrams of these that came again
+	Announced   int64             `json:"announced"`          // left-out gossip that was announced after all
+	Datagrams   map[string]uint64 `json:"datagrams"`          // received, by verdict
+	Marks       []Mark            `json:"marks"`
 }
 
 // Mark is what was delivered of one ingress RP's sequences.
@@ -79,7 +79,7 @@ func (api *API) Status() Status {
 		Datagrams:  make(map[string]uint64),
 		Marks:      []Mark{},
 	}
-	st.Neighbours, st.Covered = s.coverage.Covered(now)
+	st.GossipPeers, st.Covered = s.coverage.Covered(now)
 	if s.active != nil {
 		st.State, st.RP = "joining", s.active.id.String()
 		if s.covered {

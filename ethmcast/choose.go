@@ -152,7 +152,7 @@ func (s *Service) assign(now time.Time, rp *rpConn) {
 	s.drain(now, rp)
 }
 
-// settle tells the neighbours when multicast serves this node no more. The time in
+// settle tells the gossip peers when multicast serves this node no more. The time in
 // which an RP that stood by takes over does not count.
 func (s *Service) settle(now time.Time) {
 	if s.covered && !s.isServed() {

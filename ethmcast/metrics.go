@@ -29,13 +29,13 @@ var (
 	failedMeter    = metrics.NewRegisteredMeter("mdcs/publish/failed", nil)
 	ackTimer       = metrics.NewRegisteredTimer("mdcs/publish/ack", nil)
 
-	skippedMeter    = metrics.NewRegisteredMeter("mdcs/coverage/skipped", nil)
-	announcedMeter  = metrics.NewRegisteredMeter("mdcs/coverage/announced", nil)
-	heldGauge       = metrics.NewRegisteredGauge("mdcs/coverage/held", nil)
-	neighboursGauge = metrics.NewRegisteredGauge("mdcs/coverage/neighbours", nil)
-	coveredGauge    = metrics.NewRegisteredGauge("mdcs/coverage/covered", nil)
-	joinedGauge     = metrics.NewRegisteredGauge("mdcs/joined", nil)
-	standbyGauge    = metrics.NewRegisteredGauge("mdcs/standby", nil)
+	skippedMeter   = metrics.NewRegisteredMeter("mdcs/coverage/skipped", nil)
+	announcedMeter = metrics.NewRegisteredMeter("mdcs/coverage/announced", nil)
+	heldGauge      = metrics.NewRegisteredGauge("mdcs/coverage/held", nil)
+	peersGauge     = metrics.NewRegisteredGauge("mdcs/coverage/peers", nil)
+	coveredGauge   = metrics.NewRegisteredGauge("mdcs/coverage/covered", nil)
+	joinedGauge    = metrics.NewRegisteredGauge("mdcs/joined", nil)
+	standbyGauge   = metrics.NewRegisteredGauge("mdcs/standby", nil)
 
 	movedMeter    = metrics.NewRegisteredMeter("mdcs/rp/moved", nil)
 	redirectMeter = metrics.NewRegisteredMeter("mdcs/rp/redirects", nil)
@@ -60,8 +60,8 @@ func newVerdictMeters() []*metrics.Meter {
 }
 
 func (s *Service) updateGauges(now time.Time) {
-	neighbours, covered := s.coverage.Covered(now)
-	neighboursGauge.Update(int64(neighbours))
+	peers, covered := s.coverage.Covered(now)
+	peersGauge.Update(int64(peers))
 	coveredGauge.Update(int64(covered))
 	heldGauge.Update(int64(s.coverage.Held()))
 	joined := int64(0)

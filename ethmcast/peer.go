@@ -118,7 +118,7 @@ func readMessage(msg *p2p.Msg) (proto.Message, error) {
 	return proto.Decode(msg.Code, payload)
 }
 
-// open registers a connection: to an RP if it may be used, else to a neighbour.
+// open registers a connection: to an RP if it may be used, else to a gossip peer.
 func (s *Service) open(c conn, peer *p2p.Peer) (handler, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,7 +131,7 @@ func (s *Service) open(c conn, peer *p2p.Peer) (handler, error) {
 	return &peerHandler{s, p}, nil
 }
 
-// peerHandler serves the connection to a neighbour.
+// peerHandler serves the connection to a gossip peer.
 type peerHandler struct {
 	s *Service
 	p *peerConn
@@ -155,7 +155,7 @@ func (h *peerHandler) accept(now time.Time, m proto.Message) error {
 		case h.p.ready:
 			return &proto.Error{Reason: proto.ReasonUnexpected, Detail: "second status"}
 		case m.NetworkID != s.cfg.NetworkID || m.Genesis != s.cfg.Genesis:
-			return &proto.Error{Reason: proto.ReasonChain, Detail: fmt.Sprintf("neighbour of network %d", m.NetworkID)}
+			return &proto.Error{Reason: proto.ReasonChain, Detail: fmt.Sprintf("gossip peer of network %d", m.NetworkID)}
 		case m.Role != proto.RolePeer:
 			return &proto.Error{Reason: proto.ReasonRole, Detail: fmt.Sprintf("%v that is not configured here", m.Role)}
 		}
@@ -170,7 +170,7 @@ func (h *peerHandler) accept(now time.Time, m proto.Message) error {
 	case *proto.Leave:
 		h.end(now)
 	default:
-		return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf("message 0x%02x from a neighbour", m.Code())}
+		return &proto.Error{Reason: proto.ReasonUnexpected, Detail: fmt.Sprintf("message 0x%02x from a gossip peer", m.Code())}
 	}
 	return nil
 }
@@ -184,7 +184,7 @@ func (h *peerHandler) fail(now time.Time, err error) error {
 	return err
 }
 
-// end ends the session on a connection that goes on: what is held for the neighbour is
+// end ends the session on a connection that goes on: what is held for the gossip peer is
 // announced.
 func (h *peerHandler) end(now time.Time) {
 	h.s.announce(h.s.coverage.Have(now, h.p.id, &proto.Have{}))

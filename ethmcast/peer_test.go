@@ -25,8 +25,8 @@ func newTestService(t *testing.T) *Service {
 	return s
 }
 
-// neighbour is one that covers testStream from the beginning.
-func neighbour(t *testing.T, s *Service, now time.Time) *peerHandler {
+// gossipPeer is one that covers testStream from the beginning.
+func gossipPeer(t *testing.T, s *Service, now time.Time) *peerHandler {
 	t.Helper()
 	h := &peerHandler{s, &peerConn{conn: conn{id: enode.ID{7}, out: make(chan proto.Message, sendQueue)}}}
 	s.peers[h.p.id] = h.p
@@ -42,7 +42,7 @@ func neighbour(t *testing.T, s *Service, now time.Time) *peerHandler {
 	return h
 }
 
-// A neighbour that ends its session in whatever way is announced what was held for it.
+// A gossip peer that ends its session in whatever way is announced what was held for it.
 func TestHeldIsAnnouncedAtTheEnd(t *testing.T) {
 	now := time.Unix(100, 0)
 	for name, end := range map[string]func(*peerHandler){
@@ -51,7 +51,7 @@ func TestHeldIsAnnouncedAtTheEnd(t *testing.T) {
 		"garbage":   func(h *peerHandler) { _ = h.fail(now, errors.New("garbage")) },
 	} {
 		s := newTestService(t)
-		h := neighbour(t, s, now)
+		h := gossipPeer(t, s, now)
 		hash := common.Hash{5}
 		if !s.coverage.Skip(now, h.p.id, hash, &coverage.Ref{Stream: testStream, Sequence: 1}) {
 			t.Fatal("not held")
@@ -61,7 +61,7 @@ func TestHeldIsAnnouncedAtTheEnd(t *testing.T) {
 			t.Errorf("%s: announced %v", name, s.announces)
 		}
 		if s.coverage.Held() != 0 || s.coverage.Covers(now, h.p.id) {
-			t.Errorf("%s: the neighbour is covered still", name)
+			t.Errorf("%s: the gossip peer is covered still", name)
 		}
 	}
 }
@@ -71,9 +71,9 @@ func TestViolationCountsOnce(t *testing.T) {
 	now := time.Unix(100, 0)
 	garbage := &proto.Error{Reason: proto.ReasonMalformed, Detail: "garbage"}
 
-	h := neighbour(t, newTestService(t), now)
+	h := gossipPeer(t, newTestService(t), now)
 	if err := h.fail(now, garbage); err == nil {
-		t.Error("garbage of a neighbour ends nothing")
+		t.Error("garbage of a gossip peer ends nothing")
 	}
 	left := &peerHandler{h.s, &peerConn{conn: h.p.conn}}
 	if err := left.handle(now, &proto.Leave{}); err != nil {

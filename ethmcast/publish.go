@@ -18,7 +18,7 @@ import (
 )
 
 // minBackoff is the least range of the random wait before a transaction of an
-// uncovered neighbour is published: others may have heard it too (SPEC 9.3).
+// uncovered gossip peer is published: others may have heard it too (SPEC 9.3).
 const minBackoff = 50 * time.Millisecond
 
 // RouteTx is called once for each transaction that enters the pool, with the

@@ -22,14 +22,14 @@ const listenerQueue = receipt.MaxReceipts
 // Counters is the answer of mdcs_counters: what the RP in use says of the members of the
 // group. They are as old as the mesh's counts, some seconds.
 type Counters struct {
-	RP         string           `json:"rp,omitempty"` // nobody without counters
-	Members    uint64           `json:"members"`      // at all RPs
-	Here       uint64           `json:"here"`         // at this RP
-	Neighbours []NeighbourCount `json:"neighbours"`   // RPs that it sends to, ordered by id
+	RP      string      `json:"rp,omitempty"` // nobody without counters
+	Members uint64      `json:"members"`      // at all RPs
+	Here    uint64      `json:"here"`         // at this RP
+	RPs     []RPMembers `json:"rps"`          // RPs that it sends to, ordered by id
 }
 
-// NeighbourCount is the members at and behind one RP.
-type NeighbourCount struct {
+// RPMembers is the members at and behind one RP.
+type RPMembers struct {
 	RP      string `json:"rp"` // first 8 bytes of the node id
 	Members uint64 `json:"members"`
 }
@@ -92,14 +92,14 @@ func (api *API) Counters() Counters {
 	s := api.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	answer := Counters{Neighbours: []NeighbourCount{}}
+	answer := Counters{RPs: []RPMembers{}}
 	if s.active == nil || s.active.counters == nil {
 		return answer
 	}
 	c := s.active.counters
 	answer.RP, answer.Members, answer.Here = s.active.id.String(), c.Members, c.Here
-	for _, n := range c.Neighbours {
-		answer.Neighbours = append(answer.Neighbours, NeighbourCount{fmt.Sprintf("%016x", n.RP), n.Members})
+	for _, n := range c.RPs {
+		answer.RPs = append(answer.RPs, RPMembers{fmt.Sprintf("%016x", n.RP), n.Members})
 	}
 	return answer
 }

@@ -36,7 +36,7 @@ func awaitCounters(t *testing.T, n *ethmcasttest.Node, members, here, below uint
 	t.Helper()
 	eventually(t, "counters", func() bool {
 		c := n.API.Counters()
-		return c.Members == members && c.Here == here && c.RP != "" && (below == 0 || len(c.Neighbours) == 1 && c.Neighbours[0].Members == below)
+		return c.Members == members && c.Here == here && c.RP != "" && (below == 0 || len(c.RPs) == 1 && c.RPs[0].Members == below)
 	})
 }
 

@@ -7,7 +7,7 @@
 //
 //	RouteTx -> publish -> outbox ----------> RP          (publish.go)
 //	RP ------> receive -> reassembly -> deliver -> pool  (receive.go, deliver.go)
-//	neighbours <--------- HAVE marks ----------> coverage (peer.go)
+//	gossip peers <------ HAVE marks ------> coverage      (peer.go)
 //
 // It is a member of two RPs: one replicates to it, the other stands by (rp.go,
 // choose.go, dial.go). It may look for them (find.go).
@@ -50,8 +50,8 @@ type PublishMode string
 // Modes of --mdcs.publish. The RP sees which node publishes a transaction, so an
 // operator may keep its own out of it.
 const (
-	PublishAll     PublishMode = "all"     // own ones and those of uncovered neighbours
-	PublishBridged PublishMode = "bridged" // those of uncovered neighbours
+	PublishAll     PublishMode = "all"     // own ones and those of uncovered gossip peers
+	PublishBridged PublishMode = "bridged" // those of uncovered gossip peers
 	PublishNone    PublishMode = "none"
 )
 
@@ -163,7 +163,7 @@ type Service struct {
 	active    *rpConn              // replicates to us, or is to; nil for none
 	next      *rpConn              // is to take over from active, which goes on until then; nil for none
 	standby   *rpConn              // takes over when active is lost; nil for none
-	covered   bool                 // multicast serves this node, and the neighbours know it
+	covered   bool                 // multicast serves this node, and the gossip peers know it
 	hints     []*rpConn            // that an RP without room named
 	redirects int                  // since an RP served
 	nearer    preference
@@ -401,7 +401,7 @@ func (s *Service) announce(a []coverage.Announcement[enode.ID, common.Hash]) {
 	}
 }
 
-// sendHave tells all neighbours what was delivered: at once when the membership
+// sendHave tells all gossip peers what was delivered: at once when the membership
 // changed, else after HaveSoon, HaveInterval or HaveKeepAlive.
 func (s *Service) sendHave(now time.Time, changed bool) {
 	interval := coverage.HaveKeepAlive
@@ -422,7 +422,7 @@ func (s *Service) sendHave(now time.Time, changed bool) {
 	}
 }
 
-// have tells a neighbour what was delivered since it was told last.
+// have tells a gossip peer what was delivered since it was told last.
 func (s *Service) have(p *peerConn) {
 	if !s.covered {
 		p.send(&proto.Have{})

@@ -45,13 +45,13 @@ func eventually(t *testing.T, what string, cond func() bool) {
 }
 
 // startRP starts a real replication point on [::1].
-func startRP(t *testing.T, key *ecdsa.PrivateKey, control uint16, neighbours ...*enode.Node) *rp.RP {
+func startRP(t *testing.T, key *ecdsa.PrivateKey, control uint16, rps ...*enode.Node) *rp.RP {
 	t.Helper()
-	return startRPWith(t, key, control, 0, neighbours...)
+	return startRPWith(t, key, control, 0, rps...)
 }
 
 // startRPWith starts one that offers mode ssm on a port that is not 0.
-func startRPWith(t *testing.T, key *ecdsa.PrivateKey, control, group uint16, neighbours ...*enode.Node) *rp.RP {
+func startRPWith(t *testing.T, key *ecdsa.PrivateKey, control, group uint16, rps ...*enode.Node) *rp.RP {
 	t.Helper()
 	r, err := rp.New(rp.Config{
 		GroupPort:     group,
@@ -60,7 +60,7 @@ func startRPWith(t *testing.T, key *ecdsa.PrivateKey, control, group uint16, nei
 		ControlPort:   control,
 		NetworkID:     networkID,
 		Genesis:       genesis,
-		Settings:      rp.Settings{Neighbours: neighbours, Lease: proto.Lease, Rate: 2000, Burst: 512},
+		Settings:      rp.Settings{Neighbours: rps, Lease: proto.Lease, Rate: 2000, Burst: 512},
 		RekeyInterval: time.Hour,
 		Engine:        func(c datapath.Config) (datapath.Engine, error) { return socket.Listen(c) },
 		Log:           slog.New(slog.DiscardHandler),
@@ -109,7 +109,7 @@ func startNode(t *testing.T, rps ...*rp.RP) *ethmcasttest.Node {
 	return ethmcasttest.StartNode(t, cfg)
 }
 
-// connect makes neighbours of all nodes and waits until they are covered.
+// connect makes gossip peers of all nodes and waits until they are covered.
 func connect(t *testing.T, nodes ...*ethmcasttest.Node) {
 	t.Helper()
 	for i, n := range nodes {
@@ -118,9 +118,9 @@ func connect(t *testing.T, nodes ...*ethmcasttest.Node) {
 		}
 	}
 	for i, n := range nodes {
-		eventually(t, fmt.Sprintf("node %d covers its neighbours", i), func() bool {
+		eventually(t, fmt.Sprintf("node %d covers its gossip peers", i), func() bool {
 			st := n.API.Status()
-			return st.State == "active" && st.Neighbours == len(nodes)-1 && st.Covered == len(nodes)-1
+			return st.State == "active" && st.GossipPeers == len(nodes)-1 && st.Covered == len(nodes)-1
 		})
 	}
 }
@@ -140,11 +140,11 @@ func transaction(t *testing.T, nonce uint64, size int) *types.Transaction {
 	return tx
 }
 
-// leavesOut waits until a node leaves out gossip to neighbours of what comes by the stream
+// leavesOut waits until a node leaves out gossip to other geths of what comes by the stream
 // that a transaction came by.
-func leavesOut(t *testing.T, n *ethmcasttest.Node, tx *types.Transaction, neighbours ...*ethmcasttest.Node) {
+func leavesOut(t *testing.T, n *ethmcasttest.Node, tx *types.Transaction, peers ...*ethmcasttest.Node) {
 	t.Helper()
-	eventually(t, "coverage of the stream", func() bool { return len(n.Enter(tx, nil, neighbours...)) == len(neighbours) })
+	eventually(t, "coverage of the stream", func() bool { return len(n.Enter(tx, nil, peers...)) == len(peers) })
 }
 
 func TestTransactionsCrossTwoRPs(t *testing.T) {
@@ -173,12 +173,12 @@ func TestTransactionsCrossTwoRPs(t *testing.T) {
 		others := othersOf(origin)
 		tx := transaction(t, uint64(i), size)
 		if skipped := origin.Enter(tx, nil, others...); len(skipped) != 3 {
-			t.Errorf("%d bytes: gossip left out for %d of 3 covered neighbours", size, len(skipped))
+			t.Errorf("%d bytes: gossip left out for %d of 3 covered gossip peers", size, len(skipped))
 		}
 		for k, n := range others {
 			eventually(t, fmt.Sprintf("%d bytes from %d at %d", size, i, k), func() bool { return n.Backend.Offered(tx.Hash()) > 0 })
 			if skipped := n.Enter(tx, []enode.ID{}, nodes...); len(skipped) != 3 {
-				t.Errorf("%d bytes: a receiver left gossip out for %d of 3 neighbours", size, len(skipped))
+				t.Errorf("%d bytes: a receiver left gossip out for %d of 3 gossip peers", size, len(skipped))
 			}
 		}
 	}
@@ -202,7 +202,7 @@ func TestTransactionsCrossTwoRPs(t *testing.T) {
 			}
 		}
 		if guards != coverage.Guards {
-			t.Errorf("transaction of %d announced to %d neighbours, want the %d guards", i, guards, coverage.Guards)
+			t.Errorf("transaction of %d announced to %d gossip peers, want the %d guards", i, guards, coverage.Guards)
 		}
 	}
 	if st := nodes[0].API.Status(); st.Failed > 0 {
@@ -255,7 +255,7 @@ func TestSecondRP(t *testing.T) {
 	}
 }
 
-// RPs that cannot reach each other: a neighbour without marks of the stream is
+// RPs that cannot reach each other: a gossip peer without marks of the stream is
 // not covered, so gossip is not left out at all.
 func TestPartition(t *testing.T) {
 	a := startRP(t, ethmcasttest.Key(t), 0)
@@ -264,7 +264,7 @@ func TestPartition(t *testing.T) {
 	connect(t, x, y)
 	for i := range 3 {
 		if skipped := x.Enter(transaction(t, uint64(i), 0), nil, y); len(skipped) != 0 {
-			t.Error("gossip left out to a neighbour behind another RP")
+			t.Error("gossip left out to a gossip peer behind another RP")
 		}
 	}
 }
@@ -302,7 +302,7 @@ func TestBridge(t *testing.T) {
 	eventually(t, "delivery", func() bool { return z.Backend.Offered(tx.Hash()) == 1 })
 	covered := transaction(t, 2, 0)
 	if skipped := x.Enter(covered, []enode.ID{y.ID()}, z); len(skipped) != 0 {
-		t.Error("a transaction of a covered neighbour was published again")
+		t.Error("a transaction of a covered gossip peer was published again")
 	}
 }
 
@@ -321,7 +321,7 @@ func TestSetEnabled(t *testing.T) {
 	x, y := startNode(t, r), startNode(t, r)
 	connect(t, x, y)
 	x.API.SetEnabled(false)
-	eventually(t, "withdrawal at the neighbour", func() bool { return y.API.Status().Covered == 0 })
+	eventually(t, "withdrawal at the gossip peer", func() bool { return y.API.Status().Covered == 0 })
 	if st := x.API.Status(); st.Enabled || st.State != "idle" {
 		t.Errorf("status %+v", st)
 	}
@@ -374,13 +374,13 @@ func TestPublishModes(t *testing.T) {
 			t.Errorf("%s: own transaction published: %v", mode, got)
 		}
 		if got := n.Service.RouteTx(transaction(t, nonce+1, 0), []enode.ID{{9}}) != nil; got != want.foreign {
-			t.Errorf("%s: transaction of a neighbour published: %v", mode, got)
+			t.Errorf("%s: transaction of a gossip peer published: %v", mode, got)
 		}
 	}
 }
 
-// Garbage ends the mdcs session of that neighbour, and neither the connection
-// nor another neighbour's coverage.
+// Garbage ends the mdcs session of that gossip peer, and neither the connection
+// nor another gossip peer's coverage.
 func TestMalformedMessages(t *testing.T) {
 	r := startRP(t, ethmcasttest.Key(t), 0)
 	x, y := startNode(t, r), startNode(t, r)
@@ -435,7 +435,7 @@ func TestMalformedMessages(t *testing.T) {
 		}
 		raw.Stop()
 	}
-	if st := x.API.Status(); st.State != "active" || st.Neighbours != 1 || st.Covered != 1 {
+	if st := x.API.Status(); st.State != "active" || st.GossipPeers != 1 || st.Covered != 1 {
 		t.Errorf("status %+v", st)
 	}
 }

@@ -84,23 +84,23 @@ func uses(t *testing.T, n *ethmcasttest.Node, active, standby *rp.RP) {
 }
 
 // publishes lets a node publish something, and waits until another one leaves out gossip
-// to a neighbour of what enters at the same RP.
-func publishes(t *testing.T, origin, n, neighbour *ethmcasttest.Node) {
+// to a gossip peer of what enters at the same RP.
+func publishes(t *testing.T, origin, n, other *ethmcasttest.Node) {
 	t.Helper()
 	tx := transaction(t, 4998, 0)
 	eventually(t, "delivery", func() bool {
 		origin.Enter(tx, nil)
 		return n.Backend.Offered(tx.Hash()) > 0
 	})
-	leavesOut(t, n, tx, neighbour)
+	leavesOut(t, n, tx, other)
 }
 
-// traffic publishes at a node until it is stopped, and watches that a neighbour never
+// traffic publishes at a node until it is stopped, and watches that a gossip peer never
 // takes it for uncovered.
 type traffic struct {
 	t         *testing.T
 	from      *ethmcasttest.Node
-	neighbour *ethmcasttest.Node
+	other     *ethmcasttest.Node
 	quit      atomic.Bool
 	done      chan struct{}
 	sent      []*types.Transaction
@@ -108,19 +108,19 @@ type traffic struct {
 	uncovered int
 }
 
-func startTraffic(t *testing.T, from, neighbour *ethmcasttest.Node) *traffic {
-	leavesOut(t, from, transaction(t, 4999, 0), neighbour)
-	tr := &traffic{t: t, from: from, neighbour: neighbour, done: make(chan struct{})}
+func startTraffic(t *testing.T, from, other *ethmcasttest.Node) *traffic {
+	leavesOut(t, from, transaction(t, 4999, 0), other)
+	tr := &traffic{t: t, from: from, other: other, done: make(chan struct{})}
 	go func() {
 		defer close(tr.done)
 		for nonce := uint64(5000); !tr.quit.Load(); nonce++ {
 			tx := transaction(t, nonce, 100)
 			tr.sent = append(tr.sent, tx)
-			if len(from.Enter(tx, nil, neighbour)) == 0 {
+			if len(from.Enter(tx, nil, other)) == 0 {
 				tr.gossiped++
-				neighbour.Backend.Enqueue([]*types.Transaction{tx})
+				other.Backend.Enqueue([]*types.Transaction{tx})
 			}
-			if neighbour.API.Status().Covered == 0 {
+			if other.API.Status().Covered == 0 {
 				tr.uncovered++
 			}
 			time.Sleep(2 * time.Millisecond)
@@ -137,8 +137,8 @@ func (tr *traffic) stop() (lost, announced int) {
 	missing := func() (n, announced int) {
 		for _, tx := range tr.sent {
 			switch {
-			case tr.neighbour.Backend.Offered(tx.Hash()) > 0:
-			case tr.from.Backend.Announced(tr.neighbour.ID(), tx.Hash()):
+			case tr.other.Backend.Offered(tx.Hash()) > 0:
+			case tr.from.Backend.Announced(tr.other.ID(), tx.Hash()):
 				announced++
 			default:
 				n++

@@ -31,7 +31,7 @@ func TestReceiptAlongChain(t *testing.T) {
 	require.Eventually(t, func() bool {
 		c := see(publisher, func(p *lightPeer) proto.Counters { return p.counters })
 		// RP 1 counts for a member for a while, as no RP has had one yet.
-		return c.Members == 6 && c.Here == 2 && len(c.Neighbours) == 1 && c.Neighbours[0] == proto.NeighbourCount{RP: uint64(next), Members: 4}
+		return c.Members == 6 && c.Here == 2 && len(c.RPs) == 1 && c.RPs[0] == proto.RPMembers{RP: uint64(next), Members: 4}
 	}, patience, 10*time.Millisecond)
 	require.Equal(t, uint64(4), neighbour(t, points[0].Status().Mesh, next).Members)
 

@@ -19,7 +19,7 @@ import (
 // operatorCommands look at a running rpd. None of them changes anything.
 var operatorCommands = []*cli.Command{
 	operatorCommand("status", "show who and where the replication point is, and how it does", showStatus),
-	operatorCommand("rps", "list the neighbouring replication points", showRPs),
+	operatorCommand("rps", "list the RP neighbours: the replication points that this one has links to", showRPs),
 	operatorCommand("groups", "list groups, and the newest sequence of each ingress RP in them", showGroups),
 	operatorCommand("subscribers", "list the geths that are members", showSubscribers, limitFlag, afterFlag, matchFlag),
 	operatorCommand("mesh", "show the links between replication points, and the routes", showMesh, databaseFlag),

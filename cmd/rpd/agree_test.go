@@ -28,7 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// site is a host for rpd and a neighbour of it, each in a network namespace without a name:
+// site is a host for rpd and another host on its link, each in a network namespace without a name:
 //
 //	+- near -------------+          +- far ----------------+
 //	| va 2001:db8:1::1 ..+---veth---+ vb 2001:db8:1::a     |
@@ -348,10 +348,10 @@ func TestXDPHostCheckAgrees(t *testing.T) {
 			s.usual()
 			s.hostArg = nil
 		}, ok: true, engine: "xdp", check: "--peer ADDRESS"},
-		{name: "no neighbour", set: func(s *site) {
+		{name: "nobody answers for the router", set: func(s *site) {
 			s.usual()
 			s.hostArg = []string{"--peer", "2001:db8:1::dead"}
-		}, engine: "xdp", check: "its neighbour does not answer"},
+		}, engine: "xdp", check: "no ND entry"},
 		{name: "another program on the device", set: func(s *site) {
 			s.usual()
 			s.in(s.near, func() { s.foreign("va") })
@@ -435,7 +435,7 @@ func (s *site) mtu(name string, mtu int) {
 	require.NoError(s.t, netlink.LinkSetMTU(l, mtu))
 }
 
-// loopback moves the RP to an address of lo that the neighbour has a route to.
+// loopback moves the RP to an address of lo that the other host has a route to.
 func (s *site) loopback() {
 	s.in(s.near, func() { s.address("lo", "2001:db8:9::1/128", unix.IFA_F_NODAD) })
 	s.in(s.far, func() {

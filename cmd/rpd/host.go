@@ -23,7 +23,7 @@ import (
 
 // hostCommand tells what this machine lacks for the XDP engine.
 func hostCommand(stdout io.Writer) *cli.Command {
-	peerFlag := &cli.StringFlag{Name: "peer", Usage: "neighbour that answers echo requests, default: the default router's `ADDRESS`"}
+	peerFlag := &cli.StringFlag{Name: "peer", Usage: "host on a link that answers echo requests, default: the default router's `ADDRESS`"}
 	return &cli.Command{
 		Name:  "host",
 		Usage: "look at this machine",
@@ -67,7 +67,7 @@ func hostCommand(stdout io.Writer) *cli.Command {
 // checkWait is how long host check waits for an address, enough for a check for duplicates.
 const checkWait = 5 * time.Second
 
-// liveTimeout is how long host check waits for the answer of a neighbour.
+// liveTimeout is how long host check waits for the answer of a host on a link.
 const liveTimeout = 3 * time.Second
 
 // checkHost does what rpd does to open the XDP engine, but for the pins, and sends frames by
@@ -160,7 +160,7 @@ func checkHost(ctx context.Context, cfg *config.Config, peer netip.Addr, stdout 
 			return report, runs, lacks
 		}
 		if !ok {
-			open("live frames", "no default router behind %s to send them to: name a neighbour that answers pings: --peer ADDRESS", strings.Join(devices, ", "))
+			open("live frames", "no default router behind %s to send them to: name a host on a link that answers pings: --peer ADDRESS", strings.Join(devices, ", "))
 			return report, runs, lacks
 		}
 		peer = router

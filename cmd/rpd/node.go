@@ -185,7 +185,7 @@ func (e egress) log(log *slog.Logger) {
 }
 
 // maxPeers returns the limit of the sessions of peers. With another engine than the socket
-// it is one that the tables have room for.
+// it is one that the BPF maps have room for.
 func maxPeers(cfg *config.Config) int {
 	most := cfg.Limits.MaxPeers
 	if cfg.Datapath.Engine != "socket" && (most == 0 || most > xdp.MaxPeers) {

@@ -4,14 +4,14 @@
 //
 // Two peers that both speak mdcs/1 tell each other by HAVE marks what multicast
 // has delivered to them. A transaction that travels by multicast is not
-// gossiped to a covered neighbour; it is held until the neighbour's marks pass
+// gossiped to a covered peer; it is held until that peer's marks pass
 // its sequence, and announced if they have not within Confirm, or at once when
-// the neighbour withdraws. So a transaction that an RP loses, that cannot cross
+// the gossip peer withdraws. So a transaction that an RP loses, that cannot cross
 // a partition or that an RP drops on purpose still arrives by gossip.
 //
 // Invariants: a held transaction leaves only by confirmation, by announcement or
-// with its neighbour; what is skipped for a neighbour is held for it. Guards, a
-// few neighbours that change over time, are announced everything after
+// with its gossip peer; what is skipped for a gossip peer is held for it. Guards, a
+// few gossip peers that change over time, are announced everything after
 // GuardDelay, whatever their marks say: an RP that gives different datagrams
 // the same sequence cannot hide a transaction from all.
 //
@@ -40,13 +40,13 @@ const (
 	sweep         = 250 * time.Millisecond  // announcements of one sweep share a message
 )
 
-// Guards is the number of neighbours that are always announced everything.
+// Guards is the number of gossip peers that are always announced everything.
 const Guards = 2
 
-// maxHeld bounds what is held for one neighbour; beyond it gossip is not left out.
+// maxHeld bounds what is held for one gossip peer; beyond it gossip is not left out.
 const maxHeld = 1 << 16
 
-// Announcement is a list of transactions to announce to a neighbour by eth.
+// Announcement is a list of transactions to announce to a gossip peer by eth.
 type Announcement[ID, Hash comparable] struct {
 	Peer   ID
 	Hashes []Hash
@@ -60,19 +60,19 @@ type Ref struct {
 	abandoned bool
 }
 
-// Coverage holds the neighbours and what was not gossiped to them. ID names a
-// neighbour, Hash a transaction.
+// Coverage holds the gossip peers and what was not gossiped to them. ID names a
+// gossip peer, Hash a transaction.
 type Coverage[ID, Hash comparable] struct {
-	rng        *rand.Rand
-	neighbours map[ID]*neighbour[Hash]
-	order      []ID // of arrival, so that choices depend on the seed alone
-	pending    map[Hash]*Ref
-	chooseAt   time.Time
-	sweepAt    time.Time
-	guardsAt   time.Time // of the next announcements to guards
+	rng      *rand.Rand
+	peers    map[ID]*peer[Hash]
+	order    []ID // of arrival, so that choices depend on the seed alone
+	pending  map[Hash]*Ref
+	chooseAt time.Time
+	sweepAt  time.Time
+	guardsAt time.Time // of the next announcements to guards
 }
 
-type neighbour[Hash comparable] struct {
+type peer[Hash comparable] struct {
 	covered   bool
 	guard     bool
 	at        time.Time // of the last HAVE
@@ -87,19 +87,19 @@ type held[Hash comparable] struct {
 	at   time.Time
 }
 
-// New returns a Coverage without neighbours; rng chooses the guards.
+// New returns a Coverage without gossip peers; rng chooses the guards.
 func New[ID, Hash comparable](rng *rand.Rand) *Coverage[ID, Hash] {
 	return &Coverage[ID, Hash]{
-		rng:        rng,
-		neighbours: make(map[ID]*neighbour[Hash]),
-		pending:    make(map[Hash]*Ref),
+		rng:     rng,
+		peers:   make(map[ID]*peer[Hash]),
+		pending: make(map[Hash]*Ref),
 	}
 }
 
-// Add adds a neighbour, which is not covered before its first HAVE.
+// Add adds a gossip peer, which is not covered before its first HAVE.
 func (c *Coverage[ID, Hash]) Add(id ID) {
-	if c.neighbours[id] == nil {
-		c.neighbours[id] = &neighbour[Hash]{
+	if c.peers[id] == nil {
+		c.peers[id] = &peer[Hash]{
 			marks:     make(map[ids.Stream]proto.HaveMark),
 			suspended: make(map[ids.Stream]uint64),
 		}
@@ -108,16 +108,16 @@ func (c *Coverage[ID, Hash]) Add(id ID) {
 	}
 }
 
-// Remove forgets a neighbour whose connection ended.
+// Remove forgets a gossip peer whose connection ended.
 func (c *Coverage[ID, Hash]) Remove(id ID) {
-	delete(c.neighbours, id)
+	delete(c.peers, id)
 	c.order = slices.DeleteFunc(c.order, func(x ID) bool { return x == id })
 	c.chooseAt = time.Time{}
 }
 
-// Have takes a neighbour's HAVE. The announcements are what a withdrawal uncovers.
+// Have takes a gossip peer's HAVE. The announcements are what a withdrawal uncovers.
 func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Announcement[ID, Hash] {
-	n := c.neighbours[id]
+	n := c.peers[id]
 	if n == nil {
 		return nil
 	}
@@ -146,13 +146,13 @@ func (c *Coverage[ID, Hash]) Have(now time.Time, id ID, have *proto.Have) []Anno
 	return nil
 }
 
-func (n *neighbour[Hash]) confirmed(ref *Ref) bool {
+func (n *peer[Hash]) confirmed(ref *Ref) bool {
 	mark, ok := n.marks[ref.Stream]
 	return ok && ref.Sequence != 0 && mark.Covers(ref.Sequence)
 }
 
-// covers reports whether the neighbour is expected to deliver what comes on s.
-func (n *neighbour[Hash]) covers(now time.Time, s ids.Stream) bool {
+// covers reports whether the gossip peer is expected to deliver what comes on s.
+func (n *peer[Hash]) covers(now time.Time, s ids.Stream) bool {
 	if !n.fresh(now) || len(n.held) >= maxHeld {
 		return false
 	}
@@ -163,13 +163,13 @@ func (n *neighbour[Hash]) covers(now time.Time, s ids.Stream) bool {
 	return ok
 }
 
-// Covers reports whether a neighbour has an RP, by its fresh marks.
+// Covers reports whether a gossip peer has an RP, by its fresh marks.
 func (c *Coverage[ID, Hash]) Covers(now time.Time, id ID) bool {
-	n := c.neighbours[id]
+	n := c.peers[id]
 	return n != nil && n.fresh(now)
 }
 
-func (n *neighbour[Hash]) fresh(now time.Time) bool {
+func (n *peer[Hash]) fresh(now time.Time) bool {
 	return n.covered && now.Sub(n.at) < Fresh
 }
 
@@ -181,10 +181,10 @@ func (c *Coverage[ID, Hash]) Publish(hash Hash, s ids.Stream) *Ref {
 	return ref
 }
 
-// Skip reports whether gossip of a transaction to a neighbour may be left out,
-// and if so holds it. All neighbours of one transaction share its ref.
+// Skip reports whether gossip of a transaction to a gossip peer may be left out,
+// and if so holds it. All gossip peers of one transaction share its ref.
 func (c *Coverage[ID, Hash]) Skip(now time.Time, id ID, hash Hash, ref *Ref) bool {
-	n := c.neighbours[id]
+	n := c.peers[id]
 	if n == nil || ref.abandoned || !n.covers(now, ref.Stream) {
 		return false
 	}
@@ -206,7 +206,7 @@ func (c *Coverage[ID, Hash]) Numbered(hash Hash, s ids.Stream, seq uint64) {
 // Restart begins a stream anew behind seq: places beyond it were lies, and nobody is
 // suspended for them.
 func (c *Coverage[ID, Hash]) Restart(s ids.Stream, seq uint64) {
-	for _, n := range c.neighbours {
+	for _, n := range c.peers {
 		delete(n.suspended, s)
 		for _, h := range n.held {
 			if h.ref.Stream == s && h.ref.Sequence > seq {
@@ -226,7 +226,7 @@ func (c *Coverage[ID, Hash]) Abandon(hash Hash) []Announcement[ID, Hash] {
 	ref.abandoned = true
 	var all []Announcement[ID, Hash]
 	for _, id := range c.order {
-		all = append(all, announce(c.neighbours[id], id, func(h held[Hash]) bool { return h.ref == ref })...)
+		all = append(all, announce(c.peers[id], id, func(h held[Hash]) bool { return h.ref == ref })...)
 	}
 	return all
 }
@@ -246,7 +246,7 @@ func (c *Coverage[ID, Hash]) Tick(now time.Time) []Announcement[ID, Hash] {
 	}
 	var all []Announcement[ID, Hash]
 	for _, id := range c.order {
-		n := c.neighbours[id]
+		n := c.peers[id]
 		all = append(all, announce(n, id, func(h held[Hash]) bool {
 			switch age := now.Sub(h.at); {
 			case age < Confirm:
@@ -265,7 +265,7 @@ func (c *Coverage[ID, Hash]) Tick(now time.Time) []Announcement[ID, Hash] {
 }
 
 // announce takes the held transactions that match out of the list.
-func announce[ID, Hash comparable](n *neighbour[Hash], id ID, match func(held[Hash]) bool) []Announcement[ID, Hash] {
+func announce[ID, Hash comparable](n *peer[Hash], id ID, match func(held[Hash]) bool) []Announcement[ID, Hash] {
 	var hashes []Hash
 	n.held = slices.DeleteFunc(n.held, func(h held[Hash]) bool {
 		due := match(h)
@@ -280,18 +280,18 @@ func announce[ID, Hash comparable](n *neighbour[Hash], id ID, match func(held[Ha
 	return []Announcement[ID, Hash]{{id, hashes}}
 }
 
-// chooseGuards chooses Guards neighbours at random.
+// chooseGuards chooses Guards gossip peers at random.
 func (c *Coverage[ID, Hash]) chooseGuards(now time.Time) {
 	c.chooseAt = now.Add(GuardInterval)
 	for i, k := range c.rng.Perm(len(c.order)) {
-		c.neighbours[c.order[k]].guard = i < Guards
+		c.peers[c.order[k]].guard = i < Guards
 	}
 }
 
 // Deadline returns when Tick is due next.
 func (c *Coverage[ID, Hash]) Deadline() time.Time {
 	next := c.chooseAt
-	for _, n := range c.neighbours {
+	for _, n := range c.peers {
 		if len(n.held) == 0 {
 			continue
 		}
@@ -306,19 +306,19 @@ func (c *Coverage[ID, Hash]) Deadline() time.Time {
 	return next
 }
 
-// Covered returns how many neighbours there are, and how many have fresh marks.
-func (c *Coverage[ID, Hash]) Covered(now time.Time) (neighbours, covered int) {
-	for _, n := range c.neighbours {
+// Covered returns how many gossip peers there are, and how many have fresh marks.
+func (c *Coverage[ID, Hash]) Covered(now time.Time) (peers, covered int) {
+	for _, n := range c.peers {
 		if n.fresh(now) {
 			covered++
 		}
 	}
-	return len(c.neighbours), covered
+	return len(c.peers), covered
 }
 
-// Held returns how many transactions are held, over all neighbours.
+// Held returns how many transactions are held, over all gossip peers.
 func (c *Coverage[ID, Hash]) Held() (held int) {
-	for _, n := range c.neighbours {
+	for _, n := range c.peers {
 		held += len(n.held)
 	}
 	return held

@@ -33,7 +33,7 @@ func covered(next uint64, missing ...uint64) *proto.Have {
 	}}
 }
 
-// newCoverage returns one without guards among the neighbours that a test names:
+// newCoverage returns one without guards among the gossip peers that a test names:
 // the first two that are added are the guards.
 func newCoverage(now time.Time, names ...string) *Coverage[string, string] {
 	c := New[string, string](rand.New(rand.NewPCG(1, 1)))
@@ -42,7 +42,7 @@ func newCoverage(now time.Time, names ...string) *Coverage[string, string] {
 		c.Have(now, name, covered(1))
 	}
 	c.chooseAt = now.Add(time.Hour)
-	c.neighbours["guard1"].guard, c.neighbours["guard2"].guard = true, true
+	c.peers["guard1"].guard, c.peers["guard2"].guard = true, true
 	return c
 }
 
@@ -52,7 +52,7 @@ func TestSkipConfirmed(t *testing.T) {
 	now := time.Unix(100, 0)
 	c := newCoverage(now, "b")
 	if !c.Skip(now, "b", "tx", at(5)) {
-		t.Fatal("gossip to a covered neighbour was not left out")
+		t.Fatal("gossip to a covered peer was not left out")
 	}
 	if c.Held() != 1 {
 		t.Fatal("what was left out is not held")
@@ -67,7 +67,7 @@ func TestSkipConfirmed(t *testing.T) {
 }
 
 // A place that was a lie suspends nobody for longer than until the stream starts afresh, at
-// the neighbour or here.
+// the gossip peer or here.
 func TestRestart(t *testing.T) {
 	const lie = 1 << 30
 	for name, restart := range map[string]func(now time.Time, c *Coverage[string, string]){
@@ -136,7 +136,7 @@ func TestUnconfirmedIsAnnounced(t *testing.T) {
 	// Suspended until its next is beyond 5, which the next Have says.
 	later := now.Add(Confirm + sweep)
 	if c.Skip(later, "b", "next", at(8)) {
-		t.Error("left out for a neighbour that just missed one")
+		t.Error("left out for a gossip peer that just missed one")
 	}
 	c.Have(later, "b", covered(8, 5))
 	if !c.Skip(later, "b", "next", at(8)) {
@@ -159,7 +159,7 @@ func TestNotCovered(t *testing.T) {
 		}
 	}
 	if c.Held() != 0 {
-		t.Error("held for a neighbour that is gossiped to")
+		t.Error("held for a peer that is gossiped to")
 	}
 }
 
@@ -177,7 +177,7 @@ func TestWithdrawalAnnouncesAll(t *testing.T) {
 		t.Errorf("announced %v", got)
 	}
 	if c.Skip(now, "b", "3", at(9)) {
-		t.Error("left out for a neighbour that withdrew")
+		t.Error("left out for a gossip peer that withdrew")
 	}
 }
 
@@ -230,7 +230,7 @@ func TestGuardsGetEverything(t *testing.T) {
 	}
 	c.chooseGuards(now)
 	guards := 0
-	for _, n := range c.neighbours {
+	for _, n := range c.peers {
 		if n.guard {
 			guards++
 		}
@@ -240,7 +240,7 @@ func TestGuardsGetEverything(t *testing.T) {
 	}
 }
 
-// Whatever happens, a transaction that was left out for a neighbour is later
+// Whatever happens, a transaction that was left out for a gossip peer is later
 // confirmed by its marks, announced to it, or its connection ended.
 func TestNothingIsForgotten(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -261,7 +261,7 @@ func TestNothingIsForgotten(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 600).Draw(t, "ms")) * time.Millisecond)
 			collect(announced, c.Tick(now))
-			name := rapid.SampledFrom(names).Draw(t, "neighbour")
+			name := rapid.SampledFrom(names).Draw(t, "peer")
 			switch rapid.IntRange(0, 4).Draw(t, "event") {
 			case 0, 1:
 				hash := fmt.Sprint(next)
@@ -387,7 +387,7 @@ func TestMarksProperty(t *testing.T) {
 	})
 }
 
-// A neighbour that is told what changed knows as much as one that is told all.
+// A gossip peer that is told what changed knows as much as one that is told all.
 func TestMarksChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		now := time.Unix(100, 0)
@@ -416,7 +416,7 @@ func TestMarksChanges(t *testing.T) {
 			told = m.Version()
 
 			all, _ := m.Have(0)
-			known := c.neighbours["b"].marks
+			known := c.peers["b"].marks
 			if len(known) != len(all) {
 				t.Fatalf("knows %v, want %v", known, all)
 			}
@@ -438,7 +438,7 @@ func TestMarksOfTooManyStreams(t *testing.T) {
 		have.Marks[0].Ingress = 1000 + i
 		c.Have(now, "b", have)
 	}
-	if n := len(c.neighbours["b"].marks); n != proto.MaxMarks {
+	if n := len(c.peers["b"].marks); n != proto.MaxMarks {
 		t.Errorf("%d marks kept", n)
 	}
 }

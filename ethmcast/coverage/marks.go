@@ -11,7 +11,7 @@ import (
 )
 
 // MissingFor is how long an undelivered sequence is reported as missing. A
-// neighbour asks about a sequence only within Confirm, so this is generous.
+// gossip peer asks about a sequence only within Confirm, so this is generous.
 const MissingFor = 10 * time.Second
 
 // maxMissing is how many missing sequences the marks of a HAVE have together, so that it

@@ -67,8 +67,8 @@ const (
 	MinLease    = 5 * time.Second
 	MinProbe    = 256 // bytes of a PROBE
 
-	MaxNeighbours = 64 // RPs in a Counters
-	MaxPlaces     = 64 // objects in a Confirm or a Receipt
+	MaxRPs    = 64 // RPs in a Counters
+	MaxPlaces = 64 // objects in a Confirm or a Receipt
 )
 
 // Times of the protocol (SPEC section 11).
@@ -352,15 +352,15 @@ type Redirect struct {
 
 // Counters says how many members a group has.
 type Counters struct {
-	Group      ids.Group
-	Members    uint64 // at all RPs
-	Here       uint64 // at the sender
-	Neighbours []NeighbourCount
+	Group   ids.Group
+	Members uint64 // at all RPs
+	Here    uint64 // at the sender
+	RPs     []RPMembers
 }
 
-// NeighbourCount is the members at a neighbouring RP and behind it, in the tree of the
+// RPMembers is the members at a neighbouring RP and behind it, in the tree of the
 // sender. An RP is named by the first 8 bytes of its devp2p node id.
-type NeighbourCount struct {
+type RPMembers struct {
 	RP      uint64
 	Members uint64
 }
@@ -544,7 +544,7 @@ func (m *Redirect) check() error {
 	return codec.AtMost("enode URLs", len(m.URLs), MaxRedirect)
 }
 
-func (m *Counters) check() error { return codec.AtMost("neighbours", len(m.Neighbours), MaxNeighbours) }
+func (m *Counters) check() error { return codec.AtMost("RPs", len(m.RPs), MaxRPs) }
 
 func (m *Confirm) check() error { return codec.AtMost("places", len(m.Places), MaxPlaces) }
 

@@ -56,7 +56,7 @@ func samples() []Message {
 		&Activated{Terms: terms},
 		&Deactivate{},
 		&Redirect{URLs: []string{"enode://a", "enode://b"}},
-		&Counters{Group: 1, Members: 2, Here: 3, Neighbours: []NeighbourCount{{4, 5}, {6, 7}}},
+		&Counters{Group: 1, Members: 2, Here: 3, RPs: []RPMembers{{4, 5}, {6, 7}}},
 		&Confirm{Places: []Place{{1, 2, 3}, {1, 2, 4}}},
 		&Receipt{Objects: []ObjectReceipt{{Place: Place{1, 2, 3}, ObjectID: 4, Members: 5, Sent: 7, Confirmed: 6}}},
 	}
@@ -112,7 +112,7 @@ func TestMessageLimits(t *testing.T) {
 		"2049 keys activated":   &Activated{Terms{Keys: make([]GroupKey, 2049)}},
 		"9 urls":                &Redirect{URLs: make([]string, 9)},
 		"url of 257 bytes":      &Redirect{URLs: []string{strings.Repeat("x", 257)}},
-		"65 neighbours":         &Counters{Neighbours: make([]NeighbourCount, 65)},
+		"65 RPs":         &Counters{RPs: make([]RPMembers, 65)},
 		"65 confirmed":          &Confirm{Places: make([]Place, 65)},
 		"65 receipts":           &Receipt{Objects: make([]ObjectReceipt, 65)},
 		"more than sent":        &Receipt{Objects: []ObjectReceipt{{Sent: 1, Confirmed: 2}}},

@@ -12,7 +12,7 @@ import (
 // What a member in groups confirms counts, and it is told counters and receipts. In
 // standby it has no copies, but may have published before.
 func TestReceiptMessages(t *testing.T) {
-	counters := &proto.Counters{Group: testGroup, Members: 2, Here: 1, Neighbours: []proto.NeighbourCount{{RP: 3, Members: 1}}}
+	counters := &proto.Counters{Group: testGroup, Members: 2, Here: 1, RPs: []proto.RPMembers{{RP: 3, Members: 1}}}
 	confirm := &proto.Confirm{Places: []proto.Place{{Ingress: 77, Group: testGroup, Sequence: 42}}}
 	receipt := &proto.Receipt{Objects: []proto.ObjectReceipt{{Place: confirm.Places[0], ObjectID: 4, Members: 1, Sent: 1, Confirmed: 1}}}
 	for _, c := range []struct {

@@ -80,7 +80,7 @@ type Discovery struct {
 type Datapath struct {
 	Engine  string   `toml:"engine"`  // "auto", "xdp" or "socket"
 	Devices []string `toml:"devices"` // of the XDP engine; none: the one that has the address
-	Pin     string   `toml:"pin"`     // directory that its tables and programs are kept in, "" for none
+	Pin     string   `toml:"pin"`     // directory that its BPF maps and programs are kept in, "" for none
 }
 
 // Delivery says how copies reach peers, besides one by one.

@@ -38,7 +38,7 @@ func Router(devices []string) (netip.Addr, bool, error) {
 	}
 	for _, r := range routers {
 		if l, err := netlink.LinkByIndex(r.device); err == nil {
-			return netip.Addr{}, false, fmt.Errorf("the default route leaves by %s, and copies by %s alone: name %s in [datapath] devices, or a neighbour behind them: --peer ADDRESS",
+			return netip.Addr{}, false, fmt.Errorf("the default route leaves by %s, and copies by %s alone: name %s in [datapath] devices, or a host behind them: --peer ADDRESS",
 				l.Attrs().Name, strings.Join(devices, ", "), l.Attrs().Name)
 		}
 	}

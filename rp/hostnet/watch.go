@@ -199,7 +199,7 @@ func (w *Watcher) take(e *Events, m *syscall.NetlinkMessage) bool {
 	var err error
 	switch m.Header.Type {
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		some, err = e.neighbour(m)
+		some, err = e.entry(m)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		some, err = w.route(e, m)
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -216,7 +216,7 @@ func (w *Watcher) take(e *Events, m *syscall.NetlinkMessage) bool {
 	return some
 }
 
-func (e *Events) neighbour(m *syscall.NetlinkMessage) (bool, error) {
+func (e *Events) entry(m *syscall.NetlinkMessage) (bool, error) {
 	if len(m.Data) == 0 || m.Data[0] != unix.AF_INET6 {
 		return false, nil
 	}

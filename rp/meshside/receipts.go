@@ -209,12 +209,12 @@ func (s *Server) members() []proto.Counters {
 			}
 			groups[i].Members += uint64(m.Count)
 			if branch != 0 {
-				groups[i].Neighbours = addMembers(groups[i].Neighbours, branch, uint64(m.Count))
+				groups[i].RPs = addMembers(groups[i].RPs, branch, uint64(m.Count))
 			}
 		}
 	})
 	for i := range groups {
-		slices.SortFunc(groups[i].Neighbours, func(a, b proto.NeighbourCount) int { return cmp.Compare(a.RP, b.RP) })
+		slices.SortFunc(groups[i].RPs, func(a, b proto.RPMembers) int { return cmp.Compare(a.RP, b.RP) })
 	}
 	return groups
 }
@@ -237,14 +237,14 @@ func (s *Server) branch(rp linkstate.ID, known map[linkstate.ID]linkstate.ID) li
 	return known[rp]
 }
 
-func addMembers(all []proto.NeighbourCount, rp linkstate.ID, members uint64) []proto.NeighbourCount {
-	i := slices.IndexFunc(all, func(n proto.NeighbourCount) bool { return n.RP == uint64(rp) })
+func addMembers(all []proto.RPMembers, rp linkstate.ID, members uint64) []proto.RPMembers {
+	i := slices.IndexFunc(all, func(n proto.RPMembers) bool { return n.RP == uint64(rp) })
 	if i >= 0 {
 		all[i].Members += members
 		return all
 	}
-	if len(all) == proto.MaxNeighbours {
+	if len(all) == proto.MaxRPs {
 		return all
 	}
-	return append(all, proto.NeighbourCount{RP: uint64(rp), Members: members})
+	return append(all, proto.RPMembers{RP: uint64(rp), Members: members})
 }

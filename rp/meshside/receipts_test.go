@@ -65,7 +65,7 @@ func TestReceipts(t *testing.T) {
 		n.settle()
 		n.settle()
 		require.Equal(t, []proto.Counters{
-			{Group: group, Members: 5, Here: 2, Neighbours: []proto.NeighbourCount{{RP: uint64(idOf(t, 2)), Members: 3}}},
+			{Group: group, Members: 5, Here: 2, RPs: []proto.RPMembers{{RP: uint64(idOf(t, 2)), Members: 3}}},
 		}, out[0].groups)
 		require.Equal(t, []proto.Counters{{Group: group, Members: 5, Here: 1}}, out[1].groups, "it has no tree")
 

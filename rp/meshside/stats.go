@@ -128,7 +128,7 @@ func (s *Server) stats() Stats {
 	st.Receipts, st.ReceiptsRefused = s.cfg.Asked.stats()
 	members := make(map[linkstate.ID]uint64)
 	for _, g := range s.members() {
-		for _, n := range g.Neighbours {
+		for _, n := range g.RPs {
 			members[linkstate.ID(n.RP)] += n.Members
 		}
 	}

@@ -94,11 +94,11 @@ func (s *Server) SetCounters(groups []proto.Counters) {
 }
 
 func countersMoved(now, told *proto.Counters) bool {
-	if moved(now.Members, told.Members) || moved(now.Here, told.Here) || len(now.Neighbours) != len(told.Neighbours) {
+	if moved(now.Members, told.Members) || moved(now.Here, told.Here) || len(now.RPs) != len(told.RPs) {
 		return true
 	}
-	for i, n := range now.Neighbours {
-		if t := told.Neighbours[i]; n.RP != t.RP || moved(n.Members, t.Members) {
+	for i, n := range now.RPs {
+		if t := told.RPs[i]; n.RP != t.RP || moved(n.Members, t.Members) {
 			return true
 		}
 	}

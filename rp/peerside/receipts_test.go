@@ -106,7 +106,7 @@ func TestCounters(t *testing.T) {
 		r := newRig(t, membership.Limits{})
 		counters := func(members, below uint64) []proto.Counters {
 			return []proto.Counters{
-				{Group: group, Members: members, Here: 1, Neighbours: []proto.NeighbourCount{{RP: 7, Members: below}}},
+				{Group: group, Members: members, Here: 1, RPs: []proto.RPMembers{{RP: 7, Members: below}}},
 				{Group: otherGroup, Members: members},
 			}
 		}

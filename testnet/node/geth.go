@@ -249,17 +249,17 @@ func (g *Geth) SendTx(ctx context.Context, raw []byte) error {
 
 // Status is the answer of mdcs_status.
 type Status struct {
-	Enabled    bool   `json:"enabled"`
-	State      string `json:"state"`    // active, joining or idle
-	RP         string `json:"rp"`       // id of the replication point, hex
-	Standby    string `json:"standby"`  // of the one that takes over, "" for none
-	Delivery   string `json:"delivery"` // that it granted, when active: unicast or ssm
-	Neighbours int    `json:"neighbours"`
-	Covered    int    `json:"covered"` // neighbours that also receive by multicast
-	Published  uint64 `json:"published"`
-	Failed     uint64 `json:"failed"` // to be published
-	Received   uint64 `json:"received"`
-	Announced  uint64 `json:"announced"` // gossip that was left out at first
+	Enabled     bool   `json:"enabled"`
+	State       string `json:"state"`    // active, joining or idle
+	RP          string `json:"rp"`       // id of the replication point, hex
+	Standby     string `json:"standby"`  // of the one that takes over, "" for none
+	Delivery    string `json:"delivery"` // that it granted, when active: unicast or ssm
+	GossipPeers int    `json:"gossipPeers"`
+	Covered     int    `json:"covered"` // gossip peers that also receive by multicast
+	Published   uint64 `json:"published"`
+	Failed      uint64 `json:"failed"` // to be published
+	Received    uint64 `json:"received"`
+	Announced   uint64 `json:"announced"` // gossip that was left out at first
 }
 
 // StateActive is the state of a node that receives by multicast.
@@ -298,14 +298,14 @@ func (g *Geth) WaitEthPeers(ctx context.Context, n int) error {
 }
 
 // WaitMulticast waits until the node receives by multicast and at least covered
-// of its neighbours are known to do so too.
+// of its gossip peers are known to do so too.
 func (g *Geth) WaitMulticast(ctx context.Context, covered int) error {
 	ctx, cancel := g.untilExit(ctx)
 	defer cancel()
 	return Wait(ctx, "multicast at "+g.name, func(ctx context.Context) error {
 		s, err := g.Status(ctx)
 		if err == nil && (s.State != StateActive || s.Covered < covered) {
-			err = fmt.Errorf("state %s, %d of %d neighbours covered", s.State, s.Covered, covered)
+			err = fmt.Errorf("state %s, %d of %d gossip peers covered", s.State, s.Covered, covered)
 		}
 		return err
 	})

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 
 /*
- * The tables between the programs and user space. Values that user space replaces
- * are never written here; what the programs write stands in tables of its own,
+ * The maps between the programs and user space. Values that user space replaces
+ * are never written here; what the programs write stands in maps of its own,
  * which user space maps into its memory.
  */
 #ifndef MDCS_MAPS_H
@@ -248,7 +248,7 @@ struct {
  * What follows a slice, and what an anchor stands for. Indexes from FIRST_ANCHOR on
  * are anchors: names of chains that stay when the chain changes. A reference is
  * generation << 16 | index, 0 for the end; that of an anchor is its index. Bits 32-62 of an anchor are the number of
- * receivers that the chain lacks because their neighbour is unknown, bit 63 says that
+ * receivers that the chain lacks because their ND entry is unknown, bit 63 says that
  * its slices are too many to follow each other without the queue.
  */
 #define FIRST_ANCHOR 0xe000
@@ -400,7 +400,7 @@ struct {
 } egresses SEC(".maps");
 
 /*
- * Who filled the tables, and until when they hold: user space moves the time on
+ * Who filled the maps, and until when they hold: user space moves the time on
  * while it lives.
  */
 struct life {

@@ -62,8 +62,8 @@ struct counters {
 	__u64 queue_lost;  /* frames that the cpumap queue had no room for: the slices behind are lost */
 	__u64 recirc_lost; /* frames that the recirculation pair had no room for: the slices behind are lost */
 	__u64 skipped;	   /* copy to where the datagram came from, or its ECHO on another device */
-	__u64 unresolved;  /* copies to receivers without a known neighbour */
-	__u64 no_echo;	   /* ECHOs to publishers without a known neighbour */
+	__u64 unresolved;  /* copies to receivers without a known ND entry */
+	__u64 no_echo;	   /* ECHOs to publishers without a known ND entry */
 	__u64 stale;	   /* frames of a slice that was reused meanwhile */
 	__u64 no_replica;  /* copies beyond their slice: the cursor was wrong */
 	__u64 no_trim;	   /* frames that could not be cut */

@@ -328,7 +328,7 @@ __inline_always int accept_hello(const struct header *h, struct session_state *s
 	return v;
 }
 
-/* orphaned tells whether user space, which filled the tables, is gone for too long. */
+/* orphaned tells whether user space, which filled the maps, is gone for too long. */
 __inline_always int orphaned(__u64 now)
 {
 	__u32 zero = 0;

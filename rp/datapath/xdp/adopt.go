@@ -217,7 +217,7 @@ func (e *Engine) moveStreams(anchors map[ids.Stream]uint32) error {
 	}
 }
 
-// recall takes the next hops of old copies for neighbours that the kernel forgot
+// recall takes the next hops of old copies for hosts that the kernel forgot
 // meanwhile: while nobody sends by its own means it does not see that they are in use.
 func (e *Engine) recall() error { return e.fanout.LeftReplicas(e.recallOne) }
 

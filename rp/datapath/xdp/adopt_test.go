@@ -74,7 +74,7 @@ func child(spec string) int {
 		}
 		if e, err = Attach(s.Config, s.options()); err == nil {
 			err = e.Apply(s.Change)
-			// On a machine under load a neighbour may take longer than Apply waits.
+			// On a machine under load a host may take longer than Apply waits.
 			for end := time.Now().Add(30 * time.Second); !e.reachesAll() && time.Now().Before(end); {
 				time.Sleep(time.Millisecond)
 			}
@@ -226,7 +226,7 @@ func (c *crowd) adoptHere(s childSpec, log io.Writer) (e *Engine, err error) {
 	return e, err
 }
 
-// entries lists what is pinned, without the tables.
+// entries lists what is pinned, without the maps.
 func entries(t testing.TB, pin string) (all []string) {
 	require.NoError(t, filepath.WalkDir(filepath.Dir(pin), func(path string, d os.DirEntry, err error) error {
 		rel, _ := filepath.Rel(filepath.Dir(pin), path)
@@ -461,8 +461,8 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 	e.recirc = &recirculation{in: 1}
 	e.devices[0] = &device{name: "lo", index: 1}
 	t.Cleanup(func() { e.devices, e.recirc, e.left = [MaxDevices]*device{}, nil, nil }) // before shut
-	neighbour := nexthop.Path{Link: 1, Addr: netip.MustParseAddr("2001:db8::1")}
-	e.paths.Recall(neighbour, mac{2, 1})
+	nextHop := nexthop.Path{Link: 1, Addr: netip.MustParseAddr("2001:db8::1")}
+	e.paths.Recall(nextHop, mac{2, 1})
 	s := datapath.Session{Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::99]:1")}
 	var c datapath.Change
 	for i := range ids.Group(groups) {
@@ -472,7 +472,7 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 	require.NoError(t, e.apply(c))
 	for i := range members { // past admission, which counts slices that are half empty
 		s.Index = ids.Session(1 + i)
-		require.NoError(t, e.table.add(&session{Session: s, at: nexthop.NewEndpoint(s.Index, s.Addr.Addr(), neighbour)}))
+		require.NoError(t, e.table.add(&session{Session: s, at: nexthop.NewEndpoint(s.Index, s.Addr.Addr(), nextHop)}))
 	}
 	e.table.all = true
 	require.NoError(t, e.follow(nil))
@@ -488,7 +488,7 @@ func TestXDPAdoptsMoreThanHalfOfTheSlices(t *testing.T) {
 		busy, anchors, err := e.adoptTables()
 		require.NoError(t, err)
 		for _, s := range e.table.sessions {
-			s.at = nexthop.NewEndpoint(s.Index, s.Addr.Addr(), neighbour)
+			s.at = nexthop.NewEndpoint(s.Index, s.Addr.Addr(), nextHop)
 		}
 		require.GreaterOrEqual(t, e.fanout.Left(), 5000)
 		require.NoError(t, e.moveStreams(anchors))
@@ -654,7 +654,7 @@ func TestXDPAdoptsWithOtherDevices(t *testing.T) {
 
 	spec.Devices, spec.Change = []string{"rp2", "rp0"}, datapath.Change{}
 	y.during(by[0], func() error { kill, err = c.lab.startChild(spec, true); return err })
-	// rp2 has a program at once, but its neighbours may be found late.
+	// rp2 has a program at once, but who is behind it may be found late.
 	first := c.sent + 1
 	require.Eventually(t, func() bool {
 		c.publish(100)
@@ -709,8 +709,8 @@ func TestXDPAdoptsDeviceByAnyName(t *testing.T) {
 	c.nothingLeft(spec.Pin)
 }
 
-// The kernel may have forgotten neighbours, because nothing but the programs sent to
-// them. Then the next hops are those of the old copies until the neighbours answer.
+// The kernel may have forgotten hosts, because nothing but the programs sent to
+// them. Then the next hops are those of the old copies until the hosts answer.
 func TestXDPAdoptsNextHops(t *testing.T) {
 	c, spec := newOrphanCrowd(t, 1, 20, func(int) int { return 0 })
 	kill, err := c.lab.startChild(spec, false)
@@ -718,7 +718,7 @@ func TestXDPAdoptsNextHops(t *testing.T) {
 	y := c.tally()
 	y.during(c.sessions, func() error { kill(); return nil })
 
-	// The host hears no ICMPv6, and so no question for a neighbour.
+	// The host hears no ICMPv6, and so no question for an address.
 	deaf, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type:    ebpf.XDP,
 		License: "GPL",

@@ -80,7 +80,7 @@ func BenchmarkXDPEvents(b *testing.B) {
 		"address": func(i int) string {
 			return fmt.Sprintf("addr %s 3fff::%x/128 dev lo nodad", [...]string{"add", "del"}[i%2], i/2%5000)
 		},
-		"neighbour": func(i int) string {
+		"ND entry": func(i int) string {
 			return fmt.Sprintf("neigh replace %v dev %s lladdr 02:00:00:%02x:00:00 nud permanent", l.manyAddr(i%manyHosts), dev, i/manyHosts%256)
 		},
 	} {

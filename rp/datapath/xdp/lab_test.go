@@ -119,7 +119,7 @@ func newNamespace(t testing.TB) (ns netns.NsHandle) {
 		ns, err = netns.New()
 		require.NoError(t, err)
 		// A link-local address that is being checked for duplicates delays the
-		// search for neighbours.
+		// search for ND entries.
 		require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644))
 	})
 	t.Cleanup(func() { ns.Close() })
@@ -176,7 +176,7 @@ func (l *lab) isUp(ns netns.NsHandle, name string) {
 }
 
 // addAddr gives an interface an address, unless it has it, and waits until the host takes
-// packets for it: the kernel answers for its neighbours before.
+// packets for it: the kernel answers who has an address before.
 func (l *lab) addAddr(ns netns.NsHandle, name string, addr netip.Addr, bits int) {
 	l.t.Helper()
 	l.in(ns, func() {

@@ -17,8 +17,8 @@ import (
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
-// awaitNeighbours is how long a change waits for the ND entries of those who join.
-const awaitNeighbours = 250 * time.Millisecond
+// awaitEntries is how long a change waits for the ND entries of those who join.
+const awaitEntries = 250 * time.Millisecond
 
 // settle is the pause between an event of the kernel and the look at it, so that one look
 // is enough for events that come together.
@@ -158,7 +158,7 @@ func (e *Engine) Await(c datapath.Change) {
 	if e.do(func() { w = e.waitFor(c.Add) }) != nil || w == nil {
 		return
 	}
-	timeout := time.NewTimer(awaitNeighbours)
+	timeout := time.NewTimer(awaitEntries)
 	defer timeout.Stop()
 	select {
 	case <-w.Known():
@@ -182,7 +182,7 @@ func (e *Engine) waitFor(added []datapath.Session) *nexthop.Waiter {
 // awaitAll waits on the thread, before it serves, until the ND entries of all sessions are
 // known, or for a short time.
 func (e *Engine) awaitAll() {
-	timeout := time.NewTimer(awaitNeighbours)
+	timeout := time.NewTimer(awaitEntries)
 	defer timeout.Stop()
 	for e.paths.Missing() {
 		select {

@@ -95,7 +95,7 @@ func TestXDPAwaitHoldsUpNobody(t *testing.T) {
 }
 
 // An ND entry that the host's operator made permanent stays permanent, however often the
-// engine looks after the neighbours of its sessions.
+// engine looks after the ND entries of its sessions.
 func TestXDPKeepsPermanentEntries(t *testing.T) {
 	const hosts = 5
 	l, e, _ := newMany(t, 2*hosts, hosts)

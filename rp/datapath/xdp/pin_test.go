@@ -80,7 +80,7 @@ func TestXDPDamagedPins(t *testing.T) {
 	require.GreaterOrEqual(t, adopted, len(watch))
 }
 
-// Another node key or chain begins anew with other tables, another port or address takes
+// Another node key or chain begins anew with other maps, another port or address takes
 // the device from a process that is dead, and from one that lives it does not.
 func TestXDPOthersPins(t *testing.T) {
 	c, spec := newOrphanCrowd(t, 1, 3, func(int) int { return 0 })

@@ -27,11 +27,11 @@ const (
 	frameMin   = frameBody + wire.HeaderSize // what the programs look at
 )
 
-// askAgain is the pause between looks for a neighbour.
+// askAgain is the pause between looks for an ND entry.
 const askAgain = 10 * time.Millisecond
 
 var (
-	errUnknown   = errors.New("its neighbour does not answer")
+	errUnknown   = errors.New("no ND entry: nobody on the link answers for it")
 	errOldKernel = errors.New("the kernel takes no frames of user space for its programs (before Linux 5.18): " +
 		"PROBEs leave by the socket and do not prove the way of copies")
 )
@@ -46,7 +46,7 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)[:size]
 	udp := be.AppendUint16(be.AppendUint16(nil, e.addr.Port()), dst.Port())
 	udp = append(be.AppendUint16(udp, uint16(8+size)), 0, 0)
-	err := e.sendWhole(dst.Addr(), awaitNeighbours, unix.IPPROTO_UDP, 6, append(udp, b...))
+	err := e.sendWhole(dst.Addr(), awaitEntries, unix.IPPROTO_UDP, 6, append(udp, b...))
 	if errors.Is(err, errOldKernel) {
 		err = e.probeBySocket(dst, b)
 	}
@@ -70,7 +70,7 @@ func (e *Engine) probeBySocket(dst netip.AddrPort, b []byte) error {
 
 // sendWhole sends a packet the way of copies: its transport header and payload, with
 // zeroes in place of the checksum, which stands at an offset in it, and in bytes 32 to 47.
-// A neighbour that is not known gets some time to answer.
+// A host that is not known gets some time to answer.
 func (e *Engine) sendWhole(dst netip.Addr, wait time.Duration, protocol uint8, checksum int, packet []byte) error {
 	for end := time.Now().Add(wait); ; time.Sleep(askAgain) {
 		var err error

@@ -48,7 +48,7 @@ const (
 
 var bareAddr = netip.MustParseAddrPort("[2001:db8::53]:30500")
 
-// newBare returns the programs and their tables without any device: frames come
+// newBare returns the programs and their maps without any device: frames come
 // from BPF_PROG_TEST_RUN, and nothing leaves.
 func newBare(t testing.TB, cfg datapath.Config) *Engine {
 	return newBareWith(t, cfg, nil)
@@ -211,20 +211,20 @@ const racing = 4
 // no gaps.
 func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 	const datagrams = 3000
-	const own, neighbour, group = 7, 8, 9
+	const own, other, group = 7, 8, 9
 	e := newBare(t, datapath.Config{Incarnation: own})
 	from := [...]datapath.Session{
 		{Index: 1, Role: datapath.Peer, Groups: []ids.Group{group}, Publish: true, Rate: 1_000_000, Burst: 1_000_000},
 		{Index: 2, Role: datapath.Mesh},
 	}
-	ingress := [...]ids.Incarnation{0, neighbour}
+	ingress := [...]ids.Incarnation{0, other}
 	for i := range from {
 		from[i].Addr = netip.MustParseAddrPort("[2001:db8::2]:4000")
 	}
 	require.NoError(t, e.apply(datapath.Change{
 		Add:    from[:],
-		Keys:   []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}},
-		Routes: []datapath.Route{{Ingress: neighbour, From: []ids.Session{2}}},
+		Keys:   []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: other, Group: group}},
+		Routes: []datapath.Route{{Ingress: other, From: []ids.Session{2}}},
 	}))
 	var all [][]byte
 	for seq := range uint64(datagrams) {
@@ -261,7 +261,7 @@ func TestXDPWindowUnderConcurrentWriters(t *testing.T) {
 	marks := e.table.marks()
 	require.Equal(t, []proto.Mark{
 		{Ingress: own, Group: group, Sequence: datagrams},
-		{Ingress: neighbour, Group: group, Sequence: datagrams - 1},
+		{Ingress: other, Group: group, Sequence: datagrams - 1},
 	}, marks)
 	require.Zero(t, e.objects.ReadCounters().Contended)
 	for _, s := range e.table.stats() {
@@ -332,17 +332,17 @@ func TestXDPElementsOfOthers(t *testing.T) {
 // A datagram is of one stream and of one session, whatever becomes meanwhile of others: the keys of all streams
 // change, streams end and begin.
 func TestXDPStreamsWhileKeysChange(t *testing.T) {
-	const own, neighbour, group, streams = 7, 8, 9, 8
+	const own, other, group, streams = 7, 8, 9, 8
 	e := newBare(t, datapath.Config{Incarnation: own})
 	from := datapath.Session{Index: 2, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[2001:db8::2]:4000")}
-	stays := proto.GroupKey{Ingress: neighbour, Group: group}
+	stays := proto.GroupKey{Ingress: other, Group: group}
 	require.NoError(t, e.apply(datapath.Change{
 		Add:    []datapath.Session{from},
 		Keys:   []proto.GroupKey{stays},
-		Routes: []datapath.Route{{Ingress: neighbour, From: []ids.Session{from.Index}}},
+		Routes: []datapath.Route{{Ingress: other, From: []ids.Session{from.Index}}},
 	}))
 	h := wire.Header{
-		Type: wire.Data, HopLimit: 8, Session: from.Index, Group: group, Ingress: neighbour, Sequence: 1,
+		Type: wire.Data, HopLimit: 8, Session: from.Index, Group: group, Ingress: other, Sequence: 1,
 		K: 1, N: 1, PayloadLen: 1168, ObjectLen: 1168,
 	}
 	b := append(h.Append(nil), make([]byte, h.PayloadLen)...)
@@ -368,11 +368,11 @@ func TestXDPStreamsWhileKeysChange(t *testing.T) {
 			require.NoError(t, err)
 			want := wire.Counters{wire.Pass: 1, wire.Replayed: each * runs}
 			require.Equal(t, want, e.objects.ReadVerdicts())
-			require.Len(t, e.table.streams[ids.Stream{Ingress: neighbour, Group: group}].keys, 2)
+			require.Len(t, e.table.streams[ids.Stream{Ingress: other, Group: group}].keys, 2)
 			return
 		default:
 		}
-		keys := []proto.GroupKey{stays, {Ingress: neighbour, Group: group, Epoch: 1, Key: auth.Key{byte(i)}}}
+		keys := []proto.GroupKey{stays, {Ingress: other, Group: group, Epoch: 1, Key: auth.Key{byte(i)}}}
 		for k := range ids.Incarnation(streams) {
 			keys = append(keys, proto.GroupKey{Ingress: 100 + k, Group: group, Epoch: uint8(i), Key: auth.Key{byte(i), 1}})
 		}
@@ -388,7 +388,7 @@ func TestXDPStreamsWhileKeysChange(t *testing.T) {
 
 // The programs' arithmetic is that of datapath.Policer, to the nanosecond.
 func TestXDPPolicerProperty(t *testing.T) {
-	const own, neighbour, group, receivers = 7, 8, 9, 5
+	const own, other, group, receivers = 7, 8, 9, 5
 	e := newBare(t, datapath.Config{Incarnation: own})
 	from := make([]datapath.Session, receivers)
 	for i := range from {
@@ -397,11 +397,11 @@ func TestXDPPolicerProperty(t *testing.T) {
 			Addr: netip.MustParseAddrPort("[2001:db8::2]:4000"),
 		}
 	}
-	// The neighbour is upstream of its own stream, and a branch of both.
+	// The other RP is upstream of its own stream, and a branch of both.
 	from[1] = datapath.Session{Index: 2, Role: datapath.Mesh, Addr: from[0].Addr}
-	ingress := [...]ids.Incarnation{0, neighbour}
+	ingress := [...]ids.Incarnation{0, other}
 	branch := []datapath.Branch{{Session: 2, Groups: []ids.Group{group}}}
-	routes := []datapath.Route{{Ingress: own, To: branch}, {Ingress: neighbour, From: []ids.Session{2}, To: branch}}
+	routes := []datapath.Route{{Ingress: own, To: branch}, {Ingress: other, From: []ids.Session{2}, To: branch}}
 	clock := func() uint64 {
 		var now unix.Timespec
 		require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now))
@@ -418,7 +418,7 @@ func TestXDPPolicerProperty(t *testing.T) {
 			from[i].EgressBurst = rapid.Uint64Range(1, 1e11).Draw(t, "egress burst")
 		}
 		require.NoError(t, e.apply(datapath.Change{
-			Add: from, Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: neighbour, Group: group}}, Routes: routes,
+			Add: from, Keys: []proto.GroupKey{{Ingress: own, Group: group}, {Ingress: other, Group: group}}, Routes: routes,
 		}))
 		size := rapid.IntRange(1, wire.MaxPayload).Draw(t, "payload")
 		state := e.objects.Memory.Sessions.At(e.table.sessions[s.Index].state.element)
@@ -468,7 +468,7 @@ func TestXDPPolicerProperty(t *testing.T) {
 	})
 }
 
-// One on the wire is as one in the kernel: the tables are read without translation.
+// One on the wire is as one in the kernel: the maps are read without translation.
 func TestWordsAsOnTheWire(t *testing.T) {
 	b := make([]byte, 4)
 	binary.NativeEndian.PutUint32(b, objects.Wire32(0x01020304))

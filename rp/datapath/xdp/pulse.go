@@ -13,7 +13,7 @@ import (
 )
 
 // pulse is the thread that says that user space lives, and that has heartbeats sent. Members
-// leave when they hear none for a short time, so it waits for no change of the tables, for
+// leave when they hear none for a short time, so it waits for no change of the maps, for
 // no answer of the kernel about routes, and for no pass over all sessions.
 type pulse struct {
 	calls chan func()

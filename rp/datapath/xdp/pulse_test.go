@@ -14,7 +14,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
-// While the thread that owns the tables is held up, heartbeats reach all members, and the
+// While the thread that owns the maps is held up, heartbeats reach all members, and the
 // programs are told that user space lives.
 func TestXDPPulse(t *testing.T) {
 	const n, beats = 20, 5

@@ -237,7 +237,7 @@ func (e *Engine) updateBranches(s *stream) error {
 }
 
 // publishCounts tells the programs how many get each stream, which is what a datagram costs,
-// known neighbour or not, and the pulse where heartbeats go.
+// known ND entry or not, and the pulse where heartbeats go.
 func (e *Engine) publishCounts() {
 	var own []ownStream
 	for id, s := range e.table.streams {

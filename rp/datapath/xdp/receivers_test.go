@@ -23,15 +23,15 @@ import (
 	"github.com/ethmcast/mdcs/rp/hostnet"
 )
 
-// Whatever sessions come, change, go, and whatever becomes of their neighbours, by whatever
-// parts the programs' tables follow: in the end each group reaches those of its sessions
+// Whatever sessions come, change, go, and whatever becomes of their ND entries, by whatever
+// parts the BPF maps follow: in the end each group reaches those of its sessions
 // that have a next hop, once, and the others count as missing.
 func TestXDPFollowProperty(t *testing.T) {
 	e := newBare(t, datapath.Config{Incarnation: testOwn})
 	e.recirc = &recirculation{in: 1}
 	e.devices[0] = &device{name: "lo", index: 1}
 	t.Cleanup(func() { e.devices, e.recirc = [MaxDevices]*device{}, nil }) // before shut
-	neighbour := func(i int) hostnet.Entry {
+	entry := func(i int) hostnet.Entry {
 		return hostnet.Entry{Link: 1, Addr: netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i))}
 	}
 	groups := []ids.Group{1, 2, 3}
@@ -77,7 +77,7 @@ func TestXDPFollowProperty(t *testing.T) {
 					tbl.remove(index)
 					continue
 				}
-				at := neighbour(rapid.IntRange(1, 9).Draw(t, "neighbour"))
+				at := entry(rapid.IntRange(1, 9).Draw(t, "host"))
 				s := &session{at: nexthop.NewEndpoint(index, netip.MustParseAddr("2001:db8::99"), at), Session: datapath.Session{
 					Index: index, Role: datapath.Peer, Addr: netip.MustParseAddrPort("[2001:db8::99]:1"),
 					Groups:  distinct(rapid.SliceOf(rapid.SampledFrom(groups)).Draw(t, "groups")),
@@ -91,7 +91,7 @@ func TestXDPFollowProperty(t *testing.T) {
 				if rapid.Bool().Draw(t, "fails") {
 					state = hostnet.EntryState{State: netlink.NUD_FAILED}
 				}
-				e.paths.Learn(neighbour(rapid.IntRange(1, 9).Draw(t, "entry")), state)
+				e.paths.Learn(entry(rapid.IntRange(1, 9).Draw(t, "entry")), state)
 			}
 			tbl.all = tbl.all || rapid.IntRange(0, 9).Draw(t, "all") == 0
 			if rapid.Bool().Draw(t, "the change first") {

@@ -42,7 +42,7 @@ func route(ingress ids.Incarnation, from, to []datapath.Session) datapath.Route 
 	return r
 }
 
-// relay sends the next datagram of the other RP, by each of some neighbours.
+// relay sends the next datagram of the other RP, by each of some RPs.
 func (c *crowd) relay(by []datapath.Session) {
 	c.sent++
 	c.relayAgain(by)
@@ -216,8 +216,8 @@ func TestXDPRoutesAdopted(t *testing.T) {
 	c.nothingLeft(spec.Pin)
 }
 
-// A branch that has no neighbour is served when it has one, and counts until then.
-func TestXDPBranchWithoutNeighbour(t *testing.T) {
+// A branch that has no ND entry is served when it has one, and counts until then.
+func TestXDPBranchWithoutEntry(t *testing.T) {
 	l := newLab(t, 1)
 	c := &crowd{
 		subject:  newSubjectAt(l, datapath.Config{Incarnation: testOwn}, Options{}),

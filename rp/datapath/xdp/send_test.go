@@ -61,8 +61,8 @@ func TestXDPHeartbeat(t *testing.T) {
 	}
 }
 
-// The kernel looks after neighbours to whom only the programs send.
-func TestXDPKeepsNeighbours(t *testing.T) {
+// The kernel keeps the ND entries of hosts to whom only the programs send.
+func TestXDPKeepsEntries(t *testing.T) {
 	c := newCrowd(t, newLab(t, 1), 0, 1, func(int) int { return 0 })
 	e := c.Engine.(*Engine)
 	ip := net.IP(c.lab.hostAddr(0).AsSlice())

@@ -19,7 +19,7 @@ import (
 type Counters = objects.Counters
 
 // Stats implements datapath.Engine. A send error is a copy to a receiver whose
-// neighbour is unknown, one that a device had no room for (it counts as sent, too), or
+// ND entry is unknown, one that a device had no room for (it counts as sent, too), or
 // one that the programs or the socket gave up.
 func (e *Engine) Stats() (st datapath.Stats) {
 	_ = e.do(func() { // zero after Close

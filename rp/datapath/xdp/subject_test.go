@@ -139,7 +139,7 @@ func (s *subject) Apply(c datapath.Change) error {
 		return err
 	}
 	if e, ok := s.Engine.(*Engine); ok {
-		// On a machine under load a neighbour may take longer than Apply waits.
+		// On a machine under load a host may take longer than Apply waits.
 		require.Eventually(s.lab.t, func() bool { return e.missing() == 0 }, 30*time.Second, time.Millisecond)
 	}
 	return nil

@@ -30,7 +30,7 @@ type table struct {
 	streams  map[ids.Stream]*stream
 	groups   map[ids.Group]*group
 	routes   map[ids.Incarnation]*datapath.Route
-	branches map[bpf.RpBranchKey]bpf.RpBranch // of the routes, as the programs' table has them
+	branches map[bpf.RpBranchKey]bpf.RpBranch // of the routes, as the BPF map has them
 	cpus     []uint32                         // that fan out
 
 	// mu is held while the thread changes sessions: others may look one up.
@@ -38,7 +38,7 @@ type table struct {
 
 	own atomic.Pointer[[]ownStream] // for heartbeats; what it leads to never changes
 
-	// What the programs' tables do not follow yet.
+	// What the BPF maps do not follow yet.
 	touched   map[ids.Session]bool // sessions: what they get, and by which next hop
 	meshMoved bool                 // routes, streams, or sessions of neighbouring RPs
 	all       bool                 // everything, as when a device is another one
@@ -150,7 +150,7 @@ func (t *table) withState(index ids.Session, f func(*session, *bpf.RpSessionStat
 	}
 }
 
-// clear forgets the sessions before the memory of the tables goes.
+// clear forgets the sessions before the memory of the BPF maps goes.
 func (t *table) clear() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -28,7 +28,7 @@ const (
 	recordPollMax = 160 * time.Millisecond
 
 	// HelloRest is how long hellos are left alone after some were read, so that those of
-	// many neighbours wake the process together. They say when they came.
+	// many RP neighbours wake the process together. They say when they came.
 	HelloRest = 20 * time.Millisecond
 )
 
