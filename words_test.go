@@ -30,8 +30,15 @@ var bannedWords = []bannedWord{{
 	word: regexp.MustCompile(`(?i)\bmode[ =]+"?last\b|\btree\.Last\b`),
 	say:  "mode light",
 }, {
-	word: regexp.MustCompile(`\b(bpf|BPF|kernel) tables?\b`),
+	word: regexp.MustCompile(`\b(bpf|BPF|kernel|programs'?) tables?\b|\btables and programs\b|\bprograms and (their )?tables\b`),
 	say:  "BPF map",
+}, {
+	word: regexp.MustCompile(`(^|[^P] |[^ /])\bneighbours?\b`),
+	say:  "gossip peer for another geth, RP neighbour for another RP",
+	in:   []string{"README.md", "docs", "ethmcast"},
+}, {
+	word: regexp.MustCompile(`\bHELLOs?\b`),
+	say:  "LINK_HELLO for the datagram, Hello for the message of mdcsmesh/1",
 }, {
 	word: regexp.MustCompile(`\b(publish_egress|mesh_egress|egress_limit)\b`),
 	say:  "egress_per_geth, egress_per_rp, egress_total",
@@ -89,6 +96,14 @@ func TestBannedWordsThemselves(t *testing.T) {
 		{"README.md", `mode = "last"`, true},
 		{"README.md", "the last mode", false},
 		{"bpf/include/mdcs/maps.h", "the BPF tables", true},
+		{"cmd/rpd/rpd.service", "needs: programs and tables", true},
+		{"rp/hostnet/watch.go", "the tables main and local", false},
+		{"ethmcast/peer.go", "// the neighbour is covered", true},
+		{"ethmcast/peer.go", "neighbours tell each other", true},
+		{"ethmcast/receipts.go", "// two RP neighbours", false},
+		{"rp/meshside/link.go", "// the neighbour is up", false},
+		{"SPEC.md", "16 HELLOs wait", true},
+		{"SPEC.md", "16 LINK_HELLOs wait", false},
 	} {
 		found := slices.ContainsFunc(bannedWords, func(b bannedWord) bool { return b.find(c.name, []byte(c.line)) != nil })
 		if found != c.found {

@@ -175,7 +175,7 @@ func (r *receiver) check(now time.Time, by proto.DeliveryMode, src netip.AddrPor
 		return h, nil, false, wire.BadSource
 	case !from.hops[by].key.CheckHopTag(b, h.HopTag):
 		return h, nil, false, wire.BadHopTag
-	case h.Type == wire.Hello || h.Type == wire.Echo && by == proto.ModeSSM:
+	case h.Type == wire.LinkHello || h.Type == wire.Echo && by == proto.ModeSSM:
 		return h, nil, false, wire.BadType
 	}
 	st := r.streams[h.Stream()]

@@ -89,7 +89,7 @@ func TestReceiverVerdicts(t *testing.T) {
 		{"oversized", testRP, make([]byte, wire.MaxDatagram+1), wire.Oversized},
 		{"version", testRP, datagram(nil, func(b []byte) []byte { b[0] = 0x21; return b }), wire.BadVersion},
 		{"type", testRP, datagram(nil, func(b []byte) []byte { b[0] = 0x1f; return b }), wire.BadType},
-		{"hello", testRP, datagram(func(h *wire.Header) { h.Type = wire.Hello }, nil), wire.BadType},
+		{"hello", testRP, datagram(func(h *wire.Header) { h.Type = wire.LinkHello }, nil), wire.BadType},
 		{"length", testRP, datagram(nil, func(b []byte) []byte { return b[:len(b)-1] }), wire.BadLength},
 		{"session", testRP, datagram(func(h *wire.Header) { h.Session++ }, nil), wire.NoSession},
 		{"source", elsewhere, datagram(nil, nil), wire.BadSource},

@@ -126,7 +126,7 @@ func TestSlowEngineKeepsLinks(t *testing.T) {
 		return len(all) == 1 && all[0].Up() && all[0].Tree
 	}
 	require.Eventually(t, onTree, patience, 5*time.Millisecond)
-	time.Sleep(3 * time.Second) // then HELLOs go often
+	time.Sleep(3 * time.Second) // then LINK_HELLOs go often
 	lost := func() uint64 {
 		st := other.Status().Mesh
 		return st.Core.Downs + st.LinksLost

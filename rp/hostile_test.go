@@ -35,7 +35,7 @@ import (
 	"github.com/ethmcast/mdcs/rp/receipts"
 )
 
-// liar is an RP of the allow-list that speaks mdcsmesh/1 and sends HELLOs as an RP does, grants what
+// liar is an RP of the allow-list that speaks mdcsmesh/1 and sends LINK_HELLOs as an RP does, grants what
 // it is asked for, replicates nothing, and says what a test wants besides.
 type liar struct {
 	t           *testing.T
@@ -64,7 +64,7 @@ type liarEnd struct {
 	rw       p2p.MsgReadWriter
 	hello    *mesh.Hello    // of the RP
 	key      auth.Key       // to the RP
-	numbers  uint64         // of HELLOs
+	numbers  uint64         // of LINK_HELLOs
 	beats    uint64         // of HEARTBEATs
 	echo     uint32         // the newest stamp of the RP,
 	echoAt   time.Time      // and when it came
@@ -206,7 +206,7 @@ func (e *liarEnd) raw(code uint64, b []byte) error {
 	return e.rw.WriteMsg(p2p.Msg{Code: code, Size: uint32(len(b)), Payload: newReader(b)})
 }
 
-// listen takes the stamps of HELLOs.
+// listen takes the stamps of LINK_HELLOs.
 func (l *liar) listen() {
 	var b [wire.MaxDatagram]byte
 	for {
@@ -215,7 +215,7 @@ func (l *liar) listen() {
 			return
 		}
 		h, _, v := wire.Parse(b[:n])
-		if v != wire.Pass || h.Type != wire.Hello {
+		if v != wire.Pass || h.Type != wire.LinkHello {
 			continue
 		}
 		raw := wire.HelloOf(b[:n])
@@ -233,7 +233,7 @@ func (l *liar) listen() {
 	}
 }
 
-// greet sends HELLOs, and an advert as often as an RP may.
+// greet sends LINK_HELLOs, and an advert as often as an RP may.
 func (l *liar) greet() {
 	for i := 0; ; i++ {
 		select {
@@ -250,7 +250,7 @@ func (l *liar) greet() {
 	}
 }
 
-// hello sends one HELLO.
+// hello sends one LINK_HELLO.
 func (l *liar) hello(e *liarEnd) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -264,7 +264,7 @@ func (l *liar) hello(e *liarEnd) {
 		h.Echoes, h.Echo, h.Hold = true, e.echo, uint32(time.Since(e.echoAt).Microseconds())+lie
 	}
 	e.numbers++
-	b := wire.NewHello(e.hello.Session, e.numbers, [wire.HelloSize]byte(h.Append(nil)))
+	b := wire.NewLinkHello(e.hello.Session, e.numbers, [wire.HelloSize]byte(h.Append(nil)))
 	l.datagram(e, b[:])
 }
 

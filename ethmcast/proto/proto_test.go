@@ -112,7 +112,7 @@ func TestMessageLimits(t *testing.T) {
 		"2049 keys activated":   &Activated{Terms{Keys: make([]GroupKey, 2049)}},
 		"9 urls":                &Redirect{URLs: make([]string, 9)},
 		"url of 257 bytes":      &Redirect{URLs: []string{strings.Repeat("x", 257)}},
-		"65 RPs":         &Counters{RPs: make([]RPMembers, 65)},
+		"65 RPs":                &Counters{RPs: make([]RPMembers, 65)},
 		"65 confirmed":          &Confirm{Places: make([]Place, 65)},
 		"65 receipts":           &Receipt{Objects: make([]ObjectReceipt, 65)},
 		"more than sent":        &Receipt{Objects: []ObjectReceipt{{Sent: 1, Confirmed: 2}}},

@@ -55,7 +55,7 @@ const (
 	// NonceSize is the length of the nonce at the start of a PROBE's payload.
 	NonceSize = 16
 
-	// HelloSize is the length of the hello in a HELLO's header.
+	// HelloSize is the length of the hello in a LINK_HELLO's header.
 	HelloSize = 16
 )
 
@@ -96,7 +96,7 @@ const (
 	Echo      Type = 2 // header of the publisher's own datagram, as acknowledgement
 	Heartbeat Type = 3 // newest sequence of a stream; keep-alive when sent by a peer
 	Probe     Type = 4 // return-routability nonce, padded to MaxDatagram
-	Hello     Type = 5 // between RPs: their link is up
+	LinkHello Type = 5 // between RPs: their link is up
 )
 
 func (t Type) String() string {
@@ -109,8 +109,8 @@ func (t Type) String() string {
 		return "HEARTBEAT"
 	case Probe:
 		return "PROBE"
-	case Hello:
-		return "HELLO"
+	case LinkHello:
+		return "LINK_HELLO"
 	}
 	return fmt.Sprintf("type-%d", uint8(t))
 }
@@ -224,7 +224,7 @@ func (h *Header) check(payload int) Verdict {
 		if SourceSymbols(int(h.ObjectLen)) != int(h.K) || (h.ESI < h.K && payload != h.symbolLen()) {
 			return Malformed
 		}
-	case Echo, Heartbeat, Hello:
+	case Echo, Heartbeat, LinkHello:
 		if payload != 0 {
 			return BadLength
 		}
@@ -284,17 +284,17 @@ func SetSession(b []byte, session ids.Session) {
 	binary.BigEndian.PutUint32(b[offSession:], uint32(session))
 }
 
-// NewHello returns a HELLO on a session, without its hop tag: the sequence counts
+// NewLinkHello returns a LINK_HELLO on a session, without its hop tag: the sequence counts
 // those of the session from 1, and the hello is for whoever keeps the link.
-func NewHello(session ids.Session, sequence uint64, hello [HelloSize]byte) (b [HeaderSize]byte) {
-	SetType(b[:], Hello)
+func NewLinkHello(session ids.Session, sequence uint64, hello [HelloSize]byte) (b [HeaderSize]byte) {
+	SetType(b[:], LinkHello)
 	SetSession(b[:], session)
 	binary.BigEndian.PutUint64(b[offSequence:], sequence)
 	copy(b[offESI:], hello[:])
 	return b
 }
 
-// HelloOf returns the hello in an encoded HELLO.
+// HelloOf returns the hello in an encoded LINK_HELLO.
 func HelloOf(b []byte) [HelloSize]byte { return [HelloSize]byte(b[offESI:]) }
 
 // MayAskReceipt reports whether an encoded datagram has the flag of those that ask. It

@@ -33,7 +33,7 @@ func TestParseGolden(t *testing.T) {
 	for _, vector := range f.Vectors {
 		h, payload, v := wire.Parse(vector.Datagram)
 		want := vector.Verdict
-		wrongWay := want == wire.BadType && (h.Type == wire.Echo || h.Type == wire.Probe || h.Type == wire.Hello)
+		wrongWay := want == wire.BadType && (h.Type == wire.Echo || h.Type == wire.Probe || h.Type == wire.LinkHello)
 		if !formVerdicts[want] || wrongWay {
 			want = wire.Pass // the form is right
 		}
@@ -111,9 +111,9 @@ func TestRewrite(t *testing.T) {
 
 func TestHello(t *testing.T) {
 	hello := [wire.HelloSize]byte{1, 2, 3, 15: 16}
-	b := wire.NewHello(7, 1<<40, hello)
+	b := wire.NewLinkHello(7, 1<<40, hello)
 	h, payload, v := wire.Parse(b[:])
-	if v != wire.Pass || h.Type != wire.Hello || h.Session != 7 || h.Sequence != 1<<40 || len(payload) > 0 {
+	if v != wire.Pass || h.Type != wire.LinkHello || h.Session != 7 || h.Sequence != 1<<40 || len(payload) > 0 {
 		t.Errorf("parsed %+v with %d bytes: %v", h, len(payload), v)
 	}
 	if got := wire.HelloOf(b[:]); got != hello {

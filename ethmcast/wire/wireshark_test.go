@@ -46,7 +46,7 @@ func TestWiresharkDissector(t *testing.T) {
 		}
 		datagrams = append(datagrams, v.Datagram)
 		fields := fmt.Sprintf("%d|%d|%d|%016x|", h.ESI, h.K, h.ObjectLen, h.ObjectID)
-		if h.Type == wire.Hello {
+		if h.Type == wire.LinkHello {
 			fields = fmt.Sprintf("||||%x", wire.HelloOf(v.Datagram))
 		}
 		want = append(want, fmt.Sprintf("%d|0x%08x|%d|%s", h.Type, h.Session, h.Sequence, fields))

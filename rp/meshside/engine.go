@@ -10,11 +10,11 @@ import (
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 )
 
-// engineTrust is for how long HELLOs leave while the engine does not answer. Its longest work
+// engineTrust is for how long LINK_HELLOs leave while the engine does not answer. Its longest work
 // at once takes less: after that neighbours turn away, as from any RP that is dead.
 const engineTrust = 6 * time.Second
 
-// await waits until the engine has done what may take it long, and sends HELLOs meanwhile: an RP
+// await waits until the engine has done what may take it long, and sends LINK_HELLOs meanwhile: an RP
 // whose engine makes a large change is not dead to its neighbours.
 func (s *Server) await(work func()) {
 	if s.core == nil { // there are no links before Start is over

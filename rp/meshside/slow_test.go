@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An engine that is slow to make a change costs no link: HELLOs go on meanwhile.
+// An engine that is slow to make a change costs no link: LINK_HELLOs go on meanwhile.
 func TestSlowEngine(t *testing.T) {
 	for name, change := range map[string]func(p []*point){
 		"a change of limits": func(p []*point) { go p[1].SetEgress(1000, 2000) },

@@ -144,7 +144,7 @@ func classifyDatagram(b []byte) Class {
 			return Repair
 		}
 		return Data
-	case wire.Echo, wire.Heartbeat, wire.Probe, wire.Hello:
+	case wire.Echo, wire.Heartbeat, wire.Probe, wire.LinkHello:
 		return Control
 	}
 	return Repair

@@ -20,7 +20,7 @@ const volatile __u64 quiet_ns;	/* without datagrams before one goes inline; ~0 f
 const volatile __u32 own_netns;	  /* inode of the network namespace */
 const volatile __u32 fan_cpus_id; /* of the map: programs of other types cannot refer to it */
 const volatile __u8 cache_on;	/* copy what passes to the ring buffer cache */
-const volatile __u8 hello_on;	/* hand what HELLOs say to the ring buffer hellos */
+const volatile __u8 hello_on;	/* hand what LINK_HELLOs say to the ring buffer hellos */
 const volatile __u64 recirc_cookie; /* first 8 bytes of the frames that we put into the recirculation pair */
 
 #define MAX_GROUPS    16 /* of a session */
@@ -368,7 +368,7 @@ struct {
 	__uint(max_entries, 4 << 20);
 } cache SEC(".maps");
 
-/* What a HELLO said. */
+/* What a LINK_HELLO said. */
 struct hello {
 	__u64 at; /* CLOCK_MONOTONIC in ns, when it came */
 	__u32 session; /* that it came by */

@@ -85,7 +85,7 @@ __inline_always int parse(struct xdp_md *ctx, struct packet *p)
 		return parse_data(p->h, p->payload);
 	case TYPE_ECHO:
 	case TYPE_HEARTBEAT:
-	case TYPE_HELLO:
+	case TYPE_LINK_HELLO:
 		return p->payload == 0 ? VERDICT_PASS : VERDICT_BAD_LENGTH;
 	case TYPE_PROBE:
 		return p->payload >= NONCE_SIZE ? VERDICT_PASS : VERDICT_BAD_LENGTH;

@@ -314,7 +314,7 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	return VERDICT_PASS;
 }
 
-/* accept_hello takes a neighbouring RP's HELLO. Who keeps the link is woken. */
+/* accept_hello takes a neighbouring RP's LINK_HELLO. Who keeps the link is woken. */
 __inline_always int accept_hello(const struct header *h, struct session_state *state)
 {
 	struct hello hello = {.at = bpf_ktime_get_ns(), .session = bpf_ntohl(h->session)};
@@ -365,12 +365,12 @@ __inline_always int accept(struct xdp_md *ctx, const struct packet *p, struct ou
 		return VERDICT_BAD_SOURCE;
 	if (hop_tag(&key, p->h) != p->h->hop_tag)
 		return VERDICT_BAD_HOP_TAG;
-	if (type != TYPE_DATA && type != TYPE_HEARTBEAT && !(type == TYPE_HELLO && o->role == ROLE_MESH))
+	if (type != TYPE_DATA && type != TYPE_HEARTBEAT && !(type == TYPE_LINK_HELLO && o->role == ROLE_MESH))
 		return VERDICT_BAD_TYPE;
 	state = bpf_map_lookup_elem(&states, &o->from);
 	if (!state || state->session != index)
 		return VERDICT_NO_SESSION;
-	if (type == TYPE_HELLO)
+	if (type == TYPE_LINK_HELLO)
 		v = accept_hello(p->h, state);
 	else if (o->role == ROLE_MESH)
 		v = accept_relayed(ctx, p, o, s, state, now);

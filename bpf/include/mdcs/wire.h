@@ -54,7 +54,7 @@
 #define TYPE_ECHO	2
 #define TYPE_HEARTBEAT	3
 #define TYPE_PROBE	4
-#define TYPE_HELLO	5
+#define TYPE_LINK_HELLO	5
 #define FLAGS_DEFINED	0x03
 
 #define FIRST_BYTE(type) (VERSION << 4 | (type))

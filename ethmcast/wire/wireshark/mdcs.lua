@@ -7,7 +7,7 @@
 
 local mdcs = Proto("mdcs", "mDCS multicast diffusion")
 
-local types = { [1] = "DATA", [2] = "ECHO", [3] = "HEARTBEAT", [4] = "PROBE", [5] = "HELLO" }
+local types = { [1] = "DATA", [2] = "ECHO", [3] = "HEARTBEAT", [4] = "PROBE", [5] = "LINK_HELLO" }
 local HEADER, MAX = 64, 1232
 
 local f = {

@@ -259,7 +259,7 @@ func testHelloOf(seq uint64) (hello [wire.HelloSize]byte) {
 	return hello
 }
 
-// helloFrom returns a HELLO from a node.
+// helloFrom returns a LINK_HELLO from a node.
 func (w *world) helloFrom(from int, seq uint64) *packet {
 	p := w.packet(from)
 	p.toHello(seq)
@@ -268,7 +268,7 @@ func (w *world) helloFrom(from int, seq uint64) *packet {
 
 func (p *packet) toHello(seq uint64) {
 	p.payload = nil
-	b := wire.NewHello(p.header.Session, seq, testHelloOf(seq))
+	b := wire.NewLinkHello(p.header.Session, seq, testHelloOf(seq))
 	p.header, _, _ = wire.Parse(b[:])
 }
 

@@ -23,7 +23,7 @@ func FuzzProcess(f *testing.F) {
 	beat := (&wire.Header{Type: wire.Heartbeat, HopLimit: wire.InitialHopLimit, Ingress: otherIngress, Sequence: 9, ObjectID: 1}).Append(nil)
 	f.Add(beat, uint8(2), uint8(15))
 	f.Add(beat, uint8(0), uint8(15))
-	hello := wire.NewHello(0, 9, [wire.HelloSize]byte{1})
+	hello := wire.NewLinkHello(0, 9, [wire.HelloSize]byte{1})
 	f.Add(hello[:], uint8(2), uint8(15))
 	f.Add(hello[:], uint8(0), uint8(15))
 	f.Add([]byte{}, uint8(0), uint8(0))

@@ -23,7 +23,7 @@ type fanout struct {
 	mesh    []*session // before the peers: their subscribers wait longest
 	peers   []*session
 	first   int                   // peer that the copies begin with
-	hello   bool                  // an accepted HELLO, of which no copies are made
+	hello   bool                  // an accepted LINK_HELLO, of which no copies are made
 	scratch [wire.HeaderSize]byte // header of one copy
 }
 
@@ -54,7 +54,7 @@ func (f *fanout) copies(put func(to *session, header *[wire.HeaderSize]byte, pay
 }
 
 // process gives a datagram its verdict and, when it is accepted, fills in f. The
-// fan-out is empty for a keep-alive and a HELLO. A datagram that is not accepted changes
+// fan-out is empty for a keep-alive and a LINK_HELLO. A datagram that is not accepted changes
 // nothing but the counter of its verdict. f refers to b.
 func (t *table) process(now time.Duration, src netip.AddrPort, b []byte, f *fanout) wire.Verdict {
 	*f = fanout{}
@@ -79,13 +79,13 @@ func (t *table) accept(now time.Duration, src netip.AddrPort, b []byte, h *wire.
 		return wire.BadSource
 	case !s.ReceiveKey.CheckHopTag(b, h.HopTag):
 		return wire.BadHopTag
-	case h.Type == wire.Hello && s.Role == datapath.Mesh:
+	case h.Type == wire.LinkHello && s.Role == datapath.Mesh:
 	case h.Type != wire.Data && h.Type != wire.Heartbeat:
 		return wire.BadType
 	}
 	v := wire.Pass // a peer's HEARTBEAT: it says only that the peer is there
 	switch {
-	case h.Type == wire.Hello:
+	case h.Type == wire.LinkHello:
 		v = s.state.window.Take(h.Sequence)
 		f.header, f.from, f.hello = [wire.HeaderSize]byte(b), s, v == wire.Pass
 	case s.Role == datapath.Mesh:

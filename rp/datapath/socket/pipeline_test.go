@@ -221,7 +221,7 @@ func TestDropsChangeNothing(t *testing.T) {
 	drop(wire.OverRate, publisher.Addr, data(&publisher, 3))
 	drop(wire.Replayed, rp.Addr, data(&rp, 2))
 	drop(wire.FarAhead, rp.Addr, data(&rp, 3+datapath.MaxAhead))
-	hello := wire.NewHello(rp.Index, 7, [wire.HelloSize]byte{1})
+	hello := wire.NewLinkHello(rp.Index, 7, [wire.HelloSize]byte{1})
 	wire.SetHopTag(hello[:], rp.ReceiveKey.HopTag(hello[:]))
 	_, _ = s.Receive(rp.Addr, hello[:])
 	drop(wire.Replayed, rp.Addr, hello[:])

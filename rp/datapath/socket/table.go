@@ -293,7 +293,7 @@ func (t *table) stats(start time.Time) (wire.Counters, []datapath.SessionStats) 
 	return verdicts, sessions
 }
 
-// hello returns a mesh session and the next HELLO of it.
+// hello returns a mesh session and the next LINK_HELLO of it.
 func (t *table) hello(index ids.Session, hello [wire.HelloSize]byte) (s *session, b [wire.HeaderSize]byte, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -302,7 +302,7 @@ func (t *table) hello(index ids.Session, hello [wire.HelloSize]byte) (s *session
 	}
 	s = t.sessions[index]
 	s.state.hellos++
-	b = wire.NewHello(s.SendSession, s.state.hellos, hello)
+	b = wire.NewLinkHello(s.SendSession, s.state.hellos, hello)
 	s.seal(&b)
 	return s, b, nil
 }

@@ -39,7 +39,7 @@ var (
 	native = binary.NativeEndian
 )
 
-// listen opens the socket that HELLOs and what is sent again leave by. It holds
+// listen opens the socket that LINK_HELLOs and what is sent again leave by. It holds
 // the port; what arrives there by the kernel's own path is no datagram of a session, and
 // is dropped before it takes memory.
 func listen(addr netip.AddrPort) (*net.UDPConn, error) {
@@ -95,7 +95,7 @@ func (e *Engine) Hello(index ids.Session, hello [wire.HelloSize]byte) error {
 	if noWay != nil {
 		return fmt.Errorf("hello on session %08x: %w: %s", index, datapath.ErrNoWay, *noWay)
 	}
-	b := wire.NewHello(s.SendSession, sequence, hello)
+	b := wire.NewLinkHello(s.SendSession, sequence, hello)
 	wire.SetHopTag(b[:], s.SendKey.HopTag(b[:]))
 	if _, err := e.conn.WriteToUDPAddrPort(b[:], s.Addr); err != nil {
 		e.sendErrors.Add(1)

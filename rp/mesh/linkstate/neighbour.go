@@ -132,7 +132,7 @@ const (
 const lateness = 5
 
 // rttTrusted bounds the round-trip time that times are made of. A neighbour can claim a longer one by
-// its HELLOs: then its link costs more, but nobody waits longer.
+// its LINK_HELLOs: then its link costs more, but nobody waits longer.
 const rttTrusted = 500 * time.Millisecond
 
 // trip returns the round-trip time of a link as far as times depend on it.

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// hearsLate has RP 4 of a square hear a neighbour 5, in each step of a time, whose HELLOs claim a
+// hearsLate has RP 4 of a square hear a neighbour 5, in each step of a time, whose LINK_HELLOs claim a
 // round-trip time of nearly 10 s.
 func hearsLate(w *network, d time.Duration) {
 	c := w.cores[4]
@@ -50,7 +50,7 @@ func TestLateParentWithoutAnswer(t *testing.T) {
 	w.run(8 * time.Second)
 	c := w.cores[4]
 	n := c.neighbour(rp(2))
-	n.rtt = 9 * time.Second // as its HELLOs claim
+	n.rtt = 9 * time.Second // as its LINK_HELLOs claim
 	r := c.routes[ingress1]
 	require.Equal(t, rp(2), r.parent)
 	r.asking, r.since = asking{}, w.now // asked, and no GraftAck came

@@ -646,7 +646,7 @@ func TestOwnRate(t *testing.T) {
 	require.Equal(t, []Members{{groupA, 1}}, w.cores[1].entries[rp(4)].Advert.Groups)
 }
 
-// A neighbour that is on no tree any more gets five more HELLOs in the shorter interval, which announce the
+// A neighbour that is on no tree any more gets five more LINK_HELLOs in the shorter interval, which announce the
 // longer one, so that the loss of one does not look like the loss of many.
 func TestHellosSlowDown(t *testing.T) {
 	w := newNetwork(t)

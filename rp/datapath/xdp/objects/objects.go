@@ -44,7 +44,7 @@ type Options struct {
 	// instead of through the queue; negative is never.
 	Quiet time.Duration
 
-	Cache, Hello bool // somebody reads the ring buffer of datagrams, or of HELLOs
+	Cache, Hello bool // somebody reads the ring buffer of datagrams, or of LINK_HELLOs
 
 	// Left are the BPF maps of a datapath to go on with, by name; nil: the maps are new. Load
 	// takes them over, and writes to none of them but for Egress.
