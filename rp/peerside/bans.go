@@ -30,9 +30,14 @@ const (
 	// it is banned like a node.
 	addrStrikes = 3
 
-	// maxBans bounds the memory. With more, an eighth is forgotten: nodes and addresses
-	// that are let in before those that are banned, the oldest first, and no ban of the
-	// operator.
+	// netStrikes is how many nodes of a /64 may break the protocol, each with a key and an
+	// address that did not before, until the /64 is banned like a node. A household or a rack
+	// has fewer that are broken, and who makes up keys and addresses gets no further.
+	netStrikes = 16
+
+	// maxBans bounds the memory. With more, an eighth is forgotten, of the sites (/48) that
+	// have most: nodes and addresses that are let in before those that are banned, the oldest
+	// first, and no ban of the operator. So a site pushes out others only when it has no more than they.
 	maxBans = 1 << 16
 )
 
@@ -114,6 +119,7 @@ type bans struct {
 }
 
 type ban struct {
+	site    netip.Prefix // /48 that the violation came from
 	strikes int
 	last    time.Time // violation
 	until   time.Time
@@ -162,8 +168,14 @@ func (b *bans) strike(now time.Time, id enode.ID, addr netip.Addr, why string) t
 	why = strings.Clone(why[:min(len(why), maxWhy)]) // the rest of a longer text is let go
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.add(now, addr, addrStrikes, why)
-	return b.add(now, id, 1, why)
+	if b.by[id] == nil && b.by[addr] == nil {
+		if net, err := addr.Prefix(64); err == nil && addr.Is6() {
+			b.prefixes[net.Bits()] = true
+			b.add(now, net, addr, netStrikes, why)
+		}
+	}
+	b.add(now, addr, addr, addrStrikes, why)
+	return b.add(now, id, addr, 1, why)
 }
 
 // list returns what is banned now, the ban that ends first before the others.
@@ -189,15 +201,16 @@ func (b *bans) list(now time.Time) (all []Ban) {
 	return all
 }
 
-// add notes a violation of a node or address that is banned from the free-th one on, and
-// returns for how long it is. A longer ban stays as it is.
-func (b *bans) add(now time.Time, key any, free int, why string) time.Duration {
+// add notes a violation from an address of a node, address or prefix that is banned from the
+// free-th one on, and returns for how long it is. A longer ban stays as it is.
+func (b *bans) add(now time.Time, key any, from netip.Addr, free int, why string) time.Duration {
 	b.forget(now)
 	x := b.by[key]
 	if x == nil {
 		x = new(ban)
 		b.by[key] = x
 	}
+	x.site, _ = from.Prefix(48) // zero for IPv4: one site
 	x.strikes++
 	x.last = now
 	if x.strikes < free {
@@ -244,24 +257,51 @@ func (b *bans) forget(now time.Time) {
 		key any
 		*ban
 	}
-	var all []entry // looked up once each: connections wait for this
+	sites := make(map[netip.Prefix][]entry)
 	for key, x := range b.by {
 		if !x.set || !x.banned(now) {
-			all = append(all, entry{key, x})
+			sites[x.site] = append(sites[x.site], entry{key, x})
 		}
 	}
-	slices.SortFunc(all, func(x, y entry) int {
-		if banned := x.banned(now); banned != y.banned(now) {
-			if banned {
-				return 1
+	share := shareOf(sites, maxBans/8)
+	for _, all := range sites {
+		if len(all) <= share {
+			continue
+		}
+		slices.SortFunc(all, func(x, y entry) int {
+			if banned := x.banned(now); banned != y.banned(now) {
+				if banned {
+					return 1
+				}
+				return -1
 			}
-			return -1
+			return x.last.Compare(y.last)
+		})
+		for _, x := range all[:len(all)-share] {
+			delete(b.by, x.key)
 		}
-		return x.last.Compare(y.last)
-	})
-	for _, x := range all[:min(len(all), len(b.by)/8)] {
-		delete(b.by, x.key)
 	}
+}
+
+// shareOf returns how many entries a site may keep, so that over fall away of all, or as many as there are.
+func shareOf[E any](sites map[netip.Prefix][]E, over int) (share int) {
+	var sizes []int
+	for _, all := range sites {
+		sizes = append(sizes, len(all))
+	}
+	slices.Sort(sizes)
+	for i := len(sizes) - 1; i >= 0; i-- { // of the n largest sites each keeps the same
+		n, next := len(sizes)-i, 0
+		if i > 0 {
+			next = sizes[i-1]
+		}
+		if room := n * (sizes[i] - next); room < over {
+			over -= room
+			continue
+		}
+		return sizes[i] - (over+n-1)/n
+	}
+	return 0
 }
 
 // len returns how many are banned.

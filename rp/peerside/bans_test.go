@@ -11,6 +11,7 @@ import (
 
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/membership"
@@ -98,7 +99,7 @@ func TestBansAreBounded(t *testing.T) {
 	for n := range maxBans + 10 {
 		at := now.Add(time.Duration(n))
 		b.mu.Lock()
-		b.add(at, node(n), 1+n%2, "") // each second one is let in
+		b.add(at, node(n), home, 1+n%2, "") // each second one is let in
 		b.mu.Unlock()
 	}
 	require.LessOrEqual(t, len(b.by), maxBans)
@@ -107,7 +108,7 @@ func TestBansAreBounded(t *testing.T) {
 	require.Error(t, b.check(now, node(maxBans+8), home))
 	for n := range maxBans {
 		b.mu.Lock()
-		b.add(now.Add(time.Second+time.Duration(n)), node(maxBans+10+n), 1, "")
+		b.add(now.Add(time.Second+time.Duration(n)), node(maxBans+10+n), home, 1, "")
 		b.mu.Unlock()
 	}
 	require.LessOrEqual(t, len(b.by), maxBans)
@@ -119,6 +120,88 @@ func TestBansAreBounded(t *testing.T) {
 		}
 		return d
 	}())
+}
+
+// A /64 whose nodes break the protocol, each with a new key and a new address, is banned as
+// a whole, longer each time. One node that does so again and again leaves those beside it alone.
+func TestBansOfAPrefix(t *testing.T) {
+	b := newBans()
+	now := time.Now()
+	n := uint32(0)
+	made := func(site byte) (id enode.ID, addr netip.Addr) {
+		n++
+		ip := home.As16()
+		ip[5] = site
+		binary.BigEndian.PutUint32(ip[12:], n)
+		binary.BigEndian.PutUint32(id[:], n)
+		return id, netip.AddrFrom16(ip)
+	}
+	for range netStrikes - 1 {
+		id, addr := made(1)
+		b.strike(now, id, addr, "")
+	}
+	id, beside := made(1)
+	require.NoError(t, b.check(now, id, beside))
+	b.strike(now, id, beside, "too much")
+	_, beside = made(1)
+	require.Error(t, b.check(now, enode.ID{0xff}, beside))
+	_, other := made(2)
+	require.NoError(t, b.check(now, enode.ID{0xff}, other))
+	now = now.Add(banFirst)
+	require.NoError(t, b.check(now, enode.ID{0xff}, beside))
+	id, addr := made(1)
+	b.strike(now, id, addr, "")
+	require.Error(t, b.check(now.Add(2*banFirst-1), enode.ID{0xff}, beside))
+
+	id, addr = made(3)
+	for range 100 {
+		b.strike(now, id, addr, "")
+	}
+	_, beside = made(3)
+	require.NoError(t, b.check(now, enode.ID{0xff}, beside))
+}
+
+// A site with more keys and addresses than there is room for pushes out its own, and nobody's else.
+func TestBansOfOthersStay(t *testing.T) {
+	b := newBans()
+	now := time.Now()
+	honest := netip.MustParseAddr("2001:db8:9::1")
+	for range addrStrikes {
+		b.strike(now, enode.ID{0xfe}, honest, "")
+	}
+	ip := home.As16()
+	for n := range uint32(maxBans) {
+		binary.BigEndian.PutUint32(ip[8:], n) // 16 nets of one /48 and more would be banned before
+		binary.BigEndian.PutUint16(ip[6:], uint16(n))
+		var id enode.ID
+		binary.BigEndian.PutUint32(id[:], n)
+		b.strike(now.Add(time.Second), id, netip.AddrFrom16(ip), "")
+	}
+	require.LessOrEqual(t, len(b.by), maxBans)
+	require.Error(t, b.check(now.Add(time.Second), enode.ID{0xfe}))
+	require.Error(t, b.check(now.Add(time.Second), honest))
+}
+
+// Of the sites that have most as many entries fall away as have to.
+func TestShareOf(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sites := make(map[netip.Prefix][]int)
+		total, largest := 0, 0
+		for i, n := range rapid.SliceOfN(rapid.IntRange(1, 50), 1, 10).Draw(t, "sites") {
+			sites[netip.PrefixFrom(netip.AddrFrom16([16]byte{byte(i)}), 48)] = make([]int, n)
+			total, largest = total+n, max(largest, n)
+		}
+		over := rapid.IntRange(1, total).Draw(t, "over")
+		fallen := func(share int) (n int) {
+			for _, all := range sites {
+				n += max(0, len(all)-share)
+			}
+			return n
+		}
+		share := shareOf(sites, over)
+		require.GreaterOrEqual(t, fallen(share), over)
+		require.Less(t, fallen(share+1), over, "no more than needed")
+	})
 }
 
 // A violation shortens no ban.
