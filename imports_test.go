@@ -6,8 +6,11 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
+	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -84,7 +87,7 @@ var xdpRooms = []string{
 var leafRule = importRule{
 	in:   leaves,
 	deep: true,
-	only: append([]string{"github.com/dchest/siphash"}, leaves...),
+	only: []string{"github.com/dchest/siphash", mdcs + "/ethmcast/ids", mdcs + "/ethmcast/wire"},
 	why:  "the wire format is a leaf: it stands alone",
 }
 
@@ -182,6 +185,46 @@ func TestImportRulesMatch(t *testing.T) {
 	}
 }
 
+// What is allowed and not used any more would be allowed again without a thought.
+func TestImportRulesAreUsed(t *testing.T) {
+	for _, rule := range importRules {
+		var all []string                      // imports of the packages under the rule
+		alone := make(map[string][]string)    // the ones of a file that the rule does not allow
+		excepted := make(map[string][]string) // the ones of a package that the rule would not allow
+		for _, pkg := range packages(t) {
+			if !matchAny(rule.in, pkg.ImportPath) {
+				continue
+			}
+			for file, imports := range pkg.imports(t, rule.tests) {
+				refused := slices.DeleteFunc(slices.Clone(imports), rule.allows)
+				if matchAny(rule.except, pkg.ImportPath) {
+					excepted[pkg.ImportPath] = append(excepted[pkg.ImportPath], refused...)
+					continue
+				}
+				all, alone[file] = append(all, imports...), refused
+			}
+		}
+		for _, pattern := range rule.only {
+			if !slices.ContainsFunc(all, func(imp string) bool { return match(pattern, imp) }) {
+				t.Errorf("nothing imports %s: %s", pattern, rule.why)
+			}
+		}
+		for file, patterns := range rule.but {
+			for _, pattern := range patterns {
+				if !slices.ContainsFunc(alone[file], func(imp string) bool { return match(pattern, imp) }) {
+					t.Errorf("%s imports no %s: %s", file, pattern, rule.why)
+				}
+			}
+		}
+		for _, pattern := range rule.except {
+			used := func(pkg string) bool { return match(pattern, pkg) && len(excepted[pkg]) > 0 }
+			if !slices.ContainsFunc(slices.Collect(maps.Keys(excepted)), used) {
+				t.Errorf("%s need not be excepted: %s", pattern, rule.why)
+			}
+		}
+	}
+}
+
 func TestImports(t *testing.T) {
 	for _, rule := range importRules {
 		for _, pkg := range packages(t) {
@@ -275,7 +318,7 @@ var messagesOfRPs = []string{"Welcome", "Rekey", "Resumed", "Activated", "Redire
 
 // The RP's side of mdcs/1 is in rp: nothing in ethmcast makes a message that only an RP sends.
 func TestOnlyRPsSpeakAsRPs(t *testing.T) {
-	makers := make(map[string]bool) // packages that make such messages
+	made := make(map[string]bool) // messages, by rp
 	for _, pkg := range packages(t) {
 		for _, name := range pkg.GoFiles {
 			fset := token.NewFileSet()
@@ -285,19 +328,39 @@ func TestOnlyRPsSpeakAsRPs(t *testing.T) {
 			}
 			ast.Inspect(file, func(n ast.Node) bool {
 				literal, ok := n.(*ast.CompositeLit)
-				if !ok || !slices.Contains(messagesOfRPs, messageOf(pkg.ImportPath, literal.Type)) {
+				if !ok {
 					return true
 				}
-				makers[pkg.ImportPath] = true
-				if within(pkg.ImportPath, mdcs+"/ethmcast") {
+				message := messageOf(pkg.ImportPath, literal.Type)
+				if within(pkg.ImportPath, mdcs+"/rp") {
+					made[message] = true
+				}
+				if within(pkg.ImportPath, mdcs+"/ethmcast") && slices.Contains(messagesOfRPs, message) {
 					t.Errorf("%v: only an RP sends this message", fset.Position(literal.Pos()))
 				}
 				return true
 			})
 		}
 	}
-	if !makers[mdcs+"/rp/admission"] {
-		t.Error("rp/admission makes no such message: this test looks for the wrong thing")
+	for _, message := range messagesOfRPs {
+		if !made[message] {
+			t.Errorf("nothing in rp makes a %s: this test looks for the wrong thing", message)
+		}
+	}
+}
+
+// The specification says what only an RP sends.
+func TestMessagesOfRPs(t *testing.T) {
+	spec, err := os.ReadFile("SPEC.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, row := range regexp.MustCompile(`(?m)^\| 0x\w\w \| (\w+) \| RP to peer \|`).FindAllSubmatch(spec, -1) {
+		names = append(names, string(row[1]))
+	}
+	if !slices.Equal(names, messagesOfRPs) {
+		t.Errorf("SPEC 7.1: the RP sends %v, the rule is about %v", names, messagesOfRPs)
 	}
 }
 
