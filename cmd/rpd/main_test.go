@@ -95,7 +95,7 @@ func TestDefaultConfig(t *testing.T) {
 	}
 }
 
-// There is a limit where the tables have one.
+// There is a limit where the maps have one.
 func TestMaxPeers(t *testing.T) {
 	for _, test := range []struct {
 		engine      string

@@ -245,7 +245,7 @@ func hostileFrame(i int) frame {
 	return f
 }
 
-// Integers as they stand on the wire, for tables of the kernel.
+// Integers as they stand on the wire, for BPF maps.
 func bigEndian16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 func native16(b []byte) uint16    { return binary.NativeEndian.Uint16(b) }
 func native32(b []byte) uint32    { return binary.NativeEndian.Uint32(b) }

@@ -155,7 +155,7 @@ type Joins struct {
 	Duplicated uint64 `json:"duplicated"`
 }
 
-// Memory is what an engine occupies, in bytes: tables of the kernel, and Go's heap.
+// Memory is what an engine occupies, in bytes: BPF maps, and Go's heap.
 // Fixed is its part without subscribers, PerSubscriber is what each adds.
 type Memory struct {
 	Engine        string `json:"engine"`

@@ -136,7 +136,7 @@ func TestXDPProgramGolden(t *testing.T) {
 			if v.Verdict != wire.Pass {
 				require.Equal(t, in, out, "a datagram that was dropped is as it was")
 				for i, b := range e.state(t) {
-					require.True(t, bytes.Equal(state[i], b), "table %d moved", i)
+					require.True(t, bytes.Equal(state[i], b), "map %d moved", i)
 				}
 			}
 			for _, c := range v.Copies {
