@@ -238,9 +238,9 @@ func start(ctx context.Context, cfg Config, rest func(*Net, context.Context) err
 // ErrNotRoot says that namespaces cannot be made.
 var ErrNotRoot = errors.New("needs root: the testnet makes network namespaces")
 
-// neighbours is how many IPv6 neighbours the hosts of a topology have at most: each has all
+// ndEntries is how many ND entries the hosts of a topology have at most: each has all
 // others of its LAN, by a global and by a link-local address.
-func neighbours(top *topology.Topology) (n int) {
+func ndEntries(top *topology.Topology) (n int) {
 	lans := make(map[string]int)
 	for _, h := range top.Hosts {
 		lans[h.AS]++
@@ -262,8 +262,8 @@ func (n *Net) build() (err error) {
 		return fmt.Errorf("start net: %w", err)
 	}
 	begin := time.Now()
-	if err := n.run.RoomForNeighbours(neighbours(top)); err != nil {
-		n.cfg.Log.Warn("packets may be lost: no room for all neighbours", "err", err)
+	if err := n.run.RoomForNDEntries(ndEntries(top)); err != nil {
+		n.cfg.Log.Warn("packets may be lost: no room for all ND entries", "err", err)
 	}
 	if n.fabric, err = buildFabric(n.run, top, n.cfg.Links, n.cfg.Seed, n.cfg.LogDir); err != nil {
 		return err

@@ -168,7 +168,7 @@ func TestNetnsMixed(t *testing.T) {
 }
 
 // An RP that acknowledges everything and drops one of five datagrams to its
-// peers: the marks show it, and the neighbours announce what is missing.
+// peers: the marks show it, and the gossip peers announce what is missing.
 func TestNetnsRPDropsSilently(t *testing.T) {
 	s := play(t, 72, All, nil)
 	s.learnStreams()

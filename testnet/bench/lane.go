@@ -188,7 +188,7 @@ func addNeighbor(ns *netns.Namespace, name string, addr netip.Addr, hw mac) erro
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("add neighbour %v to %s/%s: %w", addr, ns.Name(), name, err)
+		return fmt.Errorf("add ND entry %v to %s/%s: %w", addr, ns.Name(), name, err)
 	}
 	return nil
 }

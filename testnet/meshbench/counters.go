@@ -13,7 +13,7 @@ import (
 	"github.com/ethmcast/mdcs/testnet/topology"
 )
 
-// Metrics of rpd. Those with a neighbour have the beginning of its node id as label.
+// Metrics of rpd. Those with an RP neighbour have the beginning of its node id as label.
 const (
 	metricSent    = "mdcs_rp_mesh_sent_total"
 	metricTree    = "mdcs_rp_mesh_link_tree"
@@ -28,7 +28,7 @@ const (
 	metricMemory  = "process_resident_memory_bytes"
 )
 
-// ofNeighbour is the name of a metric about a neighbour.
+// ofNeighbour is the name of a metric about an RP neighbour.
 func ofNeighbour(metric string, r *node.RP) string {
 	return fmt.Sprintf("%s{rp=%q}", metric, r.ID().TerminalString())
 }
@@ -91,7 +91,7 @@ func changes(metric string, before, after []node.Metrics) (sum float64) {
 	return sum
 }
 
-// downs is how often each RP found a neighbour down.
+// downs is how often each RP found an RP neighbour down.
 func (m *mesh) downs(ctx context.Context) ([]int, error) {
 	all, err := m.scrape(ctx)
 	if err != nil {
@@ -111,11 +111,11 @@ func (m *mesh) downs(ctx context.Context) ([]int, error) {
 // ethernetHeader is what the line counts of a frame besides the packet, in bytes.
 const ethernetHeader = 14
 
-// control is the control traffic between RPs by kind of neighbour: those with whom an
+// control is the control traffic between RPs by kind of RP neighbour: those with whom an
 // RP shares an edge of some tree, and the others.
 type control struct {
 	rps   map[netip.Addr]int
-	kinds map[[2]int]bool   // directed pairs of neighbours: whether of a tree
+	kinds map[[2]int]bool   // directed pairs of RP neighbours: whether of a tree
 	bytes map[[2]int]uint64 // of IPv6 packets sent
 }
 
@@ -139,7 +139,7 @@ func (c *control) add(hosts []topology.Host, p delayline.Pair) {
 	}
 }
 
-// rates are the means in kbit/s to a neighbour of either kind, and counts how many of
+// rates are the means in kbit/s to an RP neighbour of either kind, and counts how many of
 // each kind an RP has.
 func (c *control) rates(seconds float64) (tree, other, trees, others float64) {
 	for pair, isTree := range c.kinds {

@@ -60,7 +60,7 @@ var pictures = []picture{
 		{"star", tree.Star, vermillion, func(r *Result) float64 { return r.StretchP95 }, func(r *sim.Result) float64 { return r.StretchP95 }},
 		{"light", tree.Light, blue, func(r *Result) float64 { return r.StretchP95 }, func(r *sim.Result) float64 { return r.StretchP95 }},
 	}},
-	{"control.svg", "Control traffic to a neighbour while nothing is published, mode light", "kbit/s", false, []curve{
+	{"control.svg", "Control traffic to an RP neighbour while nothing is published, mode light", "kbit/s", false, []curve{
 		{"with a tree edge", tree.Light, blue, func(r *Result) float64 { return r.ControlTree }, func(r *sim.Result) float64 { return r.ControlTree }},
 		{"others", tree.Light, purple, func(r *Result) float64 { return r.ControlOther }, func(r *sim.Result) float64 { return r.ControlOther }},
 	}},

@@ -18,7 +18,7 @@ import (
 )
 
 // Result is what a mesh of processes showed. Rates of control traffic are kbit/s that
-// an RP sends to one neighbour, whole IPv6 packets: hellos, heartbeats, and TCP with its
+// an RP sends to one RP neighbour, whole IPv6 packets: hellos, heartbeats, and TCP with its
 // acknowledgements.
 type Result struct {
 	RPs     int    `json:"rps"`
@@ -30,7 +30,7 @@ type Result struct {
 	CompleteS float64 `json:"complete_s"` // last start of a process, until all RPs knew all and had all routes
 	ConvergeS float64 `json:"converge_s"` // and until all that is published came everywhere, once and in time
 
-	// While nothing was published. Neighbours are means per RP.
+	// While nothing was published. RP neighbours are means per RP.
 	ControlTree    float64 `json:"control_kbps_tree"`
 	ControlOther   float64 `json:"control_kbps_other"`
 	Adverts        float64 `json:"adverts_s"` // that an RP published of itself, per second
@@ -63,7 +63,7 @@ type Result struct {
 	HealLost       int     `json:"heal_lost"`
 	HealLate       int     `json:"heal_late"` // by more than 0.5 s
 	HealDuplicated int     `json:"heal_duplicated"`
-	FalseDowns     int     `json:"false_downs"` // neighbours found dead that were not, until the churn
+	FalseDowns     int     `json:"false_downs"` // RP neighbours found dead that were not, until the churn
 
 	// Churn: processes that were killed and started again.
 	Kills      int `json:"kills"`

@@ -125,7 +125,7 @@ func TestNetnsCleanStale(t *testing.T) {
 	require.NoError(t, err)
 	dir := filepath.Dir(r.path)
 	limit := pretendLimits(t, 1000)
-	require.NoError(t, r.RoomForNeighbours(2000))
+	require.NoError(t, r.RoomForNDEntries(2000))
 	require.Equal(t, 2000, limit())
 
 	cleaned, err := CleanStale(dir)
@@ -152,14 +152,14 @@ func TestNetnsCleanStale(t *testing.T) {
 	require.NoError(t, dead.write(r.path)) // Close expects its state file
 }
 
-func TestNetnsRoomForNeighbours(t *testing.T) {
+func TestNetnsRoomForNDEntries(t *testing.T) {
 	limit := pretendLimits(t, 1000)
 	r := newRun(t)
-	require.NoError(t, r.RoomForNeighbours(999))
+	require.NoError(t, r.RoomForNDEntries(999))
 	require.Equal(t, 1000, limit(), "lowered")
-	require.NoError(t, r.RoomForNeighbours(1001))
+	require.NoError(t, r.RoomForNDEntries(1001))
 	require.Equal(t, 1001, limit())
-	require.NoError(t, r.RoomForNeighbours(1002))
+	require.NoError(t, r.RoomForNDEntries(1002))
 	require.Equal(t, 1002, limit())
 	require.NoError(t, r.Close())
 	require.Equal(t, 1000, limit())
@@ -169,8 +169,8 @@ func TestNetnsRoomForNeighbours(t *testing.T) {
 func TestNetnsLimitsOfOthers(t *testing.T) {
 	limit := pretendLimits(t, 1000)
 	a, b := newRun(t), newRun(t)
-	require.NoError(t, a.RoomForNeighbours(2000))
-	require.NoError(t, b.RoomForNeighbours(3000))
+	require.NoError(t, a.RoomForNDEntries(2000))
+	require.NoError(t, b.RoomForNDEntries(3000))
 	require.NoError(t, a.Close())
 	require.Equal(t, 3000, limit())
 }
@@ -178,22 +178,22 @@ func TestNetnsLimitsOfOthers(t *testing.T) {
 func TestNetnsLimitsThatCannotBeSeen(t *testing.T) {
 	pretendLimits(t, 1000)
 	r := newRun(t)
-	require.NoError(t, os.Remove(neighbourLimits[0]))
-	require.ErrorIs(t, r.RoomForNeighbours(2000), os.ErrNotExist)
+	require.NoError(t, os.Remove(ndLimits[0]))
+	require.ErrorIs(t, r.RoomForNDEntries(2000), os.ErrNotExist)
 	require.NoError(t, r.Close())
 }
 
 // pretendLimits has files of the test be the machine's limits, and returns what reads one.
 func pretendLimits(t *testing.T, n int) (limit func() int) {
 	t.Helper()
-	real := neighbourLimits
-	t.Cleanup(func() { neighbourLimits = real })
-	neighbourLimits = []string{filepath.Join(t.TempDir(), "2"), filepath.Join(t.TempDir(), "3")}
-	for _, path := range neighbourLimits {
+	real := ndLimits
+	t.Cleanup(func() { ndLimits = real })
+	ndLimits = []string{filepath.Join(t.TempDir(), "2"), filepath.Join(t.TempDir(), "3")}
+	for _, path := range ndLimits {
 		require.NoError(t, os.WriteFile(path, []byte(strconv.Itoa(n)+"\n"), 0o644))
 	}
 	return func() int {
-		text, err := readLimit(neighbourLimits[1])
+		text, err := readLimit(ndLimits[1])
 		require.NoError(t, err)
 		n, err := strconv.Atoi(text)
 		require.NoError(t, err)

@@ -105,10 +105,10 @@ func (ns *Namespace) Layer2() error {
 	return nil
 }
 
-// neighbourLimits bound the table of IPv6 neighbours, which all namespaces of the machine
+// ndLimits bound the ND entries of IPv6, which all namespaces of the machine
 // share. Above the first one entries that are still needed are thrown out, above the
 // second one no more are made, and packets to them are lost.
-var neighbourLimits = []string{
+var ndLimits = []string{
 	sysctlPath("net.ipv6.neigh.default.gc_thresh2"),
 	sysctlPath("net.ipv6.neigh.default.gc_thresh3"),
 }
@@ -119,13 +119,13 @@ type limit struct {
 	Now    string `json:"now"`
 }
 
-// RoomForNeighbours raises the machine's limits on IPv6 neighbours to n, until the run is
+// RoomForNDEntries raises the machine's limits on ND entries to n, until the run is
 // closed. An error says that they stay lower: not every container may see or change them.
 // A run beside this one has the same limits, and loses them with it.
-func (r *Run) RoomForNeighbours(n int) error {
+func (r *Run) RoomForNDEntries(n int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, path := range neighbourLimits {
+	for _, path := range ndLimits {
 		before, err := readLimit(path)
 		if err != nil {
 			return err
@@ -160,7 +160,7 @@ func readLimit(path string) (string, error) {
 // restoreLimits gives the machine back its limits, if nobody has changed them since.
 func restoreLimits(limits map[string]limit) error {
 	var errs []error
-	for _, path := range neighbourLimits {
+	for _, path := range ndLimits {
 		l, changed := limits[path]
 		if !changed {
 			continue
