@@ -101,7 +101,7 @@ var coreRule = importRule{
 var importRules = []importRule{leafRule, coreRule, {
 	in:    []string{mdcs + "/rp/..."},
 	never: []string{mdcs + "/ethmcast", mdcs + "/ethmcast/reassembly", geth + "/core/types"},
-	why:   "a replication point knows groups and neighbours, not transactions",
+	why:   "a replication point knows groups and RP neighbours, not transactions",
 }, {
 	in:     []string{mdcs + "/..."},
 	except: []string{mdcs + "/rp/datapath/xdp/...", mdcs + "/bpf/..."},

@@ -39,8 +39,12 @@ var bannedWords = []bannedWord{{
 	except: []string{"rp/datapath/xdp/nexthop"}, // tables of routes
 }, {
 	word: regexp.MustCompile(`(^|[^P] |[^ /])\bneighbours?\b`),
-	say:  "gossip peer for another geth, RP neighbour for another RP",
-	in:   []string{"README.md", "docs", "ethmcast"},
+	say:  "gossip peer for another geth, RP neighbour for another RP, ND entry for a host on the link",
+	in: []string{"README.md", "docs", "ethmcast", "bpf", "cmd/rpd", "rp/cache", "rp/datapath", "rp/host", "rp/hostnet", "rp/keyring", "rp/membership",
+		"testnet/net.go", "testnet/netns", "testnet/scenario_test.go"},
+}, {
+	word: regexp.MustCompile(`(?i)\bneighbouring (RPs?|replication points?)\b`),
+	say:  "RP neighbour",
 }, {
 	word: regexp.MustCompile(`\bHELLOs?\b`),
 	say:  "LINK_HELLO for the datagram, Hello for the message of mdcsmesh/1",
@@ -126,6 +130,9 @@ func TestBannedWordsThemselves(t *testing.T) {
 		{"ethmcast/peer.go", "neighbours tell each other", true},
 		{"ethmcast/receipts.go", "// two RP neighbours", false},
 		{"rp/meshside/link.go", "// the neighbour is up", false},
+		{"rp/meshside/link.go", "// a neighbouring RP is up", true},
+		{"rp/datapath/sites.go", "// the neighbour's share", true},
+		{"rp/datapath/sites.go", "// the RP neighbour's share", false},
 		{"SPEC.md", "16 HELLOs wait", true},
 		{"SPEC.md", "16 LINK_HELLOs wait", false},
 		{"bpf/include/mdcs/maps.h", " * The tables between the programs", true},

@@ -23,7 +23,7 @@ type Health struct {
 	NotReady []string `json:"not_ready"` // why it does not serve, or lets nobody in
 	Warnings []string `json:"warnings"`  // what an operator should look at, and peers do not feel
 
-	// LinksDown are neighbouring RPs by their names, of all where all are to be linked,
+	// LinksDown are RP neighbours by their names, of all where all are to be linked,
 	// and only when none is up in a larger mesh. They are among the warnings: the RP
 	// serves its peers, whoever else is gone.
 	LinksDown []string `json:"links_down"`
@@ -214,8 +214,8 @@ func (r *RP) meshStats(patience time.Duration) (st meshside.Stats, ok bool) {
 	}
 }
 
-// Ready returns nil when the RP serves peers and lets more in, else why not. A
-// neighbouring RP that is gone is no reason, see [Health].
+// Ready returns nil when the RP serves peers and lets more in, else why not. An
+// RP neighbour that is gone is no reason, see [Health].
 func (r *RP) Ready() error {
 	if h := r.Health(); !h.Ready {
 		return errors.New(strings.Join(h.NotReady, "; "))

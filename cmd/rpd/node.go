@@ -99,7 +99,7 @@ func rpConfig(cfg *config.Config, log *slog.Logger) (*rp.Config, error) {
 // settingsOf returns what of a configuration may change while the replication point serves. All
 // copies may take total bytes per second, see egressTotal.
 func settingsOf(cfg *config.Config, total uint64) (*rp.Settings, error) {
-	neighbours, err := cfg.Neighbours()
+	rps, err := cfg.Neighbours()
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func settingsOf(cfg *config.Config, total uint64) (*rp.Settings, error) {
 		return nil, err
 	}
 	return &rp.Settings{
-		Neighbours: neighbours,
+		Neighbours: rps,
 		Limits: membership.Limits{
 			Sessions:    maxPeers(cfg),
 			Per64:       cfg.Limits.MaxPer64,

@@ -358,7 +358,7 @@ type Counters struct {
 	RPs     []RPMembers
 }
 
-// RPMembers is the members at a neighbouring RP and behind it, in the tree of the
+// RPMembers is the members at an RP neighbour and behind it, in the tree of the
 // sender. An RP is named by the first 8 bytes of its devp2p node id.
 type RPMembers struct {
 	RP      uint64

@@ -112,7 +112,7 @@ func (o *Operator) ban(q url.Values) (any, error) {
 	st, _, _ := o.counters() // without neighbours where a part hangs, which keeps nobody from a ban
 	for _, n := range st.Mesh.Neighbours {
 		if who.prefix.Contains(n.Addr) || !who.prefix.IsValid() && who.node == n.ID {
-			return nil, fmt.Errorf("%v is or has the neighbouring replication point %s: take it out of [mesh] peers first", who, n.ID.TerminalString())
+			return nil, fmt.Errorf("%v is or has the RP neighbour %s: take it out of [mesh] peers first", who, n.ID.TerminalString())
 		}
 	}
 	if who.prefix.IsValid() {

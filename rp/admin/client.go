@@ -43,7 +43,7 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.get(ctx, "status", nil, &s)
 }
 
-// RPs asks for the neighbouring RPs.
+// RPs asks for the RP neighbours.
 func (c *Client) RPs(ctx context.Context) (all RPs, err error) {
 	return all, c.get(ctx, "rps", nil, &all)
 }

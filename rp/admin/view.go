@@ -47,7 +47,7 @@ type Status struct {
 	Warnings    []string       `json:"warnings"`
 	Peers       Peers          `json:"peers"`
 	Limits      Limits         `json:"limits"`
-	RPs         int            `json:"rps"`    // that are neighbours
+	RPs         int            `json:"rps"`    // that are RP neighbours
 	RPsUp       int            `json:"rps_up"` // whose links are up
 	Groups      []GroupCount   `json:"groups"`
 
@@ -87,7 +87,7 @@ type GroupCount struct {
 	Members int    `json:"members"`
 }
 
-// RP is a neighbouring RP and what passed between both since the link began.
+// RP is an RP neighbour and what passed between both since the link began.
 type RP struct {
 	ID          string     `json:"id"`
 	Addr        netip.Addr `json:"addr"`
@@ -99,7 +99,7 @@ type RP struct {
 	Heard       *time.Time `json:"heard,omitempty"` // when the last datagram came
 }
 
-// RPs are the neighbours at a time.
+// RPs are the RP neighbours at a time.
 type RPs struct {
 	At  time.Time `json:"at"`
 	RPs []RP      `json:"rps"`

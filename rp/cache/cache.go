@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
-// Package cache keeps the datagrams that a replication point sent lately, for a
-// neighbour or a peer that turns to it and missed some.
+// Package cache keeps the datagrams that a replication point sent lately, for an
+// RP neighbour or a peer that turns to it and missed some.
 package cache
 
 import (

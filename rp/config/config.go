@@ -69,10 +69,10 @@ type Mesh struct {
 // Discovery says how the RP is found and measured, and how it finds others.
 type Discovery struct {
 	Port      uint16     `toml:"port"`      // UDP, 0 for the number of the control port
-	DNS       []string   `toml:"dns"`       // enrtree:// URLs of trees with neighbours
+	DNS       []string   `toml:"dns"`       // enrtree:// URLs of trees with RP neighbours
 	Discv5    bool       `toml:"discv5"`    // take part in the DHT
 	Bootnodes []string   `toml:"bootnodes"` // node records to begin with
-	Allow     []enode.ID `toml:"allow"`     // neighbours when they are found in the DHT
+	Allow     []enode.ID `toml:"allow"`     // RP neighbours when they are found in the DHT
 	Open      bool       `toml:"open"`      // so are all others
 }
 
@@ -99,7 +99,7 @@ type Limits struct {
 	PublishRate  uint32   `toml:"publish_rate"`  // datagrams per second and publisher
 	PublishBurst uint32   `toml:"publish_burst"` // datagrams at once
 
-	// Bytes of copies per second, of what one publisher and one neighbour send.
+	// Bytes of copies per second, of what one publisher and one RP neighbour send.
 	EgressPerGeth uint64 `toml:"egress_per_geth"`
 	EgressPerRP   uint64 `toml:"egress_per_rp"`
 

@@ -38,7 +38,7 @@ const HeartbeatGap = 100 * time.Millisecond
 // one installed last and the one before it.
 const EpochsKept = 2
 
-// MaxUpstreams is how many neighbouring RPs may be upstreams of one ingress RP at
+// MaxUpstreams is how many RP neighbours may be upstreams of one ingress RP at
 // once: the parent and the backup, and those before while a tree changes.
 const MaxUpstreams = 6
 
@@ -59,7 +59,7 @@ type Role uint8
 // Roles of a session.
 const (
 	Peer    Role = 1 // a geth: publishes and subscribes
-	Mesh    Role = 2 // a neighbouring RP
+	Mesh    Role = 2 // an RP neighbour
 	Channel Role = 3 // a multicast channel: all geths on a link that joined it; for a Multicaster
 )
 
@@ -75,7 +75,7 @@ func (r Role) String() string {
 	return fmt.Sprintf("role-%d", uint8(r))
 }
 
-// Session is one hop, to a peer, to a neighbouring RP, or to a channel. Datagrams
+// Session is one hop, to a peer, to an RP neighbour, or to a channel. Datagrams
 // that arrive with Index from Addr and a hop tag of ReceiveKey belong to it; copies
 // go to Addr with SendSession and a hop tag of SendKey.
 //
@@ -90,7 +90,7 @@ type Session struct {
 	SendKey     auth.Key
 	ReceiveKey  auth.Key
 
-	// Groups are those replicated to the session. A neighbouring RP has none: what
+	// Groups are those replicated to the session. An RP neighbour has none: what
 	// it gets, and what is accepted from it, is said by routes.
 	Groups []ids.Group
 
@@ -103,7 +103,7 @@ type Session struct {
 	Publish     bool
 	Rate, Burst uint32
 
-	// Egress limits the copies of what comes from a publisher or a neighbouring RP:
+	// Egress limits the copies of what comes from a publisher or an RP neighbour:
 	// bytes of UDP payload times receivers, per second, 0 for no limit. EgressBurst
 	// is how many at once, positive then (SPEC 6.7).
 	Egress, EgressBurst uint64
@@ -176,7 +176,7 @@ func Destination(addr netip.AddrPort) (dst netip.AddrPort, control []byte) {
 // Route is the way of one ingress RP's datagrams through this RP. It replaces the
 // route before; one that leads nowhere, neither from nor to, ends it.
 //
-// Sessions that are none of a neighbouring RP, or not there, are ignored: whoever ends a
+// Sessions that are none of an RP neighbour, or not there, are ignored: whoever ends a
 // link need not know the routes. A route that leads nowhere and replaces none is no error. A session that is removed leaves all routes, one that
 // is replaced stays in them.
 type Route struct {
@@ -185,7 +185,7 @@ type Route struct {
 	To      []Branch        // never back to the session that a datagram came from
 }
 
-// Branch is a neighbouring RP that gets copies.
+// Branch is an RP neighbour that gets copies.
 type Branch struct {
 	Session ids.Session // own index of a mesh session, once in a route
 	Groups  []ids.Group // that are replicated to it

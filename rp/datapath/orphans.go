@@ -20,7 +20,7 @@ import (
 //   - keys of an ingress RP make its streams belong to somebody.
 //
 // Claim gives a session to somebody as it is, Expire ends the rest. Routes are left to
-// whoever claims the sessions of neighbouring RPs.
+// whoever claims the sessions of RP neighbours.
 type Orphans struct {
 	Engine
 

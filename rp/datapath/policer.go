@@ -56,7 +56,7 @@ func (p Policer) Charge(due, now, cost uint64) uint64 {
 }
 
 // Policers returns those of what comes from the session, by datagrams and by bytes of
-// copies. They limit DATA of a publisher, the second one that of a neighbouring RP too.
+// copies. They limit DATA of a publisher, the second one that of an RP neighbour too.
 func (s *Session) Policers() (datagrams, copies Policer) {
 	if s.Publish {
 		datagrams = NewPolicer(uint64(s.Rate), uint64(s.Burst))

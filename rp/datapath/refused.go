@@ -14,7 +14,7 @@ import (
 // Reasons of a refusal, for errors.Is.
 var (
 	// ErrContract is wrapped when an element contradicts its contract: a mistake of the
-	// control plane, or a wish of a neighbouring RP that nothing should have let through.
+	// control plane, or a wish of an RP neighbour that nothing should have let through.
 	ErrContract = errors.New("contradicts the contract of the datapath")
 
 	// ErrNoRoom is wrapped when the engine has no room for an element. The element may

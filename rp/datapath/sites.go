@@ -16,8 +16,8 @@ const SiteKept = 2 * time.Second
 // beyond what flows back: half of what is left when no site takes more than its share.
 const shareOfBurst = 4
 
-// Site is what has a share of the limit of all copies: the /48 of publishers, or a
-// neighbouring RP (SPEC 6.7).
+// Site is what has a share of the limit of all copies: the /48 of publishers, or an
+// RP neighbour (SPEC 6.7).
 type Site struct {
 	RP   bool
 	Addr netip.AddrPort // of the RP; of publishers the first address of their /48, without port
@@ -41,7 +41,7 @@ func (s *Session) Site() (site Site, ok bool) {
 type Sites[T any] struct {
 	places map[Site]*Place[T]
 	gone   []*Place[T] // without sessions, by the time of that; some have sessions again
-	counts [2]int      // sites with sessions: of publishers, and neighbouring RPs
+	counts [2]int      // sites with sessions: of publishers, and RP neighbours
 }
 
 // Place is what Sites keeps of a site.

@@ -21,8 +21,8 @@ const (
 	Admitted  Kind = "admitted"  // it is a member
 	Refused   Kind = "refused"   // it did not become one
 	Leave     Kind = "leave"     // a member is one no more
-	Violation Kind = "violation" // a peer or a neighbouring RP broke the protocol
-	LinkUp    Kind = "link-up"   // datagrams flow to a neighbouring RP
+	Violation Kind = "violation" // a peer or an RP neighbour broke the protocol
+	LinkUp    Kind = "link-up"   // datagrams flow to an RP neighbour
 	LinkDown  Kind = "link-down" // its link ended
 	Rekey     Kind = "rekey"     // the own group keys changed
 	Route     Kind = "route"     // the way of an ingress RP's datagrams changed

@@ -102,7 +102,7 @@ func Reasons() (all []Reason) {
 	return all
 }
 
-// Stats counts connections. Those of trusted nodes are neighbours, all others are
+// Stats counts connections. Those of trusted nodes are RP neighbours, all others are
 // strangers, with or without a session.
 type Stats struct {
 	Strangers  int // at present, those that shake hands among them

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 
 // Package keyring holds the group keys that a replication point gives to its
-// members (SPEC 5.6): its own and those of its neighbours.
+// members (SPEC 5.6): its own and those of its RP neighbours.
 package keyring
 
 import (

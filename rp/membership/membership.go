@@ -73,7 +73,7 @@ func (l *Limits) switches() Rates {
 // Table is the set of sessions. It is safe for concurrent use.
 //
 // A session is reserved for an endpoint that is to be proven, admitted when it is
-// a member of groups, suspended when it goes on without them, and released; a link to a neighbouring RP and a multicast
+// a member of groups, suspended when it goes on without them, and released; a link to an RP neighbour and a multicast
 // channel only take an index. Refusals are *proto.Error with ReasonFull.
 type Table struct {
 	rand io.Reader
@@ -220,7 +220,7 @@ func (t *Table) Beyond() (beyond []ids.Session) {
 }
 
 // Link returns the index of a new session that is not a peer's and counts for no
-// limit: with a neighbouring RP, or of a channel.
+// limit: with an RP neighbour, or of a channel.
 func (t *Table) Link() (ids.Session, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

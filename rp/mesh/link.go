@@ -85,7 +85,7 @@ type Config struct {
 	Groups       []ids.Group // served; keys of other groups are ignored
 }
 
-// Link is the state of one connection to a neighbouring RP. Both sides do the same:
+// Link is the state of one connection to an RP neighbour. Both sides do the same:
 // Hello, then offers of keys, each of which is acknowledged.
 //
 // A violation by the neighbour ends the link: Handle returns it for the log, the

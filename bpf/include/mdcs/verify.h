@@ -249,7 +249,7 @@ __inline_always int overtaken(const struct stream_state *s, __u32 state, __u64 b
 	return (word & ((1ULL << FOLLOWED_STATE_BITS) - 1)) == state && word >> FOLLOWED_STATE_BITS > beat;
 }
 
-/* accept_heartbeat takes a right HEARTBEAT of a neighbouring RP. */
+/* accept_heartbeat takes a right HEARTBEAT of an RP neighbour. */
 __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, const struct session *from,
 				     struct session_state *state, __u64 now)
 {
@@ -277,7 +277,7 @@ __inline_always int accept_heartbeat(const struct packet *p, struct outcome *o, 
 	return v;
 }
 
-/* accept_relayed takes DATA and HEARTBEAT of a neighbouring RP. */
+/* accept_relayed takes DATA and HEARTBEAT of an RP neighbour. */
 __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, struct outcome *o,
 				   const struct session *from, struct session_state *state, __u64 now)
 {
@@ -314,7 +314,7 @@ __inline_always int accept_relayed(struct xdp_md *ctx, const struct packet *p, s
 	return VERDICT_PASS;
 }
 
-/* accept_hello takes a neighbouring RP's LINK_HELLO. Who keeps the link is woken. */
+/* accept_hello takes an RP neighbour's LINK_HELLO. Who keeps the link is woken. */
 __inline_always int accept_hello(const struct header *h, struct session_state *state)
 {
 	struct hello hello = {.at = bpf_ktime_get_ns(), .session = bpf_ntohl(h->session)};

@@ -194,7 +194,7 @@ func (p *Point) About() rp.About {
 // Status implements admin.Point.
 func (p *Point) Status() rp.Status { return p.status }
 
-// Health implements admin.Point: a neighbouring RP is gone.
+// Health implements admin.Point: an RP neighbour is gone.
 func (p *Point) Health() rp.Health {
 	return rp.Health{
 		Live: true, Ready: true, Dead: []string{}, NotReady: []string{},

@@ -32,7 +32,7 @@ func publisherSent(n uint64) func(*world) {
 	}
 }
 
-// neighbourSent lets the neighbour send a sequence.
+// neighbourSent lets the RP neighbour send a sequence.
 func neighbourSent(seq uint64) func(*world) {
 	return func(w *world) {
 		w.pass(w.packet(rp).seq(seq))
@@ -40,7 +40,7 @@ func neighbourSent(seq uint64) func(*world) {
 	}
 }
 
-// neighbourBeat lets the neighbour send a heartbeat.
+// neighbourBeat lets the RP neighbour send a heartbeat.
 func neighbourBeat(beat, seq uint64) func(*world) {
 	return func(w *world) {
 		w.pass(w.heartbeat(rp, beat, seq))
@@ -111,7 +111,7 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.published(p, publisher, 1, rp, subscriber, reader) },
 	},
 	{
-		name: "neighbour's datagram that asks for a receipt keeps its flag", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's datagram that asks for a receipt keeps its flag", from: rp, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.header.Flags = wire.FlagReceipt | wire.FlagRepublished },
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
@@ -121,37 +121,37 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.published(p, publisher, 1, rp, subscriber, reader) },
 	},
 	{
-		name: "neighbour's datagram goes to local subscribers", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's datagram goes to local subscribers", from: rp, verdict: wire.Pass,
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour that gets nothing yet is accepted from", from: silent, verdict: wire.Pass,
+		name: "RP neighbour that gets nothing yet is accepted from", from: silent, verdict: wire.Pass,
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's last hop", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's last hop", from: rp, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.header.HopLimit = 1 },
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's first sequence is any", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's first sequence is any", from: rp, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.header.Sequence = 1 << 40 },
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's sequence ahead of a datagram", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's sequence ahead of a datagram", from: rp, verdict: wire.Pass,
 		before: neighbourSent(5),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = 5 + datapath.MaxAhead },
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's sequence ahead of a heartbeat", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's sequence ahead of a heartbeat", from: rp, verdict: wire.Pass,
 		before: neighbourBeat(1, 1<<30),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = 1<<30 + datapath.MaxAhead },
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's late datagram", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's late datagram", from: rp, verdict: wire.Pass,
 		before: neighbourSent(4000),
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
@@ -168,18 +168,18 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's heartbeat goes to local subscribers", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's heartbeat goes to local subscribers", from: rp, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9) },
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's next heartbeat, nothing published", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's next heartbeat, nothing published", from: rp, verdict: wire.Pass,
 		before: neighbourBeat(1, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(2, 9) },
 		want:   func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's heartbeat after a long pause", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's heartbeat after a long pause", from: rp, verdict: wire.Pass,
 		before: func(w *world) {
 			neighbourBeat(1, 9)(w)
 			w.subject.Age(10*time.Second, 10*time.Second)
@@ -188,7 +188,7 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's datagram after a long pause", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's datagram after a long pause", from: rp, verdict: wire.Pass,
 		before: func(w *world) {
 			neighbourSent(9)(w)
 			w.subject.Age(10*time.Second, 0)
@@ -199,12 +199,12 @@ var cases = []testCase{
 		want: func(w *world, p *packet) []Output { return w.relayed(p, publisher, subscriber, reader) },
 	},
 	{
-		name: "neighbour's heartbeat that was overtaken", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's heartbeat that was overtaken", from: rp, verdict: wire.Pass,
 		before: neighbourBeat(24, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40) },
 	},
 	{
-		name: "neighbour's heartbeat that another stream's overtook", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's heartbeat that another stream's overtook", from: rp, verdict: wire.Pass,
 		before: func(w *world) {
 			w.routes(w.route(ingressOf(silent), []int{rp}))
 			w.pass(w.from(w.heartbeat(silent, 24, 9), rp))
@@ -227,18 +227,18 @@ var cases = []testCase{
 	},
 
 	{
-		name: "neighbour's hello", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's hello", from: rp, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) { p.toHello(1) },
 	},
 	{
-		name: "neighbour's hello with fields that do not count", from: silent, verdict: wire.Pass,
+		name: "RP neighbour's hello with fields that do not count", from: silent, verdict: wire.Pass,
 		edit: func(_ *world, p *packet) {
 			p.toHello(1)
 			p.header.HopLimit, p.header.Group, p.header.Ingress, p.header.Handle = 0, 7, 7, 7
 		},
 	},
 	{
-		name: "neighbour's hellos, not in order", from: rp, verdict: wire.Pass,
+		name: "RP neighbour's hellos, not in order", from: rp, verdict: wire.Pass,
 		before: func(w *world) { w.pass(w.helloFrom(rp, 2)) },
 		edit:   func(_ *world, p *packet) { p.toHello(1) },
 	},
@@ -269,7 +269,7 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.toHello(1) },
 	},
 	{
-		name: "probe from a neighbour", from: rp, verdict: wire.BadType,
+		name: "probe from an RP neighbour", from: rp, verdict: wire.BadType,
 		edit: func(_ *world, p *packet) {
 			p.toHello(1)
 			p.header.Type = wire.Probe
@@ -312,7 +312,7 @@ var cases = []testCase{
 		edit: func(w *world, p *packet) { p.src = w.subject.Endpoint(nobody) },
 	},
 	{
-		name: "neighbour's session from a peer", from: rp, verdict: wire.BadSource,
+		name: "RP neighbour's session from a peer", from: rp, verdict: wire.BadSource,
 		edit: func(w *world, p *packet) { p.src = w.sessions[publisher].Addr },
 	},
 	{name: "hop tag flipped", from: publisher, verdict: wire.BadHopTag, edit: flip(63)},
@@ -331,11 +331,11 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.toHeartbeat(0, 0); p.hopKey = auth.Key{} },
 	},
 	{
-		name: "neighbour's hello with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
+		name: "RP neighbour's hello with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
 		edit: func(_ *world, p *packet) { p.toHello(1); p.hopKey = auth.Key{} },
 	},
 	{
-		name: "neighbour's heartbeat with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
+		name: "RP neighbour's heartbeat with a wrong hop tag", from: rp, verdict: wire.BadHopTag,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40); p.hopKey = auth.Key{} },
 	},
 
@@ -357,34 +357,34 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.header.Ingress = incarnation },
 	},
 	{
-		name: "publisher with a neighbour's ingress", from: publisher, verdict: wire.BadUpstream,
+		name: "publisher with an RP neighbour's ingress", from: publisher, verdict: wire.BadUpstream,
 		edit: func(w *world, p *packet) { p.header.Ingress = ingressOf(rp) },
 	},
 	{
-		name: "neighbour with another's ingress", from: rp, verdict: wire.BadUpstream,
+		name: "RP neighbour with another's ingress", from: rp, verdict: wire.BadUpstream,
 		edit: func(w *world, p *packet) { p.header.Ingress = ingressOf(silent) },
 	},
 	{
-		name: "neighbour with the engine's own ingress", from: rp, verdict: wire.BadUpstream,
+		name: "RP neighbour with the engine's own ingress", from: rp, verdict: wire.BadUpstream,
 		edit: func(_ *world, p *packet) { p.header.Ingress = incarnation },
 	},
-	{name: "neighbour without ingress", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Ingress = 0 }},
+	{name: "RP neighbour without ingress", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Ingress = 0 }},
 	{
-		name: "neighbour's heartbeat of another", from: rp, verdict: wire.BadUpstream,
+		name: "RP neighbour's heartbeat of another", from: rp, verdict: wire.BadUpstream,
 		edit: func(w *world, p *packet) { p.toHeartbeat(1, 9); p.header.Ingress = ingressOf(silent) },
 	},
-	{name: "neighbour's datagram at its end", from: rp, verdict: wire.HopLimit, edit: func(_ *world, p *packet) { p.header.HopLimit = 0 }},
+	{name: "RP neighbour's datagram at its end", from: rp, verdict: wire.HopLimit, edit: func(_ *world, p *packet) { p.header.HopLimit = 0 }},
 	{
-		name: "neighbour's heartbeat at its end", from: rp, verdict: wire.HopLimit,
+		name: "RP neighbour's heartbeat at its end", from: rp, verdict: wire.HopLimit,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.HopLimit = 0 },
 	},
 
 	// Payload.
 	{name: "publisher's epoch not installed", from: publisher, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Epoch = epoch - 2 }},
-	{name: "neighbour's epoch not installed", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Epoch = epoch - 1 }},
-	{name: "neighbour's group without key", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Group = otherGroup }},
+	{name: "RP neighbour's epoch not installed", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Epoch = epoch - 1 }},
+	{name: "RP neighbour's group without key", from: rp, verdict: wire.NoKey, edit: func(_ *world, p *packet) { p.header.Group = otherGroup }},
 	{
-		name: "neighbour's heartbeat of a group without key", from: rp, verdict: wire.NoKey,
+		name: "RP neighbour's heartbeat of a group without key", from: rp, verdict: wire.NoKey,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.Group = otherGroup },
 	},
 	{
@@ -397,19 +397,19 @@ var cases = []testCase{
 		edit: func(w *world, p *packet) { p.payloadKey = w.keys[keyID{incarnation, group, epoch - 1}] },
 	},
 	{
-		name: "neighbour's payload tag by the engine's own key", from: rp, verdict: wire.BadPayloadTag,
+		name: "RP neighbour's payload tag by the engine's own key", from: rp, verdict: wire.BadPayloadTag,
 		edit: func(w *world, p *packet) { p.payloadKey = w.keys[keyID{incarnation, group, epoch}] },
 	},
 
 	{
-		name: "neighbour's heartbeat by the engine's own key", from: rp, verdict: wire.BadPayloadTag,
+		name: "RP neighbour's heartbeat by the engine's own key", from: rp, verdict: wire.BadPayloadTag,
 		edit: func(w *world, p *packet) {
 			p.toHeartbeat(1, 9)
 			p.payloadKey = w.keys[keyID{incarnation, group, epoch}]
 		},
 	},
 	{
-		name: "neighbour's heartbeat without a payload tag", from: rp, verdict: wire.BadPayloadTag,
+		name: "RP neighbour's heartbeat without a payload tag", from: rp, verdict: wire.BadPayloadTag,
 		edit: func(w *world, p *packet) {
 			p.toHeartbeat(1, 9)
 			hop := p.hopKey
@@ -421,11 +421,11 @@ var cases = []testCase{
 		},
 	},
 	{
-		name: "neighbour's heartbeat of an epoch that is not installed", from: rp, verdict: wire.NoKey,
+		name: "RP neighbour's heartbeat of an epoch that is not installed", from: rp, verdict: wire.NoKey,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.Epoch = epoch - 1 },
 	},
 	{
-		name: "neighbour's heartbeat without key and taken before", from: rp, verdict: wire.NoKey,
+		name: "RP neighbour's heartbeat without key and taken before", from: rp, verdict: wire.NoKey,
 		before: neighbourBeat(1, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 9); p.header.Epoch = epoch - 1 },
 	},
@@ -449,7 +449,7 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.header.Sequence = 2 },
 	},
 	{
-		name: "neighbour beyond its copies", from: rp, verdict: wire.OverRate,
+		name: "RP neighbour beyond its copies", from: rp, verdict: wire.OverRate,
 		before: func(w *world) {
 			w.limit(rp, 1)
 			neighbourSent(1)(w)
@@ -458,7 +458,7 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.header.Sequence = 2 },
 	},
 	{
-		name: "neighbour's rate comes before its sequence", from: rp, verdict: wire.OverRate,
+		name: "RP neighbour's rate comes before its sequence", from: rp, verdict: wire.OverRate,
 		before: func(w *world) {
 			w.limit(rp, 1)
 			neighbourSent(1)(w)
@@ -467,7 +467,7 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.header.Sequence = datapath.MaxAhead + 2 },
 	},
 	{
-		name: "neighbour beyond its copies may not beat either", from: rp, verdict: wire.OverRate,
+		name: "RP neighbour beyond its copies may not beat either", from: rp, verdict: wire.OverRate,
 		before: func(w *world) {
 			w.limit(rp, 1)
 			neighbourSent(1)(w)
@@ -476,7 +476,7 @@ var cases = []testCase{
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, 1) },
 	},
 	{
-		name: "neighbour's heartbeat too soon after another", from: rp, verdict: wire.OverRate,
+		name: "RP neighbour's heartbeat too soon after another", from: rp, verdict: wire.OverRate,
 		before: func(w *world) {
 			neighbourBeat(1, 9)(w)
 			w.subject.Age(0, -time.Hour)
@@ -496,64 +496,64 @@ var cases = []testCase{
 			w.next.published, w.next.assigned = auth.WindowSize+1, 1
 		},
 	},
-	{name: "neighbour's datagram again", from: rp, verdict: wire.Replayed, before: neighbourSent(1)},
+	{name: "RP neighbour's datagram again", from: rp, verdict: wire.Replayed, before: neighbourSent(1)},
 	{
-		name: "neighbour's datagram behind its window", from: rp, verdict: wire.TooOld,
+		name: "RP neighbour's datagram behind its window", from: rp, verdict: wire.TooOld,
 		before: neighbourSent(auth.WindowSize + 1),
 	},
 	{
-		name: "neighbour's heartbeat again", from: rp, verdict: wire.Replayed,
+		name: "RP neighbour's heartbeat again", from: rp, verdict: wire.Replayed,
 		before: neighbourBeat(2, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(2, 9) },
 	},
 	{
-		name: "neighbour's hello again", from: rp, verdict: wire.Replayed,
+		name: "RP neighbour's hello again", from: rp, verdict: wire.Replayed,
 		before: func(w *world) { w.pass(w.helloFrom(rp, 1)) },
 		edit:   func(_ *world, p *packet) { p.toHello(1) },
 	},
 	{
-		name: "neighbour's hello behind its window", from: rp, verdict: wire.TooOld,
+		name: "RP neighbour's hello behind its window", from: rp, verdict: wire.TooOld,
 		before: func(w *world) { w.pass(w.helloFrom(rp, auth.WindowSize+1)) },
 		edit:   func(_ *world, p *packet) { p.toHello(1) },
 	},
 	{
-		name: "neighbour's much older heartbeat", from: rp, verdict: wire.Replayed,
+		name: "RP neighbour's much older heartbeat", from: rp, verdict: wire.Replayed,
 		before: neighbourBeat(25, 9),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 1<<40) },
 	},
 	{
-		name: "neighbour's heartbeat with the first number that is none", from: rp, verdict: wire.Replayed,
+		name: "RP neighbour's heartbeat with the first number that is none", from: rp, verdict: wire.Replayed,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1<<40, 9) },
 	},
 	{
-		name: "neighbour's heartbeat 0", from: rp, verdict: wire.Replayed,
+		name: "RP neighbour's heartbeat 0", from: rp, verdict: wire.Replayed,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(0, 9) },
 	},
 	{
-		name: "neighbour's sequence too far ahead of a heartbeat", from: rp, verdict: wire.FarAhead,
+		name: "RP neighbour's sequence too far ahead of a heartbeat", from: rp, verdict: wire.FarAhead,
 		before: soon(neighbourBeat(1, 0)),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = datapath.MaxAhead + 1 },
 	},
 	{
-		name: "neighbour's sequence too far ahead of a datagram", from: rp, verdict: wire.FarAhead,
+		name: "RP neighbour's sequence too far ahead of a datagram", from: rp, verdict: wire.FarAhead,
 		before: soon(neighbourSent(5)),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = 5 + datapath.MaxAhead + 1 },
 	},
 	{
-		name: "neighbour's heartbeat too far ahead", from: rp, verdict: wire.FarAhead,
+		name: "RP neighbour's heartbeat too far ahead", from: rp, verdict: wire.FarAhead,
 		before: soon(neighbourSent(5)),
 		edit:   func(_ *world, p *packet) { p.toHeartbeat(1, 5+datapath.MaxAhead+1) },
 	},
 	{
-		name: "neighbour's first sequence beyond the last", from: rp, verdict: wire.FarAhead,
+		name: "RP neighbour's first sequence beyond the last", from: rp, verdict: wire.FarAhead,
 		edit: func(_ *world, p *packet) { p.header.Sequence = datapath.MaxSequence + 1 },
 	},
 	{
-		name: "neighbour's first heartbeat beyond the last sequence", from: rp, verdict: wire.FarAhead,
+		name: "RP neighbour's first heartbeat beyond the last sequence", from: rp, verdict: wire.FarAhead,
 		edit: func(_ *world, p *packet) { p.toHeartbeat(1, datapath.MaxSequence+1) },
 	},
 	{
-		name: "neighbour's largest sequence", from: rp, verdict: wire.FarAhead,
+		name: "RP neighbour's largest sequence", from: rp, verdict: wire.FarAhead,
 		before: neighbourSent(5),
 		edit:   func(_ *world, p *packet) { p.header.Sequence = 1<<64 - 1 },
 	},

@@ -250,8 +250,8 @@ func testEgress(t *testing.T, new New) {
 	}{
 		{"of a publisher: the mesh and all peers count", publisher, nil, 4},
 		{"of a publisher: who left does not count", publisher, []int{rp, reader}, 2},
-		{"of a neighbour: local peers count", rp, nil, 3},
-		{"of a neighbour: who left does not count", rp, []int{reader}, 2},
+		{"of an RP neighbour: local peers count", rp, nil, 3},
+		{"of an RP neighbour: who left does not count", rp, []int{reader}, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t, new)
@@ -286,7 +286,7 @@ func testEgress(t *testing.T, new New) {
 	}
 }
 
-// testEgressOfAll has a publisher and a neighbour empty the bucket of all copies, and
+// testEgressOfAll has a publisher and an RP neighbour empty the bucket of all copies, and
 // nobody's own.
 func testEgressOfAll(t *testing.T, new New) {
 	size := uint64(len(newWorld(t, new).packet(publisher).bytes()))

@@ -78,7 +78,7 @@ func Differ(t *testing.T, a, b New, n int, seed uint64) {
 	t.Logf("verdicts %v", seen)
 }
 
-// randomRoutes returns routes of all ingress RPs. The neighbours' own datagrams may come
+// randomRoutes returns routes of all ingress RPs. The RP neighbours' own datagrams may come
 // from them; where they go is open.
 func (w *world) randomRoutes(r *rand.Rand) (routes []datapath.Route) {
 	some := func(nodes ...int) []int {

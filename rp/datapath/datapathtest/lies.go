@@ -37,7 +37,7 @@ func testHeartbeatRate(t *testing.T, new New) {
 // honest is the newest sequence of a stream before somebody lies about it.
 const honest = 1_000_000
 
-// liar is a neighbour that was upstream of a stream, and says what does harm.
+// liar is an RP neighbour that was upstream of a stream, and says what does harm.
 type liar struct {
 	name string
 	lie  func(w *world, evil int)
@@ -88,7 +88,7 @@ func (w *world) say(evil int, p *packet) {
 	}
 }
 
-// testLies has a neighbour say what it likes while it is an upstream, alone or beside an
+// testLies has an RP neighbour say what it likes while it is an upstream, alone or beside an
 // honest parent. When it is none any more, and the parent has been heard, nothing is left.
 func testLies(t *testing.T, new New) {
 	peers := []int{publisher, subscriber, reader}

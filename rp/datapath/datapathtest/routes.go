@@ -22,7 +22,7 @@ func (w *world) routes(routes ...datapath.Route) {
 	w.apply(datapath.Change{Routes: routes})
 }
 
-// from returns p as it comes from another neighbour.
+// from returns p as it comes from another RP neighbour.
 func (w *world) from(p *packet, node int) *packet {
 	s := &w.sessions[node]
 	p.src, p.hopKey, p.header.Session = s.Addr, s.ReceiveKey, s.Index
@@ -177,7 +177,7 @@ func testRoutes(t *testing.T, new New) {
 		p = w.packet(rp)
 		compare(t, w.relayed(p, peers...), w.pass(p))
 	})
-	t.Run("sessions that are none of a neighbour are ignored", func(t *testing.T) {
+	t.Run("sessions that are none of an RP neighbour are ignored", func(t *testing.T) {
 		w := newWorld(t, new)
 		late := w.sessions[silent]
 		late.Index++

@@ -38,7 +38,7 @@ const (
 	siteLimit = 8        // bytes of copies per second
 	siteBurst = 25 * 4   // datagrams of the largest size
 	largest   = 1232     // bytes of a datagram with the largest payload
-	fullCost  = 4 * 1232 // bytes of copies of one that peers publish: to the neighbour and three peers
+	fullCost  = 4 * 1232 // bytes of copies of one that peers publish: to the RP neighbour and three peers
 )
 
 // sender publishes datagrams of the largest size.
@@ -85,7 +85,7 @@ func (w *world) beside(i int) netip.AddrPort {
 }
 
 // testGreedySite has 50 publishers of one site offer twenty times what all copies may take.
-// A publisher of another site and a neighbour, which stay below their shares, lose nothing,
+// A publisher of another site and an RP neighbour, which stay below their shares, lose nothing,
 // the limit holds, and what the two leave is used.
 func testGreedySite(t *testing.T, new New) {
 	w := newLimitedWorld(t, new, siteLimit, siteBurst*largest)
@@ -94,8 +94,8 @@ func testGreedySite(t *testing.T, new New) {
 		greedy = append(greedy, w.joinPublisher(i, w.beside(i)))
 	}
 	honest := w.joinPublisher(100, w.subject.(SitesSubject).Elsewhere())
-	neighbour := &sender{w, w.sessions[rp], w.packet(rp)}
-	neighbour.packet.payload = make([]byte, wire.MaxPayload)
+	mesh := &sender{w, w.sessions[rp], w.packet(rp)}
+	mesh.packet.payload = make([]byte, wire.MaxPayload)
 
 	const times = 20
 	period := fullCost * time.Second / siteLimit // in which the datagrams of one peer's may take all
@@ -118,9 +118,9 @@ func testGreedySite(t *testing.T, new New) {
 				}
 				passed += cost
 			}
-			if neighbour != nil && step%(4*times) == times { // three sixteenths; its share is a quarter
-				if !neighbour.offer() {
-					t.Fatalf("step %d: the neighbour lost a datagram", step)
+			if mesh != nil && step%(4*times) == times { // three sixteenths; its share is a quarter
+				if !mesh.offer() {
+					t.Fatalf("step %d: the RP neighbour lost a datagram", step)
 				}
 				passed += 3 * largest
 			}
@@ -139,7 +139,7 @@ func testGreedySite(t *testing.T, new New) {
 
 	// What no other site has a share of is all for the one.
 	remove := []ids.Session{honest.session.Index, w.sessions[rp].Index, w.sessions[silent].Index}
-	honest, neighbour, cost = nil, nil, 3*largest // no copy goes to the neighbour
+	honest, mesh, cost = nil, nil, 3*largest // no copy goes to the RP neighbour
 	w.apply(datapath.Change{Remove: remove})
 	steps(40)
 	within("one site", 40)

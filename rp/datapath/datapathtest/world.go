@@ -23,14 +23,14 @@ import (
 //	reader ------+    group, other          +--- silent rp (accepted from only)
 //	stranger (other group only)
 //
-// What either neighbour is the ingress of comes from it, and goes to peers alone.
+// What either RP neighbour is the ingress of comes from it, and goes to peers alone.
 const (
 	publisher  = iota // publishes to the group
 	subscriber        // publishes to the group
 	reader            // only subscribes
 	stranger          // publishes to the other group
-	rp                // neighbour that the own datagrams of the group go to
-	silent            // neighbour that nothing goes to
+	rp                // RP neighbour that the own datagrams of the group go to
+	silent            // RP neighbour that nothing goes to
 	nobody            // endpoint without a session
 )
 
@@ -62,7 +62,7 @@ type keyID struct {
 	epoch   uint8
 }
 
-// ingressOf is the incarnation of a neighbour.
+// ingressOf is the incarnation of an RP neighbour.
 func ingressOf(node int) ids.Incarnation { return 0xb0 + ids.Incarnation(node) }
 
 func newWorld(t *testing.T, new New) *world { return newLimitedWorld(t, new, 0, 0) }
@@ -229,7 +229,7 @@ func (w *world) packet(from int) *packet {
 	return p
 }
 
-// heartbeat returns a HEARTBEAT from a node, as a neighbour sends it.
+// heartbeat returns a HEARTBEAT from a node, as an RP neighbour sends it.
 func (w *world) heartbeat(from int, beat, seq uint64) *packet {
 	p := w.packet(from)
 	p.toHeartbeat(beat, seq)
@@ -328,7 +328,7 @@ func (w *world) published(p *packet, from int, seq uint64, to ...int) []Output {
 	return out
 }
 
-// relayed returns what must become of a neighbour's packet. A heartbeat gets the next
+// relayed returns what must become of an RP neighbour's packet. A heartbeat gets the next
 // number of the engine.
 func (w *world) relayed(p *packet, to ...int) []Output {
 	h := p.parsed()
@@ -373,12 +373,12 @@ func handleKeyOf(session ids.Session, object uint64) uint32 {
 }
 
 // next is what datagrams must still find after one that was dropped: a publisher
-// that may send, own sequences without a gap, a neighbour's next sequence.
+// that may send, own sequences without a gap, an RP neighbour's next sequence.
 type next struct {
 	w         *world
 	published uint64 // accepted of the publisher before
 	assigned  uint64 // own sequences in the group before
-	relayed   uint64 // newest sequence of the neighbour before
+	relayed   uint64 // newest sequence of the RP neighbour before
 	skip      bool   // the case left nothing to send
 }
 

@@ -17,8 +17,8 @@ import (
 	"github.com/ethmcast/mdcs/rp/datapath"
 )
 
-// benchTable has n subscribers at one address and a neighbouring RP, and returns
-// the neighbour's datagrams of 1232 bytes by sequence.
+// benchTable has n subscribers at one address and an RP neighbour, and returns
+// its datagrams of 1232 bytes by sequence.
 func benchTable(b *testing.B, t *table, n int, dst netip.AddrPort) (rp datapath.Session, next func(seq uint64) []byte) {
 	rp = datapath.Session{Index: 1, Role: datapath.Mesh, Addr: netip.MustParseAddrPort("[::1]:9")}
 	change := datapath.Change{

@@ -24,7 +24,7 @@ func beatFrom(from *datapath.Session, beat, seq uint64) []byte {
 	return b
 }
 
-// A neighbour that took every word of the window far ahead is gone. Before the parent's
+// An RP neighbour that took every word of the window far ahead is gone. Before the parent's
 // HEARTBEAT may be believed the stream is as it was, from then on every DATA passes.
 func TestWholeAfterLies(t *testing.T) {
 	s, sessions := smallNet(3)

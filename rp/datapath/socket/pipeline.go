@@ -137,7 +137,7 @@ func (t *table) publish(now time.Duration, s *session, b []byte, h *wire.Header,
 	return wire.Pass
 }
 
-// relayed returns the stream of what a neighbouring RP relays, if the RP is among the
+// relayed returns the stream of what an RP neighbour relays, if the RP is among the
 // upstreams of the stream's route.
 func (t *table) relayed(s *session, h *wire.Header) (*stream, wire.Verdict) {
 	stream := t.streams[h.Stream()]
@@ -152,7 +152,7 @@ func (t *table) relayed(s *session, h *wire.Header) (*stream, wire.Verdict) {
 	return stream, wire.Pass
 }
 
-// relay takes a neighbouring RP's DATA or HEARTBEAT: it goes on along the route of its
+// relay takes an RP neighbour's DATA or HEARTBEAT: it goes on along the route of its
 // ingress RP and to the local subscribers. A HEARTBEAT gets a number of this RP, so that
 // nobody but the next hop's sender numbers what the next hop takes. One that does not come
 // from the parent, or was overtaken by another of its stream, says no more than that the sender

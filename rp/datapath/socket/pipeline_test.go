@@ -30,7 +30,7 @@ var (
 	otherKey = auth.Key{'n'}
 )
 
-// A neighbouring RP's session that becomes a peer's leaves the routes.
+// An RP neighbour's session that becomes a peer's leaves the routes.
 func TestMeshSessionBecomesPeer(t *testing.T) {
 	s, sessions := smallNet(1)
 	mesh := sessions[1]
@@ -43,7 +43,7 @@ func TestMeshSessionBecomesPeer(t *testing.T) {
 }
 
 // smallNet is a table with peers 0 to n-1, which may all publish at a datagram per
-// second and two at once, and with one neighbouring RP, which is last.
+// second and two at once, and with one RP neighbour, which is last.
 func smallNet(peers int) (*tableSubject, []datapath.Session) {
 	s := newTableSubject(datapath.Config{Incarnation: own, HandleKey: auth.Key{'h'}})
 	var sessions []datapath.Session

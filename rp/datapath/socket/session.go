@@ -37,8 +37,8 @@ type share struct {
 
 // sessionState is what moves while datagrams pass.
 type sessionState struct {
-	window       auth.Window   // of a peer's own sequences, or a neighbouring RP's hellos
-	beats        auth.Beats    // of a neighbouring RP's heartbeats
+	window       auth.Window   // of a peer's own sequences, or an RP neighbour's hellos
+	beats        auth.Beats    // of an RP neighbour's heartbeats
 	hellos       uint64        // sent
 	datagramsDue uint64        // of the policers, ns on the table's clock
 	copiesDue    uint64        //

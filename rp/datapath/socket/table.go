@@ -93,7 +93,7 @@ func (t *table) apply(now time.Duration, c datapath.Change) error {
 			t.install(k)
 		}
 	}
-	mesh := false // a neighbouring RP's session comes or goes
+	mesh := false // an RP neighbour's session comes or goes
 	for _, s := range c.Add {
 		if refused.Sessions[s.Index] == nil {
 			mesh = mesh || s.Role == datapath.Mesh || t.isMesh(s.Index)

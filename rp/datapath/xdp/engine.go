@@ -55,7 +55,7 @@ const (
 	MaxDevices  = fanout.MaxDevices // that datagrams arrive on and leave by
 	MaxGroups   = 16                // of one session
 	MaxSessions = 16384             // all together
-	MaxPeers    = 16000             // which leaves room for neighbouring RPs and channels
+	MaxPeers    = 16000             // which leaves room for RP neighbours and channels
 	MaxStreams  = 4096              // ingress RPs times groups
 )
 

@@ -22,7 +22,7 @@ import (
 // testIngress is the incarnation of another RP.
 const testIngress = 0x0b0b0b0b
 
-// asRPs makes the sessions from one on those of neighbouring RPs.
+// asRPs makes the sessions from one on those of RP neighbours.
 func asRPs(sessions []datapath.Session) []datapath.Session {
 	for i := range sessions {
 		sessions[i].Role, sessions[i].Groups = datapath.Mesh, nil

@@ -40,7 +40,7 @@ type table struct {
 
 	// What the BPF maps do not follow yet.
 	touched   map[ids.Session]bool // sessions: what they get, and by which next hop
-	meshMoved bool                 // routes, streams, or sessions of neighbouring RPs
+	meshMoved bool                 // routes, streams, or sessions of RP neighbours
 	all       bool                 // everything, as when a device is another one
 
 	// Which site has which element of egresses, and what all copies may take.
@@ -75,7 +75,7 @@ type stream struct {
 	element uint32
 	chain   *fanout.Chain // of its datagrams: ECHO when they are own, branches, then the group's peers
 
-	branches []ids.Session // sessions of neighbouring RPs that get it
+	branches []ids.Session // sessions of RP neighbours that get it
 }
 
 type epochKey struct {
@@ -92,7 +92,7 @@ type ownStream struct {
 	cpu      uint32
 	all      uint32        // anchor of the chain of all receivers
 	local    uint32        // anchor of the chain of peers and channels
-	branches []ids.Session // sessions of neighbouring RPs that get the group
+	branches []ids.Session // sessions of RP neighbours that get the group
 	peers    int           // peers and channels
 }
 
@@ -407,7 +407,7 @@ func (t *table) isMesh(index ids.Session) bool {
 	return s != nil && s.Role == datapath.Mesh
 }
 
-// syncBranches takes out of the routes what is no session of a neighbouring RP, and writes
+// syncBranches takes out of the routes what is no session of an RP neighbour, and writes
 // down their branches.
 func (t *table) syncBranches() error {
 	for ingress, r := range t.routes {
