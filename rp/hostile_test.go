@@ -480,7 +480,7 @@ func lies(first, third ids.Incarnation) (harmless []func(*liar), banned map[stri
 			})
 		},
 		"acknowledges nothing": func(l *liar) { l.say(&mesh.KeysAck{ID: 4711}) },
-		"second hello": func(l *liar) {
+		"second Hello": func(l *liar) {
 			l.say(&mesh.Hello{NetworkID: testNetwork, Genesis: testGenesis, Incarnation: l.incarnation, DataPort: 1, Session: 1})
 		},
 		"digests without end": times(200, func(i int) any {

@@ -145,7 +145,7 @@ func (l *Link) handle(m Message) error {
 		return nil
 	}
 	if l.state == Connected {
-		return proto.Unexpected("message 0x%02x before hello", m.Code())
+		return proto.Unexpected("message 0x%02x before Hello", m.Code())
 	}
 	switch m := m.(type) {
 	case *Keys:
@@ -162,7 +162,7 @@ func (l *Link) handle(m Message) error {
 func (l *Link) opened(m *Hello) error {
 	switch {
 	case l.state != Connected:
-		return proto.Unexpected("second hello")
+		return proto.Unexpected("second Hello")
 	case m.NetworkID != l.cfg.Hello.NetworkID || m.Genesis != l.cfg.Hello.Genesis:
 		return &proto.Error{
 			Reason: proto.ReasonChain,
@@ -252,7 +252,7 @@ func (l *Link) Tick(now time.Time) {
 	if due.IsZero() || now.Before(due) {
 		return
 	}
-	waited := fmt.Sprintf("no hello within %v", HelloTimeout)
+	waited := fmt.Sprintf("no Hello within %v", HelloTimeout)
 	if l.state != Connected {
 		waited = fmt.Sprintf("keys %d not acknowledged within %v", l.offers[0].id, AckTimeout)
 	}

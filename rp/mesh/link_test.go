@@ -107,7 +107,7 @@ func TestLinkReports(t *testing.T) {
 	require.NoError(t, l.Handle(&Report{reports}))
 	require.Equal(t, []Action{Reported{reports}}, l.Actions())
 	l = newLink(t, Connected)
-	require.Error(t, l.Handle(&Report{reports}), "before hello")
+	require.Error(t, l.Handle(&Report{reports}), "before Hello")
 	require.Equal(t, Ended, l.State())
 }
 
@@ -136,9 +136,9 @@ func TestLinkViolations(t *testing.T) {
 		"other network":                 {in: Connected, m: &otherNetwork, want: proto.ReasonChain},
 		"incarnation of another":        {in: Connected, m: &stolen, want: proto.ReasonUnexpected},
 		"our incarnation":               {in: Connected, m: &ourselves, want: proto.ReasonUnexpected},
-		"keys before hello":             {in: Connected, m: &Keys{}, want: proto.ReasonUnexpected},
-		"acknowledgement before hello":  {in: Connected, m: &KeysAck{}, want: proto.ReasonUnexpected},
-		"second hello":                  {in: Open, m: &theirs, want: proto.ReasonUnexpected},
+		"keys before Hello":             {in: Connected, m: &Keys{}, want: proto.ReasonUnexpected},
+		"acknowledgement before Hello":  {in: Connected, m: &KeysAck{}, want: proto.ReasonUnexpected},
+		"second Hello":                  {in: Open, m: &theirs, want: proto.ReasonUnexpected},
 		"acknowledgement of nothing":    {in: Open, m: &KeysAck{2}, want: proto.ReasonUnexpected},
 		"second acknowledgement":        {in: Open, before: []Message{&KeysAck{1}}, m: &KeysAck{1}, want: proto.ReasonUnexpected},
 		"second offer of the same keys": {in: Open, before: []Message{&Keys{ID: 1}}, m: &Keys{ID: 1}, want: proto.ReasonUnexpected},
@@ -184,13 +184,13 @@ func TestLinkEnds(t *testing.T) {
 }
 
 func TestLinkTimeouts(t *testing.T) {
-	t.Run("no hello", func(t *testing.T) {
+	t.Run("no Hello", func(t *testing.T) {
 		l := newLink(t, Connected)
 		require.Equal(t, t0.Add(HelloTimeout), l.Deadline())
 		l.Tick(t0.Add(HelloTimeout - 1))
 		require.Empty(t, l.Actions())
 		l.Tick(t0.Add(HelloTimeout))
-		require.ErrorContains(t, l.Actions()[1].(Down).Err, "no hello within 5s")
+		require.ErrorContains(t, l.Actions()[1].(Down).Err, "no Hello within 5s")
 	})
 	t.Run("no acknowledgement", func(t *testing.T) {
 		l := newLink(t, Open)

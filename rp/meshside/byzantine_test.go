@@ -326,7 +326,7 @@ func TestLies(t *testing.T) {
 			count: func(st Stats) uint64 { return st.KeysRefused },
 		},
 		"acknowledges keys": {tell: func(l *liar) { l.say(&mesh.KeysAck{ID: 4711}) }, banned: true},
-		"second hello":      {tell: func(l *liar) { l.say(&mesh.Hello{NetworkID: 1, Incarnation: l.incarnation(), DataPort: 1, Session: 1}) }, banned: true},
+		"second Hello":      {tell: func(l *liar) { l.say(&mesh.Hello{NetworkID: 1, Incarnation: l.incarnation(), DataPort: 1, Session: 1}) }, banned: true},
 		"reports everything": {tell: func(l *liar) {
 			for i := range uint64(50) {
 				l.say(&mesh.Report{Reports: []receipts.Report{{

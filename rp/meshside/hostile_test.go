@@ -189,7 +189,7 @@ func TestLinkFails(t *testing.T) {
 		takes time.Duration // until the Bye
 		want  proto.Reason
 	}{
-		"no hello": {
+		"no Hello": {
 			play:  func(*point, *remote) {},
 			takes: mesh.HelloTimeout, want: proto.ReasonUnreachable,
 		},
@@ -230,7 +230,7 @@ func TestLinkFails(t *testing.T) {
 			},
 			want: proto.ReasonUnexpected,
 		},
-		"link state before hello": {
+		"link state before Hello": {
 			play: func(_ *point, c *remote) { c.send(&linkstate.RouteSum{}) },
 			want: proto.ReasonUnexpected,
 		},

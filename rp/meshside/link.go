@@ -201,7 +201,7 @@ func (s *Server) received(l *link, r msgio.Received[message]) {
 	case err == nil:
 		err = &proto.Error{
 			Reason: proto.ReasonUnexpected,
-			Detail: fmt.Sprintf("message 0x%02x before hello", r.Message.state.Code()),
+			Detail: fmt.Sprintf("message 0x%02x before Hello", r.Message.state.Code()),
 		}
 	}
 	if err != nil {
