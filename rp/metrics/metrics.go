@@ -52,9 +52,9 @@ var (
 	missingAcks = desc("rekey_missing_total", "Members that did not acknowledge group keys in time.")
 	slowAcks    = desc("rekey_slow_total", "Acknowledgements of group keys by members after more than half a second.")
 
-	bans        = desc("bans_total", "Nodes and addresses that were banned for violations.")
-	peersBanned = desc("banned", "Nodes and addresses that are banned.")
-	banRefusals = desc("ban_refusals_total", "Connections of nodes and addresses that are banned.")
+	bans        = desc("bans_total", "Nodes, addresses and prefixes that were banned.")
+	peersBanned = desc("banned", "Nodes, addresses and prefixes that are banned.")
+	banRefusals = desc("ban_refusals_total", "Connections of nodes, addresses and prefixes that are banned.")
 
 	channels       = desc("channels", "Multicast channels: links that get one copy of each datagram.")
 	channelMembers = desc("channel_members", "Admitted peers that a multicast channel serves.")

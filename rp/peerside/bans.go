@@ -31,9 +31,11 @@ const (
 	addrStrikes = 3
 
 	// netStrikes is how many nodes of a /64 may break the protocol, each with a key and an
-	// address that did not before, until the /64 is banned like a node. A household or a rack
-	// has fewer that are broken, and who makes up keys and addresses gets no further.
-	netStrikes = 16
+	// address that did not before, until the /64 is banned like a node, and siteStrikes how many
+	// of a /48, each in a /64 where none did before. A household or a rack has fewer that are
+	// broken, and who makes up keys and addresses gets no further. They are as many as the
+	// sessions that a prefix may have by default.
+	netStrikes, siteStrikes = 16, 256
 
 	// maxBans bounds the memory. With more, an eighth is forgotten, of the sites (/48) that
 	// have most: nodes and addresses that are let in before those that are banned, the oldest
@@ -114,6 +116,7 @@ type bans struct {
 
 	mu       sync.Mutex
 	by       map[any]*ban // by enode.ID, netip.Addr and netip.Prefix
+	max      int          // of these, as maxBans
 	prefixes [129]bool    // by length: whether there was ever such a prefix
 	sweep    time.Time
 }
@@ -121,6 +124,7 @@ type bans struct {
 type ban struct {
 	site    netip.Prefix // /48 that the violation came from
 	strikes int
+	first   time.Time // violation that counts, of a prefix
 	last    time.Time // violation
 	until   time.Time
 	set     bool   // by the operator
@@ -130,7 +134,7 @@ type ban struct {
 // banned reports whether the node or address is not let in.
 func (x *ban) banned(now time.Time) bool { return now.Before(x.until) }
 
-func newBans() *bans { return &bans{by: make(map[any]*ban)} }
+func newBans() *bans { return &bans{by: make(map[any]*ban), max: maxBans} }
 
 // check returns why a node or an address is not let in: what is banned of the keys.
 func (b *bans) check(now time.Time, keys ...any) error {
@@ -168,10 +172,13 @@ func (b *bans) strike(now time.Time, id enode.ID, addr netip.Addr, why string) t
 	why = strings.Clone(why[:min(len(why), maxWhy)]) // the rest of a longer text is let go
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.by[id] == nil && b.by[addr] == nil {
-		if net, err := addr.Prefix(64); err == nil && addr.Is6() {
-			b.prefixes[net.Bits()] = true
-			b.add(now, net, addr, netStrikes, why)
+	// Loopback and link-local prefixes are no site's: whoever is there shares them.
+	fresh := b.by[id] == nil && b.by[addr] == nil && addr.Is6() && addr.IsGlobalUnicast()
+	for _, wide := range []struct{ bits, free int }{{64, netStrikes}, {48, siteStrikes}} {
+		if p, err := addr.Prefix(wide.bits); err == nil && fresh {
+			fresh = b.by[p] == nil
+			b.prefixes[wide.bits] = true
+			b.add(now, p, addr, wide.free, why)
 		}
 	}
 	b.add(now, addr, addr, addrStrikes, why)
@@ -211,6 +218,10 @@ func (b *bans) add(now time.Time, key any, from netip.Addr, free int, why string
 		b.by[key] = x
 	}
 	x.site, _ = from.Prefix(48) // zero for IPv4: one site
+	if _, ok := key.(netip.Prefix); ok && now.Sub(x.first) >= banMemory {
+		// In a network that many share, somebody is wrong now and then: that adds up to no ban.
+		x.strikes, x.first = 0, now
+	}
 	x.strikes++
 	x.last = now
 	if x.strikes < free {
@@ -245,12 +256,12 @@ func (b *bans) set(now time.Time, key any, length time.Duration) {
 
 // forget drops what is over, now and then, and more when there is too much.
 func (b *bans) forget(now time.Time) {
-	if now.Before(b.sweep) && len(b.by) < maxBans {
+	if now.Before(b.sweep) && len(b.by) < b.max {
 		return
 	}
 	b.sweep = now.Add(time.Minute)
 	maps.DeleteFunc(b.by, func(_ any, x *ban) bool { return !x.banned(now) && now.Sub(x.last) >= banMemory })
-	if len(b.by) < maxBans {
+	if len(b.by) < b.max {
 		return
 	}
 	type entry struct {
@@ -263,7 +274,7 @@ func (b *bans) forget(now time.Time) {
 			sites[x.site] = append(sites[x.site], entry{key, x})
 		}
 	}
-	share := shareOf(sites, maxBans/8)
+	share := shareOf(sites, b.max/8)
 	for _, all := range sites {
 		if len(all) <= share {
 			continue

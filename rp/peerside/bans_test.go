@@ -159,27 +159,86 @@ func TestBansOfAPrefix(t *testing.T) {
 	}
 	_, beside = made(3)
 	require.NoError(t, b.check(now, enode.ID{0xff}, beside))
+
+	for range 4 * netStrikes { // each hour another one
+		id, addr = made(4)
+		b.strike(now, id, addr, "")
+		now = now.Add(time.Hour)
+	}
+	_, beside = made(4)
+	require.NoError(t, b.check(now.Add(-time.Hour), enode.ID{0xff}, beside), "what is seldom adds up to no ban")
 }
 
-// A site with more keys and addresses than there is room for pushes out its own, and nobody's else.
-func TestBansOfOthersStay(t *testing.T) {
+// A /48 that breaks the protocol in another /64 each time is banned as a whole, but by no one
+// /64; and a prefix that is no site's never is.
+func TestBansOfASite(t *testing.T) {
 	b := newBans()
 	now := time.Now()
-	honest := netip.MustParseAddr("2001:db8:9::1")
-	for range addrStrikes {
-		b.strike(now, enode.ID{0xfe}, honest, "")
-	}
-	ip := home.As16()
-	for n := range uint32(maxBans) {
-		binary.BigEndian.PutUint32(ip[8:], n) // 16 nets of one /48 and more would be banned before
-		binary.BigEndian.PutUint16(ip[6:], uint16(n))
+	n := uint32(0)
+	strike := func(prefix string, net uint16) {
+		n++
+		ip := netip.MustParsePrefix(prefix).Addr().As16()
+		if net != 0 {
+			binary.BigEndian.PutUint16(ip[6:], net)
+		}
+		binary.BigEndian.PutUint32(ip[12:], n)
 		var id enode.ID
 		binary.BigEndian.PutUint32(id[:], n)
-		b.strike(now.Add(time.Second), id, netip.AddrFrom16(ip), "")
+		b.strike(now, id, netip.AddrFrom16(ip), "")
 	}
-	require.LessOrEqual(t, len(b.by), maxBans)
-	require.Error(t, b.check(now.Add(time.Second), enode.ID{0xfe}))
-	require.Error(t, b.check(now.Add(time.Second), honest))
+	banned := func(addr string) bool { return b.check(now, enode.ID{0xff}, netip.MustParseAddr(addr)) != nil }
+	for range 2 * siteStrikes {
+		strike("2001:db8:8::/48", 1)
+	}
+	require.True(t, banned("2001:db8:8:1:f::"))
+	for net := range uint16(siteStrikes - 2) {
+		strike("2001:db8:8::/48", 2+net)
+	}
+	require.False(t, banned("2001:db8:8:ffff::1"))
+	strike("2001:db8:8::/48", siteStrikes)
+	require.True(t, banned("2001:db8:8:ffff::1"))
+	require.False(t, banned("2001:db8:7:ffff::1"))
+
+	for range 2 * netStrikes {
+		strike("fe80::/64", 0)
+	}
+	require.False(t, banned("fe80::ffff:0:0:1"))
+}
+
+// A site with more keys and addresses than there is room for, in however many /64s, pushes out
+// its own, and nobody else's.
+func TestBansOfOthersStay(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := newBans()
+		b.max = 128
+		now := time.Now()
+		strike := func(id enode.ID, addr netip.Addr) {
+			now = now.Add(time.Millisecond)
+			b.strike(now, id, addr, "")
+		}
+		honest, twice := netip.MustParseAddr("2001:db8:9::1"), netip.MustParseAddr("2001:db8:9::2")
+		strike(enode.ID{0xfe}, honest)
+		for range addrStrikes - 1 {
+			strike(enode.ID{0xfd}, twice)
+		}
+		nets := rapid.IntRange(1, 200).Draw(t, "nets")
+		again := rapid.IntRange(1, 4).Draw(t, "violations of each node")
+		for n := range rapid.IntRange(b.max, 4*b.max).Draw(t, "nodes") {
+			ip := home.As16()
+			binary.BigEndian.PutUint16(ip[6:], uint16(n%nets))
+			binary.BigEndian.PutUint32(ip[12:], uint32(n))
+			var id enode.ID
+			binary.BigEndian.PutUint32(id[:], uint32(n))
+			for range again {
+				strike(id, netip.AddrFrom16(ip))
+			}
+			require.LessOrEqual(t, len(b.by), b.max)
+		}
+		require.Error(t, b.check(now, enode.ID{0xfe}), "a ban stays")
+		require.NoError(t, b.check(now, twice))
+		strike(enode.ID{0xfc}, twice)
+		require.Error(t, b.check(now, twice), "violations are remembered")
+	})
 }
 
 // Of the sites that have most as many entries fall away as have to.

@@ -88,8 +88,8 @@ type Stats struct {
 	Channels       int // multicast channels at present
 	ChannelMembers int // that they serve
 
-	Bans        uint64 // nodes and addresses that were banned
-	Banned      int    // nodes and addresses that are
+	Bans        uint64 // nodes, addresses and prefixes that were banned
+	Banned      int    // nodes, addresses and prefixes that are
 	BanRefusals uint64 // connections of those
 
 	// What the peers report in their announces, summed up, as far as it can be.
