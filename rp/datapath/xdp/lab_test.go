@@ -43,14 +43,20 @@ func needKernel(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+	if kernelBefore(t, 6, 1) {
+		t.Skip("needs Linux 6.1")
+	}
+}
+
+// kernelBefore reports whether the kernel is older than a version.
+func kernelBefore(t testing.TB, major, minor int) bool {
+	t.Helper()
 	var u unix.Utsname
 	require.NoError(t, unix.Uname(&u))
-	var major, minor int
-	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	var is [2]int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &is[0], &is[1])
 	require.NoError(t, err)
-	if major < 6 || major == 6 && minor < 1 {
-		t.Skipf("needs Linux 6.1, this is %d.%d", major, minor)
-	}
+	return is[0] < major || is[0] == major && is[1] < minor
 }
 
 func newLab(t testing.TB, hosts int) *lab {

@@ -286,7 +286,8 @@ func testDeviceComesBack(t *testing.T, same bool) {
 	y.complete(c.sessions, 3, 3)
 }
 
-// A burst does not overflow what the fan-out passes through.
+// A burst does not overflow what the fan-out passes through. What the ring of a device has no
+// room for is counted.
 func TestXDPBurst(t *testing.T) {
 	const n, burst = 64, 64
 	c := newCrowd(t, newLab(t, 1), 0, n, func(int) int { return 0 })
@@ -294,10 +295,26 @@ func TestXDPBurst(t *testing.T) {
 	for range burst {
 		c.publish(200)
 	}
-	y.complete(c.sessions, 1, burst)
+	copies := func() (all uint64) {
+		y.take()
+		for _, seen := range y.seen {
+			for seq, times := range seen {
+				require.Equal(t, 1, times, "sequence %d", seq)
+			}
+			all += uint64(len(seen))
+		}
+		return all
+	}
+	require.Eventually(t, func() bool { return copies()+c.Stats().SendErrors == n*burst }, 10*time.Second, time.Millisecond,
+		"each copy arrives or is counted")
 	counters := c.Engine.(*Engine).Counters()
-	require.Zero(t, counters.Stale+counters.NoReplica+counters.NoTrim)
-	t.Logf("%d of %d datagrams went inline", counters.Inlined, burst)
+	require.Zero(t, counters.Stale+counters.NoReplica+counters.NoTrim+counters.QueueLost+counters.RecircLost)
+	// Before Linux 6.5 a device waits with what is in its ring until ksoftirqd had its turn, when that has something to do:
+	// the veth's ring may fill up.
+	if !kernelBefore(t, 6, 5) {
+		require.Zero(t, c.Stats().SendErrors, "%+v\n%s", counters, c.lab.drops())
+	}
+	t.Logf("%d of %d datagrams went inline, %d copies found no room", counters.Inlined, burst, c.Stats().SendErrors)
 }
 
 // The slices of many receivers are queued even for a lone datagram, from the peers on.
