@@ -443,12 +443,12 @@ func TestXDPDaemonKilled(t *testing.T) {
 	old := see(all[0], func(p *lightPeer) *proto.Joined { return p.member })
 	joining := publish(func() {
 		all[0].connect()
-		for end := time.Now().Add(patience); see(all[0], func(p *lightPeer) *proto.Joined { return p.member }) == old; {
+		again := func(p *lightPeer) bool { return p.member != nil && p.member != old } // between both it is no member
+		for end := time.Now().Add(patience); !see(all[0], again); time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Error("the peer did not join again")
 				return
 			}
-			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(200 * time.Millisecond)
 	})
