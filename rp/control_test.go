@@ -82,7 +82,7 @@ func TestViolations(t *testing.T) {
 			require.Equal(t, c.want, expect[*proto.Leave](r).Reason)
 			r.closed()
 			require.Equal(t, before+1, point.Status().Peers.Violations)
-			point.BanAddr(loopback.Addr(), 0) // all nodes of this test have the address
+			require.NoError(t, point.BanAddr(loopback.Addr(), 0)) // all nodes of this test have the address
 		})
 	}
 	require.Eventually(t, func() bool { return point.Status().Sessions == 1 }, patience, 5*time.Millisecond)

@@ -75,22 +75,24 @@ func (r *RP) About() About {
 func (r *RP) Sessions() []peerside.Session { return r.peers.Sessions() }
 
 // BanNode keeps a node out for a time, and ends its sessions; 0 lets it in again. The RP must
-// be started.
-func (r *RP) BanNode(id enode.ID, length time.Duration) {
+// be started. Errors are those of peerside.Server.
+func (r *RP) BanNode(id enode.ID, length time.Duration) error {
 	r.cfg.Log.Info("operator bans, or with 0 lets in", "node", id, "for", length)
-	r.peers.BanNode(id, length)
+	return r.peers.BanNode(id, length)
 }
 
 // BanAddr keeps an address out in the way of BanNode.
-func (r *RP) BanAddr(addr netip.Addr, length time.Duration) { r.peers.BanAddr(addr, length) }
-
-// BanPrefix keeps all addresses of a prefix out in the way of BanNode.
-func (r *RP) BanPrefix(p netip.Prefix, length time.Duration) {
-	r.cfg.Log.Info("operator bans, or with 0 lets in", "prefix", p, "for", length)
-	r.peers.BanPrefix(p, length)
+func (r *RP) BanAddr(addr netip.Addr, length time.Duration) error {
+	return r.peers.BanAddr(addr, length)
 }
 
-// Bans returns what is banned now. A reload keeps bans, the next rpd has none of them.
+// BanPrefix keeps all addresses of a prefix out in the way of BanNode.
+func (r *RP) BanPrefix(p netip.Prefix, length time.Duration) error {
+	r.cfg.Log.Info("operator bans, or with 0 lets in", "prefix", p, "for", length)
+	return r.peers.BanPrefix(p, length)
+}
+
+// Bans returns what is banned now. A reload keeps bans; the next rpd has those of operators, by the BanFile.
 func (r *RP) Bans() []peerside.Ban { return r.peers.Bans() }
 
 // EndSession ends the connections of a node, and returns how many these were. The node may

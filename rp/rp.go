@@ -64,6 +64,9 @@ type Config struct {
 
 	Mesh MeshConfig
 
+	// BanFile keeps the bans of operators for the next RP, "" for no longer than this one.
+	BanFile string
+
 	// Engine opens the datapath.
 	Engine func(datapath.Config) (datapath.Engine, error)
 
@@ -278,6 +281,7 @@ func (r *RP) start() error {
 		Confirmed: func(session ids.Session, places []proto.Place) { asked.Confirm(time.Now(), session, places) },
 		ResumeKey: resumeKey,
 		Adopted:   orphans,
+		BanFile:   cfg.BanFile,
 
 		Admit:   func(publish bool) (<-chan struct{}, func()) { return r.mesh.Admit(publish) },
 		Link:    link,

@@ -16,7 +16,7 @@ var forFlag = &cli.DurationFlag{Name: "for", Usage: "how `LONG`, like 90s, 30m o
 
 // actCommands have a running rpd do something.
 var actCommands = []*cli.Command{
-	actCommand("ban", "WHO", "keep out a node, an address or a prefix, until rpd starts again at the latest", ban, forFlag),
+	actCommand("ban", "WHO", "keep out a node, an address or a prefix for some time", ban, forFlag),
 	actCommand("unban", "WHO", "let in again who is banned", unban),
 	operatorCommand("bans", "list who is not let in, for how long and why", showBans),
 	actCommand("end-session", "PEER", "end the session of a geth, by session or node id; it may come again", endSession),
@@ -46,7 +46,11 @@ func ban(c *cli.Context, rpd *admin.Client, who string) error {
 		return err
 	}
 	return output(c, b, func(w io.Writer) {
-		fmt.Fprintf(w, "%s is banned for %v, or until rpd starts again\n", b.Who, b.Left)
+		if b.Unkept != "" {
+			fmt.Fprintf(w, "%s is banned for %v, or until rpd starts again: %s\n", b.Who, b.Left, b.Unkept)
+			return
+		}
+		fmt.Fprintf(w, "%s is banned for %v, also when rpd starts again\n", b.Who, b.Left)
 	})
 }
 
@@ -57,6 +61,9 @@ func unban(c *cli.Context, rpd *admin.Client, who string) error {
 	}
 	return output(c, b, func(w io.Writer) {
 		fmt.Fprintf(w, "%s may come in again, %v before the ban would have ended\n", b.Who, age(time.Duration(b.Left)))
+		if b.Unkept != "" {
+			fmt.Fprintf(w, "the ban may be back when rpd starts again: %s\n", b.Unkept)
+		}
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/ethereum/go-ethereum/crypto"
@@ -82,6 +83,7 @@ func rpConfig(cfg *config.Config, log *slog.Logger) (*rp.Config, error) {
 		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
 		GroupPort:     groupPort,
 		HopLimit:      cfg.Delivery.HopLimit,
+		BanFile:       banFile(os.Getenv("STATE_DIRECTORY")),
 		Mesh: rp.MeshConfig{
 			Mode:   mode,
 			Alpha:  cfg.Mesh.Alpha,
@@ -94,6 +96,16 @@ func rpConfig(cfg *config.Config, log *slog.Logger) (*rp.Config, error) {
 		Choice: func() rp.Choice { return choice },
 		Log:    log,
 	}, nil
+}
+
+// banFile returns where the bans of operators are kept: in the first of the state directories, as
+// systemd lists them; "" for none.
+func banFile(directories string) string {
+	dir, _, _ := strings.Cut(directories, ":")
+	if dir == "" {
+		return ""
+	}
+	return filepath.Join(dir, "bans.json")
 }
 
 // settingsOf returns what of a configuration may change while the replication point serves. All

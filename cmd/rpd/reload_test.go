@@ -117,3 +117,10 @@ level = "info"
 	require.Equal(t, before, point.Settings())
 	require.NotContains(t, lines.String(), "restart")
 }
+
+// Bans of operators are kept in the directory that systemd gives to rpd.
+func TestBanFile(t *testing.T) {
+	require.Equal(t, "/var/lib/rpd/bans.json", banFile("/var/lib/rpd"))
+	require.Equal(t, "/var/lib/rpd/bans.json", banFile("/var/lib/rpd:/var/lib/more"))
+	require.Empty(t, banFile(""))
+}

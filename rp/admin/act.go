@@ -115,12 +115,21 @@ func (o *Operator) ban(q url.Values) (any, error) {
 			return nil, fmt.Errorf("%v is or has the RP neighbour %s: take it out of [mesh] peers first", who, n.ID.TerminalString())
 		}
 	}
+	unkept, err := o.keepOut(who, length)
+	return Ban{Who: who.String(), Left: Seconds(length), Operator: true, Unkept: unkept}, err
+}
+
+// keepOut bans somebody, or with 0 ends that, and returns why the next rpd does not have the change.
+func (o *Operator) keepOut(who banned, length time.Duration) (unkept string, err error) {
 	if who.prefix.IsValid() {
-		o.Point.BanPrefix(who.prefix, length)
+		err = o.Point.BanPrefix(who.prefix, length)
 	} else {
-		o.Point.BanNode(who.node, length)
+		err = o.Point.BanNode(who.node, length)
 	}
-	return Ban{Who: who.String(), Left: Seconds(length), Operator: true}, nil
+	if errors.Is(err, peerside.ErrUnkept) {
+		return err.Error(), nil
+	}
+	return "", err
 }
 
 // unban lets somebody in again.
@@ -133,12 +142,9 @@ func (o *Operator) unban(q url.Values) (any, error) {
 		if (banned{b.Node, b.Prefix}) != who {
 			continue
 		}
-		if who.prefix.IsValid() {
-			o.Point.BanPrefix(who.prefix, 0)
-		} else {
-			o.Point.BanNode(who.node, 0)
-		}
-		return o.banOf(b), nil
+		ended := o.banOf(b)
+		ended.Unkept, err = o.keepOut(who, 0)
+		return ended, err
 	}
 	if who.prefix.IsValid() {
 		for _, b := range o.Point.Bans() {

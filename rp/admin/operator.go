@@ -59,8 +59,8 @@ type Point interface {
 	Events() *events.Hub
 
 	Bans() []peerside.Ban
-	BanNode(id enode.ID, length time.Duration)
-	BanPrefix(p netip.Prefix, length time.Duration)
+	BanNode(id enode.ID, length time.Duration) error
+	BanPrefix(p netip.Prefix, length time.Duration) error
 	EndSession(id enode.ID) (ended int)
 	Drain(ctx context.Context) (left int)
 }

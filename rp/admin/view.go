@@ -159,8 +159,9 @@ type Bans struct {
 type Ban struct {
 	Who      string  `json:"who"` // node id of 64 hex digits, address or prefix
 	Left     Seconds `json:"left_s"`
-	Operator bool    `json:"operator"`      // an operator set it
-	Why      string  `json:"why,omitempty"` // what was wrong, of the last violation
+	Operator bool    `json:"operator"`         // an operator set it
+	Why      string  `json:"why,omitempty"`    // what was wrong, of the last violation
+	Unkept   string  `json:"unkept,omitempty"` // of a change: why the next rpd does not have it
 }
 
 // EndedSession is the session that an operator ended.

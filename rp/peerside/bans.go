@@ -43,25 +43,25 @@ const (
 	maxBans = 1 << 16
 )
 
-// BanNode keeps a node out for a time from now on, and ends its sessions; 0 lets it in again.
-func (s *Server) BanNode(id enode.ID, length time.Duration) {
-	s.ban(id, length, func(c *conn) bool { return c.id == id })
+// BanNode keeps a node out for a time from now on, and ends its sessions; 0 lets it in again. With
+// an ErrUnkept it is done, for this process; another error is one of too many bans, and nothing is.
+func (s *Server) BanNode(id enode.ID, length time.Duration) error {
+	return s.ban(id, length, func(c *conn) bool { return c.id == id })
 }
 
 // BanAddr keeps an address out in the way of BanNode.
-func (s *Server) BanAddr(addr netip.Addr, length time.Duration) {
-	s.ban(addr, length, func(c *conn) bool { return c.addr == addr })
+func (s *Server) BanAddr(addr netip.Addr, length time.Duration) error {
+	return s.ban(addr, length, func(c *conn) bool { return c.addr == addr })
 }
 
 // BanPrefix keeps all addresses of a prefix out in the way of BanNode. It lets in again who is
 // banned by this prefix, not who is banned besides.
-func (s *Server) BanPrefix(p netip.Prefix, length time.Duration) {
+func (s *Server) BanPrefix(p netip.Prefix, length time.Duration) error {
 	if p.IsSingleIP() {
-		s.BanAddr(p.Addr(), length)
-		return
+		return s.BanAddr(p.Addr(), length)
 	}
 	p = p.Masked()
-	s.ban(p, length, func(c *conn) bool { return p.Contains(c.addr) })
+	return s.ban(p, length, func(c *conn) bool { return p.Contains(c.addr) })
 }
 
 // Ban says who is not let in, until when and why.
@@ -95,17 +95,52 @@ func (s *Server) BannedAddr(addr netip.Addr) bool {
 	return s.bans.check(time.Now(), addr) != nil
 }
 
-func (s *Server) ban(key any, length time.Duration, of func(*conn) bool) {
-	s.bans.set(time.Now(), key, length)
-	if length <= 0 {
-		return
+func (s *Server) ban(key any, length time.Duration, of func(*conn) bool) error {
+	changed, err := s.bans.set(time.Now(), key, length)
+	if err != nil || !changed {
+		return err
 	}
 	for _, c := range s.connections() {
-		if of(c) {
+		if length > 0 && of(c) {
 			c.mail.post(func(time.Time) {
 				c.end(&proto.Error{Reason: proto.ReasonDenied, Detail: fmt.Sprintf("banned for %v", length)}, p2p.DiscUselessPeer)
 			})
 		}
+	}
+	if s.banFile.path != "" {
+		return s.banFile.save(length > 0, func() []keptBan { return s.bans.kept(time.Now()) })
+	}
+	if length > 0 {
+		return fmt.Errorf("%w: rpd has no state directory (StateDirectory= of its unit, or $STATE_DIRECTORY)", ErrUnkept)
+	}
+	return nil
+}
+
+// loadBans takes the bans that the operator set before this process began.
+func (s *Server) loadBans() {
+	all, err := s.banFile.load()
+	if err != nil {
+		s.cfg.Log.Warn("bans of the operator do not hold: their file cannot be read", "file", s.banFile.path, "err", err,
+			"cure", "correct the file and start rpd again, or remove it")
+		return
+	}
+	now, n := time.Now(), 0
+	for _, x := range all {
+		if !now.Before(x.Until) {
+			continue
+		}
+		n++
+		switch p := x.Prefix; {
+		case x.Node != nil:
+			s.bans.put(now, *x.Node, x.Until)
+		case p.IsSingleIP():
+			s.bans.put(now, p.Addr(), x.Until)
+		default:
+			s.bans.put(now, *p, x.Until)
+		}
+	}
+	if n > 0 {
+		s.cfg.Log.Info("bans of the operator go on", "bans", n, "file", s.banFile.path)
 	}
 }
 
@@ -127,8 +162,8 @@ type ban struct {
 	first   time.Time // violation that counts, of a prefix
 	last    time.Time // violation
 	until   time.Time
-	set     bool   // by the operator
-	why     string // what was wrong last
+	set     time.Time // until when the operator keeps it out
+	why     string    // what was wrong last
 }
 
 // banned reports whether the node or address is not let in.
@@ -192,7 +227,7 @@ func (b *bans) list(now time.Time) (all []Ban) {
 		if !x.banned(now) {
 			continue
 		}
-		ban := Ban{Until: x.until, Operator: x.set, Why: x.why}
+		ban := Ban{Until: x.until, Operator: !x.set.Before(x.until), Why: x.why}
 		switch key := key.(type) {
 		case enode.ID:
 			ban.Node = key
@@ -232,26 +267,75 @@ func (b *bans) add(now time.Time, key any, from netip.Addr, free int, why string
 		length = min(length, banFirst<<n)
 	}
 	if until := now.Add(length); until.After(x.until) {
-		x.until, x.set, x.why = until, false, why
+		x.until, x.why = until, why
 	}
 	b.made.Add(1)
 	return x.until.Sub(now)
 }
 
-// set bans a node or an address for a time, 0 to let it in again.
-func (b *bans) set(now time.Time, key any, length time.Duration) {
+// set bans a node, an address or a prefix for a time, 0 to let it in again, and returns whether
+// the bans of the operator changed.
+func (b *bans) set(now time.Time, key any, length time.Duration) (changed bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.forget(now)
+	before := b.by[key]
+	was := before != nil && now.Before(before.set)
 	if length <= 0 {
 		delete(b.by, key)
-		return
+		return was, nil
 	}
+	n := 0
+	for _, x := range b.by {
+		if now.Before(x.set) {
+			n++
+		}
+	}
+	if n >= maxSet && !was {
+		return false, fmt.Errorf("there are %d bans of operators, which is all there may be: ban a prefix in place of its addresses, or unban some", n)
+	}
+	b.forget(now)
+	b.place(now, key, now.Add(length))
+	return true, nil
+}
+
+// put bans until a time, as set did in another process.
+func (b *bans) put(now time.Time, key any, until time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.place(now, key, until)
+}
+
+// place enters a ban of the operator. The caller holds mu.
+func (b *bans) place(now time.Time, key any, until time.Time) {
 	if p, ok := key.(netip.Prefix); ok {
 		b.prefixes[p.Bits()] = true
 	}
-	b.by[key] = &ban{strikes: 1, last: now, until: now.Add(length), set: true}
+	b.by[key] = &ban{strikes: 1, last: now, until: until, set: until}
 	b.made.Add(1)
+}
+
+// kept returns the bans of the operator.
+func (b *bans) kept(now time.Time) []keptBan {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := []keptBan{}
+	for key, x := range b.by {
+		if !now.Before(x.set) {
+			continue
+		}
+		kept := keptBan{Until: x.set.UTC().Round(0)}
+		switch key := key.(type) {
+		case enode.ID:
+			kept.Node = &key
+		case netip.Addr:
+			kept.Prefix = new(netip.PrefixFrom(key, key.BitLen()))
+		case netip.Prefix:
+			kept.Prefix = &key
+		}
+		all = append(all, kept)
+	}
+	slices.SortFunc(all, func(x, y keptBan) int { return x.Until.Compare(y.Until) })
+	return all
 }
 
 // forget drops what is over, now and then, and more when there is too much.
@@ -270,7 +354,7 @@ func (b *bans) forget(now time.Time) {
 	}
 	sites := make(map[netip.Prefix][]entry)
 	for key, x := range b.by {
-		if !x.set || !x.banned(now) {
+		if !now.Before(x.set) {
 			sites[x.site] = append(sites[x.site], entry{key, x})
 		}
 	}

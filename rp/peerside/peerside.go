@@ -63,6 +63,9 @@ type Config struct {
 	// able to replicate to channels then.
 	Link func(peer netip.Addr) (zone string, err error)
 
+	// BanFile keeps the bans of the operator for the next process, "" for no longer than this one.
+	BanFile string
+
 	Engine  datapath.Engine
 	Keys    *keyring.Ring
 	Members *membership.Table
@@ -112,6 +115,8 @@ type Server struct {
 	terms atomic.Pointer[Terms]
 	bans  *bans
 
+	banFile banFile
+
 	clock    clock
 	switches *nodeLimit
 	replays  *nodeLimit
@@ -140,7 +145,8 @@ func New(cfg Config) *Server {
 	s.cfg.Log = limitlog.New(cfg.Log.Handler()) // peers cause its lines
 	s.clock, s.switches = clock{time.Now()}, newNodeLimit(switches)
 	s.replays = newNodeLimit(replays)
-	s.bans = newBans()
+	s.bans, s.banFile.path = newBans(), cfg.BanFile
+	s.loadBans()
 	s.terms.Store(&cfg.Terms)
 	s.counters.changed = make(chan struct{})
 	s.channels = channels{cfg: &s.cfg, open: make(map[channelID]*channel)}

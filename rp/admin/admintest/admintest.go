@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -232,14 +233,17 @@ func (p *Point) Bans() []peerside.Ban {
 }
 
 // BanNode implements admin.Point.
-func (p *Point) BanNode(id enode.ID, length time.Duration) { p.ban(peerside.Ban{Node: id}, length) }
-
-// BanPrefix implements admin.Point.
-func (p *Point) BanPrefix(prefix netip.Prefix, length time.Duration) {
-	p.ban(peerside.Ban{Prefix: prefix}, length)
+func (p *Point) BanNode(id enode.ID, length time.Duration) error {
+	return p.ban(peerside.Ban{Node: id}, length)
 }
 
-func (p *Point) ban(b peerside.Ban, length time.Duration) {
+// BanPrefix implements admin.Point.
+func (p *Point) BanPrefix(prefix netip.Prefix, length time.Duration) error {
+	return p.ban(peerside.Ban{Prefix: prefix}, length)
+}
+
+// ban keeps bans for the next process, but none of whole prefixes.
+func (p *Point) ban(b peerside.Ban, length time.Duration) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.bans = slices.DeleteFunc(p.bans, func(x peerside.Ban) bool { return x.Node == b.Node && x.Prefix == b.Prefix })
@@ -247,6 +251,10 @@ func (p *Point) ban(b peerside.Ban, length time.Duration) {
 		b.Until, b.Operator = Now.Add(length), true
 		p.bans = append(p.bans, b)
 	}
+	if b.Prefix.IsValid() && !b.Prefix.IsSingleIP() {
+		return fmt.Errorf("%w: no space left on device", peerside.ErrUnkept)
+	}
+	return nil
 }
 
 // EndSession implements admin.Point: the session ends.
