@@ -19,8 +19,9 @@ const sendQueue = 64
 
 // conn is one devp2p connection with the capability.
 type conn struct {
-	id  enode.ID
-	out chan proto.Message
+	id   enode.ID
+	peer *p2p.Peer
+	out  chan proto.Message
 }
 
 func (c *conn) send(m proto.Message) (sent bool) {
@@ -53,7 +54,7 @@ type handler interface {
 // run serves one connection until it breaks. It never returns for what the
 // other side sent: that would end the eth protocol of the same peer.
 func (s *Service) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
-	c := conn{id: peer.ID(), out: make(chan proto.Message, sendQueue)}
+	c := conn{id: peer.ID(), peer: peer, out: make(chan proto.Message, sendQueue)}
 	h, err := s.open(c, peer)
 	if err != nil {
 		s.log.Warn("Replication point not usable", "rp", peer.ID(), "err", err)

@@ -119,17 +119,3 @@ func (s *Service) drainOutbox(now time.Time) {
 		s.choose(now)
 	}
 }
-
-// sendDatagram sends a datagram to an RP. One that the kernel refuses is like one
-// lost on the way: what matters is sent again.
-func (s *Service) sendDatagram(rp *rpConn, b []byte) {
-	if rp == nil {
-		return
-	}
-	if _, err := s.socket.WriteToUDPAddrPort(b, rp.dataAddr()); err != nil {
-		sendErrorMeter.Mark(1)
-		return
-	}
-	sentMeter.Mark(1)
-	sentBytesMeter.Mark(int64(len(b)))
-}

@@ -32,6 +32,7 @@ type rpConn struct {
 	conn   *conn         // nil without one
 	addr   netip.Addr    // of the RP, on the newest connection
 	local  netip.Addr    // our end of it
+	source []byte        // by which datagrams leave from it, see source
 	socket net.Conn      // of the connection, nil if it was not dialled here
 	joiner *proto.Joiner // nil before the first connection
 	role   role          // that the joiner was told
@@ -176,7 +177,7 @@ func (s *Service) openRP(c conn, rp *rpConn, peer *p2p.Peer) (handler, error) {
 		}
 		rp.joiner.Reconnected()
 	}
-	rp.conn, rp.addr, rp.local = &c, addr, local
+	rp.conn, rp.addr, rp.local, rp.source = &c, addr, local, source(local)
 	s.drain(now, rp)
 	s.choose(now)
 	return &rpHandler{s, rp, &c}, nil

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -146,8 +147,11 @@ type Service struct {
 	backend Backend
 	log     log.Logger
 
+	addresses func() map[netip.Addr]bool // of this host
+
 	deliver *deliverer
 	heads   event.Subscription
+	sends   chan outgoing
 	wake    chan struct{}
 	quit    chan struct{}
 	wg      sync.WaitGroup
@@ -180,6 +184,7 @@ type Service struct {
 	haveOf    uint64    // version of the marks in it
 	jitter    *mrand.Rand
 
+	looked      time.Time // for the addresses of connections
 	preferUntil time.Time // before which only the first of nodes is joined
 }
 
@@ -198,6 +203,8 @@ func New(cfg Config, backend Backend) (*Service, error) {
 		group:     proto.GroupID(cfg.NetworkID, cfg.Genesis, proto.TopicTxs),
 		backend:   backend,
 		log:       log.New("service", "mdcs"),
+		sends:     make(chan outgoing, sendRoom),
+		addresses: hostAddresses,
 		wake:      make(chan struct{}, 1),
 		quit:      make(chan struct{}),
 		enabled:   true,
@@ -230,6 +237,7 @@ func (s *Service) Start(server *p2p.Server) error {
 	s.deliver.start()
 	s.heads = s.backend.SubscribeHeads(s.deliver.newHead)
 	s.wg.Go(func() { s.receiveLoop(s.socket, proto.ModeUnicast) })
+	s.wg.Go(s.sendLoop)
 	s.wg.Go(s.loop)
 	if s.cfg.Find != nil {
 		if err := s.startFinder(); err != nil {
@@ -384,6 +392,7 @@ func (s *Service) tick(now time.Time) {
 			s.drain(now, rp)
 		}
 	}
+	s.checkAddresses(now)
 	s.choose(now)
 	s.outbox.Tick(now)
 	s.drainOutbox(now)

@@ -4,10 +4,15 @@ package testnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -343,4 +348,83 @@ func (s *scenario) rpOf(host string) string {
 		return ""
 	}
 	return st.RP
+}
+
+// The host of a node gets another address, and the old one is deprecated, as temporary addresses
+// are each day (RFC 8981), or is gone, as after a change of the provider's prefix. The node's RP
+// takes what it publishes all the same, in the second case from a new membership on.
+func TestNetnsAddressChanges(t *testing.T) {
+	const host = "as1-g1"
+	for name, change := range map[string]func(netlink.Link, *netlink.Addr) error{
+		"deprecated": func(l netlink.Link, a *netlink.Addr) error {
+			a.PreferedLft, a.ValidLft = 0, 3600 // in seconds
+			return netlink.AddrReplace(l, a)
+		},
+		"gone": netlink.AddrDel,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := play(t, 72, All, nil)
+			s.learnStreams()
+			s.stopChain()
+			g := s.Geth(host)
+			s.readdress(g, change)
+			if name == "gone" {
+				began := time.Now()
+				require.NoError(t, node.Wait(s.ctx, "a new membership of "+host, func(ctx context.Context) error {
+					log, err := os.ReadFile(filepath.Join(s.cfg.LogDir, host+".log"))
+					_, after, lost := strings.Cut(string(log), "Lost the address of the connection")
+					if err == nil && (!lost || !strings.Contains(after, "Joined replication point")) {
+						err = errors.New("not joined anew")
+					}
+					return err
+				}))
+				t.Logf("joined anew after %v", time.Since(began).Round(time.Millisecond))
+			}
+			before, err := g.Status(s.ctx)
+			require.NoError(t, err)
+			own := uint64(0)
+			for _, tx := range s.txs[s.sent:] {
+				if s.Geths[tx.Node] == g {
+					own++
+				}
+			}
+			require.Positive(t, own)
+			s.send(60)
+			s.everywhere()
+			after, err := g.Status(s.ctx)
+			require.NoError(t, err)
+			require.Equal(t, before.Failed, after.Failed, "the RP did not take what came from the node")
+			require.GreaterOrEqual(t, after.Published, before.Published+own)
+		})
+	}
+}
+
+// readdress gives the host of a node one more address, beside that which it has, and changes the latter.
+func (s *scenario) readdress(g *node.Geth, change func(netlink.Link, *netlink.Addr) error) {
+	s.t.Helper()
+	old := g.URL().IPAddr()
+	require.NoError(s.t, g.Namespace().Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				if ip, _ := netip.AddrFromSlice(a.IP); ip != old {
+					continue
+				}
+				more := netlink.Addr{IPNet: &net.IPNet{IP: slices.Clone(a.IP), Mask: a.Mask}, Flags: unix.IFA_F_NODAD}
+				more.IP[len(more.IP)-1] ^= 0x40
+				if err := netlink.AddrAdd(l, &more); err != nil {
+					return err
+				}
+				return change(l, &netlink.Addr{IPNet: a.IPNet})
+			}
+		}
+		return fmt.Errorf("no interface has %v", old)
+	}))
 }
