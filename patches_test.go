@@ -12,7 +12,8 @@ import (
 	"testing"
 )
 
-const maxAddedLines = 60
+// The series adds at most so many lines to files of geth, and besides to new files.
+const maxAddedLines, maxNewLines = 20, 80
 
 // The series stays small, applies to the version of geth that go.mod names, and leaves package eth free of us.
 func TestPatches(t *testing.T) {
@@ -20,7 +21,7 @@ func TestPatches(t *testing.T) {
 	if err != nil || len(patches) == 0 {
 		t.Fatalf("no patches: %v", err)
 	}
-	added := 0
+	added, created := 0, 0
 	for i, name := range patches {
 		text, err := os.ReadFile(name)
 		if err != nil {
@@ -32,20 +33,27 @@ func TestPatches(t *testing.T) {
 		if subject := fmt.Sprintf("\nSubject: [PATCH %d/%d] ", i+1, len(patches)); !strings.Contains(string(text), subject) {
 			t.Errorf("%s: no line begins with %q", name, strings.TrimSpace(subject))
 		}
-		file := ""
+		file, isNew := "", false
 		for line := range strings.Lines(string(text)) {
 			if changed, ok := strings.CutPrefix(line, "+++ b/"); ok {
 				file = strings.TrimSpace(changed)
+			} else if strings.HasPrefix(line, "--- ") {
+				isNew = strings.HasPrefix(line, "--- /dev/null")
 			} else if strings.HasPrefix(line, "+") {
-				added++
+				if isNew {
+					created++
+				} else {
+					added++
+				}
 				if within(file, "eth") && strings.Contains(line, mdcs) {
 					t.Errorf("%s: %s: package eth must not know us", name, file)
 				}
 			}
 		}
 	}
-	if added > maxAddedLines {
-		t.Errorf("the series adds %d lines, at most %d keep it easy to carry along", added, maxAddedLines)
+	if added > maxAddedLines || created > maxNewLines {
+		t.Errorf("the series adds %d lines and %d in new files, at most %d and %d keep it easy to carry along",
+			added, created, maxAddedLines, maxNewLines)
 	}
 
 	base, err := os.ReadFile("patches/BASE")

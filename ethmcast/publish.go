@@ -30,6 +30,9 @@ func (s *Service) RouteTx(tx *types.Transaction, known []enode.ID) (skip func(en
 	defer s.mu.Unlock()
 
 	now, hash := time.Now(), tx.Hash()
+	if s.given.Contains(hash) {
+		return nil
+	}
 	ref := s.refOf(hash)
 	if ref == nil {
 		if ref = s.publish(now, tx, known); ref == nil {
@@ -93,9 +96,22 @@ func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID
 	return ref
 }
 
+// deafAfter is how many objects in a row an RP may leave unanswered until it is lost.
+const deafAfter = 3
+
+// giveBack hands a transaction that the RP did not take to gossip, as if it had just entered the
+// pool: pushed to some and announced to the others.
+func (s *Service) giveBack(hash common.Hash) {
+	s.coverage.Abandon(hash) // all who lack it get it now
+	s.given.Add(hash, struct{}{})
+	s.broadcasts = append(s.broadcasts, hash)
+	failedMeter.Mark(1)
+	s.poke()
+}
+
 // drainOutbox does what the outbox wants done.
 func (s *Service) drainOutbox(now time.Time) {
-	unanswered := false
+	unanswered, deaf := false, false
 	for _, a := range s.outbox.Actions() {
 		switch a := a.(type) {
 		case outbox.Datagram:
@@ -106,15 +122,22 @@ func (s *Service) drainOutbox(now time.Time) {
 			s.seen.Add(objectID(a.Hash), seenTx{hash: a.Hash, ref: &coverage.Ref{Stream: stream, Sequence: a.Sequence}, own: true})
 			publishedMeter.Mark(1)
 			ackTimer.Update(a.Took)
+			if s.active != nil {
+				s.active.joiner.Echoed()
+			}
 		case outbox.Failed:
-			s.announce(s.coverage.Abandon(a.Hash))
-			failedMeter.Mark(1)
+			s.giveBack(a.Hash)
+			deaf = deaf || a.Row >= deafAfter
 		case outbox.Unanswered:
 			unanswered = true
 		}
 	}
-	if unanswered && s.active != nil { // may change the RP
-		s.active.joiner.Unanswered(now)
+	if (unanswered || deaf) && s.active != nil { // may change the RP
+		if deaf {
+			s.active.joiner.Deaf(now)
+		} else {
+			s.active.joiner.Unanswered(now)
+		}
 		s.drain(now, s.active)
 		s.choose(now)
 	}

@@ -196,6 +196,7 @@ type patched interface {
 	SetTxRouter(router func(tx *types.Transaction, known []enode.ID) (skip func(peer enode.ID) bool))
 	TxFetcher() *fetcher.TxFetcher
 	AnnounceTxs(id enode.ID, hashes []common.Hash)
+	BroadcastTxs(hashes []common.Hash)
 }
 
 type gethBackend struct {
@@ -210,6 +211,8 @@ func (b *gethBackend) Enqueue(txs []*types.Transaction) error {
 }
 
 func (b *gethBackend) HasTx(hash common.Hash) bool { return b.eth.TxPool().Has(hash) }
+
+func (b *gethBackend) BroadcastTxs(hashes []common.Hash) { b.hooks.BroadcastTxs(hashes) }
 
 func (b *gethBackend) AnnounceTxs(peer enode.ID, hashes []common.Hash) {
 	b.hooks.AnnounceTxs(peer, hashes)

@@ -117,6 +117,9 @@ type Backend interface {
 	Enqueue(txs []*types.Transaction) error
 	// HasTx reports whether the pool holds a transaction.
 	HasTx(hash common.Hash) bool
+	// BroadcastTxs gossips those of the transactions that are in the pool to the peers that do
+	// not know them, as when they entered the pool. RouteTx is called for each once more.
+	BroadcastTxs(hashes []common.Hash)
 	// AnnounceTxs announces by eth those of the transactions that the peer does
 	// not know. It may block on the peer's queue.
 	AnnounceTxs(peer enode.ID, hashes []common.Hash)
@@ -156,33 +159,35 @@ type Service struct {
 	quit    chan struct{}
 	wg      sync.WaitGroup
 
-	mu        sync.Mutex
-	socket    *net.UDPConn      // nil before the start, as RPC comes earlier
-	network   network           // the same
-	finder    *discovery.Finder // the same, and when RPs are not looked for
-	enabled   bool
-	peers     map[enode.ID]*peerConn
-	rps       map[enode.ID]*rpConn // that may be used, connected or not
-	order     []*rpConn            // the same, by preference
-	active    *rpConn              // replicates to us, or is to; nil for none
-	next      *rpConn              // is to take over from active, which goes on until then; nil for none
-	standby   *rpConn              // takes over when active is lost; nil for none
-	covered   bool                 // multicast serves this node, and the gossip peers know it
-	hints     []*rpConn            // that an RP without room named
-	redirects int                  // since an RP served
-	nearer    preference
-	receiver  *receiver
-	outbox    *outbox.Outbox
-	marks     coverage.Marks
-	coverage  *coverage.Coverage[enode.ID, common.Hash]
-	confirms  *receipt.Confirms
-	book      *receipt.Book
-	listeners map[chan Receipt]struct{}    // for majorities
-	seen      lru.BasicLRU[uint64, seenTx] // by object id
-	announces []coverage.Announcement[enode.ID, common.Hash]
-	haveAt    time.Time // of the last HAVE
-	haveOf    uint64    // version of the marks in it
-	jitter    *mrand.Rand
+	mu         sync.Mutex
+	socket     *net.UDPConn      // nil before the start, as RPC comes earlier
+	network    network           // the same
+	finder     *discovery.Finder // the same, and when RPs are not looked for
+	enabled    bool
+	peers      map[enode.ID]*peerConn
+	rps        map[enode.ID]*rpConn // that may be used, connected or not
+	order      []*rpConn            // the same, by preference
+	active     *rpConn              // replicates to us, or is to; nil for none
+	next       *rpConn              // is to take over from active, which goes on until then; nil for none
+	standby    *rpConn              // takes over when active is lost; nil for none
+	covered    bool                 // multicast serves this node, and the gossip peers know it
+	hints      []*rpConn            // that an RP without room named
+	redirects  int                  // since an RP served
+	nearer     preference
+	receiver   *receiver
+	outbox     *outbox.Outbox
+	marks      coverage.Marks
+	coverage   *coverage.Coverage[enode.ID, common.Hash]
+	confirms   *receipt.Confirms
+	book       *receipt.Book
+	listeners  map[chan Receipt]struct{}           // for majorities
+	seen       lru.BasicLRU[uint64, seenTx]        // by object id
+	given      lru.BasicLRU[common.Hash, struct{}] // back to gossip, as no RP took them
+	broadcasts []common.Hash                       // of these, that are still to be gossiped
+	announces  []coverage.Announcement[enode.ID, common.Hash]
+	haveAt     time.Time // of the last HAVE
+	haveOf     uint64    // version of the marks in it
+	jitter     *mrand.Rand
 
 	looked      time.Time // for the addresses of connections
 	preferUntil time.Time // before which only the first of nodes is joined
@@ -217,6 +222,7 @@ func New(cfg Config, backend Backend) (*Service, error) {
 		book:      receipt.NewBook(cfg.Surplus),
 		listeners: make(map[chan Receipt]struct{}),
 		seen:      lru.NewBasicLRU[uint64, seenTx](seenTxs),
+		given:     lru.NewBasicLRU[common.Hash, struct{}](seenTxs),
 		jitter:    rng,
 	}
 	s.deliver = newDeliverer(backend, s.log)
@@ -340,10 +346,13 @@ func (s *Service) loop() {
 		now := time.Now()
 		s.mu.Lock()
 		s.tick(now)
-		announces := s.announces
-		s.announces = nil
+		announces, broadcasts := s.announces, s.broadcasts
+		s.announces, s.broadcasts = nil, nil
 		next := s.deadline(now)
 		s.mu.Unlock()
+		if len(broadcasts) > 0 {
+			s.backend.BroadcastTxs(broadcasts)
+		}
 		for _, a := range announces {
 			announcedMeter.Mark(int64(len(a.Hashes)))
 			s.backend.AnnounceTxs(a.Peer, a.Hashes)

@@ -452,3 +452,37 @@ func TestConfigErrors(t *testing.T) {
 		t.Error("unknown delivery accepted")
 	}
 }
+
+// Nothing of a node reaches its RP, whose heartbeats come all the same. What the node publishes goes back
+// to gossip as if it had just entered the pool, and after some the RP is lost.
+func TestDeafRP(t *testing.T) {
+	point := startRP(t, ethmcasttest.Key(t), 0)
+	x, y := startNode(t, point), startNode(t, point)
+	connect(t, x, y)
+	first := transaction(t, 1000, 0)
+	x.Enter(first, nil)
+	eventually(t, "delivery", func() bool { return y.Backend.Offered(first.Hash()) > 0 })
+	leavesOut(t, x, first, y)
+
+	failed := x.API.Status().Failed // of all nodes of this process
+	x.Service.Mute()
+	for nonce := range uint64(3) {
+		tx := transaction(t, nonce, 0)
+		if len(x.Enter(tx, nil, y)) != 1 {
+			t.Fatal("not published")
+		}
+		eventually(t, "gossip", func() bool { return x.Backend.Broadcast(tx.Hash()) == 1 })
+		if x.Backend.Announced(y.ID(), tx.Hash()) {
+			t.Error("announced, too")
+		}
+		if len(x.Enter(tx, nil, y)) > 0 {
+			t.Error("gossip is left out once more")
+		}
+	}
+	eventually(t, "the RP is lost", func() bool { return x.API.Status().State != "active" })
+	eventually(t, "and the others know it", func() bool { return y.API.Status().Covered == 0 })
+	tx := transaction(t, 3, 0)
+	if len(x.Enter(tx, nil, y)) > 0 || x.API.Status().Failed != failed+3 {
+		t.Error("published without an RP")
+	}
+}

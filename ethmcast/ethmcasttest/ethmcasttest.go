@@ -31,6 +31,7 @@ type Backend struct {
 	refuse    func(*types.Transaction) bool
 	pool      map[common.Hash]int
 	announced map[enode.ID][]common.Hash
+	broadcast map[common.Hash]int
 	heads     event.Feed
 }
 
@@ -95,6 +96,25 @@ func (b *Backend) Enqueue(txs []*types.Transaction) error {
 
 // HasTx implements ethmcast.Backend.
 func (b *Backend) HasTx(hash common.Hash) bool { return b.Offered(hash) > 0 }
+
+// Broadcast returns how often a transaction was given back to gossip.
+func (b *Backend) Broadcast(hash common.Hash) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.broadcast[hash]
+}
+
+// BroadcastTxs implements ethmcast.Backend.
+func (b *Backend) BroadcastTxs(hashes []common.Hash) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.broadcast == nil {
+		b.broadcast = make(map[common.Hash]int)
+	}
+	for _, hash := range hashes {
+		b.broadcast[hash]++
+	}
+}
 
 // AnnounceTxs implements ethmcast.Backend.
 func (b *Backend) AnnounceTxs(peer enode.ID, hashes []common.Hash) {

@@ -63,7 +63,10 @@ type Published struct {
 }
 
 // Failed says that the object was not published.
-type Failed struct{ Hash [32]byte }
+type Failed struct {
+	Hash [32]byte
+	Row  int // objects that were sent and failed on this path since its last ECHO, this one included
+}
 
 // Unanswered says that a symbol was sent more than once without an ECHO.
 type Unanswered struct{}
@@ -82,6 +85,7 @@ type Outbox struct {
 	actions []Action
 
 	patient bool // not sure of the RP
+	failed  int  // objects on the path since the last ECHO
 	srtt    time.Duration
 	tokens  float64
 	filled  time.Time
@@ -173,7 +177,7 @@ func (o *Outbox) Cancel(hash [32]byte) bool {
 // starts again on the new path.
 func (o *Outbox) SetPath(now time.Time, p *Path) {
 	o.ready = nil
-	o.path, o.srtt = p, 0
+	o.path, o.srtt, o.failed = p, 0, 0
 	if p != nil {
 		o.tokens, o.filled = float64(p.Burst), now
 	}
@@ -201,7 +205,7 @@ func (o *Outbox) Echo(now time.Time, h *wire.Header) {
 	if s.acked || s.attempts == 0 {
 		return
 	}
-	s.acked = true
+	s.acked, o.failed = true, 0
 	if s.attempts == 1 {
 		o.sample(now.Sub(s.sent))
 	}
@@ -241,7 +245,8 @@ func (o *Outbox) Tick(now time.Time) {
 		}
 		if !o.queue(now, x) {
 			o.remove(x)
-			o.act(Failed{x.hash})
+			o.failed++
+			o.act(Failed{x.hash, o.failed})
 			continue
 		}
 		heap.Fix(&o.timers, x.index)
@@ -253,7 +258,7 @@ func (o *Outbox) Tick(now time.Time) {
 func (o *Outbox) withoutPath(now time.Time, x *object) {
 	if !x.expires.IsZero() {
 		o.remove(x)
-		o.act(Failed{x.hash})
+		o.act(Failed{Hash: x.hash})
 		return
 	}
 	x.begin(now)

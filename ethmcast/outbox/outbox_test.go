@@ -26,6 +26,7 @@ type rp struct {
 	echoes    []echo
 	published []Published
 	failed    [][32]byte
+	row       int // of the last one that failed
 	silences  int // Unanswered
 }
 
@@ -57,7 +58,7 @@ func (r *rp) flush() {
 		case Published:
 			r.published = append(r.published, a)
 		case Failed:
-			r.failed = append(r.failed, a.Hash)
+			r.failed, r.row = append(r.failed, a.Hash), a.Row
 		case Unanswered:
 			r.silences++
 		}
@@ -210,6 +211,38 @@ func TestDeadRP(t *testing.T) {
 		if h.Sequence != uint64(i+1) || h.ESI != r.got[0].ESI || h.ObjectID != r.got[0].ObjectID {
 			t.Errorf("sending %d: %+v", i, h)
 		}
+	}
+}
+
+// An RP that takes nothing shows in how many objects failed in a row.
+func TestRowOfFailures(t *testing.T) {
+	r := newRP(t)
+	fails := func(seed byte, want int) {
+		t.Helper()
+		before := len(r.failed)
+		r.dead = true
+		r.publish(100, seed, 0)
+		r.run(2 * time.Second)
+		if r.dead = false; len(r.failed) != before+1 || r.row != want {
+			t.Fatalf("%d failed, %d of them in a row, want %d", len(r.failed)-before, r.row, want)
+		}
+	}
+	fails(1, 1)
+	fails(2, 2)
+	r.publish(100, 3, 0)
+	r.run(2 * time.Second)
+	if len(r.published) != 1 {
+		t.Fatal("not published")
+	}
+	fails(4, 1)
+	fails(5, 2)
+	r.connect() // to another one
+	fails(6, 1)
+	r.o.SetPath(r.now, nil)
+	r.publish(100, 7, 0)
+	r.run(2 * time.Second)
+	if r.row != 0 {
+		t.Error("without an RP none can be deaf")
 	}
 }
 

@@ -182,7 +182,8 @@ type Joiner struct {
 	heard    time.Time // last datagram of the RP
 	ticked   time.Time
 	backoff  time.Duration
-	retry    time.Time // no Join before
+	deaf     time.Duration // least back-off, of an RP that took nothing of what was sent to it
+	retry    time.Time     // no Join before
 }
 
 // NewJoiner returns a Joiner for a connection that was just made.
@@ -519,6 +520,16 @@ func (j *Joiner) Unanswered(now time.Time) {
 	}
 }
 
+// Deaf says that the RP took nothing of several objects, whatever else it sends: what is sent to it does
+// not arrive. It is lost, and left alone for DeafBackoff, then for twice as long each time.
+func (j *Joiner) Deaf(now time.Time) {
+	j.deaf = min(max(2*j.deaf, DeafBackoff), MaxDeafBackoff)
+	j.giveUp(now, "it takes nothing of what is sent to it, and is left alone for %v", j.deaf)
+}
+
+// Echoed says that the RP took something.
+func (j *Joiner) Echoed() { j.deaf = 0 }
+
 // Disconnected says that the connection ended.
 func (j *Joiner) Disconnected(now time.Time) {
 	j.connected, j.draining = false, false
@@ -608,7 +619,7 @@ func (j *Joiner) lose(now time.Time, err error) {
 	if j.want == wantNothing {
 		return
 	}
-	j.retry = now.Add(j.backoff)
+	j.retry = now.Add(max(j.backoff, j.deaf))
 	j.backoff = min(2*j.backoff, MaxBackoff)
 	if j.state == JoinerIdle {
 		j.state, j.deadline = JoinerBackoff, j.retry

@@ -277,6 +277,30 @@ func TestUnanswered(t *testing.T) {
 	p.expect(proto.JoinerBackoff, Idle)
 }
 
+// An RP that takes nothing is lost whatever it says, and is left alone for longer each time, until it
+// takes something.
+func TestDeaf(t *testing.T) {
+	p := member(t, nil)
+	deaf := func(alone time.Duration) {
+		t.Helper()
+		p.joiner.Deaf(p.now)
+		p.flush()
+		p.expect(proto.JoinerBackoff, Idle)
+		p.run(alone - time.Second)
+		p.expect(proto.JoinerBackoff, Idle)
+		p.run(2 * time.Second)
+		p.expect(proto.JoinerActive, Active)
+		p.run(10 * time.Second) // it is heard all the time
+	}
+	for alone := proto.DeafBackoff; alone < proto.MaxDeafBackoff; alone *= 2 {
+		deaf(alone)
+	}
+	deaf(proto.MaxDeafBackoff)
+	deaf(proto.MaxDeafBackoff)
+	p.joiner.Echoed()
+	deaf(proto.DeafBackoff)
+}
+
 // A member of an RP that will stop stays until it has another.
 func TestRedirectOfAMember(t *testing.T) {
 	others := []string{"enode://other"}

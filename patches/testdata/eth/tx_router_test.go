@@ -25,6 +25,7 @@ var _ interface {
 	SetTxRouter(router func(tx *types.Transaction, known []enode.ID) (skip func(peer enode.ID) bool))
 	TxFetcher() *fetcher.TxFetcher
 	AnnounceTxs(id enode.ID, hashes []common.Hash)
+	BroadcastTxs(hashes []common.Hash)
 } = (*Ethereum)(nil)
 
 // recordingRouter skips the listed peers and records how it is called.
@@ -204,6 +205,33 @@ func TestTxRouterSkip(t *testing.T) {
 	s.AnnounceTxs(enode.ID{9}, hashes) // nobody
 	if hashes[0] != first.Hash() || hashes[1] != second.Hash() {
 		t.Fatal("AnnounceTxs changed its argument")
+	}
+}
+
+// BroadcastTxs asks the router once more, and gossips to those who do not know the transaction.
+func TestTxRouterBroadcastTxs(t *testing.T) {
+	h := newTestHandler(ethconfig.FullSync)
+	defer h.close()
+
+	s := &Ethereum{handler: h.handler}
+	knowing, skipped := addRouterPeer(t, h, enode.ID{1}), addRouterPeer(t, h, enode.ID{2})
+	router := &recordingRouter{skip: []enode.ID{skipped.id}}
+	s.SetTxRouter(router.route)
+
+	tx := routerTestTx(0)
+	knowing.local.MarkTransaction(tx.Hash())
+	h.txpool.Add([]*types.Transaction{tx}, false)
+	skipped.expectNothing(t)
+	router.lock.Lock()
+	router.skip = nil
+	router.lock.Unlock()
+	s.BroadcastTxs([]common.Hash{routerTestTx(1).Hash(), tx.Hash()}) // the first one is not in the pool
+	skipped.expect(t, tx.Hash())
+	knowing.expectNothing(t)
+	router.lock.Lock()
+	defer router.lock.Unlock()
+	if len(router.calls) != 2 || router.calls[1].hash != tx.Hash() {
+		t.Fatalf("router calls %v, want two with the transaction", router.calls)
 	}
 }
 
