@@ -9,6 +9,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/ethereum/go-ethereum/log"
 	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 )
@@ -79,7 +80,7 @@ func (s *Service) keepConnected(rp *rpConn) {
 			s.network.hangUp(s.nodeOf(rp))
 		}
 	}()
-	pause := minRedial
+	pause, told := minRedial, false
 	for ctx.Err() == nil {
 		began := time.Now()
 		if !s.isConnected(rp) {
@@ -92,9 +93,15 @@ func (s *Service) keepConnected(rp *rpConn) {
 			case ctx.Err() != nil:
 				return
 			case err != nil && !s.isConnected(rp): // else the RP's operator made it connect to us
-				s.log.Debug("Replication point not reached", "rp", rp.id, "err", err)
+				level := log.LevelWarn
+				if told { // the first failure of a series says it
+					level = log.LevelDebug
+				}
+				told = true
+				s.log.Log(level, "Replication point not reached", "rp", rp.id, "err", err)
 				began = time.Now()
 			default:
+				told = false
 				s.setSocket(rp, conn)
 				waitFor(ctx, rp.ended)
 			}

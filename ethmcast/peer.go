@@ -52,8 +52,12 @@ type handler interface {
 }
 
 // run serves one connection until it breaks. It never returns for what the
-// other side sent: that would end the eth protocol of the same peer.
+// other side sent: that would end the eth protocol of the same peer. A peer
+// without that, which is no RP, is disconnected.
 func (s *Service) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
+	if !s.useful(peer) {
+		return p2p.DiscUselessPeer
+	}
 	c := conn{id: peer.ID(), peer: peer, out: make(chan proto.Message, sendQueue)}
 	h, err := s.open(c, peer)
 	if err != nil {
@@ -105,6 +109,13 @@ func (s *Service) run(peer *p2p.Peer, rw p2p.MsgReadWriter) error {
 			s.log.Warn("Ended mdcs session", "peer", peer.ID(), "err", err)
 		}
 	}
+}
+
+// useful reports whether a peer is an RP of ours or gossips with this node.
+func (s *Service) useful(peer *p2p.Peer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cfg.Gossips == nil || s.rps[peer.ID()] != nil || s.cfg.Gossips(peer)
 }
 
 // readMessage reads and decodes one message; the error is a violation (proto.IsViolation).

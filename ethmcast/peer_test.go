@@ -3,12 +3,15 @@
 package ethmcast
 
 import (
+	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
 	"testing"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
+	"github.com/ethereum/go-ethereum/crypto"
+	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
@@ -101,4 +104,33 @@ func TestViolationCountsOnce(t *testing.T) {
 			t.Errorf("%s: answered", name)
 		}
 	}
+}
+
+// A peer that neither gossips with this node nor is an RP of ours takes no place.
+func TestUselessPeers(t *testing.T) {
+	s := newTestService(t)
+	asked := 0
+	s.cfg.Gossips = func(*p2p.Peer) bool { asked++; return false }
+	peer := p2p.NewPeer(enode.ID{9}, "useless", nil)
+	if err := s.run(peer, nil); err != p2p.DiscUselessPeer || asked != 1 {
+		t.Errorf("%v, asked %d times", err, asked)
+	}
+	rp := newRPConn(enode.NewV4(&key(t).PublicKey, testRP.Addr().AsSlice(), 1, 1))
+	s.rps[rp.id] = rp
+	if !s.useful(p2p.NewPeer(rp.id, "rp", nil)) || asked != 1 {
+		t.Error("an RP is of use")
+	}
+	s.cfg.Gossips = func(*p2p.Peer) bool { return true }
+	if !s.useful(peer) {
+		t.Error("a gossip peer is of use")
+	}
+}
+
+func key(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := crypto.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }

@@ -14,6 +14,7 @@ import (
 	ethproto "github.com/ethereum/go-ethereum/eth/protocols/eth"
 	"github.com/ethereum/go-ethereum/event"
 	"github.com/ethereum/go-ethereum/node"
+	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 	"github.com/urfave/cli/v2"
 
@@ -90,13 +91,11 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 	cfg := Config{
 		Publish:   PublishMode(ctx.String(PublishFlag.Name)),
 		Delivery:  Delivery(ctx.String(DeliveryFlag.Name)),
-		NetworkID: backend.BlockChain().Config().ChainID.Uint64(),
+		NetworkID: networkID(backend),
 		Genesis:   backend.BlockChain().Genesis().Hash(),
 		Receipts:  ctx.Float64(ReceiptsFlag.Name),
 		Surplus:   ctx.Uint64(SurplusFlag.Name),
-	}
-	if ctx.IsSet("networkid") {
-		cfg.NetworkID = ctx.Uint64("networkid")
+		Gossips:   func(peer *p2p.Peer) bool { return peer.RunningCap(ethproto.ProtocolName, ethproto.ProtocolVersions) },
 	}
 	port := ctx.Int(PortFlag.Name)
 	if port < 0 || port > 65535 {
@@ -124,17 +123,44 @@ func Register(ctx *cli.Context, stack *node.Node, backend *eth.Ethereum) error {
 	hooks.SetTxRouter(service.RouteTx)
 	stack.RegisterProtocols(service.Protocols())
 	stack.RegisterAPIs(service.APIs())
-	stack.RegisterLifecycle(&lifecycle{service, stack})
+	stack.RegisterLifecycle(&lifecycle{Service: service, stack: stack})
 	return nil
 }
 
-// lifecycle starts the service when the devp2p server runs.
+// networkID returns the network that geth is in, by flag, by file or by its chain.
+func networkID(backend *eth.Ethereum) uint64 {
+	for _, p := range backend.Protocols() {
+		if info, ok := p.NodeInfo().(*ethproto.NodeInfo); ok {
+			return info.Network
+		}
+	}
+	return backend.BlockChain().Config().ChainID.Uint64()
+}
+
+// lifecycle starts the service when the devp2p server runs. Without the service geth gossips.
 type lifecycle struct {
 	*Service
-	stack *node.Node
+	stack   *node.Node
+	started bool
 }
 
 func (l *lifecycle) Start() error {
+	if err := l.start(); err != nil {
+		l.log.Error("Multicast diffusion not started, transactions go by gossip alone", "err", err)
+		return nil
+	}
+	l.started = true
+	return nil
+}
+
+func (l *lifecycle) Stop() error {
+	if !l.started {
+		return nil
+	}
+	return l.Service.Stop()
+}
+
+func (l *lifecycle) start() error {
 	server := l.stack.Server()
 	if find := l.cfg.Find; find != nil && find.DHT {
 		disc := server.DiscoveryV5()

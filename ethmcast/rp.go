@@ -18,6 +18,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
+	"github.com/ethmcast/mdcs/ethmcast/wire"
 )
 
 // rpConn is an RP that may be used. A membership outlives the connection, so what
@@ -234,6 +235,10 @@ func (h *rpHandler) close(now time.Time) {
 	}
 }
 
+// opening is a datagram of no session, which an RP drops. It leaves with each Join, so that a firewall that lets in
+// only answers lets in the PROBEs.
+var opening = (&wire.Header{Type: wire.Heartbeat}).Append(nil)
+
 // drain does what an RP's state machine wants done, which may make it want more.
 func (s *Service) drain(now time.Time, rp *rpConn) {
 	for actions := rp.joiner.Actions(); len(actions) > 0; actions = rp.joiner.Actions() {
@@ -247,6 +252,9 @@ func (s *Service) drain(now time.Time, rp *rpConn) {
 func (s *Service) perform(now time.Time, rp *rpConn, a proto.Action) {
 	switch a := a.(type) {
 	case proto.Send:
+		if _, ok := a.Message.(*proto.Join); ok {
+			s.sendDatagram(rp, opening)
+		}
 		rp.send(a.Message)
 	case proto.Subscribe:
 		rp.joiner.Subscribed(s.subscribe(rp, a))

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ethereum/go-ethereum/crypto"
 	"github.com/ethereum/go-ethereum/p2p"
 	"github.com/ethereum/go-ethereum/p2p/enode"
 )
@@ -26,11 +25,7 @@ func TestLostAddress(t *testing.T) {
 		t.Error("looked without a connection")
 	}
 
-	key, err := crypto.GenerateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	rp := newRPConn(enode.NewV4(&key.PublicKey, other.AsSlice(), 1, 1))
+	rp := newRPConn(enode.NewV4(&key(t).PublicKey, other.AsSlice(), 1, 1))
 	rp.conn, rp.local = &conn{id: rp.id, peer: p2p.NewPeer(rp.id, "rp", nil)}, local
 	s.rps[rp.id] = rp
 	lost := func() bool { return !rp.local.IsValid() }

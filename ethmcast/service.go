@@ -87,6 +87,10 @@ type Config struct {
 	// make a majority.
 	Receipts float64
 	Surplus  uint64
+
+	// Gossips reports whether a peer gossips with this node by eth, too. One that is no RP and does not is of no use,
+	// and takes no place of one that is. Nil: all do.
+	Gossips func(*p2p.Peer) bool
 }
 
 func (c *Config) check() error {

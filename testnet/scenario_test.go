@@ -399,6 +399,30 @@ func TestNetnsAddressChanges(t *testing.T) {
 	}
 }
 
+// A firewall that lets in only answers, as home routers have it for IPv6, keeps no copies out.
+func TestNetnsHomeFirewall(t *testing.T) {
+	const host = "as1-g1"
+	s := play(t, 24, All, nil)
+	g := s.Geth(host)
+	before := s.rpOf(host)
+	require.NotEmpty(t, before)
+	s.firewall(g.Namespace(), `add table ip6 home; add chain ip6 home in { type filter hook input priority 0; policy drop; }; `+
+		`add rule ip6 home in ct state established,related accept; add rule ip6 home in icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; `+
+		`add rule ip6 home in iif lo accept`)
+	require.NoError(t, g.Stop())
+	require.NoError(t, g.Start(s.ctx))
+	require.NoError(t, g.WaitMulticast(s.ctx, 0))
+	s.stopChain()
+	received := func() uint64 { st, err := g.Status(s.ctx); require.NoError(t, err); return st.Received }
+	s.send(24)
+	require.NoError(t, node.Wait(s.ctx, "copies at "+host, func(context.Context) error {
+		if received() == 0 {
+			return errors.New("none came")
+		}
+		return nil
+	}))
+}
+
 // readdress gives the host of a node one more address, beside that which it has, and changes the latter.
 func (s *scenario) readdress(g *node.Geth, change func(netlink.Link, *netlink.Addr) error) {
 	s.t.Helper()
