@@ -91,7 +91,7 @@ func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID
 		askedMeter.Mark(1)
 	}
 	ref := s.coverage.Publish(hash, ids.Stream{Ingress: s.active.joiner.RP().Incarnation, Group: s.group})
-	s.drainOutbox(now)
+	s.flushOutbox(now)
 	s.poke()
 	return ref
 }

@@ -11,8 +11,12 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-// sendRoom is how many datagrams wait for the socket: those that an RP takes at once.
-const sendRoom = 512
+// On a slow line datagrams wait: sendRoom of them for the socket, some more in its buffer of so many bytes,
+// and the rest in the outbox, where their time to be acknowledged does not run yet.
+const (
+	sendRoom   = 32
+	sendBuffer = 64 << 10
+)
 
 // outgoing is a datagram on its way to an RP.
 type outgoing struct {
@@ -44,12 +48,25 @@ func (s *Service) sendDatagram(rp *rpConn, b []byte) {
 	}
 }
 
+// flushOutbox does what the outbox wants done, and takes as many datagrams of it as there is room for.
+func (s *Service) flushOutbox(now time.Time) {
+	s.drainOutbox(now)
+	s.outbox.SetRoom(now, cap(s.sends)-len(s.sends))
+	s.drainOutbox(now)
+	if s.short.Store(s.outbox.Short()); s.short.Load() && len(s.sends) == 0 {
+		s.poke() // sendLoop may have looked before
+	}
+}
+
 // sendLoop sends datagrams. On a slow line the socket may have no room for some time, for which
 // nobody who has the lock may wait.
 func (s *Service) sendLoop() {
 	for {
 		select {
 		case d := <-s.sends:
+			if len(s.sends) == 0 && s.short.Swap(false) {
+				s.poke()
+			}
 			if _, _, err := s.socket.WriteMsgUDPAddrPort(d.bytes, d.from, d.to); err != nil {
 				sendErrorMeter.Mark(1)
 				continue

@@ -26,6 +26,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ethereum/go-ethereum/common"
@@ -159,6 +160,7 @@ type Service struct {
 	deliver *deliverer
 	heads   event.Subscription
 	sends   chan outgoing
+	short   atomic.Bool // the outbox waits for room in sends
 	wake    chan struct{}
 	quit    chan struct{}
 	wg      sync.WaitGroup
@@ -240,6 +242,7 @@ func (s *Service) Start(server *p2p.Server) error {
 	if err != nil {
 		return fmt.Errorf("mdcs data port: %w", err)
 	}
+	_ = socket.SetWriteBuffer(sendBuffer)
 	_ = socket.SetReadBuffer(socketBuffer) // the kernel caps it; a smaller one only loses bursts
 	s.mu.Lock()
 	s.self, s.socket, s.network = server.Self().ID(), socket, devp2p{server}
@@ -408,7 +411,7 @@ func (s *Service) tick(now time.Time) {
 	s.checkAddresses(now)
 	s.choose(now)
 	s.outbox.Tick(now)
-	s.drainOutbox(now)
+	s.flushOutbox(now)
 	s.marks.Expire(now)
 	s.announce(s.coverage.Tick(now))
 	s.sendHave(now, false)

@@ -14,6 +14,7 @@ package outbox
 import (
 	"container/heap"
 	"encoding/binary"
+	"math"
 	"time"
 
 	"github.com/ethmcast/mdcs/ethmcast/auth"
@@ -89,6 +90,7 @@ type Outbox struct {
 	srtt    time.Duration
 	tokens  float64
 	filled  time.Time
+	room    int // datagrams that may be given out
 }
 
 type object struct {
@@ -119,7 +121,17 @@ type symbolRef struct {
 }
 
 // New returns an empty outbox without a path.
-func New() *Outbox { return &Outbox{objects: make(map[uint64]*object)} }
+func New() *Outbox { return &Outbox{objects: make(map[uint64]*object), room: math.MaxInt} }
+
+// SetRoom says how many datagrams may be given out now, and gives out those that waited for room. The time
+// to wait for an ECHO begins when a datagram is given out: what the socket has no room for should wait here.
+func (o *Outbox) SetRoom(now time.Time, datagrams int) {
+	o.room = datagrams
+	o.send(now)
+}
+
+// Short reports whether datagrams wait for room.
+func (o *Outbox) Short() bool { return o.path != nil && len(o.ready) > 0 && o.room <= 0 }
 
 // Actions returns what is to be done since the last call.
 func (o *Outbox) Actions() []Action {
@@ -324,7 +336,7 @@ func (o *Outbox) send(now time.Time) {
 	o.tokens = min(o.tokens+now.Sub(o.filled).Seconds()*float64(o.path.Rate), float64(o.path.Burst))
 	o.filled = now
 	n := 0
-	for ; n < len(o.ready) && o.tokens >= 1; n++ {
+	for ; n < len(o.ready) && o.tokens >= 1 && o.room > 0; n++ {
 		ref := o.ready[n]
 		s := &ref.object.symbols[ref.esi]
 		s.queued = false
@@ -334,6 +346,7 @@ func (o *Outbox) send(now time.Time) {
 		s.attempts++
 		s.sent, ref.object.sent = now, true
 		o.tokens--
+		o.room--
 		o.act(Datagram{o.encode(ref.object, ref.esi)})
 	}
 	if o.ready = o.ready[n:]; len(o.ready) == 0 {
@@ -382,7 +395,7 @@ func (o *Outbox) Deadline() (next time.Time) {
 	if len(o.timers) > 0 {
 		next = o.timers[0].due
 	}
-	if len(o.ready) > 0 && o.path != nil {
+	if len(o.ready) > 0 && o.path != nil && o.room > 0 {
 		wait := time.Duration((1 - o.tokens) / float64(o.path.Rate) * float64(time.Second))
 		if refill := o.filled.Add(max(wait, time.Millisecond)); next.IsZero() || refill.Before(next) {
 			next = refill

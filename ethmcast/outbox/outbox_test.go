@@ -214,6 +214,23 @@ func TestDeadRP(t *testing.T) {
 	}
 }
 
+// What the socket has no room for waits, and is not taken for lost meanwhile.
+func TestRoom(t *testing.T) {
+	r := newRP(t)
+	r.o.SetRoom(r.now, 2)
+	r.publish(5*wire.MaxPayload, 1, 0)
+	r.run(5 * time.Second)
+	if len(r.got) != 2 || len(r.failed) > 0 || !r.o.Short() {
+		t.Fatalf("%d datagrams left, failed %v", len(r.got), r.failed)
+	}
+	r.o.SetRoom(r.now, 3)
+	r.flush()
+	r.run(time.Second)
+	if len(r.got) != 5 || len(r.published) != 1 || r.o.Short() {
+		t.Errorf("%d datagrams left, published %v", len(r.got), r.published)
+	}
+}
+
 // An RP that takes nothing shows in how many objects failed in a row.
 func TestRowOfFailures(t *testing.T) {
 	r := newRP(t)
