@@ -14,6 +14,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/coverage"
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/outbox"
+	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/reassembly"
 )
 
@@ -96,8 +97,12 @@ func (s *Service) publish(now time.Time, tx *types.Transaction, known []enode.ID
 	return ref
 }
 
-// deafAfter is how many objects in a row an RP may leave unanswered until it is lost.
-const deafAfter = 3
+// An RP is lost that left so many objects in a row without an ECHO, for so long at least: that is no
+// short outage.
+const (
+	deafAfter   = 3
+	deafSilence = proto.SuspectTimeout
+)
 
 // giveBack hands a transaction that the RP did not take to gossip, as if it had just entered the
 // pool: pushed to some and announced to the others.
@@ -127,7 +132,7 @@ func (s *Service) drainOutbox(now time.Time) {
 			}
 		case outbox.Failed:
 			s.giveBack(a.Hash)
-			deaf = deaf || a.Row >= deafAfter
+			deaf = deaf || a.Row >= deafAfter && a.Silence >= deafSilence
 		case outbox.Unanswered:
 			unanswered = true
 		}

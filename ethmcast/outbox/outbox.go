@@ -66,7 +66,11 @@ type Published struct {
 // Failed says that the object was not published.
 type Failed struct {
 	Hash [32]byte
-	Row  int // objects that were sent and failed on this path since its last ECHO, this one included
+
+	// Objects that were sent and failed on this path since its last ECHO, this one included, and the time
+	// since the first of them was due.
+	Row     int
+	Silence time.Duration
 }
 
 // Unanswered says that a symbol was sent more than once without an ECHO.
@@ -85,8 +89,9 @@ type Outbox struct {
 	ready   []symbolRef // to send when tokens allow
 	actions []Action
 
-	patient bool // not sure of the RP
-	failed  int  // objects on the path since the last ECHO
+	patient bool      // not sure of the RP
+	failed  int       // objects on the path since the last ECHO,
+	silent  time.Time // and when the first of them was due
 	srtt    time.Duration
 	tokens  float64
 	filled  time.Time
@@ -257,8 +262,10 @@ func (o *Outbox) Tick(now time.Time) {
 		}
 		if !o.queue(now, x) {
 			o.remove(x)
-			o.failed++
-			o.act(Failed{x.hash, o.failed})
+			if o.failed++; o.failed == 1 {
+				o.silent = x.began
+			}
+			o.act(Failed{x.hash, o.failed, now.Sub(o.silent)})
 			continue
 		}
 		heap.Fix(&o.timers, x.index)

@@ -27,6 +27,7 @@ type rp struct {
 	published []Published
 	failed    [][32]byte
 	row       int // of the last one that failed
+	silence   time.Duration
 	silences  int // Unanswered
 }
 
@@ -58,7 +59,7 @@ func (r *rp) flush() {
 		case Published:
 			r.published = append(r.published, a)
 		case Failed:
-			r.failed, r.row = append(r.failed, a.Hash), a.Row
+			r.failed, r.row, r.silence = append(r.failed, a.Hash), a.Row, a.Silence
 		case Unanswered:
 			r.silences++
 		}
@@ -245,7 +246,13 @@ func TestRowOfFailures(t *testing.T) {
 		}
 	}
 	fails(1, 1)
+	if r.silence <= 0 || r.silence > 2*time.Second {
+		t.Errorf("silent for %v", r.silence)
+	}
 	fails(2, 2)
+	if r.silence < 2*time.Second || r.silence > 4*time.Second {
+		t.Errorf("silent for %v", r.silence)
+	}
 	r.publish(100, 3, 0)
 	r.run(2 * time.Second)
 	if len(r.published) != 1 {

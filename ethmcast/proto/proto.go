@@ -84,7 +84,7 @@ const (
 	MaxProbes         = 3                       // datagrams sent to an unproven endpoint, and for a Join on a channel
 	MinBackoff        = 500 * time.Millisecond  // between attempts to join
 	MaxBackoff        = 30 * time.Second
-	DeafBackoff       = time.Minute // after an RP took nothing, twice as long each time
+	DeafBackoff       = 10 * time.Second // after an RP took nothing, twice as long each time
 	MaxDeafBackoff    = 16 * time.Minute
 	ActivateTimeout   = time.Second            // Activate to Activated
 	SuspectTimeout    = 750 * time.Millisecond // silence that loses an RP which does not acknowledge either
