@@ -28,8 +28,10 @@ const (
 	InitialRTO  = 100 * time.Millisecond // before the first ECHO
 	MinRTO      = 20 * time.Millisecond
 	MaxRTO      = 200 * time.Millisecond
-	MaxWait     = time.Second // of an object without an RP
-	MaxObjects  = 1 << 14     // waiting; more are refused
+	MaxWait     = time.Second            // of an object without an RP
+	MaxObjects  = 1 << 14                // waiting; more are refused
+	MaxBytes    = 8 << 20                // of these
+	MaxQueueing = 100 * time.Millisecond // until an object is sent; one that would wait longer is refused
 )
 
 // Path is the session on which to publish. Its owner may change Epoch, Payload, Rate
@@ -85,6 +87,7 @@ func (Unanswered) action() {}
 type Outbox struct {
 	path    *Path
 	objects map[uint64]*object
+	bytes   int // of these
 	timers  timers
 	ready   []symbolRef // to send when tokens allow
 	actions []Action
@@ -95,7 +98,8 @@ type Outbox struct {
 	srtt    time.Duration
 	tokens  float64
 	filled  time.Time
-	room    int // datagrams that may be given out
+	room    int       // datagrams that may be given out
+	full    time.Time // since when there is none, zero when there is
 }
 
 type object struct {
@@ -133,6 +137,12 @@ func New() *Outbox { return &Outbox{objects: make(map[uint64]*object), room: mat
 func (o *Outbox) SetRoom(now time.Time, datagrams int) {
 	o.room = datagrams
 	o.send(now)
+	switch {
+	case !o.Short():
+		o.full = time.Time{}
+	case o.full.IsZero():
+		o.full = now
+	}
 }
 
 // Short reports whether datagrams wait for room.
@@ -160,18 +170,42 @@ func (o *Outbox) SRTT() time.Duration { return o.srtt }
 
 // Publish takes an object with its keccak256 hash, to be sent after delay unless
 // cancelled before. Receipt has it ask who gets it. Publish reports false when the
-// outbox is full or holds the object already.
+// outbox is full, holds the object already, or would let it wait for too long.
 func (o *Outbox) Publish(now time.Time, hash [32]byte, data []byte, delay time.Duration, receipt bool) bool {
 	id := binary.BigEndian.Uint64(hash[:])
-	if len(o.objects) >= MaxObjects || o.objects[id] != nil || len(data) == 0 {
+	if len(o.objects) >= MaxObjects || o.bytes+len(data) > MaxBytes || o.objects[id] != nil || len(data) == 0 {
 		return false
 	}
 	k := wire.SourceSymbols(len(data))
+	if o.queueing(now, k) > MaxQueueing {
+		return false
+	}
 	x := &object{id: id, hash: hash, data: data, symbols: make([]symbol, k), left: k, due: now.Add(delay), receipt: receipt}
 	o.objects[id] = x
+	o.bytes += len(data)
 	heap.Push(&o.timers, x)
 	o.Tick(now)
 	return true
+}
+
+// queueing returns how long an object of n symbols would wait until all of it is sent: for the granted rate, or
+// for the line, which is taken to be as slow as it was.
+func (o *Outbox) queueing(now time.Time, n int) time.Duration {
+	if o.path == nil {
+		return 0
+	}
+	o.refill(now)
+	wait := time.Duration((float64(len(o.ready)+n) - o.tokens) / float64(o.path.Rate) * float64(time.Second))
+	if !o.full.IsZero() {
+		wait = max(wait, now.Sub(o.full))
+	}
+	return wait
+}
+
+// refill adds the tokens of the time that passed.
+func (o *Outbox) refill(now time.Time) {
+	o.tokens = min(o.tokens+now.Sub(o.filled).Seconds()*float64(o.path.Rate), float64(o.path.Burst))
+	o.filled = now
 }
 
 // Sent reports whether the object with this id was sent and is not acknowledged.
@@ -340,8 +374,7 @@ func (o *Outbox) send(now time.Time) {
 	if o.path == nil || len(o.ready) == 0 {
 		return
 	}
-	o.tokens = min(o.tokens+now.Sub(o.filled).Seconds()*float64(o.path.Rate), float64(o.path.Burst))
-	o.filled = now
+	o.refill(now)
 	n := 0
 	for ; n < len(o.ready) && o.tokens >= 1 && o.room > 0; n++ {
 		ref := o.ready[n]
@@ -413,6 +446,7 @@ func (o *Outbox) Deadline() (next time.Time) {
 
 func (o *Outbox) remove(x *object) {
 	delete(o.objects, x.id)
+	o.bytes -= len(x.data)
 	heap.Remove(&o.timers, x.index)
 }
 

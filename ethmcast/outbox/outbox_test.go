@@ -167,7 +167,8 @@ func TestSymbols(t *testing.T) {
 
 func TestRate(t *testing.T) {
 	r := newRP(t)
-	for i := range 200 {
+	const taken = 50 + 100 // the burst, and what leaves in MaxQueueing
+	for i := range taken {
 		r.publish(100, byte(i), 0)
 	}
 	r.run(50 * time.Millisecond) // burst 50 and 1000 a second
@@ -175,8 +176,50 @@ func TestRate(t *testing.T) {
 		t.Errorf("%d datagrams in 50 ms", n)
 	}
 	r.run(time.Second)
-	if len(r.published) != 200 || len(r.failed) != 0 {
+	if len(r.published) != taken || len(r.failed) != 0 {
 		t.Errorf("%d published, %d failed", len(r.published), len(r.failed))
+	}
+}
+
+// An object that would wait for too long, for the rate or for the line, is refused, and others after it may not be.
+func TestRefusesWhatWouldWait(t *testing.T) {
+	r := newRP(t) // burst 50 and 1000 a second
+	taken := func(symbols int, seed byte) bool {
+		data := make([]byte, symbols*wire.MaxPayload)
+		data[0] = seed
+		ok := r.o.Publish(r.now, sha256.Sum256(data), data, 0, false)
+		r.flush()
+		return ok
+	}
+	if !taken(40, 1) || !taken(100, 2) { // 90 of these wait
+		t.Fatal("refused")
+	}
+	if taken(20, 3) || !taken(5, 4) {
+		t.Error("20 would wait for 110 ms, 5 for 95 ms")
+	}
+	r.run(30 * time.Millisecond)
+	if !taken(20, 3) {
+		t.Error("20 would wait for 85 ms")
+	}
+	r.run(time.Second)
+	if len(r.published) != 4 || len(r.failed) > 0 {
+		t.Fatalf("%d published, %d failed", len(r.published), len(r.failed))
+	}
+
+	r.o.SetRoom(r.now, 1) // a slow line
+	if !taken(2, 5) {
+		t.Fatal("refused before the line is known to be slow")
+	}
+	r.run(MaxQueueing)
+	r.o.SetRoom(r.now, 0)
+	r.run(MaxQueueing + time.Millisecond)
+	if taken(1, 6) {
+		t.Error("taken, though nothing has left for 100 ms")
+	}
+	r.o.SetRoom(r.now, 10)
+	r.flush()
+	if !taken(1, 6) {
+		t.Error("refused, though the line is free")
 	}
 }
 
@@ -416,4 +459,16 @@ func TestFull(t *testing.T) {
 	if r.o.Publish(r.now, [32]byte{1}, []byte{1}, 0, false) || r.o.Len() != MaxObjects {
 		t.Error("no bound")
 	}
+
+	r = newRP(t)
+	r.o.SetPath(r.now, nil)
+	const size = 1 << 17
+	for n := byte(0); n < MaxBytes/size; n++ {
+		r.publish(size, n, 0)
+	}
+	if r.o.Publish(r.now, [32]byte{1}, []byte{1}, 0, false) {
+		t.Error("no bound of bytes")
+	}
+	r.run(2 * MaxWait)
+	r.publish(size, 1, 0) // the others have failed
 }
