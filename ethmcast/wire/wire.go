@@ -284,6 +284,15 @@ func SetSession(b []byte, session ids.Session) {
 	binary.BigEndian.PutUint32(b[offSession:], uint32(session))
 }
 
+// NewProbe returns a PROBE of so many bytes, HeaderSize and NonceSize at least and MaxDatagram at most.
+func NewProbe(nonce [NonceSize]byte, size int) ([]byte, error) {
+	if size < HeaderSize+NonceSize || size > MaxDatagram {
+		return nil, fmt.Errorf("probe of %d bytes, want %d to %d", size, HeaderSize+NonceSize, MaxDatagram)
+	}
+	h := Header{Type: Probe}
+	return append(h.Append(make([]byte, 0, MaxDatagram)), nonce[:]...)[:size], nil
+}
+
 // NewLinkHello returns a LINK_HELLO on a session, without its hop tag: the sequence counts
 // those of the session from 1, and the hello is for whoever keeps the link.
 func NewLinkHello(session ids.Session, sequence uint64, hello [HelloSize]byte) (b [HeaderSize]byte) {

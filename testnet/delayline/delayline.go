@@ -32,7 +32,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"sync"
 	"time"
 
@@ -91,30 +90,11 @@ func Start(run *netns.Run, ns *netns.Namespace, o Options, log io.Writer) (*Wire
 
 // start makes the child, which then waits for the first request.
 func start(run *netns.Run, ns *netns.Namespace, log io.Writer) (*Wire, error) {
-	self, err := os.Executable()
+	proc, in, out, err := run.StartSelf(ns, "delay line", Command, log)
 	if err != nil {
 		return nil, err
 	}
-	childIn, in, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer childIn.Close()
-	out, childOut, err := os.Pipe()
-	if err != nil {
-		in.Close()
-		return nil, err
-	}
-	defer childOut.Close()
-
-	w := &Wire{in: in, out: out, answers: bufio.NewReader(out)}
-	cmd := exec.Command(self, Command)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = childIn, childOut, log
-	if w.proc, err = run.Start(ns, "delay line", cmd); err != nil {
-		w.closePipes()
-		return nil, err
-	}
-	return w, nil
+	return &Wire{proc: proc, in: in, out: out, answers: bufio.NewReader(out)}, nil
 }
 
 // Set gives a link other parameters, for the frames that arrive from now on. No

@@ -11,7 +11,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"os/exec"
 	"sync"
 	"time"
 
@@ -158,30 +157,11 @@ func StartProcess(run *netns.Run, ns *netns.Namespace, o Options, log io.Writer)
 }
 
 func launch(run *netns.Run, ns *netns.Namespace, log io.Writer) (*Process, error) {
-	self, err := os.Executable()
+	proc, in, out, err := run.StartSelf(ns, "light peers", Command, log)
 	if err != nil {
 		return nil, err
 	}
-	childIn, in, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer childIn.Close()
-	out, childOut, err := os.Pipe()
-	if err != nil {
-		in.Close()
-		return nil, err
-	}
-	defer childOut.Close()
-	p := &Process{in: in, out: out, answers: json.NewDecoder(bufio.NewReader(out))}
-	cmd := exec.Command(self, Command)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = childIn, childOut, log
-	if p.proc, err = run.Start(ns, "light peers", cmd); err != nil {
-		in.Close()
-		out.Close()
-		return nil, err
-	}
-	return p, nil
+	return &Process{proc: proc, in: in, out: out, answers: json.NewDecoder(bufio.NewReader(out))}, nil
 }
 
 // Pid is the process id.

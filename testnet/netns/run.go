@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -126,6 +127,34 @@ func (r *Run) Start(ns *Namespace, name string, cmd *exec.Cmd) (*Process, error)
 	r.procs = append(r.procs, p)
 	r.state.Processes = append(r.state.Processes, identify(p.pid))
 	return p, r.state.write(r.path)
+}
+
+// StartSelf starts this program once more inside ns, with one argument, as Start does. It reads from one
+// pipe and writes to the other; its messages go to log.
+func (r *Run) StartSelf(ns *Namespace, name, argument string, log io.Writer) (p *Process, in, out *os.File, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	childIn, in, err := os.Pipe()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer childIn.Close()
+	out, childOut, err := os.Pipe()
+	if err != nil {
+		in.Close()
+		return nil, nil, nil, err
+	}
+	defer childOut.Close()
+	cmd := exec.Command(self, argument)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = childIn, childOut, log
+	if p, err = r.Start(ns, name, cmd); err != nil {
+		in.Close()
+		out.Close()
+		return nil, nil, nil, err
+	}
+	return p, in, out, nil
 }
 
 // CPU is the processor time that the processes of the run used so far, by the

@@ -193,13 +193,12 @@ func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int)
 	if e.closed.Load() {
 		return datapath.ErrClosed
 	}
-	if size < wire.HeaderSize+wire.NonceSize || size > wire.MaxDatagram {
-		return fmt.Errorf("probe of %d bytes", size)
+	b, err := wire.NewProbe(nonce, size)
+	if err != nil {
+		return err
 	}
-	h := wire.Header{Type: wire.Probe}
-	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)
 	dst, control := datapath.Destination(dst)
-	if _, _, err := e.conn.WriteMsgUDPAddrPort(b[:size], control, dst); err != nil {
+	if _, _, err := e.conn.WriteMsgUDPAddrPort(b, control, dst); err != nil {
 		e.sender.sent.errors.Add(1)
 		return fmt.Errorf("probe: %w", err)
 	}

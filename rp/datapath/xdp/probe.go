@@ -39,14 +39,13 @@ var (
 // Probe implements datapath.Engine. The PROBE goes through queue, fan-out, device map and
 // device as a copy does.
 func (e *Engine) Probe(dst netip.AddrPort, nonce [wire.NonceSize]byte, size int) error {
-	if size < wire.HeaderSize+wire.NonceSize || size > wire.MaxDatagram {
-		return fmt.Errorf("probe of %d bytes", size)
+	b, err := wire.NewProbe(nonce, size)
+	if err != nil {
+		return err
 	}
-	h := wire.Header{Type: wire.Probe}
-	b := append(h.Append(make([]byte, 0, wire.MaxDatagram)), nonce[:]...)[:size]
 	udp := be.AppendUint16(be.AppendUint16(nil, e.addr.Port()), dst.Port())
 	udp = append(be.AppendUint16(udp, uint16(8+size)), 0, 0)
-	err := e.sendWhole(dst.Addr(), awaitEntries, unix.IPPROTO_UDP, 6, append(udp, b...))
+	err = e.sendWhole(dst.Addr(), awaitEntries, unix.IPPROTO_UDP, 6, append(udp, b...))
 	if errors.Is(err, errOldKernel) {
 		err = e.probeBySocket(dst, b)
 	}
