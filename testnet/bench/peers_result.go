@@ -3,12 +3,9 @@
 package bench
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"image/color"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -19,6 +16,7 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 
 	"github.com/ethmcast/mdcs/testnet/lightpeer"
+	"github.com/ethmcast/mdcs/testnet/results"
 )
 
 // PeersResult is what a measurement with peers found.
@@ -96,15 +94,7 @@ func newPeersResult(cfg *PeersConfig) (*PeersResult, error) {
 }
 
 // RowsJSON is the list of the rows.
-func (r *PeersResult) RowsJSON() ([]byte, error) { return encodeJSON(r.Rows) }
-
-func encodeJSON(v any) ([]byte, error) {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("encode result: %w", err)
-	}
-	return append(text, '\n'), nil
-}
+func (r *PeersResult) RowsJSON() ([]byte, error) { return results.JSON(r.Rows) }
 
 // Table writes the result for people.
 func (r *PeersResult) Table(out io.Writer) error {
@@ -133,21 +123,7 @@ const (
 
 // Write writes all files of the result to a directory, which it makes.
 func (r *PeersResult) Write(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	text, err := encodeJSON(r)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, PeersFile), text, 0o644); err != nil {
-		return err
-	}
-	var table bytes.Buffer
-	if err := r.Table(&table); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, PeersTableFile), table.Bytes(), 0o644); err != nil {
+	if err := results.Write(dir, PeersFile, r, PeersTableFile, r.Table); err != nil {
 		return err
 	}
 	return r.picture(filepath.Join(dir, PeersPictureFile))

@@ -3,17 +3,16 @@
 package bench
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/testnet/results"
 )
 
 // Result is what a measurement found. Rates of lines count all that a copy occupies
@@ -281,15 +280,7 @@ func (r *Result) compareBare(n int) {
 }
 
 // JSON is the result as one object.
-func (r *Result) JSON() ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetIndent("", "  ")
-	if err := e.Encode(r); err != nil {
-		return nil, fmt.Errorf("encode result: %w", err)
-	}
-	return b.Bytes(), nil
-}
+func (r *Result) JSON() ([]byte, error) { return results.JSON(r) }
 
 // Names of the files in the directory of a result.
 const (
@@ -309,19 +300,5 @@ func (r *Result) Write(dir string) error {
 
 // writeFigures writes the files without pictures.
 func (r *Result) writeFigures(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	text, err := r.JSON()
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, ResultFile), text, 0o644); err != nil {
-		return err
-	}
-	var table bytes.Buffer
-	if err := r.Table(&table); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, TableFile), table.Bytes(), 0o644)
+	return results.Write(dir, ResultFile, r, TableFile, r.Table)
 }

@@ -3,17 +3,14 @@
 package meshbench
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"text/tabwriter"
 	"time"
 
 	"github.com/ethmcast/mdcs/testnet"
 	"github.com/ethmcast/mdcs/testnet/report"
+	"github.com/ethmcast/mdcs/testnet/results"
 	"github.com/ethmcast/mdcs/testnet/sim"
 )
 
@@ -109,15 +106,7 @@ func NewReport(name string) (*Report, error) {
 }
 
 // JSON is the report as one object.
-func (r *Report) JSON() ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetIndent("", "  ")
-	if err := e.Encode(r); err != nil {
-		return nil, fmt.Errorf("encode result: %w", err)
-	}
-	return b.Bytes(), nil
-}
+func (r *Report) JSON() ([]byte, error) { return results.JSON(r) }
 
 // Table writes the report for people.
 func (r *Report) Table(out io.Writer) error {
@@ -164,21 +153,7 @@ const (
 
 // Write writes all files of the report to a directory, which it makes.
 func (r *Report) Write(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	text, err := r.JSON()
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, ReportFile), text, 0o644); err != nil {
-		return err
-	}
-	var table bytes.Buffer
-	if err := r.Table(&table); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, TableFile), table.Bytes(), 0o644); err != nil {
+	if err := results.Write(dir, ReportFile, r, TableFile, r.Table); err != nil {
 		return err
 	}
 	return r.pictures(dir)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/ethmcast/mdcs/testnet/delayline"
 	"github.com/ethmcast/mdcs/testnet/measure"
+	"github.com/ethmcast/mdcs/testnet/results"
 )
 
 // Names of the files in the directory of a result.
@@ -297,13 +298,7 @@ func (s *Summary) Modes() []string {
 }
 
 // JSON is the summary as in summary.json.
-func (s *Summary) JSON() ([]byte, error) {
-	text, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("encode summary: %w", err)
-	}
-	return append(text, '\n'), nil
-}
+func (s *Summary) JSON() ([]byte, error) { return results.JSON(s) }
 
 // Write writes summary.json and plots.R into dir.
 func (s *Summary) Write(dir string) error {
