@@ -40,7 +40,7 @@ func newRP(cfg *config.Config, log *slog.Logger) (*rp.RP, error) {
 
 // rpConfig is a configuration as the library has it. It makes the node key when that is missing.
 func rpConfig(cfg *config.Config, log *slog.Logger) (*rp.Config, error) {
-	key, err := loadKey(cfg.Node.KeyFile)
+	c, err := recordConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,38 @@ func rpConfig(cfg *config.Config, log *slog.Logger) (*rp.Config, error) {
 	if cfg.Delivery.SSM {
 		groupPort = cfg.Delivery.GroupPort
 	}
+	c.Discovery.Trees = cfg.Discovery.DNS
+	c.Discovery.Walk = cfg.Discovery.Discv5
+	c.Discovery.Bootnodes = bootnodes
+	c.Discovery.Allow = cfg.Discovery.Allow
+	c.Discovery.Open = cfg.Discovery.Open
+	c.Settings = *settings
+	c.RekeyInterval = time.Duration(cfg.Mesh.RekeyInterval)
+	c.GroupPort = groupPort
+	c.HopLimit = cfg.Delivery.HopLimit
+	c.BanFile = banFile(os.Getenv("STATE_DIRECTORY"))
+	c.Mesh = rp.MeshConfig{
+		Mode:   mode,
+		Alpha:  cfg.Mesh.Alpha,
+		Budget: cfg.Mesh.CopyBudget,
+	}
 	var choice rp.Choice
+	c.Engine = func(c datapath.Config) (e datapath.Engine, err error) {
+		e, choice, err = openEngine(&cfg.Datapath, c, log)
+		return e, err
+	}
+	c.Choice = func() rp.Choice { return choice }
+	c.Log = log
+	return c, nil
+}
+
+// recordConfig is the part of a configuration that the node record shows. It makes the node key
+// when that is missing.
+func recordConfig(cfg *config.Config) (*rp.Config, error) {
+	key, err := loadKey(cfg.Node.KeyFile)
+	if err != nil {
+		return nil, err
+	}
 	return &rp.Config{
 		PrivateKey:  key,
 		Address:     cfg.Node.Address,
@@ -71,30 +102,7 @@ func rpConfig(cfg *config.Config, log *slog.Logger) (*rp.Config, error) {
 		NetworkID:   cfg.Chain.NetworkID,
 		Genesis:     cfg.Chain.Genesis,
 		Operator:    cfg.Node.Operator,
-		Discovery: rp.Discovery{
-			Port:      cfg.Discovery.Port,
-			Trees:     cfg.Discovery.DNS,
-			Walk:      cfg.Discovery.Discv5,
-			Bootnodes: bootnodes,
-			Allow:     cfg.Discovery.Allow,
-			Open:      cfg.Discovery.Open,
-		},
-		Settings:      *settings,
-		RekeyInterval: time.Duration(cfg.Mesh.RekeyInterval),
-		GroupPort:     groupPort,
-		HopLimit:      cfg.Delivery.HopLimit,
-		BanFile:       banFile(os.Getenv("STATE_DIRECTORY")),
-		Mesh: rp.MeshConfig{
-			Mode:   mode,
-			Alpha:  cfg.Mesh.Alpha,
-			Budget: cfg.Mesh.CopyBudget,
-		},
-		Engine: func(c datapath.Config) (e datapath.Engine, err error) {
-			e, choice, err = openEngine(&cfg.Datapath, c, log)
-			return e, err
-		},
-		Choice: func() rp.Choice { return choice },
-		Log:    log,
+		Discovery:   rp.Discovery{Port: cfg.Discovery.Port},
 	}, nil
 }
 
@@ -229,18 +237,9 @@ func loadKey(path string) (*ecdsa.PrivateKey, error) {
 
 // record returns the node record that the replication point will have.
 func record(cfg *config.Config) (*enode.Node, error) {
-	key, err := loadKey(cfg.Node.KeyFile)
+	c, err := recordConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return rp.Record(rp.Config{
-		PrivateKey:  key,
-		Address:     cfg.Node.Address,
-		ControlPort: cfg.Node.ControlPort,
-		DataPort:    cfg.Node.DataPort,
-		NetworkID:   cfg.Chain.NetworkID,
-		Genesis:     cfg.Chain.Genesis,
-		Operator:    cfg.Node.Operator,
-		Discovery:   rp.Discovery{Port: cfg.Discovery.Port},
-	}, time.Now())
+	return rp.Record(*c, time.Now())
 }
