@@ -68,6 +68,7 @@ var shells = []string{
 	mdcs + "/rp/limitlog",
 	mdcs + "/rp/host",
 	mdcs + "/rp/hostnet",
+	mdcs + "/rp/hostnet/hostnettest",
 	mdcs + "/rp/mesh/meshtest",
 	mdcs + "/rp/meshside",
 	mdcs + "/rp/metrics",

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -30,6 +29,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/rp/datapath"
 	"github.com/ethmcast/mdcs/rp/datapath/socket"
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 )
 
 // adopter is a socket engine that claims to go on with a state.
@@ -133,7 +133,7 @@ func newIsland(t *testing.T) *island {
 		ns         netns.NsHandle
 		name, addr string
 	}{{i.rp, "rp0", "fd00:7::1/64"}, {i.hosts, "h0", "fd00:7::2/64"}} {
-		inNamespace(t, end.ns, func() {
+		hostnettest.In(t, end.ns, func() {
 			link, err := netlink.LinkByName(end.name)
 			require.NoError(t, err)
 			addr, err := netlink.ParseAddr(end.addr)
@@ -165,7 +165,7 @@ func newIsland(t *testing.T) *island {
 		addr: netip.MustParseAddr("fd00:7::2"),
 		rp:   at,
 		node: enode.NewV4(&key.PublicKey, at.AsSlice(), 30500, 0),
-		in:   func(f func()) { inNamespace(t, i.hosts, f) },
+		in:   func(f func()) { hostnettest.In(t, i.hosts, f) },
 	}
 	i.config = filepath.Join(dir, "rpd.toml")
 	require.NoError(t, os.WriteFile(i.config, fmt.Appendf(nil, `
@@ -194,36 +194,13 @@ func buildDaemon(t *testing.T) string {
 	return binary
 }
 
-func newNamespace(t *testing.T) (ns netns.NsHandle) {
-	onThread(func() {
-		var err error
-		ns, err = netns.New()
-		require.NoError(t, err)
+func newNamespace(t *testing.T) netns.NsHandle {
+	t.Helper()
+	return hostnettest.NewNamespace(t, func() {
 		lo, err := netlink.LinkByName("lo")
 		require.NoError(t, err)
 		require.NoError(t, netlink.LinkSetUp(lo))
 	})
-	t.Cleanup(func() { ns.Close() })
-	return ns
-}
-
-func inNamespace(t *testing.T, ns netns.NsHandle, f func()) {
-	t.Helper()
-	onThread(func() {
-		require.NoError(t, netns.Set(ns))
-		f()
-	})
-}
-
-// onThread runs f on an OS thread that ends with it.
-func onThread(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		f()
-	}()
-	<-done
 }
 
 // daemon is an rpd process.
@@ -241,7 +218,7 @@ func (i *island) start() *daemon { return i.startAt(i.rp, i.config) }
 func (i *island) startAt(ns netns.NsHandle, config string) *daemon {
 	d := &daemon{t: i.t, cmd: exec.Command(i.binary, "--config", config)}
 	d.cmd.Stderr = d
-	inNamespace(i.t, ns, func() {
+	hostnettest.In(i.t, ns, func() {
 		for c := range uintptr(unix.CAP_LAST_CAP + 1) { // of this thread, which ends
 			if c != unix.CAP_BPF && c != unix.CAP_PERFMON && c != unix.CAP_NET_ADMIN {
 				require.NoError(i.t, unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0))
@@ -289,7 +266,7 @@ func (d *daemon) end(s syscall.Signal) {
 // nothing is left.
 func TestXDPDaemonRefuses(t *testing.T) {
 	i := newIsland(t)
-	inNamespace(t, i.rp, func() { // a bridge has no native XDP
+	hostnettest.In(t, i.rp, func() { // a bridge has no native XDP
 		br0 := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
 		require.NoError(t, netlink.LinkAdd(br0))
 		require.NoError(t, netlink.LinkSetUp(br0))
@@ -314,7 +291,7 @@ func TestXDPDaemonRefuses(t *testing.T) {
 			cmd := exec.Command(i.binary, "--config", config)
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
-			inNamespace(t, i.rp, func() {
+			hostnettest.In(t, i.rp, func() {
 				for _, c := range bad.drop { // of this thread, which ends
 					require.NoError(t, unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0))
 				}
@@ -329,7 +306,7 @@ func TestXDPDaemonRefuses(t *testing.T) {
 			require.Contains(t, string(says), bad.want)
 			require.Equal(t, 1, bytes.Count(says, []byte("\n")), "%s", says)
 			require.NoDirExists(t, i.pin)
-			inNamespace(t, i.rp, func() {
+			hostnettest.In(t, i.rp, func() {
 				links, err := netlink.LinkList()
 				require.NoError(t, err)
 				for _, l := range links {
@@ -479,7 +456,7 @@ func TestXDPDaemonKilled(t *testing.T) {
 	second.end(syscall.SIGTERM)
 	require.Contains(t, second.logged(), "rpd stops")
 	require.NoDirExists(t, i.pin)
-	inNamespace(t, i.rp, func() {
+	hostnettest.In(t, i.rp, func() {
 		links, err := net.Interfaces()
 		require.NoError(t, err)
 		require.Len(t, links, 2, "lo and rp0")
@@ -511,7 +488,7 @@ func TestXDPFailedStartLeavesDatapath(t *testing.T) {
 	first.end(syscall.SIGKILL)
 	forwards()
 	var busy net.Listener
-	inNamespace(t, i.rp, func() {
+	hostnettest.In(t, i.rp, func() {
 		var err error
 		busy, err = net.Listen("tcp", "[fd00:7::1]:30500")
 		require.NoError(t, err)

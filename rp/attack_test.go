@@ -40,6 +40,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
 	"github.com/ethmcast/mdcs/rp/front/rlpx"
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 )
 
 // siege is an rpd with two sites. All addresses of a site are those of one namespace:
@@ -93,7 +94,7 @@ func newSiege(t *testing.T) *siege {
 		r.Dst = dst
 		require.NoError(t, netlink.RouteAdd(&r))
 	}
-	inNamespace(t, s.rp, func() {
+	hostnettest.In(t, s.rp, func() {
 		set("conf/default/accept_dad", "0")
 		address("lo", siegeRP.String()+"/128")
 		for _, far := range []struct {
@@ -109,11 +110,11 @@ func newSiege(t *testing.T) *siege {
 		ns                   netns.NsHandle
 		near, far, link, all string
 	}{{s.site, "rp0", "s0", "2001:db8:1::", "2001:db8:a::/48"}, {s.home, "rp1", "h0", "2001:db8:2::", "2001:db8:b::/48"}} {
-		inNamespace(t, s.rp, func() {
+		hostnettest.In(t, s.rp, func() {
 			link := address(x.near, x.link+"1/64")
 			route(netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(x.link + "2")}, x.all)
 		})
-		inNamespace(t, x.ns, func() {
+		hostnettest.In(t, x.ns, func() {
 			set("conf/default/accept_dad", "0")
 			set("ip_nonlocal_bind", "1")
 			link := address(x.far, x.link+"2/64")
@@ -162,7 +163,7 @@ socket = ""
 // dial connects to the control port from an address.
 func (s *siege) dial(ns netns.NsHandle, from netip.Addr) (conn net.Conn, err error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: patience, KeepAlive: -1}
-	inNamespace(s.t, ns, func() {
+	hostnettest.In(s.t, ns, func() {
 		conn, err = d.Dial("tcp6", netip.AddrPortFrom(siegeRP, siegeControl).String())
 	})
 	return conn, err
@@ -175,7 +176,7 @@ func (s *siege) metrics() map[string]float64 {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-			inNamespace(s.t, s.rp, func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, addr) })
+			hostnettest.In(s.t, s.rp, func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, addr) })
 			return conn, err
 		},
 	}, Timeout: patience}
@@ -387,7 +388,7 @@ func (s *siege) join(ns netns.NsHandle, from netip.Addr, standby bool) (*visitor
 	if err != nil {
 		return nil, err
 	}
-	inNamespace(s.t, ns, func() {
+	hostnettest.In(s.t, ns, func() {
 		v.udp, err = net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)))
 	})
 	if err == nil {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/ethmcast/ids"
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 )
 
 // archipelago is an island whose rpd is the second of three in a chain:
@@ -39,7 +40,7 @@ type archipelago struct {
 func newArchipelago(t *testing.T, apart [2]int, engine string, others ...*enode.Node) *archipelago {
 	a := &archipelago{island: newIsland(t)}
 	dir := filepath.Dir(a.config)
-	inNamespace(t, a.island.hosts, func() {
+	hostnettest.In(t, a.island.hosts, func() {
 		link, err := netlink.LinkByName("h0")
 		require.NoError(t, err)
 		for _, s := range []string{"fd00:7::3/64", "fd00:7::4/64"} {

@@ -30,6 +30,7 @@ import (
 	"github.com/ethmcast/mdcs/ethmcast/ids"
 	"github.com/ethmcast/mdcs/ethmcast/proto"
 	"github.com/ethmcast/mdcs/ethmcast/wire"
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 	"github.com/ethmcast/mdcs/rp/mesh"
 	"github.com/ethmcast/mdcs/rp/mesh/linkstate"
 	"github.com/ethmcast/mdcs/rp/receipts"
@@ -525,7 +526,7 @@ func hostileNeighbours(t *testing.T, engine string) {
 		nodes = append(nodes, enode.NewV4(&key.PublicKey, addr(i).AsSlice(), 1, 0))
 	}
 	a := newArchipelago(t, [2]int{0, 1}, engine, nodes...)
-	inNamespace(t, a.island.hosts, func() {
+	hostnettest.In(t, a.island.hosts, func() {
 		link, err := netlink.LinkByName("h0")
 		require.NoError(t, err)
 		for i := range keys {

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +25,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 )
 
 // site is a host for rpd and another host on its link, each in a network namespace without a name:
@@ -48,12 +49,7 @@ type site struct {
 func newSite(t *testing.T) *site {
 	s := &site{t: t, dir: t.TempDir()}
 	for _, ns := range []*netns.NsHandle{&s.near, &s.far} {
-		aside(func() {
-			var err error
-			*ns, err = netns.New()
-			require.NoError(t, err)
-		})
-		t.Cleanup(func() { ns.Close() })
+		*ns = hostnettest.NewNamespace(t, nil)
 	}
 	require.NoError(t, unix.Mount("bpf", s.dir, "bpf", 0, ""))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(s.dir, unix.MNT_DETACH)) })
@@ -73,22 +69,7 @@ func newSite(t *testing.T) *site {
 	return s
 }
 
-// aside runs f on a thread that ends with it.
-func aside(f func()) {
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		runtime.LockOSThread()
-		f()
-	})
-	wg.Wait()
-}
-
-func (s *site) in(ns netns.NsHandle, f func()) {
-	aside(func() {
-		require.NoError(s.t, netns.Set(ns))
-		f()
-	})
-}
+func (s *site) in(ns netns.NsHandle, f func()) { hostnettest.In(s.t, ns, f) }
 
 func (s *site) up(name string) {
 	l, err := netlink.LinkByName(name)

@@ -8,17 +8,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strconv"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/ethmcast/mdcs/rp/hostnet"
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 )
 
 func TestParseVersion(t *testing.T) {
@@ -62,13 +61,7 @@ func TestAwaitAddress(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
-	done := make(chan struct{})
-	go func() { // on a thread that ends with its namespace
-		defer close(done)
-		runtime.LockOSThread()
-		ns, err := netns.New()
-		require.NoError(t, err)
-		defer ns.Close()
+	inNamespace(t, func() {
 		require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v0"}, PeerName: "v1"}))
 		for _, name := range []string{"v0", "v1", "lo"} { // without lo, IPv4 sockets can have any address
 			l, err := netlink.LinkByName(name)
@@ -109,8 +102,7 @@ func TestAwaitAddress(t *testing.T) {
 		said, err = wait("fd00::1", time.Minute)
 		require.NoError(t, err)
 		require.Empty(t, said)
-	}()
-	<-done
+	})
 }
 
 // The device is that of the address, unless devices are named.
@@ -233,19 +225,8 @@ func TestFindInZone(t *testing.T) {
 	})
 }
 
-// inNamespace runs f in a network namespace of its own, on a thread that ends with it.
-func inNamespace(t *testing.T, f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		ns, err := netns.New()
-		require.NoError(t, err)
-		defer ns.Close()
-		f()
-	}()
-	<-done
-}
+// inNamespace runs f in a network namespace of its own.
+func inNamespace(t *testing.T, f func()) { hostnettest.NewNamespace(t, f) }
 
 func named(name string) netlink.LinkAttrs { return netlink.LinkAttrs{Name: name} }
 

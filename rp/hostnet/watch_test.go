@@ -8,14 +8,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 )
 
 // A list that was interrupted is asked for again, and one that always is comes as it is.
@@ -53,23 +53,7 @@ func inNamespace(t *testing.T, f func()) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	done, returned := make(chan struct{}), false
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		ns, err := netns.New()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer ns.Close()
-		f()
-		returned = true
-	}()
-	<-done
-	if !returned {
-		t.FailNow()
-	}
+	hostnettest.NewNamespace(t, f)
 }
 
 // The watcher tells of what its user named, and of nothing else.

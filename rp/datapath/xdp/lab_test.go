@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +18,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/ethmcast/mdcs/rp/hostnet/hostnettest"
 )
 
 // lab is a replication point and its hosts, each in a network namespace without a
@@ -119,42 +120,19 @@ func (l *lab) host(addr netip.Addr) int {
 	return -1
 }
 
-func newNamespace(t testing.TB) (ns netns.NsHandle) {
-	onThread(func() {
-		var err error
-		ns, err = netns.New()
-		require.NoError(t, err)
+func newNamespace(t testing.TB) netns.NsHandle {
+	t.Helper()
+	return hostnettest.NewNamespace(t, func() {
 		// A link-local address that is being checked for duplicates delays the
 		// search for ND entries.
 		require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644))
 	})
-	t.Cleanup(func() { ns.Close() })
-	return ns
 }
 
 // in runs f in a namespace.
 func (l *lab) in(ns netns.NsHandle, f func()) {
 	l.t.Helper()
-	onThread(func() {
-		require.NoError(l.t, netns.Set(ns))
-		f()
-	})
-}
-
-// onThread runs f on an OS thread that ends with it. If f ends the test, so does onThread: t.FailNow ends only the
-// goroutine that calls it.
-func onThread(f func()) {
-	done, returned := make(chan struct{}), false
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		f()
-		returned = true
-	}()
-	<-done
-	if !returned {
-		runtime.Goexit()
-	}
+	hostnettest.In(l.t, ns, f)
 }
 
 func (l *lab) setUp(ns netns.NsHandle, name string, addr netip.Addr) {
